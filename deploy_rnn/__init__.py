@@ -1,0 +1,24 @@
+"""deploy-rnn: a trained recurrent PyTorch network, taken into production.
+
+Names are loaded when first used, so that `import deploy_rnn.serving` brings in neither torch nor onnx.
+"""
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from deploy_rnn.errors import DeployError
+from deploy_rnn.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from deploy_rnn.compilation import compile
+    from deploy_rnn.conversion import convert
+    from deploy_rnn.rnn import RNN
+
+__all__ = ["RNN", "DeployError", "__version__", "compile", "convert"]
+
+__version__ = metadata.version("deploy-rnn")
+__getattr__ = lazy_names(__name__, {"RNN": "rnn", "compile": "compilation", "convert": "conversion"}, "torch")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,53 @@
+"""What can go wrong, as one tree:
+
+DeployError
+├── ConversionError      a module that `convert` cannot replace (also a TypeError)
+├── ProviderError        an onnxruntime execution provider that is missing or did not start
+├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
+└── ExportError          a model that cannot become the ONNX file asked for (also a ValueError)
+    ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
+    └── VerificationError    a file whose numbers differ from the model's; has the `report`
+
+A constructor or forward argument that `torch.nn` refuses is refused with torch's own exception and words.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploy_rnn.export import Report
+
+
+class DeployError(Exception):
+    """Anything that deploy-rnn itself refuses."""
+
+
+class ConversionError(DeployError, TypeError):
+    """A module that `convert` cannot replace."""
+
+
+class ProviderError(DeployError, RuntimeError):
+    """An onnxruntime execution provider that is missing or did not start."""
+
+
+class InputError(DeployError, ValueError):
+    """A tensor that a graph does not accept."""
+
+
+class ExportError(DeployError, ValueError):
+    """A model that cannot become the ONNX file asked for."""
+
+
+class DynamicAxisError(ExportError):
+    """An axis that was asked to be dynamic and cannot be, or did not stay so."""
+
+
+class VerificationError(ExportError):
+    """A file whose numbers differ from the model's.
+
+    Attributes:
+        report: every comparison that was made, or None if the file could not be run at all.
+    """
+
+    def __init__(self, message: str, report: "Report | None" = None) -> None:
+        super().__init__(message)
+        self.report = report

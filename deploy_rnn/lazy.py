@@ -1,0 +1,30 @@
+"""Public names that are loaded when first used (PEP 562), and a clear word when an optional package is missing."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+
+def lazy_names(package: str, homes: Mapping[str, str], extra: str) -> Callable[[str], object]:
+    """A `__getattr__` for `package`.
+
+    Args:
+        package: `__name__` of the package.
+        homes: public name -> the submodule that defines it.
+        extra: what to install for them, as in `pip install 'deploy-rnn[extra]'`.
+    """
+
+    def load(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            return getattr(import_module(f"{package}.{homes[name]}"), name)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing == "deploy_rnn":
+                raise
+            raise ModuleNotFoundError(
+                f"`{package}.{name}` needs `{missing}`, which is not installed; run: pip install 'deploy-rnn[{extra}]'",
+                name=missing,
+            ) from None
+
+    return load

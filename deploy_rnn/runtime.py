@@ -1,0 +1,107 @@
+"""onnxruntime sessions, opened the same way by export and serving: one provider, and no silent fallback."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from json import loads
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from deploy_rnn.errors import ProviderError
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+
+# float32 means float32: TensorFloat-32 would round every product to ten bits.
+_OPTIONS: dict[str, dict[str, Any]] = {CUDA: {"use_tf32": 0}}
+
+_DTYPES = {"float": "float32", "double": "float64"}  # onnxruntime's names where they are not numpy's
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph's input or output.
+
+    Attributes:
+        name: as in the graph.
+        dtype: numpy's name, such as "float32".
+        shape: a number for each fixed axis, a name such as "B" for each dynamic one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+def open_session(
+    model: str | Path,
+    provider: str = CPU,
+    *,
+    optimize: bool = True,
+    threads: int | None = None,
+    profile_to: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open an .onnx file on one execution provider; what that provider lacks runs on the CPU.
+
+    Args:
+        model: the file.
+        provider: an onnxruntime execution provider.
+        optimize: False runs the graph node by node as it is written.
+        threads: cores of one node; None for all.
+        profile_to: a folder for onnxruntime's profile of every node.
+
+    Raises:
+        ProviderError: the provider is not in this onnxruntime, or did not start (onnxruntime would fall back to the
+            CPU without an error).
+    """
+    if provider not in onnxruntime.get_available_providers():
+        raise ProviderError(
+            f"this onnxruntime (={onnxruntime.__version__}) has no {provider}; "
+            f"it has {', '.join(onnxruntime.get_available_providers())}."
+        )
+    if provider == CUDA:
+        onnxruntime.preload_dlls()  # the CUDA libraries that torch or the nvidia wheels brought
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_to / "profile")
+    chosen = [(provider, _OPTIONS.get(provider, {}))]
+    session = onnxruntime.InferenceSession(str(model), options, providers=chosen)
+    session.disable_fallback()
+    if provider not in session.get_providers():
+        raise ProviderError(f"{provider} did not start; onnxruntime's log on stderr has the reason.")
+    return session
+
+
+def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """What the graph takes, and what it gives."""
+    return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
+
+
+def _spec(arg: onnxruntime.NodeArg) -> TensorSpec:
+    matched = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    element = matched[1] if matched else arg.type
+    return TensorSpec(arg.name, _DTYPES.get(element, element), tuple(arg.shape))
+
+
+def placement(model: str | Path, provider: str, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many nodes each provider really ran, from onnxruntime's own profile of one run."""
+    with TemporaryDirectory() as folder:
+        session = open_session(model, provider, profile_to=Path(folder))
+        session.run(None, dict(feeds))
+        events = loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran = (event["args"].get("provider") for event in events if event["name"].endswith("_kernel_time"))
+    return dict(Counter(each for each in ran if each))

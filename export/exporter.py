@@ -1,0 +1,157 @@
+"""`export_onnx`: one call from a model to an ONNX file that has been run and compared."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+import deploy_rnn
+from deploy_rnn.errors import ExportError
+from deploy_rnn.rnn import RNN
+
+from .call import Call
+from .capture import capture, find_batch_axes
+from .forms import FORMS
+from .lower import lower
+from .report import Report
+from .verification import SIZES, Limits, check
+
+OPSETS = (18, 19, 20)
+
+
+def export_onnx(
+    model: nn.Module,
+    args: Any,
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    form: str = "unrolled",
+    dynamic_shapes: Any = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    opset_version: int = 18,
+    atol: float | None = None,
+    rtol: float | None = None,
+    sizes: Sequence[int] = SIZES,
+) -> Report:
+    """Export a model with recurrent layers to one self-contained ONNX file, and check it before it appears.
+
+    The model is exported as it computes in evaluation mode. Every `torch.nn.RNN` in it, wherever it stands, is written
+    in `form`; the rest goes through `torch.onnx.export`. The file is then compared with `model` as `verify` does, under
+    a temporary name, and moved to `path` only if all agrees; what was at `path` before stays until then.
+
+    Args:
+        model: a `torch.nn.RNN`, a `deploy_rnn.RNN`, or any module that contains some. It is not changed.
+        args: example arguments, as for `torch.onnx.export`: a tuple, or one tensor.
+        path: where the file is to be; its folder must exist.
+        kwargs: example keyword arguments.
+        form: "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
+        dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
+            layers, called "B", and no other; the report's `inputs` show what is fixed.
+        input_names: names of the graph's inputs; for a bare layer `input` and `h0`, else the argument names.
+        output_names: names of the graph's outputs; for a bare layer `output` and `h_n`, for other models
+            `output`, or `output_0`, `output_1`, ... if there are several.
+        opset_version: 18, 19 or 20.
+        atol, rtol, sizes: as for `verify`.
+
+    Returns:
+        The report of the check.
+
+    Raises:
+        DynamicAxisError: an axis was asked to be dynamic that the form or the model fixes.
+        ConversionError: a recurrent layer that cannot be exported, such as a subclass with a forward of its own.
+        VerificationError: the file's numbers differ from the model's; no file is left.
+        ExportError: PyTorch cannot export the model, or an argument is out of range.
+    """
+    path = _target(path)
+    _check_options(form, opset_version)
+    call = Call.of(model, args, kwargs)
+    _check_layers(model)
+    bare = isinstance(model, (nn.RNN, RNN))
+    if bare:
+        dynamic_shapes = _bare_shapes(model, call, dynamic_shapes)
+    elif dynamic_shapes is None:
+        dynamic_shapes = find_batch_axes(model, call, opset_version=opset_version)
+    graph = capture(
+        model,
+        call,
+        dynamic_shapes=dynamic_shapes,
+        input_names=input_names or (["input", "h0"][: len(call.tensors)] if bare else None),
+        output_names=output_names or (["output", "h_n"] if bare else None),
+        opset_version=opset_version,
+    )
+    if not bare and output_names is None:
+        _name_outputs(graph.graph)
+    lower(graph, form)
+    graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
+    graph.metadata_props["deploy_rnn.form"] = form
+    return _write(graph, path, model, call, Limits(atol, rtol), sizes)
+
+
+def _write(
+    graph: ir.Model, path: Path, model: nn.Module, call: Call, limits: Limits, sizes: Sequence[int]
+) -> Report:
+    """Save under a temporary name, check, move; the temporary file never stays."""
+    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.onnx")
+    try:
+        ir.save(graph, temporary)
+        report = check(temporary, model, call, limits, sizes, shown_as=path)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return report
+
+
+def _target(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of `path` (={str(path)!r}) does not exist; make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(f"`path` (={str(path)!r}) is a folder; give the name of a file, such as model.onnx.")
+    return path
+
+
+def _check_options(form: str, opset_version: int) -> None:
+    if form not in FORMS:
+        raise ExportError(f"`form` (={form!r}) is unknown; use {' or '.join(map(repr, FORMS))}.")
+    if opset_version not in OPSETS:
+        raise ExportError(f"`opset_version` (={opset_version!r}) is not supported; use 18, 19 or 20.")
+
+
+def _check_layers(model: nn.Module) -> None:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.RNNBase, RNN))}
+    if not layers:
+        raise ExportError(f"{type(model).__name__} holds no recurrent layer; use torch.onnx.export for it.")
+    for name, layer in layers.items():
+        dtype = next(layer.parameters()).dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ExportError(
+                f"`{name or 'model'}` has {dtype} weights; onnxruntime multiplies float32 and float64 on every "
+                "provider: export model.float()."
+            )
+
+
+def _name_outputs(graph: ir.Graph) -> None:
+    """`output`, or `output_0`, `output_1`, ... instead of the names of the operators that made them."""
+    for number, value in enumerate(graph.outputs):
+        if not value.is_graph_input():
+            value.name = "output" if len(graph.outputs) == 1 else f"output_{number}"
+
+
+def _bare_shapes(layer: nn.RNN | RNN, call: Call, given: Any) -> Any:
+    """`dynamic_shapes` of a layer by itself: its batch axis is known, and h0 shares it."""
+    batched = call.tensors[0].dim() == 3
+    batch = 0 if layer.batch_first else 1
+    if given is None:
+        return call.shapes([{batch: "B"}, {1: "B"}][: len(call.tensors)]) if batched else None
+    if not isinstance(given, Mapping):
+        return given
+    shapes = {"hx" if name == "h0" else name: axes for name, axes in given.items()}
+    if "hx" in call.arguments and "hx" not in shapes:
+        shapes["hx"] = {1: shapes["input"][batch]} if batched and batch in (shapes.get("input") or ()) else None
+    return shapes

@@ -1,0 +1,17 @@
+"""Forms: the ways to write one recurrence in ONNX, one file each, with one signature."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from ..graph import Builder
+from ..stack import Stack
+from .unrolled import unrolled
+
+Form = Callable[[Builder, Stack], tuple[ir.Value, ir.Value]]
+
+FORMS: dict[str, Form] = {"unrolled": unrolled}
+"""Each writes a stack and returns output (T, B, D*H) and h_n (L*D, B, H)."""
+
+FIXED_TIME = frozenset({"unrolled"})
+"""The forms whose number of steps is written into the file."""

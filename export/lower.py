@@ -1,0 +1,54 @@
+"""Captured stacks are replaced by real ONNX operators, in the form asked for."""
+
+import re
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from deploy_rnn.errors import DynamicAxisError
+
+from .forms import FIXED_TIME, FORMS
+from .graph import Builder
+from .stack import DOMAIN, Stack, stack_nodes
+
+
+def lower(model: ir.Model, form: str) -> ir.Model:
+    """Write every recurrent stack of `model` in `form`, in place.
+
+    Raises:
+        DynamicAxisError: the time axis is dynamic and the form fixes it.
+    """
+    for number, node in enumerate(stack_nodes(model.graph)):
+        stack = Stack.of(node)
+        if form in FIXED_TIME and not isinstance(stack.steps, int):
+            raise _dynamic_time(model.graph, stack.steps, form)
+        build = Builder(model.graph, prefix=f"rnn{number}.")
+        _replace(model.graph, node, build, FORMS[form](build, stack))
+    for clean in (common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass()):
+        clean(model)
+    model.graph.opset_imports.pop(DOMAIN, None)
+    return model
+
+
+def _replace(graph: ir.Graph, node: ir.Node, build: Builder, results: tuple[ir.Value, ir.Value]) -> None:
+    graph.insert_before(node, build.nodes)
+    for old, new in zip(node.outputs, results, strict=True):
+        new.shape, new.type = old.shape, old.type
+        if old.is_graph_output():
+            new.name, old.name = old.name, None
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
+def _dynamic_time(graph: ir.Graph, steps: ir.SymbolicDim, form: str) -> DynamicAxisError:
+    symbols = set(re.findall(r"\w+", str(steps)))
+    axes = [
+        f"axis {axis} ({str(size)!r}) of `{value.name}`"
+        for value in graph.inputs
+        for axis, size in enumerate(value.shape or ())
+        if isinstance(size, ir.SymbolicDim) and symbols & set(re.findall(r"\w+", str(size)))
+    ]
+    return DynamicAxisError(
+        f"{' and '.join(axes)} is the time axis, which form={form!r} cannot keep dynamic: it writes out every step. "
+        "Leave it out of `dynamic_shapes`, and export one file for each number of steps that you need."
+    )
