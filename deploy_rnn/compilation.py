@@ -1,7 +1,7 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._inductor
@@ -27,10 +27,9 @@ def compile(model: nn.Module) -> nn.Module:
     Raises:
         ConversionError: see `convert`.
     """
-    compiled: nn.Module = torch.compile(convert(model), fullgraph=True, dynamic=True, backend=_backend)
-    return compiled
+    return cast(nn.Module, torch.compile(convert(model), fullgraph=True, dynamic=True, backend=_backend))
 
 
 def _backend(graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
     options = {"cpp_wrapper": True} if CPP_WRAPPER and not torch.is_grad_enabled() else {}
-    return torch._inductor.compile(graph, list(example_inputs), options=options)
+    return cast(Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options))

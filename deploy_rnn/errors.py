@@ -3,6 +3,7 @@
 DeployError
 ├── ConversionError      a module that `convert` cannot replace (also a TypeError)
 ├── ProviderError        an onnxruntime execution provider that is missing or did not start
+├── LoadError            a file that onnxruntime cannot open (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
 └── ExportError          a model that cannot become the ONNX file asked for (also a ValueError)
     ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
@@ -27,6 +28,10 @@ class ConversionError(DeployError, TypeError):
 
 class ProviderError(DeployError, RuntimeError):
     """An onnxruntime execution provider that is missing or did not start."""
+
+
+class LoadError(DeployError, ValueError):
+    """A file that onnxruntime cannot open."""
 
 
 class InputError(DeployError, ValueError):

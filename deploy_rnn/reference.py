@@ -2,7 +2,7 @@
 
 A bidirectional stack goes layer by layer, and within a layer each direction walks the whole sequence, because step 0 of
 layer 1 already needs the reverse direction of layer 0, which has seen every later step. Stepping through all layers at
-each time step (the classic mistake) has no reverse state to feed upwards yet; it is right for one-directional stacks only.
+each time step (the classic mistake) has no reverse state to feed upwards yet; it is right for one direction only.
 """
 
 from collections.abc import Mapping

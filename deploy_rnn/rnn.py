@@ -2,13 +2,13 @@
 
 import copy
 import math
-import numbers
 import warnings
-from typing import List, Optional, Self, Tuple  # noqa: UP035  TorchScript resolves these
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from deploy_rnn.cells import CELLS
 from deploy_rnn.scan import scan_steps
@@ -44,9 +44,11 @@ class RNN(nn.Module):
         RuntimeError: sizes of input or hx that do not fit, or T = 0.
     """
 
-    __constants__ = [
+    __constants__: ClassVar = [
         "input_size", "hidden_size", "num_layers", "nonlinearity", "bias", "batch_first", "dropout", "bidirectional",
     ]  # fmt: skip
+
+    _scripted_weights: list[Tensor]
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class RNN(nn.Module):
         given = [f"{name}={value}" for name, (value, default) in options.items() if value != default]
         return ", ".join([str(self.input_size), str(self.hidden_size), *given])
 
-    def forward(self, input: Tensor, hx: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check_forward(input, hx)
         if input.dim() == 2:
             output, h_n = self._stack(input.unsqueeze(1), None if hx is None else hx.unsqueeze(1))
@@ -124,14 +126,14 @@ class RNN(nn.Module):
             return output.transpose(0, 1), h_n
         return self._stack(input, hx)
 
-    def _stack(self, input: Tensor, hx: Optional[Tensor]) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+    def _stack(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers, each over the whole sequence before the next: input (T, B, I), hx (L*D, B, H) or None."""
         directions = 2 if self.bidirectional else 1
         weights = self._weights()
         per_layer = len(weights) // self.num_layers
         if hx is None:
             hx = input.new_zeros(self.num_layers * directions, input.size(1), self.hidden_size)
-        finals: List[Tensor] = []  # noqa: UP006
+        finals: list[Tensor] = []
         for layer in range(self.num_layers):
             h = hx[layer * directions : (layer + 1) * directions]  # (D, B, H)
             input, h = self._layer(input, h, weights[layer * per_layer : (layer + 1) * per_layer])
@@ -140,7 +142,7 @@ class RNN(nn.Module):
                 input = F.dropout(input, self.dropout, self.training)
         return input, torch.cat(finals)  # (T, B, D*H), (L*D, B, H)
 
-    def _layer(self, input: Tensor, h: Tensor, weights: List[Tensor]) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    def _layer(self, input: Tensor, h: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
         """One layer, its directions stacked: each reads the sequence in its own order, so both step together."""
         steps, batch = input.size(0), input.size(1)
         kinds = len(weights) // h.size(0)  # weight_ih, weight_hh (, bias_ih, bias_hh) per direction
@@ -158,22 +160,21 @@ class RNN(nn.Module):
             return torch.cat([states[:, 0], states[:, 1].flip(0)], dim=-1), h
         return states[:, 0], h
 
-    def _loop(self, projected: Tensor, h: Tensor, weight_hh: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    def _loop(self, projected: Tensor, h: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
         """projected (T, D, B, H), h (D, B, H) -> every state (T, D, B, H), the last state (D, B, H)"""
-        if not torch.jit.is_scripting():
+        if not is_scripting():  # noqa: SIM102  TorchScript would compile both sides of an `and`
             if torch.compiler.is_compiling():
                 return scan_steps(self._cell, projected, h, weight_hh)
-        states: List[Tensor] = []  # noqa: UP006
+        states: list[Tensor] = []
         for step in projected.unbind(0):
             h = self._cell(step, h, weight_hh)
             states.append(h)
         return torch.stack(states), h
 
-    def _weights(self) -> List[Tensor]:  # noqa: UP006
-        if torch.jit.is_scripting():
+    def _weights(self) -> list[Tensor]:
+        if is_scripting():
             return self._scripted_weights
-        else:
-            return [getattr(self, name) for name in self.weight_shapes()]
+        return [getattr(self, name) for name in self.weight_shapes()]
 
     def __prepare_scriptable__(self) -> "RNN":
         """What `torch.jit.script` compiles in our place: the weights also as a list, since it has no `getattr`."""
@@ -181,7 +182,7 @@ class RNN(nn.Module):
         twin._scripted_weights = self._weights()
         return twin
 
-    def _check_forward(self, input: Tensor, hx: Optional[Tensor]) -> None:  # noqa: UP045
+    def _check_forward(self, input: Tensor, hx: Tensor | None) -> None:
         if input.dim() not in (2, 3):
             raise ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
         if hx is not None and hx.dim() != input.dim():
@@ -190,8 +191,7 @@ class RNN(nn.Module):
         self._check_dtype(input)
         if input.size(-1) != self.input_size:
             raise RuntimeError(
-                "input.size(-1) must be equal to input_size. "
-                f"Expected {self.input_size}, got {input.size(-1)}"
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
             )
         time = 1 if self.batch_first and input.dim() == 3 else 0
         if hx is not None:
@@ -200,7 +200,7 @@ class RNN(nn.Module):
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
     def _check_dtype(self, input: Tensor) -> None:
-        if not torch.jit.is_scripting():
+        if not is_scripting():
             weight = self._weights()[0]
             if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
                 raise ValueError(
@@ -227,7 +227,7 @@ def _check_arguments(
     """What `torch.nn.RNN` checks, in its words."""
     if nonlinearity not in CELLS:
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    if isinstance(dropout, bool) or not isinstance(dropout, numbers.Real) or not 0 <= dropout <= 1:
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
         )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from deploy_rnn.errors import ProviderError
+from deploy_rnn.errors import LoadError, ProviderError
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -59,6 +59,7 @@ def open_session(
         profile_to: a folder for onnxruntime's profile of every node.
 
     Raises:
+        LoadError: the file is no model, or has operators that the provider lacks.
         ProviderError: the provider is not in this onnxruntime, or did not start (onnxruntime would fall back to the
             CPU without an error).
     """
@@ -79,7 +80,10 @@ def open_session(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to / "profile")
     chosen = [(provider, _OPTIONS.get(provider, {}))]
-    session = onnxruntime.InferenceSession(str(model), options, providers=chosen)
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=chosen)
+    except Exception as error:  # onnxruntime has a dozen types, with no base of their own
+        raise LoadError(f"onnxruntime cannot open {str(model)!r}: {error}") from error
     session.disable_fallback()
     if provider not in session.get_providers():
         raise ProviderError(f"{provider} did not start; onnxruntime's log on stderr has the reason.")

@@ -1,7 +1,7 @@
 """The time loop under `torch.compile`, in the one place where it can be changed.
 
 A Python loop would be unrolled into the graph: compile time grows with T, and every new T compiles again. PyTorch's
-`scan` operator keeps it a loop, so that one compilation serves every length. It is a prototype in PyTorch, hence private.
+`scan` operator keeps it a loop, so that one compilation serves every length. It is a prototype, hence private.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def scan_steps(cell: Cell, projected: Tensor, h: Tensor, weight_hh: Tensor) -> t
     projected (T, D, B, H), h (D, B, H), weight_hh (D, H, H) -> every state (T, D, B, H), the last one (D, B, H)
     """
     if torch.is_grad_enabled():
-        states = _Differentiable.apply(cell, projected, h, weight_hh)
+        states: Tensor = _Differentiable.apply(cell, projected, h, weight_hh)  # type: ignore[no-untyped-call]
     else:
         states = _scan(cell, projected, h, weight_hh)
     return states, states[-1]
@@ -61,14 +61,14 @@ class _Differentiable(torch.autograd.Function):
         def step(grad_h: Tensor, at: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             grad_state, projected, previous = at
             grad = grad_state + grad_h
-            _, pull = torch.func.vjp(lambda h: cell(projected, h, weight_hh), previous)
+            pull: Any = torch.func.vjp(lambda h: cell(projected, h, weight_hh), previous)[1]
             return pull(grad)[0], grad
 
         # Case 1.
         grad_h, grads = scan(step, torch.zeros_like(h), (grad_states, projected, previous), reverse=True)
         # Case 2.
         flat = [each.transpose(0, 1).flatten(1, 2) for each in (projected, previous, grads)]  # (D, T*B, H)
-        _, pull = torch.func.vjp(lambda p, w: cell(p, flat[1], w), flat[0], weight_hh)
+        pull: Any = torch.func.vjp(lambda p, w: cell(p, flat[1], w), flat[0], weight_hh)[1]
         grad_projected, grad_weight = pull(flat[2])
         shape = (projected.size(0), projected.size(2))
         return None, grad_projected.unflatten(1, shape).transpose(0, 1), grad_h, grad_weight

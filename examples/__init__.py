@@ -1,0 +1,1 @@
+"""Runnable examples on real data; `deploy-rnn demo` runs the highlighter."""

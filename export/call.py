@@ -1,6 +1,8 @@
 """The example call of a model: its arguments by name, its tensors in order, and the same call with other tensors."""
 
+import copy
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,3 +69,11 @@ class Call:
             for module, training in modes:
                 module.training = training
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def on_cpu(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+    """Both on the CPU, where float32 is float32 (cuDNN may round to TensorFloat-32); copied only if they are not."""
+    held = itertools.chain(model.parameters(), model.buffers(), call.tensors)
+    if all(tensor.device.type == "cpu" for tensor in held):
+        return model, call
+    return copy.deepcopy(model).cpu(), call.with_tensors([tensor.cpu() for tensor in call.tensors])

@@ -65,7 +65,11 @@ def find_batch_axes(model: nn.Module, call: Call, *, opset_version: int) -> dict
     graph = capture(model, call, dynamic_shapes=call.shapes(every_axis), opset_version=opset_version).graph
     batches = {str(Stack.of(node).batch) for node in stack_nodes(graph)}
     found = [
-        {axis: "B" for axis, size in enumerate(value.shape or ()) if isinstance(size, ir.SymbolicDim) and str(size) in batches}
+        {
+            axis: "B"
+            for axis, size in enumerate(value.shape or ())
+            if isinstance(size, ir.SymbolicDim) and str(size) in batches
+        }
         for value in graph.inputs
     ]
     return call.shapes(found) if any(found) else None
@@ -80,7 +84,8 @@ def _explained(error: Exception) -> ExportError:
     if fixed:
         size, name, axis = fixed[0]
         return DynamicAxisError(
-            f"axis {axis} of `{name}` cannot be dynamic: the model fixes it at {size}; leave it out of `dynamic_shapes`."
+            f"axis {axis} of `{name}` cannot be dynamic: the model fixes it at {size}; "
+            "leave it out of `dynamic_shapes`."
         )
     return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {said}")
 

@@ -1,10 +1,9 @@
 """`export_onnx`: one call from a model to an ONNX file that has been run and compared."""
 
-import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import onnx_ir as ir
 import torch
@@ -12,9 +11,10 @@ from torch import nn
 
 import deploy_rnn
 from deploy_rnn.errors import ExportError
+from deploy_rnn.files import replace_file
 from deploy_rnn.rnn import RNN
 
-from .call import Call
+from .call import Call, on_cpu
 from .capture import capture, find_batch_axes
 from .forms import FORMS
 from .lower import lower
@@ -46,7 +46,8 @@ def export_onnx(
     a temporary name, and moved to `path` only if all agrees; what was at `path` before stays until then.
 
     Args:
-        model: a `torch.nn.RNN`, a `deploy_rnn.RNN`, or any module that contains some. It is not changed.
+        model: a `torch.nn.RNN`, a `deploy_rnn.RNN`, or any module that contains some, on any
+            device. It is not changed.
         args: example arguments, as for `torch.onnx.export`: a tuple, or one tensor.
         path: where the file is to be; its folder must exist.
         kwargs: example keyword arguments.
@@ -70,13 +71,18 @@ def export_onnx(
     """
     path = _target(path)
     _check_options(form, opset_version)
-    call = Call.of(model, args, kwargs)
+    model, call = on_cpu(model, Call.of(model, args, kwargs))
     _check_layers(model)
     bare = isinstance(model, (nn.RNN, RNN))
-    if bare:
+    if isinstance(model, (nn.RNN, RNN)):
         dynamic_shapes = _bare_shapes(model, call, dynamic_shapes)
     elif dynamic_shapes is None:
         dynamic_shapes = find_batch_axes(model, call, opset_version=opset_version)
+        if dynamic_shapes is None:
+            warnings.warn(
+                "every axis is fixed: the recurrent layers have a batch, but no axis of the inputs is its batch.",
+                stacklevel=2,
+            )
     graph = capture(
         model,
         call,
@@ -90,21 +96,12 @@ def export_onnx(
     lower(graph, form)
     graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
     graph.metadata_props["deploy_rnn.form"] = form
-    return _write(graph, path, model, call, Limits(atol, rtol), sizes)
 
-
-def _write(
-    graph: ir.Model, path: Path, model: nn.Module, call: Call, limits: Limits, sizes: Sequence[int]
-) -> Report:
-    """Save under a temporary name, check, move; the temporary file never stays."""
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex}.onnx")
-    try:
+    def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
-        report = check(temporary, model, call, limits, sizes, shown_as=path)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return report
+        return check(temporary, model, call, Limits(atol, rtol), sizes, shown_as=path)
+
+    return replace_file(path, save_and_check)
 
 
 def _target(path: str | Path) -> Path:
@@ -149,8 +146,8 @@ def _bare_shapes(layer: nn.RNN | RNN, call: Call, given: Any) -> Any:
     batch = 0 if layer.batch_first else 1
     if given is None:
         return call.shapes([{batch: "B"}, {1: "B"}][: len(call.tensors)]) if batched else None
-    if not isinstance(given, Mapping):
-        return given
+    if not given or not isinstance(given, Mapping):
+        return given or None
     shapes = {"hx" if name == "h0" else name: axes for name, axes in given.items()}
     if "hx" in call.arguments and "hx" not in shapes:
         shapes["hx"] = {1: shapes["input"][batch]} if batched and batch in (shapes.get("input") or ()) else None

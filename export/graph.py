@@ -35,7 +35,7 @@ class Builder:
         """An initializer."""
         tensor = ir.tensor(array, name=self._prefix + name)
         value = ir.Value(
-            name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
         self._graph.register_initializer(value)
         return value

@@ -19,6 +19,7 @@ class Comparison:
         max_abs_error: largest absolute difference.
         max_rel_error: the same, divided by the largest magnitude that PyTorch gave.
         allowed: the absolute difference that passes.
+        rounding: how far PyTorch's own result is from float64 on these inputs; 0 if that is unknown.
         first_bad: index of the first element beyond it, in the output's own axes; None if there is none.
     """
 
@@ -29,6 +30,7 @@ class Comparison:
     max_abs_error: float
     max_rel_error: float
     allowed: float
+    rounding: float
     first_bad: tuple[int, ...] | None
 
     @property
@@ -95,5 +97,8 @@ class Report:
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")
             for output, each in self.worst.get(provider, {}).items():
-                lines.append(f"    {output}: max abs error {each.max_abs_error:.1e}, relative {each.max_rel_error:.1e}")
+                lines.append(
+                    f"    {output}: max abs error {each.max_abs_error:.1e}, relative {each.max_rel_error:.1e} "
+                    f"(allowed {each.allowed:.1e}, PyTorch's own rounding {each.rounding:.1e})"
+                )
         return "\n".join(lines)

@@ -6,7 +6,6 @@ that node by real ONNX operators. `CapturedRNN` writes the node and `Stack.of` r
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple  # noqa: UP035  as the method that is overridden
 
 import onnx_ir as ir
 import torch
@@ -20,7 +19,7 @@ DOMAIN = "deploy_rnn"
 class CapturedRNN(RNN):
     """An `RNN` that becomes one node: everything but the recurrence (checks, layout) is exported as it is."""
 
-    def _stack(self, input: Tensor, hx: Optional[Tensor]) -> Tuple[Tensor, Tensor]:  # noqa: UP006, UP045
+    def _stack(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
         steps, batch = input.size(0), input.size(1)
         directions = 2 if self.bidirectional else 1
         output, h_n = torch.onnx.ops.symbolic_multi_out(
@@ -82,15 +81,12 @@ class Stack:
         directions = [_direction(named[at : at + kinds]) for at in range(0, len(named), kinds)]
         per_layer = len(directions) // node.attributes["num_layers"].as_int()
         h_n = node.outputs[1]
-        assert h_n.shape is not None
         return cls(
             input=source,
             h0=h0,
-            layers=tuple(
-                tuple(directions[at : at + per_layer]) for at in range(0, len(directions), per_layer)
-            ),
+            layers=tuple(tuple(directions[at : at + per_layer]) for at in range(0, len(directions), per_layer)),
             nonlinearity=node.attributes["nonlinearity"].as_string(),
-            hidden_size=int(h_n.shape[2]),  # type: ignore[arg-type]  H is a number
+            hidden_size=fixed(h_n, 2),
             output=node.outputs[0],
             h_n=h_n,
         )
@@ -106,6 +102,14 @@ class Stack:
         """B, likewise."""
         assert self.input.shape is not None
         return self.input.shape[1]
+
+
+def fixed(value: ir.Value, axis: int) -> int:
+    """The size of an axis that is never dynamic."""
+    assert value.shape is not None
+    size = value.shape[axis]
+    assert isinstance(size, int)
+    return size
 
 
 def stack_nodes(graph: ir.Graph) -> list[ir.Node]:

@@ -1,0 +1,1 @@
+"""A syntax highlighter for Python source: a two-layer bidirectional RNN that labels every character."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from ..graph import Builder
-from ..stack import Direction, Stack
+from ..stack import Direction, Stack, fixed
 
 ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu"}
 
@@ -23,9 +23,9 @@ def unrolled(build: Builder, stack: Stack) -> tuple[ir.Value, ir.Value]:
     assert isinstance(stack.steps, int)  # `lower` has seen to it
     hidden = stack.hidden_size
     directions = len(stack.layers[0])
-    sequence = build.reshape(stack.input, [-1, _width(stack.layers[0][0])], name="input")  # [T*B, I]
+    sequence = build.reshape(stack.input, [-1, fixed(stack.input, 2)], name="input")  # [T*B, I]
     starts = _starts(build, stack)
-    finals = []
+    finals: list[ir.Value] = []
     for number, layer in enumerate(stack.layers):
         sides = []
         for side, direction in enumerate(layer):
@@ -74,8 +74,3 @@ def _starts(build: Builder, stack: Stack) -> Sequence[ir.Value | None]:
     if stack.h0 is None:
         return [None] * count
     return build.split(build.reshape(stack.h0, [-1, stack.hidden_size], name="h0.rows"), count, name="h0.")
-
-
-def _width(direction: Direction) -> int:
-    assert direction.weight_ih.shape is not None
-    return int(direction.weight_ih.shape[1])  # type: ignore[arg-type]  a weight's size is a number

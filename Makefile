@@ -1,0 +1,49 @@
+# make demo: the whole path on real input.  make test: the tests.  Both set up .venv first; they need Python >= 3.11.
+# VENV= PYTHON=python3.12 uses an interpreter that already has everything (make cuda on a machine without an index).
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= build/cuda
+
+# onnxruntime and onnxruntime-gpu share a module name: one or the other. The GPU build runs on the CPU too.
+ORT := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),onnxruntime-gpu,onnxruntime)
+
+ifeq ($(VENV),)
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/installed
+endif
+
+.PHONY: install demo test lint bench cuda clean
+
+install: $(READY)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "deploy-rnn needs Python >= 3.11, $(PYTHON) is " + sys.version.split()[0] + "; run: make PYTHON=python3.12")'
+	@echo "Installing into $(VENV) (torch is large: a few minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,$(ORT)]'
+	@touch $@
+
+demo: $(READY)
+	@$(RUN) -m deploy_rnn demo
+
+test: $(READY)
+	@$(RUN) -m pytest
+
+lint: $(READY)
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+bench: $(READY)
+	@$(RUN) benchmarks/run.py
+
+# Everything that needs a GPU: the tests marked cuda, and the timings; a JSON for each part in OUT.
+cuda: $(READY)
+	@$(RUN) benchmarks/cuda.py $(OUT)
+
+clean:
+	rm -rf build dist .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

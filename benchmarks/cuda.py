@@ -1,0 +1,76 @@
+"""`make cuda OUT=DIR`: everything that needs a GPU, in one command, with a JSON for each part in DIR.
+
+machine.json    GPU, driver, versions
+tests.json      every test marked `cuda`: passed, failed or skipped, with the reason
+rnn_cuda.json   the timings of benchmarks/rnn.py on the GPU
+
+Exit code 0 if all passed, 1 if something failed or there is no GPU: nothing was checked then.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from machine import describe
+
+HERE = Path(__file__).parent
+
+
+def tests(folder: Path) -> bool:
+    """Run the marked tests; -> whether some ran and none failed."""
+    junit = folder / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
+    code = subprocess.run(command, cwd=HERE.parent, check=False).returncode
+    rows = [outcome(case) for case in ElementTree.parse(junit).iter("testcase")]
+    junit.unlink()
+    write(folder / "tests.json", {"counts": dict(Counter(row["outcome"] for row in rows)), "tests": rows})
+    return code == 0 and any(row["outcome"] == "passed" for row in rows)
+
+
+def outcome(case: ElementTree.Element) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "test": f"{case.get('classname')}::{case.get('name')}",
+        "seconds": float(case.get("time", 0)),
+        "outcome": "passed",
+    }
+    for kind in ("skipped", "failure", "error"):
+        found = case.find(kind)
+        if found is not None:
+            row |= {"outcome": "skipped" if kind == "skipped" else "failed", "reason": found.get("message", "")}
+    return row
+
+
+def timings(folder: Path) -> bool:
+    output = folder / "rnn_cuda.json"
+    command = [sys.executable, str(HERE / "rnn.py"), "--device", "cuda", "--no-stock", "--output", str(output)]
+    return subprocess.run(command, check=False).returncode == 0
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps({"machine": describe(), **content}, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    folder = parser.parse_args().folder
+    if not torch.cuda.is_available():
+        print(f"There is no CUDA GPU here (torch {torch.__version__} sees none): nothing was checked.", file=sys.stderr)
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "machine.json", {})
+    results = {"tests": tests(folder), "rnn_cuda": timings(folder)}
+    for part, ok in results.items():
+        print(f"{part}: {'ok' if ok else 'FAILED'}")
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""One bidirectional RNN stack, run by everything a user has at hand: `python benchmarks/rnn.py`.
+
+Contestants take turns (see deploy_rnn/timing.py); each is compared with torch.nn.RNN before it is timed. On CUDA
+tensors stay on the device, and a call returns when its work is done.
+"""
+
+import argparse
+import copy
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import deploy_rnn
+from deploy_rnn.export import export_onnx
+from deploy_rnn.runtime import CPU, CUDA, open_session
+from deploy_rnn.timing import compare
+from machine import describe
+from tables import rnn_table
+
+LAYERS = 2
+POINTS = [(50, 1, 64, 128), (50, 32, 64, 128), (100, 1, 256, 256), (100, 32, 256, 256)]
+"""T steps, B batch, I input size, H hidden size."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """`run` returns when the work is done; `output` runs too, and gives the output on the CPU, to be compared."""
+
+    run: Callable[[], object]
+    output: Callable[[], Tensor]
+
+
+def contestants(layer: nn.RNN, x: Tensor, folder: Path, *, stock: bool) -> dict[str, Contestant]:
+    found = {
+        "torch.nn.RNN": torch_contestant(layer, x),
+        "deploy_rnn": torch_contestant(deploy_rnn.convert(layer), x),
+        "deploy_rnn, compiled": torch_contestant(deploy_rnn.compile(layer), x),
+    }
+    export_onnx(layer, x, folder / "ours.onnx")
+    found["deploy_rnn, onnxruntime"] = onnx_contestant(folder / "ours.onnx", x)
+    if stock:
+        stock_export(layer, x, folder / "stock.onnx")
+        found["torch.onnx.export, onnxruntime"] = onnx_contestant(folder / "stock.onnx", x)
+    return found
+
+
+def torch_contestant(module: nn.Module, x: Tensor) -> Contestant:
+    def run() -> Any:
+        outputs = module(x)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return outputs
+
+    return Contestant(run, lambda: run()[0].cpu())
+
+
+def onnx_contestant(path: Path, x: Tensor) -> Contestant:
+    """A graph; on CUDA its tensors are bound where they are, and a run returns when it is done."""
+    session = open_session(path, CUDA if x.is_cuda else CPU)
+    if not x.is_cuda:
+        feeds = {"input": x.numpy()}
+        return Contestant(lambda: session.run(None, feeds), lambda: torch.from_numpy(session.run(["output"], feeds)[0]))
+    binding = session.io_binding()
+    binding.bind_input("input", "cuda", 0, "float32", list(x.shape), x.data_ptr())
+    for each in session.get_outputs():
+        binding.bind_output(each.name, "cuda")
+
+    def output() -> Tensor:
+        session.run_with_iobinding(binding)
+        return torch.from_numpy(binding.copy_outputs_to_cpu()[0])
+
+    return Contestant(lambda: session.run_with_iobinding(binding), output)
+
+
+def stock_export(layer: nn.RNN, x: Tensor, path: Path) -> None:
+    """What PyTorch itself makes of the layer."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            copy.deepcopy(layer).cpu(), (x.cpu(),), path, dynamic_shapes=({1: "B"},), input_names=["input"],
+            output_names=["output", "h_n"], verbose=False,
+        )  # fmt: skip
+
+
+def measure(steps: int, batch: int, inputs: int, hidden: int, device: str, *, stock: bool) -> dict[str, Any]:
+    """Every contestant at one point: largest difference from torch.nn.RNN, and milliseconds."""
+    layer = nn.RNN(inputs, hidden, LAYERS, bidirectional=True, device=device).eval()
+    x = torch.randn(steps, batch, inputs, device=device)
+    with TemporaryDirectory() as folder, torch.no_grad():
+        calls = contestants(layer, x, Path(folder), stock=stock)
+        expected = layer(x)[0].cpu()
+        differences = {name: float((each.output() - expected).abs().max()) for name, each in calls.items()}
+        for name, difference in differences.items():
+            assert difference < 1e-4, f"{name} is wrong by {difference}"
+        times = compare({name: each.run for name, each in calls.items()})
+    return {
+        "T": steps, "B": batch, "I": inputs, "H": hidden,
+        "contestants": {
+            name: {"difference": differences[name], **{at: 1e3 * value for at, value in asdict(times[name]).items()}}
+            for name in calls
+        },
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--points", type=int, default=len(POINTS), help="only the first so many")
+    parser.add_argument("--no-stock", action="store_true", help="without torch.onnx's own graph, which takes minutes")
+    options = parser.parse_args()
+    if options.device == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    console = Console(stderr=True)
+    rows = []
+    for point in POINTS[: options.points]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        with console.status(f"T={point[0]} B={point[1]} I={point[2]} H={point[3]} ..."):
+            rows.append(measure(*point, options.device, stock=not options.no_stock))
+    result = {"benchmark": "rnn", "device": options.device, "layers": LAYERS, "machine": describe(), "rows": rows}
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(rnn_table(result))
+
+
+if __name__ == "__main__":
+    main()

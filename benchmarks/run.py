@@ -1,0 +1,30 @@
+"""`make bench`: every benchmark on this machine's CPU, its JSON in build/bench, its table on the screen.
+
+`--commit` writes to benchmarks/results instead and makes the README's tables anew.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PARTS = {"rnn_cpu": ["rnn.py"], "export_time": ["export_time.py"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--commit", action="store_true", help="replace the committed results and the README's tables")
+    options = parser.parse_args()
+    folder = HERE / "results" if options.commit else HERE.parent / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (script, *arguments) in PARTS.items():
+        output = folder / f"{name}.json"
+        print(f"\n{name} -> {output}\n", flush=True)
+        subprocess.run([sys.executable, HERE / script, *arguments, "--output", output], check=True)
+    if options.commit:
+        subprocess.run([sys.executable, HERE / "tables.py"], check=True)
+
+
+if __name__ == "__main__":
+    main()

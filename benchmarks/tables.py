@@ -1,0 +1,93 @@
+"""The README's tables, made from the JSON in benchmarks/results: `python benchmarks/tables.py` writes them again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is on the left and whose others are on the right."""
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+
+
+def machine_line(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    where = [f"{machine['cpu']}, {machine['cores']} cores"]
+    if "gpu" in machine:
+        where.append(f"{machine['gpu']}, CUDA {machine['cuda']}, {machine['driver']}")
+    versions = [f"{name} {machine[name]}" for name in ("python", "torch", "onnxruntime", "onnx", "onnxscript")]
+    return f"Measured on {'; '.join(where)}; {', '.join(versions)}."
+
+
+def rnn_table(result: dict[str, Any]) -> str:
+    """Milliseconds of every contestant, and its speed against torch.nn.RNN."""
+    names = list(result["rows"][0]["contestants"])
+    rows = []
+    for row in result["rows"]:
+        base = row["contestants"]["torch.nn.RNN"]["median"]
+        medians = [row["contestants"][name]["median"] for name in names]
+        cells = [f"{median:.2f} ({base / median:.1f}x)" for median in medians]
+        rows.append([f"T={row['T']}, B={row['B']}, I={row['I']}, H={row['H']}", *cells])
+    return markdown(["ms (speed)", *names], rows) + "\n\n" + machine_line(result)
+
+
+def export_table(result: dict[str, Any]) -> str:
+    """Seconds, nodes and megabytes of each export."""
+    rows = [
+        [
+            f"{row['exporter']}, T={row['T']}",
+            f"{row['seconds']:.1f}",
+            f"{row['nodes']:,}",
+            f"{row['bytes'] / 1e6:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["", "seconds", "nodes", "MB"], rows) + "\n\n" + machine_line(result)
+
+
+def accuracy_line(metrics: dict[str, Any]) -> str:
+    return (
+        f"Accuracy on {metrics['held_out_files']} held-out files ({metrics['held_out_characters']:,} characters, white "
+        f"space not counted): **{metrics['accuracy']:.1%}**; always the most frequent label: "
+        f"{metrics['majority_class']:.1%}. Trained in {metrics['training_seconds'] / 60:.0f} minutes on "
+        f"{metrics['cores']} cores (Python {metrics['python']}, torch {metrics['torch']})."
+    )
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sections() -> dict[str, str]:
+    """Every generated part of the README, by the name in its markers."""
+    return {
+        "rnn": rnn_table(load(RESULTS / "rnn_cpu.json")),
+        "export_time": export_table(load(RESULTS / "export_time.json")),
+        "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
+    }
+
+
+def filled(text: str) -> str:
+    """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` made anew."""
+    for name, section in sections().items():
+        before, start, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"\n<!-- /{name} -->")
+        text = before + start + section + end + after if end else text
+    return text
+
+
+PAGES = (ROOT / "README.md", ROOT / "examples" / "highlight" / "README.md")
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

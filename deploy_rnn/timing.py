@@ -1,0 +1,53 @@
+"""Timing contestants side by side, so that they do not disturb one another."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+
+def compare(
+    contestants: Mapping[str, Callable[[], object]], *, rounds: int = 3, calls: int = 15, warm_up: int = 3
+) -> dict[str, Timing]:
+    """Time each contestant in `rounds` blocks that take turns.
+
+    A block starts after a short pause and its first calls are not counted: the idle threads of the contestant before
+    spin on for a while and take a core (the same onnxruntime graph differed from itself by 1.5x without the pause).
+
+    Args:
+        contestants: name -> a call that returns when its work is done.
+        rounds: blocks of each contestant; their order is reversed every other round.
+        calls: calls that count in each block.
+        warm_up: calls before them that do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds):
+        for name in list(contestants)[:: 1 if turn % 2 == 0 else -1]:
+            time.sleep(0.1)
+            seconds[name] += _block(contestants[name], calls, warm_up)
+    return {name: _summary(taken) for name, taken in seconds.items()}
+
+
+def _block(call: Callable[[], object], calls: int, warm_up: int) -> list[float]:
+    for _ in range(warm_up):
+        call()
+    taken = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def _summary(seconds: list[float]) -> Timing:
+    low, _, high = quantiles(seconds, n=4)
+    return Timing(median(seconds), low, high)

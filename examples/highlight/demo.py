@@ -1,0 +1,231 @@
+"""The whole path on one file: a trained torch.nn.RNN model, compiled, exported, checked, and run by onnxruntime.
+
+`deploy-rnn demo FILE` reads any Python file and shows it in colour, with the three ways to run the model side by side.
+"""
+
+import io
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+import deploy_rnn
+from deploy_rnn.errors import DeployError
+from deploy_rnn.export import Report, export_onnx
+from deploy_rnn.serving import Engine
+from deploy_rnn.timing import Timing, compare
+
+from .labels import LABELS
+from .model import WINDOW, encode, join, load, windows
+
+BATCH = 64
+"""Windows in one run; a longer file takes several runs of equal size."""
+
+AGREEMENT = 1e-5
+"""Largest difference between two runtimes' scores, as a share of the largest score, before the demo fails."""
+
+STYLES = {
+    "space": "", "operator": "white", "name": "default", "call": "bright_blue", "definition": "bold yellow",
+    "keyword": "bold magenta", "number": "cyan", "string": "green", "comment": "italic bright_black",
+}  # fmt: skip
+
+Reader = Callable[[np.ndarray], np.ndarray]
+"""Windows (B, T) int64 -> scores (B, T, labels)."""
+
+
+class UnreadableFile(DeployError):
+    """A FILE that is not Python source in UTF-8."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one way of running the model did; `missing` says why it could not run.
+
+    Attributes:
+        seconds: one run over `windows` windows.
+        difference: the largest from torch.nn.RNN's scores, as a share of the largest score.
+        labels_changed: characters of the file that got another label.
+    """
+
+    seconds: Timing | None = None
+    difference: float | None = None
+    labels_changed: int | None = None
+    missing: str | None = None
+
+
+def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Console | None = None) -> None:
+    """Read `file` (None: this one) with every runtime; print, and write the graph, its report and a page to `folder`.
+
+    Raises:
+        UnreadableFile: `file` is missing, empty, binary or not UTF-8.
+        DeployError: the export failed its check, or a runtime disagrees with torch.nn.RNN.
+    """
+    file = Path(__file__) if file is None else file
+    source = read(file)
+    console = console or Console(quiet=as_json)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = windows(encode(source))
+    batches = np.array_split(parts, -(-len(parts) // BATCH))
+    model = load()
+    readers: dict[str, Reader | str] = {"torch.nn.RNN": _torch_reader(model)}
+    with _step(console, "compiling"):
+        readers["deploy_rnn, compiled"] = _compiled(model, batches[0])
+    with _step(console, "exporting to ONNX and checking"):
+        report = export_onnx(model, torch.from_numpy(batches[0]), folder / "highlight.onnx")
+        engine = Engine(folder / "highlight.onnx")
+        readers["onnxruntime, unrolled"] = lambda batch: engine.run({"characters": batch})["output"]
+    with _step(console, f"reading {file.name}"):
+        results, labels = contest(readers, batches, len(source))
+    page = write(folder, source, labels, report)
+    if as_json:
+        print(json.dumps(_summary(file, source, batches, results, report), indent=2))
+    else:
+        console.print(coloured(source, labels))
+        console.print(table(results, len(batches[0])))
+        for made in (folder / "highlight.onnx", folder / "report.json", page):
+            console.print(f"{made}  {made.stat().st_size / 1e3:,.0f} kB", highlight=False)
+    _agree(results)
+
+
+def read(file: Path) -> str:
+    """The text of a Python file, with line ends as "\\n"."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UnreadableFile(f"cannot read {str(file)!r}: {(error.strerror or str(error)).lower()}.") from None
+    if not data.strip():
+        raise UnreadableFile(f"{str(file)!r} is empty; give a file with Python source.")
+    if b"\0" in data:
+        raise UnreadableFile(f"{str(file)!r} is binary, or UTF-16; give Python source in UTF-8.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(
+            f"{str(file)!r} is not UTF-8 (byte {data[error.start]:#04x} at {error.start}); convert it to UTF-8 first."
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _torch_reader(model: nn.Module) -> Reader:
+    def reader(batch: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            scores: np.ndarray = model(torch.from_numpy(batch)).numpy()
+            return scores
+
+    return reader
+
+
+def _compiled(model: nn.Module, batch: np.ndarray) -> Reader | str:
+    """A reader that has compiled itself, or the reason why this machine cannot."""
+    reader = _torch_reader(deploy_rnn.compile(model))
+    try:
+        reader(batch)
+    except Exception as error:
+        if "C++ compiler" not in str(error):
+            raise
+        return "needs a C++ compiler, such as g++"
+    return reader
+
+
+def contest(
+    readers: Mapping[str, Reader | str], batches: list[np.ndarray], length: int
+) -> tuple[dict[str, Result], np.ndarray]:
+    """Run and time every reader: -> how each did, and the labels (length,) that the last one found."""
+    able = {name: reader for name, reader in readers.items() if not isinstance(reader, str)}
+    scores = {name: np.concatenate([reader(batch) for batch in batches]) for name, reader in able.items()}
+    labels = {name: join(each, length) for name, each in scores.items()}
+    times = compare({name: partial(reader, batches[0]) for name, reader in able.items()})
+    truth = next(iter(scores))
+    results = {
+        name: Result(missing=reader)
+        if isinstance(reader, str)
+        else Result(
+            times[name],
+            float(np.abs(scores[name] - scores[truth]).max() / np.abs(scores[truth]).max()),
+            int((labels[name] != labels[truth]).sum()),
+        )
+        for name, reader in readers.items()
+    }
+    return results, list(labels.values())[-1]
+
+
+def _agree(results: Mapping[str, Result]) -> None:
+    for name, result in results.items():
+        if result.difference is not None and result.difference > AGREEMENT:
+            raise DeployError(
+                f"{name} differs from torch.nn.RNN by {result.difference:.1e}, more than {AGREEMENT:.0e}."
+            )
+
+
+def coloured(source: str, labels: np.ndarray) -> Text:
+    """The file, each character in the style of its label."""
+    text = Text(source, no_wrap=False)
+    edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(source)]
+    for start, end in itertools.pairwise(edges):
+        text.stylize(STYLES[LABELS[labels[start]]], start, end)
+    return text
+
+
+def table(results: Mapping[str, Result], batch: int) -> Table:
+    """The readers side by side."""
+    made = Table(title=f"{batch} windows of {WINDOW} characters in one run, {torch.get_num_threads()} threads")
+    made.add_column("")
+    for heading in ("median time", "speed", "largest difference", "labels changed"):
+        made.add_column(heading, justify="right")
+    first = next(iter(results.values())).seconds
+    for name, result in results.items():
+        if result.seconds is None or first is None:
+            made.add_row(name, result.missing, "", "", "")
+            continue
+        made.add_row(
+            name,
+            f"{result.seconds.median * 1e3:.1f} ms",
+            f"{first.median / result.seconds.median:.2f}x",
+            f"{result.difference:.1e}",
+            str(result.labels_changed),
+        )
+    return made
+
+
+def write(folder: Path, source: str, labels: np.ndarray, report: Report) -> Path:
+    """The report as JSON and the coloured file as a page; returns the page."""
+    (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+    recorder = Console(record=True, file=io.StringIO(), width=120)
+    recorder.print(coloured(source, labels))
+    page = folder / "highlighted.html"
+    recorder.save_html(str(page))
+    return page
+
+
+def _summary(
+    file: Path, source: str, batches: list[np.ndarray], results: Mapping[str, Result], report: Report
+) -> dict[str, object]:
+    return {
+        "file": str(file),
+        "characters": len(source),
+        "windows_per_run": len(batches[0]),
+        "threads": torch.get_num_threads(),
+        "results": {name: asdict(result) for name, result in results.items()},
+        "onnx": report.path,
+        "providers": dict(report.providers),
+    }
+
+
+@contextmanager
+def _step(console: Console, what: str) -> Iterator[None]:
+    """A spinner while it lasts, a line with the time after it."""
+    started = time.perf_counter()
+    with console.status(f"{what} ..."):
+        yield
+    console.print(f"[green]done[/] {what}, {time.perf_counter() - started:.1f} s", highlight=False)

@@ -1,0 +1,66 @@
+"""The model, in plain PyTorch, and the text that it reads: characters as numbers, a file as overlapping windows."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from .labels import LABELS
+
+CHECKPOINT = Path(__file__).with_name("checkpoint.safetensors")
+
+ALPHABET = "\t\n" + "".join(map(chr, range(32, 127)))
+OUTSIDE, OTHER = 0, 1
+"""Character numbers for what lies beyond the file, and for characters that are not in the alphabet."""
+
+WINDOW = 128
+CONTEXT = 32
+"""A file is read in windows of 128 characters; each labels its middle 64 and sees 32 more on either side."""
+
+_CODES = np.full(256, OTHER, np.int64)
+_CODES[[ord(character) for character in ALPHABET]] = np.arange(2, 2 + len(ALPHABET))
+
+
+class Highlighter(nn.Module):
+    """Character numbers (B, T) int64 -> a score for each label (B, T, labels)."""
+
+    def __init__(self, embedding: int = 32, hidden: int = 128, layers: int = 2, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(2 + len(ALPHABET), embedding)
+        self.rnn = nn.RNN(embedding, hidden, layers, batch_first=True, dropout=dropout, bidirectional=True)
+        self.score = nn.Linear(2 * hidden, len(LABELS))
+
+    def forward(self, characters: Tensor) -> Tensor:
+        output, _ = self.rnn(self.embed(characters))
+        scores: Tensor = self.score(output)
+        return scores
+
+
+def load() -> Highlighter:
+    """The trained model, in evaluation mode."""
+    from safetensors.torch import load_model
+
+    model = Highlighter()
+    load_model(model, CHECKPOINT)
+    return model.eval()
+
+
+def encode(source: str) -> np.ndarray:
+    """The number of every character: int64 (length,)."""
+    points = np.frombuffer(source.encode("utf-32-le"), np.uint32)
+    return _CODES[np.minimum(points, 255)]
+
+
+def windows(codes: np.ndarray) -> np.ndarray:
+    """All windows of a file, int64 (B, WINDOW): B covers the file in strides of WINDOW - 2*CONTEXT."""
+    stride = WINDOW - 2 * CONTEXT
+    count = -(-len(codes) // stride)
+    padded = np.full(count * stride + 2 * CONTEXT, OUTSIDE, np.int64)
+    padded[CONTEXT : CONTEXT + len(codes)] = codes
+    return np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::stride].copy()
+
+
+def join(scores: np.ndarray, length: int) -> np.ndarray:
+    """Scores (B, WINDOW, labels) of a file's windows -> the best label of every character, int64 (length,)."""
+    middles: np.ndarray = scores[:, CONTEXT:-CONTEXT].argmax(axis=-1)
+    return middles.reshape(-1)[:length]

@@ -1,0 +1,134 @@
+"""Train the highlighter on the standard library's own source: `python -m deploy_rnn.examples.highlight.train`.
+
+Writes the checkpoint and `metrics.json`. Files are split by a hash of their name, so that the held-out ones are the
+same on every machine with the same Python.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sysconfig
+import time
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from deploy_rnn.files import replace_file
+
+from .labels import LABELS, label
+from .model import CHECKPOINT, CONTEXT, OUTSIDE, WINDOW, Highlighter, encode, join, windows
+
+MAX_GAIN = 1.5
+"""Largest singular value of a recurrent weight. Left alone, training goes far beyond, and the network then amplifies
+rounding, so that two right runtimes give visibly different scores (docs/verification.md has figures)."""
+
+SKIPPED = {"site-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
+
+
+def corpus() -> Iterator[tuple[bool, str]]:
+    """Every module of the standard library: whether it is held out, and its source."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if SKIPPED.isdisjoint(name.split("/")):
+            with tokenize.open(path) as file:
+                yield hashlib.sha256(name.encode()).digest()[0] < 26, file.read()  # one in ten
+
+
+def read(held_out: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Character numbers and labels of each file of one side of the split."""
+    return [(encode(source), label(source)) for out, source in corpus() if out == held_out and source]
+
+
+def batches(
+    files: list[tuple[np.ndarray, np.ndarray]], size: int, generator: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Random windows of the files laid end to end with gaps, for ever: characters and labels (size, WINDOW)."""
+    gap = np.full(CONTEXT, OUTSIDE)
+    codes = np.concatenate([part for each, _ in files for part in (gap, each, gap)])
+    labels = np.concatenate([part for _, each in files for part in (gap, each, gap)]).astype(np.int64)
+    span = np.arange(WINDOW)
+    while True:
+        at = generator.integers(len(codes) - WINDOW, size=(size, 1)) + span
+        yield torch.from_numpy(codes[at]), torch.from_numpy(labels[at])
+
+
+def train(steps: int, batch: int, rate: float, seed: int, max_gain: float = MAX_GAIN) -> tuple[Highlighter, float]:
+    """-> the trained model, and how many seconds that took."""
+    torch.manual_seed(seed)
+    model = Highlighter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    source = batches(read(held_out=False), batch, np.random.default_rng(seed))
+    started = time.perf_counter()
+    for step in track(range(1, steps + 1), "training"):
+        characters, labels = next(source)
+        loss = F.cross_entropy(model(characters).flatten(0, 1), labels.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 5 == 0 or step == steps:
+            limit_gain(model.rnn, max_gain)
+    return model.eval(), time.perf_counter() - started
+
+
+@torch.no_grad()
+def limit_gain(layer: nn.RNN, limit: float) -> None:
+    """Bring every recurrent weight of `layer` back to a largest singular value of `limit`."""
+    for name, weight in layer.named_parameters():
+        if name.startswith("weight_hh"):
+            left, values, right = torch.linalg.svd(weight)
+            weight.copy_(left * values.clamp(max=limit) @ right)
+
+
+def accuracy(model: nn.Module, files: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Share of characters with the right label, and of the most frequent label; white space does not count."""
+    right, counts = 0, np.zeros(len(LABELS), np.int64)
+    for codes, labels in track(files, "measuring"):
+        with torch.no_grad():
+            found = join(model(torch.from_numpy(windows(codes))).numpy(), len(codes))
+        visible = labels != LABELS.index("space")
+        right += int((found == labels)[visible].sum())
+        counts += np.bincount(labels[visible], minlength=len(LABELS))
+    return {"accuracy": right / int(counts.sum()), "majority_class": int(counts.max()) / int(counts.sum())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2500, help="batches to train on (default 2500, about 5 minutes)")
+    parser.add_argument("--batch", type=int, default=64, help="windows in a batch (default 64)")
+    parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 0.004)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-gain", type=float, default=MAX_GAIN, help=f"of recurrent weights (default {MAX_GAIN})")
+    parser.add_argument("--folder", type=Path, default=CHECKPOINT.parent, help="where to write (default: beside this)")
+    options = parser.parse_args()
+    model, seconds = train(options.steps, options.batch, options.rate, options.seed, options.max_gain)
+    files = read(held_out=True)
+    metrics = {
+        **accuracy(model, files),
+        "held_out_files": len(files),
+        "held_out_characters": sum(len(codes) for codes, _ in files),
+        "training_seconds": round(seconds),
+        "training": {name: getattr(options, name) for name in ("steps", "batch", "rate", "seed", "max_gain")},
+        "cores": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__.partition("+")[0],
+    }
+    replace_file(options.folder / "checkpoint.safetensors", lambda path: save_model(model, str(path)))
+    text = json.dumps(metrics, indent=2) + "\n"
+    replace_file(options.folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

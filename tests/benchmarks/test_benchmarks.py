@@ -1,0 +1,47 @@
+"""The benchmarks run, at their smallest; what they measure is nobody's test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_rnn(tmp_path: Path) -> None:
+    done = run("rnn.py", "--points", "1", "--no-stock", "--output", tmp_path / "rnn.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "rnn.json").read_text(encoding="utf-8"))
+    assert list(result["rows"][0]["contestants"]) == [
+        "torch.nn.RNN", "deploy_rnn", "deploy_rnn, compiled", "deploy_rnn, onnxruntime",
+    ]  # fmt: skip
+    assert result["machine"]["torch"] == torch.__version__.partition("+")[0]
+    assert "| T=50, B=1, I=64, H=128 |" in done.stdout
+
+
+@pytest.mark.slow
+def test_export_time(tmp_path: Path) -> None:
+    done = run("export_time.py", "--steps", "3", "--output", tmp_path / "export.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["exporter"] for row in rows] == ["deploy_rnn", "torch.onnx.export"]
+    assert rows[0]["nodes"] < rows[1]["nodes"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
+    done = run("cuda.py", tmp_path / "out")
+    assert done.returncode == 1
+    assert "There is no CUDA GPU here" in done.stderr
+    assert "nothing was checked" in done.stderr
+    assert not (tmp_path / "out").exists()

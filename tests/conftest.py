@@ -1,0 +1,43 @@
+"""Shared by all tests: a fixed seed, and a reason for every test that this machine cannot run."""
+
+import shutil
+from collections.abc import Iterator
+
+import onnxruntime
+import pytest
+import torch
+
+from deploy_rnn.runtime import CUDA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+# Small operations on a machine that also does something else: two threads wait for each other, up to 25 times slower.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """For tests that compile: nothing compiled before, and a C++ compiler."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def onnxruntime_cuda() -> None:
+    """For tests that run onnxruntime on the GPU."""
+    if CUDA not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {CUDA}")

@@ -1,0 +1,97 @@
+"""The house: which part may know which, what an import brings in, and the public names."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deploy_rnn
+import deploy_rnn.export
+import deploy_rnn.serving
+
+ROOT = Path(__file__).parents[2]
+
+# The arrows of docs/architecture.md; a part always knows itself and what has no heavy dependency of its own.
+LIGHT = {"deploy_rnn", "deploy_rnn.errors", "deploy_rnn.lazy", "deploy_rnn.files", "deploy_rnn.timing"}
+MAY_IMPORT = {
+    "deploy_rnn": LIGHT | {f"deploy_rnn.{path.stem}" for path in (ROOT / "deploy_rnn").glob("*.py")},
+    "export": LIGHT | {"deploy_rnn.rnn", "deploy_rnn.conversion", "deploy_rnn.runtime"},
+    "serving": LIGHT | {"deploy_rnn.runtime"},
+}
+FOREIGN = {"export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}}
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """The absolute modules that a file imports; `top_level`: only those outside functions and TYPE_CHECKING."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_the_arrows(part: str) -> None:
+    files = list((ROOT / part).rglob("*.py"))
+    assert files
+    for path in files:
+        for module in imports(path):
+            if module.startswith("deploy_rnn") and path.name != "cli.py" and not _type_checking_only(path, module):
+                assert module in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {module}"
+            assert module.partition(".")[0] not in FOREIGN.get(part, set()), f"{path.relative_to(ROOT)}: {module}"
+
+
+def _type_checking_only(path: Path, module: str) -> bool:
+    """The one exception: a type that is named in an annotation and never loaded."""
+    return path.name == "errors.py" and module == "deploy_rnn.export"
+
+
+def test_the_command_line_loads_nothing_but_click() -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "rich", "numpy"}
+    assert not {module.partition(".")[0] for module in imports(ROOT / "deploy_rnn/cli.py", top_level=True)} & heavy
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("deploy_rnn", "torch onnx onnxscript onnxruntime numpy"),
+        ("deploy_rnn.cli", "torch onnx onnxscript onnxruntime numpy"),
+        ("deploy_rnn.serving", "torch onnx onnxscript"),
+        ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
+        ("deploy_rnn.serving.engine", "torch onnx onnxscript"),
+    ],
+)
+def test_what_an_import_brings_in(module: str, absent: str) -> None:
+    code = f"import {module}, sys; print([name for name in {absent.split()} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert dir(deploy_rnn) == ["DeployError", "RNN", "__version__", "compile", "convert"]
+    assert dir(deploy_rnn.export) == [
+        "DynamicAxisError", "ExportError", "Report", "VerificationError", "export_onnx", "verify",
+    ]  # fmt: skip
+    assert dir(deploy_rnn.serving) == ["Engine", "InputError", "LoadError", "ProviderError"]
+    for package in (deploy_rnn, deploy_rnn.export, deploy_rnn.serving):
+        assert sorted(package.__all__) == dir(package)
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+            getattr(package, "nonsense")  # noqa: B009
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import deploy_rnn\n"
+        "try: deploy_rnn.RNN\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+    assert said == "`deploy_rnn.RNN` needs `torch`, which is not installed; run: pip install 'deploy-rnn[torch]'"

@@ -1,0 +1,216 @@
+"""The highlighter: its labels, its windows, what it has learnt, and the demo as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+from deploy_rnn.cli import main
+from deploy_rnn.examples.highlight import demo, train
+from deploy_rnn.examples.highlight.labels import LABELS, label
+from deploy_rnn.examples.highlight.model import (
+    CHECKPOINT,
+    CONTEXT,
+    OTHER,
+    OUTSIDE,
+    WINDOW,
+    Highlighter,
+    encode,
+    join,
+    load,
+    windows,
+)  # fmt: skip
+
+LETTERS = dict(zip("_ovcdkns#", LABELS, strict=True))
+"""space, operator, name (v), call, definition, keyword, number, string, comment"""
+
+
+def shown(source: str) -> str:
+    return "".join(list(LETTERS)[index] for index in label(source))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("x = 1\n", "v_o_n_"),
+        ("def f(a): # é\n", "kkk_dovoo_###_"),
+        ("class A: pass\n", "kkkkk_do_kkkk_"),
+        ("f(x).g (y)", "covooc_ovo"),
+        ("'''a\nb'''\n", "sssssssss_"),
+        ("y = f'{x!r:>{w}} b'\n", "v_o_" + 15 * "s" + "_"),
+        ("y = (f'a{f\"{z}\"}'\n  'b')\n", "v_o_o" + 12 * "s" + "___ssso_"),
+        ("if x:\n\ty()\n", "kk_vo__coo_"),
+        ("é = 'ü'\r\n", "v_o_sss__"),
+        ("a = b\\\n+1", "v_o_vo_on"),
+    ],
+)
+def test_labels(source: str, expected: str) -> None:
+    assert shown(source) == expected
+
+
+def test_labels_refuse_what_is_not_python() -> None:
+    with pytest.raises((tokenize.TokenError, SyntaxError)):
+        label("'''never closed")
+
+
+def test_characters_beyond_the_alphabet_are_one_number() -> None:
+    codes = encode("a\té€😀\x00")
+    assert codes.shape == (6,)
+    assert (codes[2:] == OTHER).all()
+    assert len(set(codes[:2])) == 2
+    assert codes.max() < Highlighter().embed.num_embeddings
+    assert encode("").shape == (0,)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 128, 1000])
+def test_windows_cover_a_file_once_and_join_puts_it_together(length: int) -> None:
+    codes = np.arange(length) + 10
+    parts = windows(codes)
+    assert parts.shape == (-(-length // (WINDOW - 2 * CONTEXT)), WINDOW)
+    assert np.array_equal(np.setdiff1d(parts, codes), [OUTSIDE])
+    scores = np.eye(length + 11, dtype=np.int64)[parts]  # the best "label" of a character is its number
+    assert np.array_equal(join(scores, length), codes)
+
+
+def test_the_checkpoint_is_small_and_plain() -> None:
+    assert CHECKPOINT.stat().st_size < 700_000
+    with safe_open(CHECKPOINT, "pt") as file:
+        assert set(file.keys()) == set(Highlighter().state_dict())
+
+
+def test_recurrent_weights_are_within_the_gain_they_were_trained_for() -> None:
+    for name, weight in load().rnn.named_parameters():
+        if name.startswith("weight_hh"):
+            assert torch.linalg.matrix_norm(weight, 2) <= train.MAX_GAIN + 1e-4
+
+
+def test_it_labels_code_that_it_has_not_seen() -> None:
+    source = (
+        'class Engine(Base):\n    """Runs."""\n\n    def run(self, x=0x1F):  # one step\n        return abs(x) + 1.5\n'
+    )
+    with torch.no_grad():
+        scores = load()(torch.from_numpy(windows(encode(source)))).numpy()
+    found, visible = join(scores, len(source)), label(source) != LABELS.index("space")
+    assert (found == label(source))[visible].mean() > 0.95
+
+
+@pytest.mark.slow
+def test_held_out_files_of_this_python_are_labelled_as_the_metrics_say() -> None:
+    files = train.read(held_out=True)[:12]
+    measured = train.accuracy(load(), files)
+    stated = json.loads(CHECKPOINT.with_name("metrics.json").read_text(encoding="utf-8"))
+    assert measured["accuracy"] > stated["accuracy"] - 0.03
+    assert measured["accuracy"] > measured["majority_class"] + 0.2
+
+
+@pytest.mark.slow
+def test_training_learns_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [(encode(source), label(source)) for _, source in list(train.corpus())[:20] if source]
+    monkeypatch.setattr(train, "read", lambda held_out: few)
+    models = [train.train(steps=12, batch=8, rate=4e-3, seed=1)[0] for _ in range(2)]
+    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(one, other)
+    untrained = train.accuracy(Highlighter().eval(), few[:3])
+    assert train.accuracy(models[0], few[:3])["accuracy"] > untrained["accuracy"] + 0.1
+
+
+def run_demo(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy_rnn", "demo", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "120", **environment},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
+    done = run_demo(cwd=tmp_path, FORCE_COLOR="1")
+    assert done.returncode == 0, done.stderr
+    assert "UnreadableFile" in done.stdout
+    assert "\x1b[32m" in done.stdout  # strings are green
+    for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
+        assert name in done.stdout
+    folder = tmp_path / "build" / "demo"
+    assert {file.name for file in folder.iterdir()} == {"highlight.onnx", "report.json", "highlighted.html"}
+    assert "CPUExecutionProvider" in json.loads((folder / "report.json").read_text(encoding="utf-8"))["providers"]
+    page = (folder / "highlighted.html").read_text(encoding="utf-8")
+    assert "UnreadableFile" in page
+    assert "<span class=" in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_the_demo_as_json_on_another_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_bytes("\ufeffx = 'naïve'\r\n".encode())
+    done = run_demo("tiny.py", "--json", "-o", "made", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["characters"] == 12
+    assert set(result["results"]) == {"torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"}
+    for way in result["results"].values():
+        assert way["difference"] < 1e-5
+        assert way["labels_changed"] == 0
+    assert (tmp_path / "made" / "highlight.onnx").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_without_a_compiler_says_so_and_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
+    done = run_demo(
+        "tiny.py", cwd=tmp_path, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
+        TORCHINDUCTOR_FORCE_DISABLE_CACHES="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "needs a C++ compiler, such as g++" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "Error: cannot read 'file.py': no such file or directory.\n"),
+        (b"", "Error: 'file.py' is empty; give a file with Python source.\n"),
+        (b" \n\n", "Error: 'file.py' is empty; give a file with Python source.\n"),
+        (b"\x7fELF\x00\x01", "Error: 'file.py' is binary, or UTF-16; give Python source in UTF-8.\n"),
+        ("x = 'a'".encode("utf-16"), "Error: 'file.py' is binary, or UTF-16; give Python source in UTF-8.\n"),
+        (b"x = '\xe9'", "Error: 'file.py' is not UTF-8 (byte 0xe9 at 5); convert it to UTF-8 first.\n"),
+    ],
+    ids=["missing", "empty", "blank", "binary", "utf-16", "latin-1"],
+)
+def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
+    content: bytes | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("file.py").write_bytes(content)
+    done = CliRunner().invoke(main, ["demo", "file.py"])
+    assert done.exit_code == 2
+    assert done.output == message
+    assert not Path("build").exists()
+
+
+def test_a_folder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["demo", str(tmp_path)])
+    assert done.exit_code == 2
+    assert done.output == f"Error: cannot read {str(tmp_path)!r}: is a directory.\n"
+
+
+def test_a_runtime_that_disagrees_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
+    original = demo._torch_reader
+    monkeypatch.setattr(demo, "_compiled", lambda model, batch: lambda batch: original(model)(batch) * 1.001)
+    done = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "Error: deploy_rnn, compiled differs from torch.nn.RNN by 1.0e-03, more than 1e-05." in done.output

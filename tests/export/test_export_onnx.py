@@ -1,0 +1,225 @@
+"""`export_onnx`: names, axes, whole models, errors, and what is left on disk."""
+
+import os
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy_rnn import RNN
+from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError
+from deploy_rnn.export import export_onnx
+from deploy_rnn.runtime import CPU, CUDA, TensorSpec
+
+
+def specs(*rows: tuple[str, str, list[int | str]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, dtype, tuple(shape)) for name, dtype, shape in rows)
+
+
+class Tagger(nn.Module):
+    """Embedding -> RNN -> Linear."""
+
+    def __init__(self, *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.rnn = nn.RNN(6, 9, 2, batch_first=batch_first, bidirectional=True, dropout=0.5)
+        self.score = nn.Linear(18, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.rnn(self.embed(tokens))[0])
+        return scores
+
+
+def test_a_bare_layer_has_the_names_of_its_arguments_and_an_open_batch(tmp_path: Path) -> None:
+    layer = nn.RNN(5, 7, 2, bidirectional=True)
+    path = tmp_path / "rnn.onnx"
+    report = export_onnx(layer, (torch.randn(4, 2, 5),), path)
+    assert report.inputs == specs(("input", "float32", [4, "B", 5]))
+    assert report.outputs == specs(("output", "float32", [4, "B", 14]), ("h_n", "float32", [4, "B", 7]))
+    report = export_onnx(layer, (torch.randn(4, 2, 5), torch.randn(4, 2, 7)), path)
+    assert report.inputs == specs(("input", "float32", [4, "B", 5]), ("h0", "float32", [4, "B", 7]))
+    assert report.path == str(path)
+    assert report.bytes == path.stat().st_size
+    assert report.form == "unrolled"
+    assert {comparison.case for comparison in report.comparisons} == {
+        "example", "random, B=1", "random, B=3", "random, B=7",
+        "random, B=1, without h0", "random, B=3, without h0", "random, B=7, without h0",
+    }  # fmt: skip
+
+
+def test_every_case_is_run_with_optimisations_off_and_on(tmp_path: Path) -> None:
+    report = export_onnx(RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "rnn.onnx")
+    runs = Counter((each.provider, each.optimized) for each in report.comparisons)
+    assert runs[CPU, False] == runs[CPU, True] == 4 * 2  # cases, outputs
+    assert report.providers[CPU] == "checked"
+    if not torch.cuda.is_available():
+        assert report.providers[CUDA] == "not checked: PyTorch sees no CUDA device."
+    assert all(each.ok for each in report.comparisons)
+    assert not report.failures
+
+
+def test_batch_first_and_unbatched_layers(tmp_path: Path) -> None:
+    layer = nn.RNN(5, 7, batch_first=True, bidirectional=True)
+    report = export_onnx(layer, (torch.randn(2, 4, 5),), tmp_path / "rnn.onnx")
+    assert report.inputs == specs(("input", "float32", ["B", 4, 5]))
+    assert report.outputs == specs(("output", "float32", ["B", 4, 14]), ("h_n", "float32", [2, "B", 7]))
+    report = export_onnx(layer, (torch.randn(4, 5), torch.randn(2, 7)), tmp_path / "rnn.onnx")
+    assert report.inputs == specs(("input", "float32", [4, 5]), ("h0", "float32", [2, 7]))
+    assert report.outputs == specs(("output", "float32", [4, 14]), ("h_n", "float32", [2, 7]))
+
+
+def test_an_example_of_batch_one_and_one_step_freezes_nothing(tmp_path: Path) -> None:
+    report = export_onnx(nn.RNN(5, 7, 2, bidirectional=True), torch.randn(1, 1, 5), tmp_path / "rnn.onnx")
+    assert report.inputs == specs(("input", "float32", [1, "B", 5]))
+    report = export_onnx(Tagger(), torch.randint(20, (1, 6)), tmp_path / "tagger.onnx")
+    assert report.inputs == specs(("tokens", "int64", ["B", 6]))
+
+
+def test_a_whole_model_with_an_open_batch(tmp_path: Path) -> None:
+    model = Tagger()
+    report = export_onnx(model, (torch.randint(20, (3, 6)),), tmp_path / "tagger.onnx")
+    assert report.inputs == specs(("tokens", "int64", ["B", 6]))
+    assert report.outputs == specs(("output", "float32", ["B", 6, 4]))
+    assert model.training  # exported as it evaluates, left as it was
+    assert type(model.rnn) is nn.RNN
+
+
+class Elaborate(nn.Module):
+    """Two stacks, one of them called twice, inputs in a dict, a keyword, two outputs, the batch in second place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.RNN(5, 6, bidirectional=True)
+        self.two = nn.RNN(12, 12, nonlinearity="relu", bias=False)
+
+    def forward(self, inputs: dict[str, Tensor], *, scale: Tensor) -> tuple[Tensor, Tensor]:
+        once = self.two(self.one(inputs["a"] + inputs["b"])[0])[0]
+        twice, h_n = self.two(once, self.two(once)[1])
+        return twice * scale, h_n
+
+
+def test_several_stacks_nested_inputs_and_keywords(tmp_path: Path) -> None:
+    args = ({"a": torch.randn(4, 2, 5), "b": torch.randn(4, 2, 5)},)
+    report = export_onnx(
+        Elaborate(), args, tmp_path / "model.onnx", kwargs={"scale": torch.randn(2, 12)}, output_names=["y", "state"]
+    )
+    assert report.inputs == specs(
+        ("inputs_a", "float32", [4, "B", 5]), ("inputs_b", "float32", [4, "B", 5]), ("scale", "float32", ["B", 12])
+    )
+    assert report.outputs == specs(("y", "float32", [4, "B", 12]), ("state", "float32", [1, "B", 12]))
+
+
+class FixedBatch(nn.Module):
+    """A batch of two, written into the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x.view(4, 2, 5))[0]
+        return output
+
+
+def test_an_axis_that_the_model_fixes_is_named(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="no axis of the inputs is its batch"):
+        report = export_onnx(FixedBatch(), torch.randn(4, 2, 5), tmp_path / "fixed.onnx")
+    assert report.inputs == specs(("x", "float32", [4, 2, 5]))
+    with pytest.raises(DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"):
+        export_onnx(FixedBatch(), torch.randn(4, 2, 5), tmp_path / "b.onnx", dynamic_shapes={"x": {1: "B"}})
+    assert not (tmp_path / "b.onnx").exists()
+
+
+@pytest.mark.parametrize("shapes", [{"input": {0: "T", 1: "B"}}, ({0: "T", 1: "B"},), {"input": {0: "T"}}])
+def test_a_dynamic_time_axis_is_refused_by_name(shapes: Any, tmp_path: Path) -> None:
+    with pytest.raises(DynamicAxisError) as raised:
+        export_onnx(nn.RNN(5, 7, bidirectional=True), torch.randn(4, 2, 5), tmp_path / "a.onnx", dynamic_shapes=shapes)
+    assert str(raised.value) == (
+        "axis 0 ('T') of `input` is the time axis, which form='unrolled' cannot keep dynamic: it writes out every "
+        "step. Leave it out of `dynamic_shapes`, and export one file for each number of steps that you need."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dynamic_time_axis_of_a_whole_model_is_refused_by_name(tmp_path: Path) -> None:
+    shapes = {"tokens": {0: "B", 1: "length"}}
+    with pytest.raises(DynamicAxisError, match=r"axis 1 \('length'\) of `tokens` is the time axis"):
+        export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", dynamic_shapes=shapes)
+
+
+def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
+    layer, x, h0 = nn.RNN(5, 7), torch.randn(4, 2, 5), torch.randn(1, 2, 7)
+    path = tmp_path / "a.onnx"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    for shapes in ({"input": {1: batch}, "hx": {1: batch}}, ({1: batch}, {1: batch}), {"input": {1: "batch"}}):
+        report = export_onnx(layer, (x, h0), path, dynamic_shapes=shapes)
+        assert report.inputs == specs(("input", "float32", [4, "batch", 5]), ("h0", "float32", [1, "batch", 7]))
+    assert export_onnx(layer, (x, h0), path, dynamic_shapes={}).inputs == specs(
+        ("input", "float32", [4, 2, 5]), ("h0", "float32", [1, 2, 7])
+    )
+    with pytest.raises(DynamicAxisError, match="axis 2 of `input` cannot be dynamic: the model fixes it at 5"):
+        export_onnx(layer, (x,), path, dynamic_shapes={"input": {2: "I"}})
+
+
+def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path) -> None:
+    layer = nn.RNN(5, 7, 2, dropout=0.9)
+    for mode in (True, False):
+        export_onnx(layer.train(mode), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+        assert layer.training is mode
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        (nn.RNN(5, 7), {"form": "spiral"}, ExportError, "`form` (='spiral') is unknown; use 'unrolled'."),
+        (nn.RNN(5, 7), {"opset_version": 17}, ExportError, "`opset_version` (=17) is not supported; use 18, 19 or 20."),
+        (nn.Linear(5, 7), {}, ExportError, "Linear holds no recurrent layer; use torch.onnx.export for it."),
+        (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
+        (nn.LSTM(5, 7), {}, ConversionError, "the model is a torch.nn.LSTM"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    model: nn.Module, options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error) as raised:
+        export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", **options)
+    assert message in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"do not fit RNN.forward: too many positional arguments"):
+        export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), None, None), tmp_path / "a.onnx")
+    with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "nowhere" / "a.onnx")
+    with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path)
+
+
+def test_an_error_of_the_model_is_told_in_one_paragraph(tmp_path: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"RuntimeError: input.size\(-1\) must be equal to input_size. Expected 5, got 4"
+    ):
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 4), tmp_path / "a.onnx")
+
+
+def test_the_file_is_self_contained_and_says_where_it_came_from(tmp_path: Path) -> None:
+    export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    assert model.producer_name == "deploy-rnn"
+    assert {entry.domain for entry in model.opset_import} == {""}
+    text = (tmp_path / "a.onnx").read_bytes()
+    assert os.fsencode(Path.cwd()) not in text  # torch.onnx would leave stack traces with paths in it
+    assert b"stack_trace" not in text
+
+
+def test_exporting_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), torch.randn(1, 2, 7)), tmp_path / "a.onnx")
+    assert capfd.readouterr() == ("", "")

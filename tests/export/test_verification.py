@@ -1,0 +1,259 @@
+"""`verify` finds what is wrong with a file: each test plants a fault and asks for its discovery."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.export import export_onnx, verify
+from deploy_rnn.export import forms as forms_module
+from deploy_rnn.export.forms.unrolled import ACTIVATIONS
+
+STEPS = 6
+
+
+@pytest.fixture
+def layer() -> nn.RNN:
+    return nn.RNN(3, 8, 2, bidirectional=True)
+
+
+@pytest.fixture
+def args() -> tuple[Tensor, Tensor]:
+    return torch.randn(STEPS, 2, 3), torch.randn(4, 2, 8)
+
+
+@pytest.fixture
+def exported(layer: nn.RNN, args: tuple[Tensor, Tensor], tmp_path: Path) -> Path:
+    export_onnx(layer, args, tmp_path / "rnn.onnx")
+    return tmp_path / "rnn.onnx"
+
+
+def test_a_good_file_passes_and_is_left_alone(layer: nn.RNN, args: Any, exported: Path) -> None:
+    before = exported.read_bytes()
+    report = verify(exported, layer, args)
+    assert not report.failures
+    assert exported.read_bytes() == before
+    for outputs in report.worst.values():
+        assert outputs.keys() == {"output", "h_n"}
+        for each in outputs.values():
+            assert 0 < each.max_abs_error < 1e-5
+            assert each.max_rel_error > 0
+
+
+def one_weight_changed(graph: onnx.GraphProto, name: str = "weight_hh_l1_reverse") -> None:
+    initializer = next(each for each in graph.initializer if each.name == name)
+    weight = numpy_helper.to_array(initializer).copy()
+    weight[3, 2] += 2e-3
+    initializer.CopyFrom(numpy_helper.from_array(weight, name))
+
+
+def one_input_weight_changed(graph: onnx.GraphProto) -> None:
+    one_weight_changed(graph, "weight_ih_l0")
+
+
+def reverse_written_at_the_mirrored_step(graph: onnx.GraphProto) -> None:
+    concat = node_writing(graph, "rnn0.l1r.h")
+    turned = list(reversed(concat.input))
+    del concat.input[:]
+    concat.input.extend(turned)
+
+
+def input_projection_without_bias(graph: onnx.GraphProto) -> None:
+    del node_writing(graph, "rnn0.l0f.x", starts_split=False).input[2]
+
+
+def reverse_final_state_from_the_wrong_end(graph: onnx.GraphProto) -> None:
+    finals = node_writing(graph, "rnn0.finals")
+    finals.input[1] = f"rnn0.l0r.h{STEPS - 1}"
+
+
+def directions_exchanged(graph: onnx.GraphProto) -> None:
+    joined = node_writing(graph, "rnn0.l1.output")
+    joined.input[0], joined.input[1] = joined.input[1], joined.input[0]
+
+
+def h0_of_two_directions_exchanged(graph: onnx.GraphProto) -> None:
+    split = node_writing(graph, "rnn0.h0.0")
+    split.output[0], split.output[1] = split.output[1], split.output[0]
+
+
+def one_step_with_the_other_activation(graph: onnx.GraphProto) -> None:
+    node_writing(graph, "rnn0.l0f.h3").op_type = "Softsign"
+
+
+def one_step_reads_the_first_layer_again(graph: onnx.GraphProto) -> None:
+    node_writing(graph, "rnn0.l1f.g2").input[0] = "rnn0.l0f.h1"
+
+
+def node_writing(graph: onnx.GraphProto, name: str, *, starts_split: bool = True) -> onnx.NodeProto:
+    return next(node for node in graph.node if name in node.output)
+
+
+FAULTS = [
+    one_weight_changed,
+    one_input_weight_changed,
+    reverse_written_at_the_mirrored_step,
+    input_projection_without_bias,
+    reverse_final_state_from_the_wrong_end,
+    directions_exchanged,
+    h0_of_two_directions_exchanged,
+    one_step_with_the_other_activation,
+    one_step_reads_the_first_layer_again,
+]
+
+
+@pytest.mark.parametrize("plant", FAULTS)
+def test_a_planted_fault_is_found(
+    plant: Callable[[onnx.GraphProto], None], layer: nn.RNN, args: Any, exported: Path
+) -> None:
+    model = onnx.load(exported)
+    plant(model.graph)
+    onnx.save(model, exported)
+    with pytest.raises(VerificationError, match=r"rnn.onnx is not the model: `(output|h_n)` differs by .* first at"):
+        verify(exported, layer, args)
+
+
+def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, exported: Path) -> None:
+    model = onnx.load(exported)
+    one_step_with_the_other_activation(model.graph)
+    onnx.save(model, exported)
+    with pytest.raises(VerificationError) as raised:
+        verify(exported, layer, args)
+    report = raised.value.report
+    assert report is not None
+    assert report.failures
+    random = [each for each in report.failures if each.output == "output" and "B=7" in each.case]
+    assert all(each.first_bad is not None and each.first_bad[0] <= 3 for each in random)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_an_export_that_is_wrong_leaves_no_file(
+    earlier: bool, layer: nn.RNN, args: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault is in the form itself: it writes tanh as softsign."""
+    path = tmp_path / "rnn.onnx"
+    if earlier:
+        path.write_bytes(b"an earlier file")
+    monkeypatch.setitem(ACTIVATIONS, "tanh", "Softsign")
+    with pytest.raises(VerificationError, match=r"rnn.onnx is not the model"):
+        export_onnx(layer, args, path)
+    assert [each.name for each in tmp_path.iterdir()] == (["rnn.onnx"] if earlier else [])
+    assert not earlier or path.read_bytes() == b"an earlier file"
+
+
+def test_a_frozen_batch_is_found(layer: nn.RNN, args: Any, exported: Path) -> None:
+    """A file that says that B is dynamic, and has the batch of the example inside."""
+    model = onnx.load(exported)
+    shape = next(each for each in model.graph.initializer if each.name == "rnn0.output.shape")
+    shape.CopyFrom(numpy_helper.from_array(np.array([STEPS, 2, 16], np.int64), shape.name))
+    onnx.save(model, exported)
+    with pytest.raises(ExportError, match=r"rnn.onnx fails on random, B=1"):
+        verify(exported, layer, args)
+
+
+def test_a_file_of_another_model_is_refused(args: Any, exported: Path) -> None:
+    with pytest.raises(VerificationError, match="is not the model"):
+        verify(exported, nn.RNN(3, 8, 2, bidirectional=True), args)
+    with pytest.raises(ExportError, match=r"has 2 inputs \(input, h0\), the example has 1 tensors"):
+        verify(exported, nn.RNN(3, 8, 2, bidirectional=True), args[:1])
+    with pytest.raises(
+        VerificationError, match=r"`output` is float32\[6, 2, 16\] on example, the model gives float32\[6, 2, 8\]"
+    ):
+        verify(exported, nn.RNN(3, 8, 4), args)
+
+
+def test_a_file_that_is_no_model_is_refused(layer: nn.RNN, args: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        verify(tmp_path / "nothing.onnx", layer, args)
+    (tmp_path / "text.onnx").write_text("hello", encoding="utf-8")
+    with pytest.raises(ExportError, match=r"text.onnx is not a valid ONNX model"):
+        verify(tmp_path / "text.onnx", layer, args)
+
+
+def test_explicit_limits_are_kept(layer: nn.RNN, args: Any, exported: Path) -> None:
+    with pytest.raises(VerificationError, match=r"allowed 0.0e\+00"):
+        verify(exported, layer, args, atol=0, rtol=0)
+    report = verify(exported, layer, args, atol=0.25)
+    assert {each.allowed for each in report.comparisons} == {0.25}
+
+
+def test_a_model_that_amplifies_rounding_is_judged_by_its_own(tmp_path: Path) -> None:
+    """Weights that make the net chaotic: float32 PyTorch itself is further from float64 than the usual limit."""
+    layer = nn.RNN(3, 32, 1)
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(6)
+    x = torch.randn(25, 2, 3)
+    report = export_onnx(layer, x, tmp_path / "chaotic.onnx")
+    worst = report.worst["CPUExecutionProvider"]["output"]
+    assert worst.rounding > 1e-5
+    assert worst.allowed == pytest.approx(min(10 * worst.rounding, 1e-2), rel=0.5)
+    model = onnx.load(tmp_path / "chaotic.onnx")
+    input_projection_without_bias(model.graph)
+    onnx.save(model, tmp_path / "chaotic.onnx")
+    with pytest.raises(VerificationError):
+        verify(tmp_path / "chaotic.onnx", layer, x)
+
+
+class Picky(nn.Module):
+    """Takes an even batch only, and values that it has an embedding for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.rnn = nn.RNN(3, 4, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if not torch.compiler.is_exporting() and tokens.size(0) % 2:
+            raise ValueError("an odd batch")
+        output: Tensor = self.rnn(self.embed(tokens))[0]
+        return output
+
+
+def test_sizes_that_the_model_cannot_take_can_be_left_out(tmp_path: Path) -> None:
+    tokens = torch.randint(5, (2, 4))
+    with pytest.raises(ExportError, match="the PyTorch model itself fails on random, B=1: ValueError: an odd batch"):
+        export_onnx(Picky(), tokens, tmp_path / "a.onnx")
+    report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", sizes=(2, 4, 6))
+    assert {each.case for each in report.comparisons} == {"example", "random, B=2", "random, B=4", "random, B=6"}
+
+
+def test_a_constant_example_is_not_checked_with_constants(tmp_path: Path) -> None:
+    """On zeros alone, a wrong weight_ih would go unseen."""
+    layer, zeros = nn.RNN(3, 4), torch.zeros(4, 2, 3)
+    export_onnx(layer, zeros, tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    weight = next(each for each in model.graph.initializer if each.name == "weight_ih_l0")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
+    onnx.save(model, tmp_path / "a.onnx")
+    with pytest.raises(VerificationError):
+        verify(tmp_path / "a.onnx", layer, zeros)
+
+
+def test_the_report_reads_well_and_is_json(layer: nn.RNN, args: Any, exported: Path) -> None:
+    import json
+
+    report = verify(exported, layer, args)
+    lines = str(report).splitlines()
+    assert lines[0].endswith("opset 18")
+    assert "unrolled, 68 nodes" in lines[0]
+    assert lines[1:5] == [
+        "  input   input: float32 [6, B, 3]", "  input   h0: float32 [4, B, 8]",
+        "  output  output: float32 [6, B, 16]", "  output  h_n: float32 [4, B, 8]",
+    ]  # fmt: skip
+    assert lines[5] == "  CPUExecutionProvider: checked"
+    assert lines[6].startswith("    output: max abs error ")
+    loaded = json.loads(report.to_json())
+    assert loaded["form"] == "unrolled"
+    assert loaded["inputs"][0] == {"name": "input", "dtype": "float32", "shape": [6, "B", 3]}
+    assert len(loaded["comparisons"]) == len(report.comparisons)
+
+
+def test_forms_are_what_the_docs_say() -> None:
+    assert list(forms_module.FORMS) == ["unrolled"]

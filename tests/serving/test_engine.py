@@ -1,0 +1,147 @@
+"""`Engine`: a graph answers, and what it cannot take is refused before it reaches onnxruntime."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploy_rnn.errors import InputError, LoadError, ProviderError
+from deploy_rnn.export import export_onnx
+from deploy_rnn.runtime import CUDA, TensorSpec, placement
+from deploy_rnn.serving import Engine
+
+
+@pytest.fixture(scope="module")
+def layer() -> nn.RNN:
+    return nn.RNN(3, 5, 2, bidirectional=True)
+
+
+@pytest.fixture(scope="module")
+def path(layer: nn.RNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("engine") / "rnn.onnx"
+    export_onnx(layer, (torch.randn(4, 2, 3), torch.randn(4, 2, 5)), file)
+    return file
+
+
+def feeds(batch: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(batch)
+    return {
+        "input": random.standard_normal((4, batch, 3), np.float32),
+        "h0": random.standard_normal((4, batch, 5), np.float32),
+    }
+
+
+def test_it_says_what_it_takes_and_gives(path: Path) -> None:
+    engine = Engine(path)
+    assert engine.inputs == (
+        TensorSpec("input", "float32", (4, "B", 3)), TensorSpec("h0", "float32", (4, "B", 5)),
+    )  # fmt: skip
+    assert [str(spec) for spec in engine.outputs] == ["output: float32 [4, B, 10]", "h_n: float32 [4, B, 5]"]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+def test_it_answers_as_the_layer_does(batch: int, layer: nn.RNN, path: Path) -> None:
+    given = feeds(batch)
+    found = Engine(path, threads=1).run(given)
+    output, h_n = layer(torch.from_numpy(given["input"]), torch.from_numpy(given["h0"]))
+    np.testing.assert_allclose(found["output"], output.detach(), atol=1e-6)
+    np.testing.assert_allclose(found["h_n"], h_n.detach(), atol=1e-6)
+
+
+def test_only_the_outputs_asked_for(path: Path) -> None:
+    engine = Engine(path)
+    assert list(engine.run(feeds(2), ["h_n"])) == ["h_n"]
+    with pytest.raises(InputError, match="there is no output `y`; the outputs are output, h_n"):
+        engine.run(feeds(2), ["y"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"h0": None}, "input `h0` is missing; the inputs are input, h0."),
+        ({"x": np.zeros(3)}, "there is no input `x`; the inputs are input, h0."),
+        ({"input": [[1.0]]}, "`input` is a list; give a numpy array of float32."),
+        ({"input": np.zeros((4, 2, 3))}, "`input` is float64, the graph takes float32; use array.astype('float32')."),
+        ({"input": np.zeros((4, 2), np.float32)}, "`input` has shape [4, 2], the graph takes input: float32 [4, B, 3]"),
+        ({"input": np.zeros((5, 2, 3), np.float32)}, "`input` has shape [5, 2, 3], the graph takes"),
+        ({"input": np.zeros((4, 0, 3), np.float32)}, "`input` has shape [4, 0, 3], the graph takes"),
+        ({"h0": np.zeros((4, 3, 5), np.float32)}, "`h0` has B=3, `input` has B=2."),
+    ],
+)
+def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message: str, path: Path) -> None:
+    given = {name: array for name, array in {**feeds(2), **change}.items() if array is not None}
+    with pytest.raises(InputError) as raised:
+        Engine(path).run(given)
+    assert message in str(raised.value)
+
+
+def test_a_file_that_is_missing_or_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        Engine(tmp_path / "nothing.onnx")
+    (tmp_path / "text.onnx").write_text("hello", encoding="utf-8")
+    with pytest.raises(LoadError, match="onnxruntime cannot open"):
+        Engine(tmp_path / "text.onnx")
+
+
+def test_a_provider_that_is_missing_or_does_not_start_is_an_error(path: Path) -> None:
+    with pytest.raises(ProviderError, match=r"has no NonsenseExecutionProvider; it has .*CPUExecutionProvider"):
+        Engine(path, provider="NonsenseExecutionProvider")
+    if not torch.cuda.is_available():
+        with pytest.raises(ProviderError, match=f"has no {CUDA}|{CUDA} did not start"):
+            Engine(path, provider=CUDA)
+
+
+def test_many_threads_at_once(path: Path) -> None:
+    engine = Engine(path)
+    expected = {batch: engine.run(feeds(batch))["output"] for batch in range(1, 9)}
+    wrong: list[int] = []
+
+    def ask(batch: int) -> None:
+        for _ in range(20):
+            if not np.array_equal(engine.run(feeds(batch))["output"], expected[batch]):
+                wrong.append(batch)
+
+    threads = [threading.Thread(target=ask, args=(batch,)) for batch in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_it_runs_where_torch_and_onnx_are_not_installed(path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxscript', 'onnx_ir'): sys.modules[name] = None\n"
+        "import numpy as np\n"
+        "from deploy_rnn.serving import Engine\n"
+        "run = Engine(sys.argv[1]).run({'input': np.ones((4, 2, 3), 'f'), 'h0': np.ones((4, 2, 5), 'f')})\n"
+        "print({name: array.shape for name, array in run.items()})"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code, path], text=True)
+    assert said.strip() == "{'output': (4, 2, 10), 'h_n': (4, 2, 5)}"
+
+
+def test_placement_counts_the_nodes_that_ran(path: Path) -> None:
+    ran = placement(path, "CPUExecutionProvider", feeds(2))
+    assert ran.keys() == {"CPUExecutionProvider"}
+    assert ran["CPUExecutionProvider"] >= 16  # 2 layers, 2 directions, 4 steps: each step one fused node
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("onnxruntime_cuda")
+def test_it_answers_on_the_gpu(layer: nn.RNN, path: Path) -> None:
+    given = feeds(5)
+    found = Engine(path, provider=CUDA).run(given)
+    output, h_n = layer(torch.from_numpy(given["input"]), torch.from_numpy(given["h0"]))
+    np.testing.assert_allclose(found["output"], output.detach(), atol=1e-5)
+    np.testing.assert_allclose(found["h_n"], h_n.detach(), atol=1e-5)
+    ran = placement(path, CUDA, given)
+    assert ran[CUDA] >= 2 * 16  # a Gemm and an activation each
+    assert ran.get("CPUExecutionProvider", 0) <= 4
