@@ -7,6 +7,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+AT = ("median", "worst")
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -50,6 +51,22 @@ def export_table(result: dict[str, Any]) -> str:
     return markdown(["", "seconds", "nodes", "MB"], rows) + "\n\n" + machine_line(result)
 
 
+def rounding_table(result: dict[str, Any]) -> str:
+    """Largest difference of a window's scores: the median window, and the worst."""
+    rows = [
+        [
+            f"{name} (largest singular value {row['gain']:.1f}, scores up to {row['largest_score']:.0f})",
+            *(f"{row[pair][at]:.0e}" for pair in ("float32_to_float64", "torch_to_deploy_rnn") for at in AT),
+        ]
+        for name, row in result["rows"].items()
+    ]
+    header = [
+        "recurrent weights",
+        *(f"{pair}, {at} window" for pair in ("float32 - float64", "two float32") for at in AT),
+    ]
+    return markdown(header, rows) + "\n\n" + machine_line(result)
+
+
 def accuracy_line(metrics: dict[str, Any]) -> str:
     return (
         f"Accuracy on {metrics['held_out_files']} held-out files ({metrics['held_out_characters']:,} characters, white "
@@ -68,6 +85,7 @@ def sections() -> dict[str, str]:
     return {
         "rnn": rnn_table(load(RESULTS / "rnn_cpu.json")),
         "export_time": export_table(load(RESULTS / "export_time.json")),
+        "rounding": rounding_table(load(RESULTS / "rounding.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
 
@@ -81,7 +99,7 @@ def filled(text: str) -> str:
     return text
 
 
-PAGES = (ROOT / "README.md", ROOT / "examples" / "highlight" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "verification.md", ROOT / "examples" / "highlight" / "README.md")
 
 
 def main() -> None:

@@ -16,10 +16,11 @@ from deploy_rnn.rnn import RNN
 
 from .call import Call, on_cpu
 from .capture import capture, find_batch_axes
+from .comparison import Limits
 from .forms import FORMS
 from .lower import lower
 from .report import Report
-from .verification import SIZES, Limits, check
+from .verification import SIZES, check
 
 OPSETS = (18, 19, 20)
 

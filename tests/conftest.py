@@ -20,6 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Small operations on a machine that also does something else: two threads wait for each other, up to 25 times slower.
 torch.set_num_threads(1)
 
+# float32 means float32 in the GPU's own comparisons too.
+torch.backends.cudnn.allow_tf32 = False
+
 
 @pytest.fixture(autouse=True)
 def seed() -> None:

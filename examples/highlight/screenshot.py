@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -11,9 +10,8 @@ from . import demo
 
 def main() -> None:
     file, picture = map(Path, sys.argv[1:])
-    console = Console(record=True, width=120, force_terminal=True)
-    with TemporaryDirectory() as folder:
-        demo.run(file, Path(folder) / "demo", console=console)
+    console = Console(record=True, width=120, force_terminal=True, force_interactive=False)
+    demo.run(file, Path("build/demo"), console=console)
     console.save_svg(str(picture), title=f"deploy-rnn demo {file.name}")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from deploy_rnn.files import replace_file
 
+from .annotate import annotate
 from .labels import LABELS, label
 from .model import CHECKPOINT, CONTEXT, OUTSIDE, WINDOW, Highlighter, encode, join, windows
 
@@ -43,14 +44,23 @@ def corpus() -> Iterator[tuple[bool, str]]:
                 yield hashlib.sha256(name.encode()).digest()[0] < 26, file.read()  # one in ten
 
 
-def read(held_out: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Character numbers and labels of each file of one side of the split."""
+Labelled = list[tuple[np.ndarray, np.ndarray]]
+"""Character numbers and labels of each file."""
+
+
+def read(held_out: bool) -> Labelled:
+    """One side of the split."""
     return [(encode(source), label(source)) for out, source in corpus() if out == held_out and source]
 
 
-def batches(
-    files: list[tuple[np.ndarray, np.ndarray]], size: int, generator: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
+def read_for_training() -> Labelled:
+    """The other side, every file as it is and once more with annotations."""
+    sources = [source for out, source in corpus() if not out and source]
+    sources += [annotate(source, seed) for seed, source in enumerate(sources)]
+    return [(encode(source), label(source)) for source in track(sources, "reading")]
+
+
+def batches(files: Labelled, size: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Random windows of the files laid end to end with gaps, for ever: characters and labels (size, WINDOW)."""
     gap = np.full(CONTEXT, OUTSIDE)
     codes = np.concatenate([part for each, _ in files for part in (gap, each, gap)])
@@ -67,7 +77,7 @@ def train(steps: int, batch: int, rate: float, seed: int, max_gain: float = MAX_
     model = Highlighter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    source = batches(read(held_out=False), batch, np.random.default_rng(seed))
+    source = batches(read_for_training(), batch, np.random.default_rng(seed))
     started = time.perf_counter()
     for step in track(range(1, steps + 1), "training"):
         characters, labels = next(source)
@@ -91,7 +101,7 @@ def limit_gain(layer: nn.RNN, limit: float) -> None:
             weight.copy_(left * values.clamp(max=limit) @ right)
 
 
-def accuracy(model: nn.Module, files: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+def accuracy(model: nn.Module, files: Labelled) -> dict[str, float]:
     """Share of characters with the right label, and of the most frequent label; white space does not count."""
     right, counts = 0, np.zeros(len(LABELS), np.int64)
     for codes, labels in track(files, "measuring"):

@@ -59,6 +59,18 @@ def test_one_compilation_serves_every_length_and_batch(num_layers: int, bidirect
             torch.testing.assert_close(compiled(torch.ones(steps, batch, 5)), original(torch.ones(steps, batch, 5)))
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_one_compilation_serves_every_length_and_batch_on_the_gpu(bidirectional: bool) -> None:
+    original = nn.RNN(5, 64, 2, bidirectional=bidirectional, device="cuda")
+    compiled = deploy_rnn.compile(original)
+    with torch.no_grad():
+        for steps, batch in [(4, 7), (9, 2), (33, 6)]:
+            x = torch.randn(steps, batch, 5, device="cuda")
+            torch.testing.assert_close(compiled(x), original(x), rtol=1e-4, atol=1e-5)
+        assert graphs() == 1
+
+
 @pytest.mark.slow
 def test_without_h0_layers_do_not_share_their_zeros() -> None:
     """Each layer's loop starts from zeros; were they one buffer, the second layer would start from the first's end."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploy_rnn import RNN, reference
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
 
 
@@ -89,6 +90,22 @@ def test_matches_torch_nn_rnn_with_every_option() -> None:
         x, h0 = inputs(original, batch=3, steps=4)
         h0 = h0 if with_h0 else None
         assert_same(run(ours, x, h0), run(original, x, h0))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_matches_torch_nn_rnn_on_each_device(bidirectional: bool, num_layers: int, device: str) -> None:
+    for nonlinearity, bias, batch_first, with_h0 in PAIRWISE:
+        for hidden, steps, batch in [(1, 1, 2), (63, 33, 5), (384, 7, 3), (385, 7, 3)]:  # cuDNN changes kernels at 384
+            original, ours = pair(
+                3, hidden, num_layers, nonlinearity=nonlinearity, bias=bias, batch_first=batch_first,
+                bidirectional=bidirectional,
+            )  # fmt: skip
+            original, ours = original.to(device), ours.to(device)
+            x, h0 = (each.to(device) for each in inputs(original, batch, steps))
+            h0 = h0 if with_h0 else None
+            assert_same(run(ours, x, h0), run(original, x, h0))
 
 
 def test_the_case_that_started_it_all() -> None:

@@ -164,7 +164,7 @@ def test_a_file_of_another_model_is_refused(args: Any, exported: Path) -> None:
     with pytest.raises(ExportError, match=r"has 2 inputs \(input, h0\), the example has 1 tensors"):
         verify(exported, nn.RNN(3, 8, 2, bidirectional=True), args[:1])
     with pytest.raises(
-        VerificationError, match=r"`output` is float32\[6, 2, 16\] on example, the model gives float32\[6, 2, 8\]"
+        VerificationError, match=r"`output` is float32\[6, 2, 16\] on example, PyTorch gives float32\[6, 2, 8\]"
     ):
         verify(exported, nn.RNN(3, 8, 4), args)
 

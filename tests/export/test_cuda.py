@@ -1,0 +1,50 @@
+"""The CUDA provider of onnxruntime against torch.nn.RNN."""
+
+import itertools
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from deploy_rnn.errors import VerificationError
+from deploy_rnn.export import export_onnx, verify
+from deploy_rnn.runtime import CPU, CUDA
+
+pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("onnxruntime_cuda")]
+
+
+@pytest.mark.parametrize("with_h0", [False, True])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_every_configuration_is_right_and_runs_on_the_gpu(
+    bidirectional: bool, num_layers: int, nonlinearity: str, with_h0: bool, tmp_path: Path
+) -> None:
+    for (steps, hidden), dtype in itertools.product([(1, 8), (7, 63), (33, 1)], [torch.float32, torch.float64]):
+        layer = nn.RNN(3, hidden, num_layers, nonlinearity, bidirectional=bidirectional, dtype=dtype)
+        x = torch.randn(steps, 2, 3, dtype=dtype)
+        h0 = torch.randn(num_layers * (2 if bidirectional else 1), 2, hidden, dtype=dtype)
+        report = export_onnx(layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx")
+        assert report.providers[CUDA].startswith("checked; it ran ")
+        assert {each.provider for each in report.comparisons} == {CPU, CUDA}
+
+
+def test_a_model_that_lives_on_the_gpu(tmp_path: Path) -> None:
+    layer = nn.RNN(3, 8, 2, bidirectional=True, device="cuda")
+    report = export_onnx(layer, torch.randn(6, 2, 3, device="cuda"), tmp_path / "rnn.onnx")
+    assert CUDA in report.worst
+    assert layer.weight_ih_l0.is_cuda
+
+
+def test_a_fault_is_found(tmp_path: Path) -> None:
+    layer, x = nn.RNN(3, 8, 2, bidirectional=True), torch.randn(6, 2, 3)
+    export_onnx(layer, x, tmp_path / "rnn.onnx")
+    model = onnx.load(tmp_path / "rnn.onnx")
+    next(node for node in model.graph.node if node.op_type == "Tanh").op_type = "Softsign"
+    onnx.save(model, tmp_path / "rnn.onnx")
+    with pytest.raises(VerificationError) as raised:
+        verify(tmp_path / "rnn.onnx", layer, x)
+    assert raised.value.report is not None
+    assert CUDA in {each.provider for each in raised.value.report.failures}
