@@ -43,7 +43,7 @@ def measure(checkpoint: Path) -> dict[str, Any]:
             largest = max(largest, float(scores.abs().max()))
     return {
         "gain": max(
-            float(torch.linalg.matrix_norm(weight, 2))
+            float(torch.linalg.matrix_norm(weight.detach(), 2))
             for name, weight in model.rnn.named_parameters()
             if name.startswith("weight_hh")
         ),
