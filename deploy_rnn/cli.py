@@ -50,7 +50,7 @@ def demo(file: Path | None, output: Path, as_json: bool) -> None:
         raise Refused(f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'") from None
     try:
         highlight.run(file, output, as_json=as_json)
-    except highlight.UnreadableFile as error:
+    except highlight.Unusable as error:
         raise Refused(str(error)) from None
     except DeployError as error:
         raise Failed(str(error)) from None

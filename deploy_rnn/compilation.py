@@ -18,8 +18,10 @@ def compile(model: nn.Module) -> nn.Module:
     """A compiled copy of `model`: `convert`, then `torch.compile(fullgraph=True, dynamic=True)`.
 
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
-    and batch sizes do not compile again, except T=1 and B=1, once each. Compilation happens at the first call; it
-    needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and faster.
+    and batch sizes do not compile again, except T=1 and B=1, once each; sizes that were equal in the first call (T=B,
+    say) are taken for one, which costs one more compilation when they first differ. Compilation happens at the first
+    call; it needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and
+    faster.
 
     Args:
         model: any module that `convert` takes; it is not touched, and shares no parameters with the result.

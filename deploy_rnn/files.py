@@ -9,14 +9,15 @@ Result = TypeVar("Result")
 
 
 def replace_file(path: Path, write: Callable[[Path], Result]) -> Result:
-    """Let `write` make a file under a temporary name in the same folder, then move it to `path`.
+    """Let `write` make a file under a temporary name in the same folder, then move it to `path`, links followed.
 
     If `write` raises, `path` stays as it was, and nothing is left beside it.
 
     Returns:
         What `write` returned.
     """
-    temporary = path.with_name(f".{path.stem}.{uuid4().hex}{path.suffix}")
+    path = path.resolve()
+    temporary = path.with_name(f".{uuid4().hex}{path.suffix[:16]}")
     try:
         result = write(temporary)
         temporary.replace(path)

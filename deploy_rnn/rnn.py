@@ -108,6 +108,9 @@ class RNN(nn.Module):
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
 
+    def flatten_parameters(self) -> None:
+        """Nothing to do: there is no cuDNN buffer that the weights must lie in."""
+
     def extra_repr(self) -> str:
         options = {
             "num_layers": (self.num_layers, 1), "bias": (self.bias, True), "batch_first": (self.batch_first, False),

@@ -1,8 +1,10 @@
 """onnxruntime sessions, opened the same way by export and serving: one provider, and no silent fallback."""
 
+import ctypes
 import re
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from json import loads
 from pathlib import Path
@@ -37,6 +39,11 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @classmethod
+    def of(cls, name: str, dtype: str, shape: Iterable[int | str | None]) -> "TensorSpec":
+        """`None` for a dynamic axis that the graph gives no name; it gets one of its own, such as "x.0"."""
+        return cls(name, dtype, tuple(f"{name}.{axis}" if size is None else size for axis, size in enumerate(shape)))
+
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
 
@@ -59,10 +66,13 @@ def open_session(
         profile_to: a folder for onnxruntime's profile of every node.
 
     Raises:
+        ValueError: `threads` below 1.
         LoadError: the file is no model, or has operators that the provider lacks.
         ProviderError: the provider is not in this onnxruntime, or did not start (onnxruntime would fall back to the
             CPU without an error).
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"`threads` (={threads}) must be 1 or more, or None for all cores.")
     if provider not in onnxruntime.get_available_providers():
         raise ProviderError(
             f"this onnxruntime (={onnxruntime.__version__}) has no {provider}; "
@@ -98,7 +108,17 @@ def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...]
 def _spec(arg: onnxruntime.NodeArg) -> TensorSpec:
     matched = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     element = matched[1] if matched else arg.type
-    return TensorSpec(arg.name, _DTYPES.get(element, element), tuple(arg.shape))
+    return TensorSpec.of(arg.name, _DTYPES.get(element, element), arg.shape)
+
+
+def has_cuda_device() -> bool:
+    """Whether the CUDA driver is there and sees a GPU; asked of the driver, since PyTorch may be a CPU build."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def placement(model: str | Path, provider: str, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:

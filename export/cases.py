@@ -76,11 +76,23 @@ def _sized(spec: TensorSpec, example: Tensor, at: dict[str, int]) -> list[int]:
     return [at.get(str(size), now) for size, now in zip(spec.shape, example.shape, strict=True)]
 
 
+def unvaried(call: Call, report: Report) -> tuple[str, ...]:
+    """The inputs that are checked with one value only: whole numbers or booleans, the same all over the example."""
+    return tuple(
+        spec.name
+        for spec, tensor in zip(report.inputs, call.tensors, strict=True)
+        if not tensor.is_floating_point() and _constant(tensor)
+    )
+
+
+def _constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
 def _draw(example: Tensor, shape: Sequence[int], random: torch.Generator) -> Tensor:
     """Values that the model takes: drawn from the example's own, unless that is a constant float tensor."""
     pool = example.detach().flatten()
-    constant = pool.numel() == 0 or bool((pool == pool[0]).all())
-    if constant and example.is_floating_point():
+    if example.is_floating_point() and _constant(example):
         return torch.randn(list(shape), generator=random, dtype=torch.float64).to(example.dtype)
     return pool[torch.randint(pool.numel(), list(shape), generator=random)]
 
@@ -89,39 +101,38 @@ class Reference:
     """The PyTorch model, and the same in float64 where it runs so."""
 
     def __init__(self, model: nn.Module, report: Report) -> None:
-        self._model = model
-        self._exact = copy.deepcopy(model).double()
+        self._model = copy.deepcopy(model).eval()  # a copy: a forward may count its calls in a buffer
+        self._exact = copy.deepcopy(self._model).double()
         self._report = report
 
     def case(self, label: str, fed: Call, asked: Call) -> Case:
         """`fed` are the graph's inputs, `asked` is the call to PyTorch that should give the same."""
         try:
-            outputs = _arrays(self._model, asked)
+            outputs = asked.run(self._model)
         except Exception as error:  # whatever the model's own code raises
             raise ExportError(
                 f"the PyTorch model itself fails on {label}: {type(error).__name__}: {error}. "
                 "If it cannot take that size, give the `sizes` that it can."
             ) from error
+        if unknown := [output.dtype for output in outputs if output.dtype is torch.bfloat16]:
+            raise ExportError(f"an output of the model is {unknown[0]}, which numpy has not; let it return .float().")
         if len(outputs) != len(self._report.outputs):
             raise ExportError(
                 f"the file has {len(self._report.outputs)} outputs, the model gives {len(outputs)} tensors."
             )
-        if any(output.size and not np.isfinite(output).any() for output in outputs):
+        arrays = [output.numpy() for output in outputs]
+        if any(array.size and not np.isfinite(array).any() for array in arrays):
             raise ExportError(f"an output of the PyTorch model has no finite value on {label}: nothing to compare.")
         feeds = {
             spec.name: tensor.detach().numpy() for spec, tensor in zip(self._report.inputs, fed.tensors, strict=True)
         }
-        exact = self._in_float64(asked) or outputs
-        return Case(label, feeds, [Expected.of(*each) for each in zip(outputs, exact, strict=True)])
+        exact = self._in_float64(asked) or arrays
+        return Case(label, feeds, [Expected.of(*each) for each in zip(arrays, exact, strict=True)])
 
     def _in_float64(self, call: Call) -> list[np.ndarray] | None:
         """None if the model does not run so, having a dtype written into its code."""
         wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
         try:
-            return _arrays(self._exact, call.with_tensors(wide))
+            return [output.numpy() for output in call.with_tensors(wide).run(self._exact)]
         except Exception:  # whatever the model's own code raises
             return None
-
-
-def _arrays(model: nn.Module, call: Call) -> list[np.ndarray]:
-    return [output.numpy() for output in call.run(model)]

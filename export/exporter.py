@@ -14,11 +14,12 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file
 from deploy_rnn.rnn import RNN
 
-from .call import Call, on_cpu
+from .call import Axes, Call, on_cpu
 from .capture import capture, find_batch_axes
 from .comparison import Limits
 from .forms import FORMS
 from .lower import lower
+from .names import name_ends
 from .report import Report
 from .verification import SIZES, check
 
@@ -65,42 +66,35 @@ def export_onnx(
         The report of the check.
 
     Raises:
+        ValueError, TypeError: an `atol`, `rtol`, `sizes` or `args` that cannot be used.
         DynamicAxisError: an axis was asked to be dynamic that the form or the model fixes.
         ConversionError: a recurrent layer that cannot be exported, such as a subclass with a forward of its own.
         VerificationError: the file's numbers differ from the model's; no file is left.
         ExportError: PyTorch cannot export the model, or an argument is out of range.
+
+    Warns:
+        UserWarning: every axis is fixed though the recurrent layers have a batch; or see `verify`.
     """
     path = _target(path)
     _check_options(form, opset_version)
+    limits = Limits(atol, rtol)
     model, call = on_cpu(model, Call.of(model, args, kwargs))
     _check_layers(model)
     bare = isinstance(model, (nn.RNN, RNN))
-    if isinstance(model, (nn.RNN, RNN)):
-        dynamic_shapes = _bare_shapes(model, call, dynamic_shapes)
-    elif dynamic_shapes is None:
-        dynamic_shapes = find_batch_axes(model, call, opset_version=opset_version)
-        if dynamic_shapes is None:
-            warnings.warn(
-                "every axis is fixed: the recurrent layers have a batch, but no axis of the inputs is its batch.",
-                stacklevel=2,
-            )
-    graph = capture(
-        model,
-        call,
-        dynamic_shapes=dynamic_shapes,
-        input_names=input_names or (["input", "h0"][: len(call.tensors)] if bare else None),
-        output_names=output_names or (["output", "h_n"] if bare else None),
-        opset_version=opset_version,
+    axes = _layer_axes(model, call, dynamic_shapes) if bare else _model_axes(model, call, dynamic_shapes, opset_version)
+    graph = capture(model, call, axes, opset_version=opset_version)
+    name_ends(
+        graph.graph,
+        inputs=input_names or (["input", "h0"][: len(axes)] if bare else None),
+        outputs=output_names or (["output", "h_n"] if bare else None),
     )
-    if not bare and output_names is None:
-        _name_outputs(graph.graph)
     lower(graph, form)
     graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
     graph.metadata_props["deploy_rnn.form"] = form
 
     def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
-        return check(temporary, model, call, Limits(atol, rtol), sizes, shown_as=path)
+        return check(temporary, model, call, limits, sizes, shown_as=path)
 
     return replace_file(path, save_and_check)
 
@@ -134,22 +128,28 @@ def _check_layers(model: nn.Module) -> None:
             )
 
 
-def _name_outputs(graph: ir.Graph) -> None:
-    """`output`, or `output_0`, `output_1`, ... instead of the names of the operators that made them."""
-    for number, value in enumerate(graph.outputs):
-        if not value.is_graph_input():
-            value.name = "output" if len(graph.outputs) == 1 else f"output_{number}"
+def _layer_axes(layer: nn.Module, call: Call, dynamic_shapes: Any) -> list[Axes]:
+    """For a layer by itself, whose batch axis is known: open unless something else is asked, and h0 shares it."""
+    batched, batch = call.tensors[0].dim() == 3, 0 if layer.batch_first else 1
+    if dynamic_shapes is None:
+        return [{batch: "B"}, {1: "B"}][: len(call.tensors)] if batched else [{} for _ in call.tensors]
+    if isinstance(dynamic_shapes, Mapping):
+        dynamic_shapes = {"hx" if name == "h0" else name: asked for name, asked in dynamic_shapes.items()}
+    axes = call.axes(dynamic_shapes)
+    if len(axes) == 2 and batched and batch in axes[0] and not axes[1]:
+        axes[1] = {1: axes[0][batch]}
+    return axes
 
 
-def _bare_shapes(layer: nn.RNN | RNN, call: Call, given: Any) -> Any:
-    """`dynamic_shapes` of a layer by itself: its batch axis is known, and h0 shares it."""
-    batched = call.tensors[0].dim() == 3
-    batch = 0 if layer.batch_first else 1
-    if given is None:
-        return call.shapes([{batch: "B"}, {1: "B"}][: len(call.tensors)]) if batched else None
-    if not given or not isinstance(given, Mapping):
-        return given or None
-    shapes = {"hx" if name == "h0" else name: axes for name, axes in given.items()}
-    if "hx" in call.arguments and "hx" not in shapes:
-        shapes["hx"] = {1: shapes["input"][batch]} if batched and batch in (shapes.get("input") or ()) else None
-    return shapes
+def _model_axes(model: nn.Module, call: Call, dynamic_shapes: Any, opset_version: int) -> list[Axes]:
+    """For a whole model: what is asked, or the batch of its recurrent layers wherever that enters."""
+    if dynamic_shapes is not None:
+        return call.axes(dynamic_shapes)
+    axes = find_batch_axes(model, call, opset_version=opset_version)
+    if not any(axes):
+        warnings.warn(
+            "every axis is fixed: the recurrent layers have a batch, but no axis of the inputs is its batch by itself; "
+            "give `dynamic_shapes` if one should be dynamic.",
+            stacklevel=3,
+        )
+    return axes

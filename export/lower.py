@@ -22,12 +22,19 @@ def lower(model: ir.Model, form: str) -> ir.Model:
         stack = Stack.of(node)
         if form in FIXED_TIME and not isinstance(stack.steps, int):
             raise _dynamic_time(model.graph, stack.steps, form)
-        build = Builder(model.graph, prefix=f"rnn{number}.")
+        build = Builder(model.graph, prefix=_free_prefix(model.graph, f"rnn{number}."))
         _replace(model.graph, node, build, FORMS[form](build, stack))
     for clean in (common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass()):
         clean(model)
     model.graph.opset_imports.pop(DOMAIN, None)
     return model
+
+
+def _free_prefix(graph: ir.Graph, prefix: str) -> str:
+    taken = [value.name or "" for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())]
+    while any(name.startswith(prefix) for name in taken):
+        prefix = f"_{prefix}"
+    return prefix
 
 
 def _replace(graph: ir.Graph, node: ir.Node, build: Builder, results: tuple[ir.Value, ir.Value]) -> None:

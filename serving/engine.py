@@ -25,6 +25,7 @@ class Engine:
         FileNotFoundError: there is no such file.
         LoadError: the file is no model.
         ProviderError: the provider is missing or did not start.
+        ValueError: `threads` below 1.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -46,7 +47,11 @@ class Engine:
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; an unknown output.
         """
+        if not isinstance(inputs, Mapping):
+            raise InputError(f"`inputs` is a {type(inputs).__name__}; give a dict of arrays by name.")
         known = [spec.name for spec in self.outputs]
+        if outputs is not None and (isinstance(outputs, str) or not outputs):
+            raise InputError(f"`outputs` (={outputs!r}) must be a list of names, or None for all ({', '.join(known)}).")
         wanted = known if outputs is None else list(outputs)
         if unknown := [name for name in wanted if name not in known]:
             raise InputError(f"there is no output `{unknown[0]}`; the outputs are {', '.join(known)}.")

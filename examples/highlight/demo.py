@@ -24,7 +24,7 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import Report, export_onnx
-from deploy_rnn.export.comparison import Expected, Limits
+from deploy_rnn.export.comparison import Expected, Limits, difference
 from deploy_rnn.serving import Engine
 from deploy_rnn.timing import Timing, compare
 
@@ -39,12 +39,15 @@ STYLES = {
     "keyword": "bold magenta", "number": "cyan", "string": "green", "comment": "italic bright_black",
 }  # fmt: skip
 
+CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {127: "\u2421"}
+"""Control characters as pictures of themselves: they would move the colours, or command the terminal."""
+
 Reader = Callable[[np.ndarray], np.ndarray]
 """Windows (B, T) int64 -> scores (B, T, labels)."""
 
 
-class UnreadableFile(DeployError):
-    """A FILE that is not Python source in UTF-8."""
+class Unusable(DeployError):
+    """A FILE that is not Python source in UTF-8, or a folder that cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ class Result:
 
     Attributes:
         seconds: one run over `windows` windows.
-        difference: the largest from torch.nn.RNN's scores, as a share of the largest score.
-        allowed: the difference that passes, by the rule of docs/verification.md.
+        difference: the largest from torch.nn.RNN's scores.
+        allowed_share: the same as a share of what passes, by the rule of docs/verification.md; above 1 is a failure.
         labels_changed: characters of the file that got another label.
     """
 
     seconds: Timing | None = None
     difference: float | None = None
-    allowed: float | None = None
+    allowed_share: float | None = None
     labels_changed: int | None = None
     missing: str | None = None
 
@@ -69,13 +72,16 @@ def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Cons
     """Read `file` (None: this one) with every runtime; print, and write the graph, its report and a page to `folder`.
 
     Raises:
-        UnreadableFile: `file` is missing, empty, binary or not UTF-8.
+        Unusable: `file` is missing, empty, binary or not UTF-8; `folder` cannot be made.
         DeployError: the export failed its check, or a runtime disagrees with torch.nn.RNN.
     """
     file = Path(__file__) if file is None else file
     source = read(file)
     console = console or Console(quiet=as_json)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"cannot make the folder {str(folder)!r}: {(error.strerror or str(error)).lower()}.") from None
     parts = windows(encode(source))
     batches = np.array_split(parts, -(-len(parts) // BATCH))
     model = load()
@@ -102,20 +108,22 @@ def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Cons
 
 def read(file: Path) -> str:
     """The text of a Python file, with line ends as "\\n"."""
+    if file.exists() and not file.is_file():
+        raise Unusable(f"cannot read {str(file)!r}: it is a {'folder' if file.is_dir() else 'device or pipe'}.")
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise UnreadableFile(f"cannot read {str(file)!r}: {(error.strerror or str(error)).lower()}.") from None
-    if not data.strip():
-        raise UnreadableFile(f"{str(file)!r} is empty; give a file with Python source.")
+        raise Unusable(f"cannot read {str(file)!r}: {(error.strerror or str(error)).lower()}.") from None
     if b"\0" in data:
-        raise UnreadableFile(f"{str(file)!r} is binary, or UTF-16; give Python source in UTF-8.")
+        raise Unusable(f"{str(file)!r} is binary, or UTF-16; give Python source in UTF-8.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableFile(
+        raise Unusable(
             f"{str(file)!r} is not UTF-8 (byte {data[error.start]:#04x} at {error.start}); convert it to UTF-8 first."
         ) from None
+    if not text.strip():
+        raise Unusable(f"{str(file)!r} is empty; give a file with Python source.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -158,8 +166,8 @@ def contest(
         if isinstance(reader, str)
         else Result(
             times[name],
-            float(np.abs(scores[name] - scores[truth]).max()) / expected.magnitude,
-            Limits().allowed(expected) / expected.magnitude,
+            float(difference(scores[truth], scores[name]).max()),
+            float((difference(scores[truth], scores[name]) / Limits().allowed(expected)).max()),
             int((labels[name] != labels[truth]).sum()),
         )
         for name, reader in readers.items()
@@ -173,15 +181,16 @@ def _read_all(reader: Reader, batches: list[np.ndarray]) -> np.ndarray:
 
 def _agree(results: Mapping[str, Result]) -> None:
     for name, result in results.items():
-        if result.difference is not None and result.allowed is not None and result.difference > result.allowed:
+        if result.allowed_share is not None and result.allowed_share > 1:
             raise DeployError(
-                f"{name} differs from torch.nn.RNN by {result.difference:.1e}, more than {result.allowed:.1e}."
+                f"{name} differs from torch.nn.RNN by {result.difference:.1e}, {result.allowed_share:.0f} times what "
+                "is allowed."
             )
 
 
 def coloured(source: str, labels: np.ndarray) -> Text:
     """The file, each character in the style of its label."""
-    text = Text(source, no_wrap=False)
+    text = Text(source.translate(CONTROLS), no_wrap=False)
     edges = [0, *(np.flatnonzero(np.diff(labels)) + 1).tolist(), len(source)]
     for start, end in itertools.pairwise(edges):
         text.stylize(STYLES[LABELS[labels[start]]], start, end)

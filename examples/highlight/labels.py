@@ -20,7 +20,7 @@ def label(source: str) -> np.ndarray:
     Raises:
         tokenize.TokenError, SyntaxError: `source` is not Python.
     """
-    starts = np.cumsum([0, *map(len, source.splitlines(keepends=True))])
+    starts = np.cumsum([0, *map(len, io.StringIO(source))])  # lines as tokenize counts them
     labels = np.where([character.isspace() for character in source], _SPACE, _OPERATOR).astype(np.uint8)
     for (start_row, start), (end_row, end), kind in _spans(source):
         covered = slice(starts[start_row - 1] + start, starts[end_row - 1] + end)

@@ -13,6 +13,8 @@ import deploy_rnn.serving
 
 ROOT = Path(__file__).parents[2]
 
+LAZY = {"RNN": "deploy_rnn.rnn", "convert": "deploy_rnn.conversion", "compile": "deploy_rnn.compilation"}
+
 # The arrows of docs/architecture.md; a part always knows itself and what has no heavy dependency of its own.
 LIGHT = {"deploy_rnn", "deploy_rnn.errors", "deploy_rnn.lazy", "deploy_rnn.files", "deploy_rnn.timing"}
 MAY_IMPORT = {
@@ -25,14 +27,27 @@ FOREIGN = {"export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript"
 
 def imports(path: Path, *, top_level: bool = False) -> set[str]:
     """The absolute modules that a file imports; `top_level`: only those outside functions and TYPE_CHECKING."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return imported(path.read_text(encoding="utf-8"), package_of(path), top_level=top_level)
+
+
+def package_of(path: Path) -> list[str]:
+    """The package that a file belongs to, as it is imported: export/forms/unrolled.py -> deploy_rnn.export.forms"""
+    parts = list(path.relative_to(ROOT).parent.parts)
+    return parts if parts[0] == "deploy_rnn" else ["deploy_rnn", *parts]
+
+
+def imported(source: str, package: list[str], *, top_level: bool = False) -> set[str]:
+    tree = ast.parse(source)
     nodes = tree.body if top_level else list(ast.walk(tree))
     found: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # `from deploy_rnn import RNN` loads the module that the name stands for
+            found |= {LAZY.get(alias.name, module) for alias in node.names} if module == "deploy_rnn" else {module}
     return found
 
 
@@ -43,8 +58,23 @@ def test_the_arrows(part: str) -> None:
     for path in files:
         for module in imports(path):
             if module.startswith("deploy_rnn") and path.name != "cli.py" and not _type_checking_only(path, module):
-                assert module in MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {module}"
+                assert allowed(part, module), f"{path.relative_to(ROOT)} imports {module}"
             assert module.partition(".")[0] not in FOREIGN.get(part, set()), f"{path.relative_to(ROOT)}: {module}"
+
+
+def allowed(part: str, module: str) -> bool:
+    return module in MAY_IMPORT[part] or module.startswith(f"deploy_rnn.{part}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from deploy_rnn import RNN", "from ..rnn import RNN", "from .. import compile", "import deploy_rnn.export",
+        "from ..export import export_onnx", "from ..export.report import Report", "def f():\n  from ..rnn import RNN",
+    ],
+)  # fmt: skip
+def test_a_forbidden_arrow_is_seen(line: str) -> None:
+    assert not all(allowed("serving", module) for module in imported(line, ["deploy_rnn", "serving"]))
 
 
 def _type_checking_only(path: Path, module: str) -> bool:

@@ -80,7 +80,33 @@ class Overridden(nn.RNN):
         return 2 * output, h_n
 
 
-def test_a_subclass_without_a_forward_of_its_own_is_converted() -> None:
+class Helpful(nn.RNN):
+    def last(self, x: Tensor) -> Tensor:
+        state: Tensor = self(x)[1]
+        return state
+
+
+class Ours(RNN):
+    def last(self, x: Tensor) -> Tensor:
+        state: Tensor = self(x)[1]
+        return state
+
+
+def test_a_subclass_of_our_layer_stays_what_it_is() -> None:
+    layer = Ours(3, 4)
+    converted = convert(nn.Sequential(layer))[0]
+    assert type(converted) is Ours
+    assert converted is not layer
+    assert torch.equal(converted.last(torch.ones(2, 1, 3)), layer.last(torch.ones(2, 1, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_scripted_model_is_refused() -> None:
+    with pytest.raises(ConversionError, match="`0` is scripted; convert it"):
+        convert(nn.Sequential(torch.jit.script(nn.RNN(3, 4))))
+
+
+def test_a_subclass_with_nothing_of_its_own_is_converted() -> None:
     layer = Inherited(3, 4)
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(convert(layer)(x), layer(x))
@@ -91,7 +117,8 @@ def test_a_subclass_without_a_forward_of_its_own_is_converted() -> None:
     [
         (nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 4)), "`1` is a torch.nn.LSTM; only torch.nn.RNN can be converted."),
         (nn.GRU(3, 4), "the model is a torch.nn.GRU; only torch.nn.RNN can be converted."),
-        (nn.Sequential(Overridden(3, 4)), "with a forward of its own, which would be lost"),
+        (nn.Sequential(Overridden(3, 4)), "with `forward` of its own, which would be lost"),
+        (Helpful(3, 4), "with `last` of its own, which would be lost"),
         (nn.Sequential(parametrizations.weight_norm(nn.RNN(3, 4), "weight_hh_l0")), "remove_parametrizations"),
     ],
 )

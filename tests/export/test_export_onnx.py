@@ -58,7 +58,7 @@ def test_every_case_is_run_with_optimisations_off_and_on(tmp_path: Path) -> None
     assert runs[CPU, False] == runs[CPU, True] == 4 * 2  # cases, outputs
     assert report.providers[CPU] == "checked"
     if not torch.cuda.is_available():
-        assert report.providers[CUDA] == "not checked: PyTorch sees no CUDA device."
+        assert report.providers[CUDA] == "not checked: there is no CUDA device."
     assert all(each.ok for each in report.comparisons)
     assert not report.failures
 
@@ -166,6 +166,103 @@ def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
         export_onnx(layer, (x,), path, dynamic_shapes={"input": {2: "I"}})
 
 
+def test_an_axis_may_be_counted_from_the_end_and_axes_may_be_a_list(tmp_path: Path) -> None:
+    layer, x, h0 = nn.RNN(5, 7), torch.randn(4, 2, 5), torch.randn(1, 2, 7)
+    static = torch.export.Dim.STATIC
+    for shapes in ({"input": {-2: "N"}}, {"input": [static, "N", static]}, {"input": (None, "N", 5), "h0": {-2: "N"}}):
+        report = export_onnx(layer, (x, h0), tmp_path / "a.onnx", dynamic_shapes=shapes)
+        assert report.inputs == specs(("input", "float32", [4, "N", 5]), ("h0", "float32", [1, "N", 7]))
+    report = export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", dynamic_shapes=({-2: "N"},))
+    assert report.inputs == specs(("tokens", "int64", ["N", 6]))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"x": {1: "B"}}, "`dynamic_shapes` names `x`; the arguments are input."),
+        ({"input": {3: "B"}}, "`dynamic_shapes` has axis 3 for `input`, which has 3 axes."),
+        ({"input": "B"}, "`dynamic_shapes` has 'B' for `input`; give {axis: name}, such as {0: 'B'}."),
+    ],
+)
+def test_dynamic_shapes_that_do_not_fit_are_refused(shapes: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as raised:
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx", dynamic_shapes=shapes)
+    assert str(raised.value) == message
+
+
+class TwoInputs(nn.Module):
+    """An optional tensor, an option that is no tensor, and names that a graph might use inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(5, 7)
+        self.output = nn.Parameter(torch.randn(7))
+
+    def forward(self, output: Tensor, h: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        self.rnn.flatten_parameters()
+        y, h_n = self.rnn(output, h)
+        return y * scale + self.output, h_n
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "names"),
+    [
+        (("x", None), None, ["output"]),
+        (("x", None, 2.5), None, ["output"]),
+        ((), {"scale": 3.0, "h": "h", "output": "x"}, ["output", "h"]),
+        (("x", {"h": "h"}), None, ["output", "h"]),
+        (("x",), {"scale": 3.0}, ["output"]),
+    ],
+)
+def test_arguments_as_torch_onnx_export_takes_them(args: Any, kwargs: Any, names: list[str], tmp_path: Path) -> None:
+    tensors = {"x": torch.randn(4, 2, 5), "h": torch.randn(1, 2, 7)}
+    args, kwargs = torch.utils._pytree.tree_map(lambda leaf: tensors.get(leaf, leaf), (args, kwargs))
+    report = export_onnx(TwoInputs(), args, tmp_path / "a.onnx", kwargs=kwargs)
+    assert [spec.name for spec in report.inputs] == names
+    assert {spec.shape[1] for spec in report.inputs} == {"B"}
+    assert [spec.name for spec in report.outputs] == ["output_0", "output_1"]
+
+
+def test_names_that_meet(tmp_path: Path) -> None:
+    x, path = torch.randn(4, 2, 5), tmp_path / "a.onnx"
+    report = export_onnx(nn.RNN(5, 7), x, path, input_names=["rnn0.input"], output_names=["weight_hh_l0", "rnn0.h"])
+    assert report.inputs[0].name == "rnn0.input"
+    assert [spec.name for spec in report.outputs] == ["weight_hh_l0", "rnn0.h"]
+    with pytest.raises(ExportError, match=r"`output_names` \(=\['y'\]\) must be a list of 2 names"):
+        export_onnx(nn.RNN(5, 7), x, path, output_names=["y"])
+    with pytest.raises(ExportError, match=r"`output_names` \(='yz'\) must be a list of 2 names"):
+        export_onnx(nn.RNN(5, 7), x, path, output_names="yz")
+    with pytest.raises(ExportError, match="the name `y` would stand for two"):
+        export_onnx(nn.RNN(5, 7), x, path, input_names=["y"], output_names=["y", "z"])
+
+
+def test_a_model_that_counts_its_calls_is_left_alone(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(5, 7)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            output: Tensor = self.rnn(x)[0]
+            return output
+
+    model = Counting()
+    export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx")
+    assert model.calls == 0
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "a.onnx").symlink_to(tmp_path / "target" / "b.onnx")
+    export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").is_symlink()
+    assert [each.name for each in (tmp_path / "target").iterdir()] == ["b.onnx"]
+
+
 def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path) -> None:
     layer = nn.RNN(5, 7, 2, dropout=0.9)
     for mode in (True, False):
@@ -195,6 +292,12 @@ def test_what_cannot_be_exported_is_refused(
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"do not fit RNN.forward: too many positional arguments"):
         export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), None, None), tmp_path / "a.onnx")
+    with pytest.raises(TypeError, match="`args` is a dict; give keyword arguments as `kwargs`"):
+        export_onnx(nn.RNN(5, 7), {"input": torch.randn(4, 2, 5)}, tmp_path / "a.onnx")
+    with pytest.raises(TypeError, match=r"`args` has no torch.Tensor in it \(but ndarray\)"):
+        export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5).numpy(),), tmp_path / "a.onnx")
+    with pytest.raises(ExportError, match=r"an example tensor of shape \[4, 0, 5\] is empty"):
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 0, 5), tmp_path / "a.onnx")
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
         export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "nowhere" / "a.onnx")
     with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
-from deploy_rnn.export import forms as forms_module
 from deploy_rnn.export.forms.unrolled import ACTIVATIONS
 
 STEPS = 6
@@ -130,7 +129,124 @@ def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, expor
     assert report is not None
     assert report.failures
     random = [each for each in report.failures if each.output == "output" and "B=7" in each.case]
-    assert all(each.first_bad is not None and each.first_bad[0] <= 3 for each in random)
+    assert len(random) == 4  # with and without h0, graph optimisations off and on
+    for each in random:
+        # Step 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
+        assert each.first_bad is not None
+        assert each.first_bad[0] == 0
+        assert each.used > 1
+    assert "inf" not in report.to_json()
+
+
+def test_an_infinite_difference_is_a_string_in_json(layer: nn.RNN, args: Any, exported: Path) -> None:
+    model = onnx.load(exported)
+    bias = next(each for each in model.graph.initializer if each.name == "rnn0.l1f.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), bias.name))
+    onnx.save(model, exported)
+    with pytest.raises(VerificationError) as raised:
+        verify(exported, layer, args)
+    assert raised.value.report is not None
+    assert '"difference": "inf"' in raised.value.report.to_json()
+
+
+class Masked(nn.Module):
+    """Scores of which some are minus a billion, as is usual before a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 8, 2, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        return output.masked_fill(x[..., :1] > 0, -1e9)
+
+
+class Growing(nn.Module):
+    """States that grow a million times over the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 8, 1, "relu")
+        with torch.no_grad():
+            self.rnn.weight_hh_l0.copy_(1.8 * torch.eye(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        return output
+
+
+@pytest.mark.parametrize("model", [Masked(), Growing()])
+def test_huge_values_do_not_hide_a_fault_among_small_ones(model: nn.Module, tmp_path: Path) -> None:
+    x, path = torch.randn(25, 2, 3), tmp_path / "model.onnx"
+    export_onnx(model, x, path)
+    file = onnx.load(path)
+    concat = node_writing(file.graph, "rnn0.l0f.h")
+    concat.input[1] = concat.input[0]  # step 1 has the output of step 0
+    onnx.save(file, path)
+    with pytest.raises(VerificationError):
+        verify(path, model, x)
+
+
+def test_one_tensor_given_twice_is_checked_as_two(tmp_path: Path) -> None:
+    class Difference(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(3, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            output: Tensor = self.rnn(a - 3 * b)[0]
+            return output
+
+    model, x = Difference(), torch.randn(4, 2, 3)
+    export_onnx(model, (x, x), tmp_path / "a.onnx")
+    file = onnx.load(tmp_path / "a.onnx")
+    file.graph.input[0].name, file.graph.input[1].name = "b", "a"
+    onnx.save(file, tmp_path / "a.onnx")
+    with pytest.raises(VerificationError):
+        verify(tmp_path / "a.onnx", model, (x, x))
+
+
+def test_an_example_of_one_whole_number_is_reported(tmp_path: Path) -> None:
+    model = Picky()
+    with pytest.warns(UserWarning, match=r"the example of `tokens` has one value all over, so a.onnx is checked with"):
+        report = export_onnx(model, torch.zeros(2, 4, dtype=torch.long), tmp_path / "a.onnx", sizes=(2, 4))
+    assert report.unvaried == ("tokens",)
+    assert "  tokens: checked with one value only, the example has no other" in str(report).splitlines()
+    assert export_onnx(model, torch.randint(5, (2, 4)), tmp_path / "a.onnx", sizes=(2, 4)).unvaried == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"atol": float("nan")}, r"`atol` \(=nan\) is no limit"),
+        ({"rtol": -1.0}, r"`rtol` \(=-1.0\) is no limit"),
+        ({"sizes": ()}, r"`sizes` \(=\(\)\) must be whole numbers from 1"),
+        ({"sizes": 3}, r"`sizes` \(=3\) must be"),
+        ({"sizes": (0, 1)}, r"`sizes` \(=\(0, 1\)\) must be"),
+    ],
+)
+def test_limits_that_check_nothing_are_refused(
+    options: dict[str, Any], message: str, layer: nn.RNN, args: Any, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        verify(exported, layer, args, **options)
+    with pytest.raises(ValueError, match=message):
+        export_onnx(layer, args, tmp_path / "b.onnx", **options)
+    assert [each.name for each in tmp_path.iterdir()] == ["rnn.onnx"]
+
+
+def test_a_file_from_elsewhere(layer: nn.RNN, args: Any, exported: Path) -> None:
+    """Its operators' domain spelt out, its batch without a name."""
+    model = onnx.load(exported)
+    model.opset_import[0].domain = "ai.onnx"
+    for value in (*model.graph.input[:1], *model.graph.output):
+        value.type.tensor_type.shape.dim[1].ClearField("dim_param")
+    del model.graph.input[1].type.tensor_type.shape.dim[1]
+    model.graph.input[1].type.tensor_type.shape.dim.insert(1, onnx.TensorShapeProto.Dimension(dim_value=2))
+    onnx.save(model, exported)
+    with pytest.raises(ExportError, match=r"the PyTorch model itself fails on random, input.1=1"):
+        verify(exported, layer, args)
+    assert verify(exported, layer, args, sizes=(2,)).inputs[0].shape == (STEPS, "input.1", 3)
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -193,7 +309,7 @@ def test_a_model_that_amplifies_rounding_is_judged_by_its_own(tmp_path: Path) ->
     report = export_onnx(layer, x, tmp_path / "chaotic.onnx")
     worst = report.worst["CPUExecutionProvider"]["output"]
     assert worst.rounding > 1e-5
-    assert worst.allowed == pytest.approx(min(10 * worst.rounding, 1e-2), rel=0.5)
+    assert worst.allowed == pytest.approx(min(10 * worst.rounding, 1e-2))  # all elements are below 1
     model = onnx.load(tmp_path / "chaotic.onnx")
     input_projection_without_bias(model.graph)
     onnx.save(model, tmp_path / "chaotic.onnx")
@@ -253,7 +369,3 @@ def test_the_report_reads_well_and_is_json(layer: nn.RNN, args: Any, exported: P
     assert loaded["form"] == "unrolled"
     assert loaded["inputs"][0] == {"name": "input", "dtype": "float32", "shape": [6, "B", 3]}
     assert len(loaded["comparisons"]) == len(report.comparisons)
-
-
-def test_forms_are_what_the_docs_say() -> None:
-    assert list(forms_module.FORMS) == ["unrolled"]

@@ -59,6 +59,13 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
     assert list(engine.run(feeds(2), ["h_n"])) == ["h_n"]
     with pytest.raises(InputError, match="there is no output `y`; the outputs are output, h_n"):
         engine.run(feeds(2), ["y"])
+    for nothing in ("output", []):
+        with pytest.raises(InputError, match=r"must be a list of names, or None for all \(output, h_n\)"):
+            engine.run(feeds(2), nothing)
+    with pytest.raises(InputError, match="`inputs` is a list; give a dict of arrays by name"):
+        engine.run(list(feeds(2).values()))
+    with pytest.raises(ValueError, match=r"`threads` \(=0\) must be 1 or more"):
+        Engine(path, threads=0)
 
 
 @pytest.mark.parametrize(
