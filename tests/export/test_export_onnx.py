@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from deploy_rnn import RNN
 from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError
 from deploy_rnn.export import export_onnx
+from deploy_rnn.export.capture import _name_axes
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec
 
 
@@ -326,3 +328,12 @@ def test_exporting_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
         warnings.simplefilter("error")
         export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), torch.randn(1, 2, 7)), tmp_path / "a.onnx")
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_axis_that_came_out_fixed_is_not_passed_over() -> None:
+    """PyTorch raises itself where it notices; this is for where it does not."""
+    value = ir.Value(name="x", shape=ir.Shape([4, 2]), type=ir.TensorType(ir.DataType.FLOAT))
+    graph = ir.Graph([value], [], nodes=[])
+    with pytest.raises(DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"):
+        _name_axes(graph, [{1: "B"}])
+    _name_axes(graph, [{1: torch.export.Dim.AUTO}])  # may be fixed
