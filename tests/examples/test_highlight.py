@@ -159,7 +159,7 @@ def run_demo(*arguments: str | Path, cwd: Path, **environment: str) -> subproces
 def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
     done = run_demo(cwd=tmp_path, FORCE_COLOR="1")
     assert done.returncode == 0, done.stderr
-    assert "class Unusable" in done.stdout
+    assert "Unusable" in done.stdout
     assert "\x1b[32m" in done.stdout  # strings are green
     for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
         assert name in done.stdout
