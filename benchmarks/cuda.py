@@ -1,8 +1,9 @@
 """`make cuda OUT=DIR`: everything that needs a GPU, in one command, with a JSON for each part in DIR.
 
-machine.json    GPU, driver, versions
-tests.json      every test marked `cuda`: passed, failed or skipped, with the reason
-rnn_cuda.json   the timings of benchmarks/rnn.py on the GPU
+machine.json        GPU, driver, versions
+tests.json          every test marked `cuda`: passed, failed or skipped, with the reason
+rnn_cuda.json       the timings of benchmarks/rnn.py on the GPU
+modules_cuda.json   those of benchmarks/torch_modules.py, with H on both sides of cuDNN's persistent kernels (384)
 
 Exit code 0 if all passed, 1 if something failed or there is no GPU: nothing was checked then.
 """
@@ -47,9 +48,16 @@ def outcome(case: ElementTree.Element) -> dict[str, Any]:
     return row
 
 
-def timings(folder: Path) -> bool:
-    output = folder / "rnn_cuda.json"
-    command = [sys.executable, str(HERE / "rnn.py"), "--device", "cuda", "--no-stock", "--output", str(output)]
+TIMINGS = {
+    "rnn_cuda": ["rnn.py", "--no-stock"],
+    "modules_cuda": ["torch_modules.py", "--hidden", "64", "256", "384", "512"],
+}
+
+
+def timings(folder: Path, name: str) -> bool:
+    script, *arguments = TIMINGS[name]
+    output = str(folder / f"{name}.json")
+    command = [sys.executable, str(HERE / script), *arguments, "--device", "cuda", "--output", output]
     return subprocess.run(command, check=False).returncode == 0
 
 
@@ -66,7 +74,7 @@ def main() -> int:
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "machine.json", {})
-    results = {"tests": tests(folder), "rnn_cuda": timings(folder)}
+    results = {"tests": tests(folder), **{name: timings(folder, name) for name in TIMINGS}}
     for part, ok in results.items():
         print(f"{part}: {'ok' if ok else 'FAILED'}")
     return 0 if all(results.values()) else 1

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PARTS = {"rnn_cpu": ["rnn.py"], "export_time": ["export_time.py"]}
+PARTS = {"rnn_cpu": ["rnn.py"], "export_time": ["export_time.py"], "compile_time": ["compile_time.py"]}
 
 
 def main() -> None:

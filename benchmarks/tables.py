@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -27,13 +28,16 @@ def machine_line(result: dict[str, Any]) -> str:
 
 def rnn_table(result: dict[str, Any]) -> str:
     """Milliseconds of every contestant, and its speed against torch.nn.RNN."""
+    labels = [f"T={row['T']}, B={row['B']}, I={row['I']}, H={row['H']}" for row in result["rows"]]
+    return _speed_table(result, labels, "torch.nn.RNN")
+
+
+def _speed_table(result: dict[str, Any], labels: Sequence[str], base: str) -> str:
     names = list(result["rows"][0]["contestants"])
     rows = []
-    for row in result["rows"]:
-        base = row["contestants"]["torch.nn.RNN"]["median"]
-        medians = [row["contestants"][name]["median"] for name in names]
-        cells = [f"{median:.2f} ({base / median:.1f}x)" for median in medians]
-        rows.append([f"T={row['T']}, B={row['B']}, I={row['I']}, H={row['H']}", *cells])
+    for label, row in zip(labels, result["rows"], strict=True):
+        medians = {name: row["contestants"][name]["median"] for name in names}
+        rows.append([label, *(f"{median:.2f} ({medians[base] / median:.1f}x)" for median in medians.values())])
     return markdown(["ms (speed)", *names], rows) + "\n\n" + machine_line(result)
 
 
@@ -49,6 +53,45 @@ def export_table(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     return markdown(["", "seconds", "nodes", "MB"], rows) + "\n\n" + machine_line(result)
+
+
+def compile_table(result: dict[str, Any]) -> str:
+    """Seconds from the call to the first result, for each number of steps."""
+    steps = list(result["rows"][0]["seconds"])
+    rows = [
+        [
+            f"{row['family']}, {row['contestant']}",
+            *(f"> {result['limit']}" if row["seconds"][at] is None else f"{row['seconds'][at]:.1f}" for at in steps),
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["seconds", *(f"T={at}" for at in steps)], rows) + "\n\n" + machine_line(result)
+
+
+def modules_table(result: dict[str, Any]) -> str:
+    """Milliseconds of every contestant at every point, and its speed against torch.nn."""
+    labels = [f"{row['family']}, T={row['T']}, B={row['B']}, H={row['H']}" for row in result["rows"]]
+    return _speed_table(result, labels, "torch.nn")
+
+
+def modules_summary(result: dict[str, Any]) -> str:
+    """Speed against torch.nn, geometric mean over the points of each family and batch."""
+    names = [name for name in result["rows"][0]["contestants"] if name != "torch.nn"]
+    groups: dict[str, list[Any]] = {}
+    for row in result["rows"]:
+        groups.setdefault(f"{row['family']}, B={row['B']}", []).append(row["contestants"])
+    rows = [
+        [
+            group,
+            *(f"{geometric_mean(_speeds(points, name)):.2f}x ({min(_speeds(points, name)):.2f}x)" for name in names),
+        ]
+        for group, points in groups.items()
+    ]
+    return markdown(["speed, mean (worst point)", *names], rows) + "\n\n" + machine_line(result)
+
+
+def _speeds(points: Sequence[Any], name: str) -> list[float]:
+    return [point["torch.nn"]["median"] / point[name]["median"] for point in points]
 
 
 def rounding_table(result: dict[str, Any]) -> str:
@@ -85,6 +128,7 @@ def sections() -> dict[str, str]:
     return {
         "rnn": rnn_table(load(RESULTS / "rnn_cpu.json")),
         "export_time": export_table(load(RESULTS / "export_time.json")),
+        "compile_time": compile_table(load(RESULTS / "compile_time.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }

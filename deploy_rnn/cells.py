@@ -1,25 +1,81 @@
 """What one time step does: one small function per cell, the only place where an equation stands.
 
-A cell takes what the input contributes to this step (already multiplied by W_ih, biases added) and the previous state,
-and returns the next state. The leading axis D stacks the directions of a layer, so that both run in one product:
+A step takes what the input contributes (already multiplied by W_ih, biases added), the previous states and the
+recurrent weights, and returns the next states, the first of which is the layer's output. The leading axis D stacks the
+directions of a layer, so that both run in one product. G gates, P output size (H, or `proj_size`):
 
-    projected (D, B, H), h (D, B, H), weight_hh (D, H, H), transposed for a right-hand product -> h (D, B, H)
+    projected (D, B, G*H), states [(D, B, P), ...], weights [W_hh (D, P, G*H), ...] -> states
 
-All of them are plain differentiable tensor operations that `torch.jit.script` compiles.
+Weights are transposed for a right-hand product. After W_hh comes b_hh (D, 1, G*H) for a cell that adds it within the
+step, then W_hr (D, H, P) where there is a projection. All are plain differentiable tensor operations that
+`torch.jit.script` compiles.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Step = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
 
-def tanh(projected: Tensor, h: Tensor, weight_hh: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class Cell:
+    """What the layers must know about a step.
+
+    Attributes:
+        step: the function.
+        gates: G, rows of W_ih and W_hh for each hidden unit.
+        states: how many tensors it carries from step to step.
+        bias_in_step: whether b_hh is added within the step, and not beforehand to all steps.
+    """
+
+    step: Step
+    gates: int = 1
+    states: int = 1
+    bias_in_step: bool = False
+
+
+def tanh(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     """h[t] = tanh(projected[t] + h[t-1] @ W_hh.T)"""
-    return torch.tanh(torch.baddbmm(projected, h, weight_hh))
+    return [torch.tanh(torch.baddbmm(projected, states[0], weights[0]))]
 
 
-def relu(projected: Tensor, h: Tensor, weight_hh: Tensor) -> Tensor:
+def relu(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     """h[t] = relu(projected[t] + h[t-1] @ W_hh.T)"""
-    return torch.relu(torch.baddbmm(projected, h, weight_hh))
+    return [torch.relu(torch.baddbmm(projected, states[0], weights[0]))]
 
 
-CELLS = {"tanh": tanh, "relu": relu}
+def gru(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """r, z = sigmoid(projected_rz[t] + (h[t-1] @ W_hh.T + b_hh)_rz)
+    n = tanh(projected_n[t] + r * (h[t-1] @ W_hh.T + b_hh)_n)
+    h[t] = (1 - z) * n + z * h[t-1]
+    """
+    h = states[0]
+    hidden = torch.baddbmm(weights[1], h, weights[0])  # (D, B, 3*H)
+    size = 2 * h.size(-1)
+    r, z = torch.sigmoid(projected[..., :size] + hidden[..., :size]).chunk(2, -1)
+    n = torch.tanh(torch.addcmul(projected[..., size:], r, hidden[..., size:]))
+    return [torch.lerp(n, h, z)]
+
+
+def lstm(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """i, f, o = sigmoid(...), g = tanh(...) of the four parts of projected[t] + h[t-1] @ W_hh.T
+    c[t] = f * c[t-1] + i * g
+    h[t] = o * tanh(c[t]), times W_hr.T where there is a projection
+    """
+    i, f, g, o = torch.baddbmm(projected, states[0], weights[0]).chunk(4, -1)  # (D, B, H) each
+    c = torch.addcmul(torch.sigmoid(f) * states[1], torch.sigmoid(i), torch.tanh(g))
+    h = torch.sigmoid(o) * torch.tanh(c)
+    if len(weights) > 1:
+        h = torch.bmm(h, weights[1])  # (D, B, P)
+    return [h, c]
+
+
+CELLS = {
+    "tanh": Cell(tanh),
+    "relu": Cell(relu),
+    "gru": Cell(gru, gates=3, bias_in_step=True),
+    "lstm": Cell(lstm, gates=4, states=2),
+}

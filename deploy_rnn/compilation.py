@@ -1,11 +1,13 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch._inductor
 from torch import nn
+from torch.fx.experimental import _config as shape_config
 
 from deploy_rnn.conversion import convert
 
@@ -18,10 +20,8 @@ def compile(model: nn.Module) -> nn.Module:
     """A compiled copy of `model`: `convert`, then `torch.compile(fullgraph=True, dynamic=True)`.
 
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
-    and batch sizes do not compile again, except T=1 and B=1, once each; sizes that were equal in the first call (T=B,
-    say) are taken for one, which costs one more compilation when they first differ. Compilation happens at the first
-    call; it needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and
-    faster.
+    and batch sizes do not compile again, except T=1 and B=1, once each. Compilation happens at the first call; it
+    needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and faster.
 
     Args:
         model: any module that `convert` takes; it is not touched, and shares no parameters with the result.
@@ -29,7 +29,44 @@ def compile(model: nn.Module) -> nn.Module:
     Raises:
         ConversionError: see `convert`.
     """
-    return cast(nn.Module, torch.compile(convert(model), fullgraph=True, dynamic=True, backend=_backend))
+    compiled: Any = torch.compile(convert(model), fullgraph=True, dynamic=True, backend=_backend)
+    forward = compiled.forward
+
+    def with_sizes_apart(*args: Any, **kwargs: Any) -> Any:
+        with _SIZES_APART:
+            return forward(*args, **kwargs)
+
+    compiled.forward = with_sizes_apart
+    return cast(nn.Module, compiled)
+
+
+class _SizesApart:
+    """While it is held, torch.compile does not take two sizes for one because they are equal in its first call.
+
+    Otherwise T=5, B=5 compiles once, and T=5, B=7 again. It is a setting of the process, hence the count: several
+    threads may be inside, and the last to leave puts back what the first found.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = shape_config.use_duck_shape
+                shape_config.use_duck_shape = False
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                shape_config.use_duck_shape = self._before
+
+
+_SIZES_APART = _SizesApart()
 
 
 def _backend(graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:

@@ -1,27 +1,35 @@
-"""`convert`: any model, with its `torch.nn.RNN` layers replaced by ours."""
+"""`convert`: any model, with its `torch.nn` recurrent layers replaced by ours."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from deploy_rnn.errors import ConversionError
+from deploy_rnn.gru import GRU
+from deploy_rnn.lstm import LSTM
+from deploy_rnn.recurrent import Recurrent
 from deploy_rnn.rnn import RNN
+
+Replacements = Mapping[type[nn.Module], type[Recurrent]]
+
+LAYERS: Replacements = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+"""What each layer becomes."""
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every `torch.nn.RNN` is a `deploy_rnn.RNN` with the same weights.
+    """A copy of `model` in which every `torch.nn.RNN`, `GRU` and `LSTM` is ours, with the same weights.
 
-    Parameter names, values and `requires_grad`, train/eval mode and hooks stay as they are; a layer that occurs twice
-    stays one layer. `model` itself is not touched.
+    Parameter names, values and `requires_grad`, train/eval mode, hooks and parametrisations stay as they are; a layer
+    that occurs twice stays one layer. `model` itself is not touched.
 
     Args:
-        model: any module; a bare `torch.nn.RNN` too. Our own layers are kept.
+        model: any module; a bare layer too. Our own layers, and subclasses of them, are kept.
 
     Raises:
-        ConversionError: the model holds a `torch.nn.GRU` or `torch.nn.LSTM`, a parametrised RNN, or a subclass of
-            `torch.nn.RNN` with methods of its own; it is scripted, or cannot be copied.
+        ConversionError: a layer is a subclass with methods of its own, or scripted; or the model cannot be copied.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -30,20 +38,20 @@ def convert(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model)
     except RuntimeError as error:
         raise ConversionError(f"the model cannot be copied: {error}") from error
-    return replace_layers(copied, RNN)
+    return replace_layers(copied, LAYERS)
 
 
-def replace_layers(model: nn.Module, layer: type[RNN]) -> nn.Module:
-    """Put a `layer` in the place of every recurrent layer of `model`, in place; returns it, or its replacement.
+def replace_layers(model: nn.Module, layers: Replacements) -> nn.Module:
+    """Replace every recurrent layer of `model` as `layers` says, in place; returns it, or its replacement.
 
-    What is a `layer` already, or a subclass of it, stays.
+    What is one of the replacements already, or a subclass of it, stays.
     """
     paths = list(model.named_modules(remove_duplicate=False))  # a shared layer has several
-    recurrent = {id(module): (path, module) for path, module in reversed(paths) if _is_recurrent(module)}
+    recurrent = {id(module): (path, module) for path, module in reversed(paths) if is_recurrent(module)}
     replacements = {
-        key: _replacement(path, module, layer)
+        key: _replacement(path, module, layers)
         for key, (path, module) in recurrent.items()
-        if not isinstance(module, layer)
+        if not isinstance(module, tuple(layers.values()))
     }
     for path, module in paths:
         if path and id(module) in replacements:
@@ -52,27 +60,35 @@ def replace_layers(model: nn.Module, layer: type[RNN]) -> nn.Module:
     return replacements.get(id(model), model)
 
 
-def _is_recurrent(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, RNN))
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether it is a layer of torch.nn or of ours."""
+    return isinstance(module, (nn.RNNBase, Recurrent))
 
 
-def _replacement(name: str, module: nn.Module, layer: type[RNN]) -> RNN:
-    where = _where(name)
+def _replacement(name: str, module: nn.Module, layers: Replacements) -> Recurrent:
+    known = next((cls for cls in layers if isinstance(module, cls)), None)
+    if known is None:
+        can = ", ".join(map(_qualified, layers))
+        raise ConversionError(f"{_where(name)} is a {_qualified(type(module))}; only {can} can be converted.")
+    mro = type(module).__mro__
+    derived = [cls for cls in mro[: mro.index(known)] if not _only_parametrized(cls, module)]
+    own = {each for cls in derived for each in vars(cls) if not each.startswith("__")}
+    if own:
+        raise ConversionError(
+            f"{_where(name)} is a {_qualified(type(module))} with `{min(own)}` of its own, which would be lost; "
+            f"let it hold a {_qualified(known)} instead of inheriting from it."
+        )
+    layer = layers[known].like(module)
     if parametrize.is_parametrized(module):
-        raise ConversionError(
-            f"{where} (={type(module).__name__}) has parametrised weights; make them plain first, with "
-            "torch.nn.utils.parametrize.remove_parametrizations(module, name)."
-        )
-    if not isinstance(module, (nn.RNN, RNN)):
-        raise ConversionError(f"{where} is a {_qualified(type(module))}; only torch.nn.RNN can be converted.")
-    known = nn.RNN if isinstance(module, nn.RNN) else RNN
-    own = {name for cls in type(module).__mro__[: type(module).__mro__.index(known)] for name in vars(cls)}
-    if lost := sorted(each for each in own if not each.startswith("__")):
-        raise ConversionError(
-            f"{where} is a {_qualified(type(module))} with `{lost[0]}` of its own, which would be lost; "
-            "let it hold a torch.nn.RNN instead of inheriting from it."
-        )
-    return layer.like(module)
+        parametrize._inject_new_class(layer)
+        for weight in layer.parametrizations:  # type: ignore[union-attr]
+            parametrize._inject_property(layer, weight)
+    return layer
+
+
+def _only_parametrized(cls: type, module: nn.Module) -> bool:
+    """The class that torch.nn.utils.parametrize puts before the module's own."""
+    return parametrize.is_parametrized(module) and cls is type(module)
 
 
 def _where(name: str) -> str:

@@ -4,71 +4,114 @@ A Python loop would be unrolled into the graph: compile time grows with T, and e
 `scan` operator keeps it a loop, so that one compilation serves every length. It is a prototype, hence private.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
-Cell = Callable[[Tensor, Tensor, Tensor], Tensor]
+from deploy_rnn.cells import Step
 
 
-def scan_steps(cell: Cell, projected: Tensor, h: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """Run `cell` over the first axis of `projected`, differentiably.
+def scan_steps(
+    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """Run `step` over the first axis of `projected`, differentiably.
 
-    projected (T, D, B, H), h (D, B, H), weight_hh (D, H, H) -> every state (T, D, B, H), the last one (D, B, H)
+    projected (T, D, B, G*H), mask (T, 1, B, 1) or None for every row at every step, states (D, B, P) ..., weights
+    -> every output (T, D, B, P), the last states
     """
     if torch.is_grad_enabled():
-        states: Tensor = _Differentiable.apply(cell, projected, h, weight_hh)  # type: ignore[no-untyped-call]
-    else:
-        states = _scan(cell, projected, h, weight_hh)
-    return states, states[-1]
+        sequences = _Differentiable.apply(step, len(states), projected, mask, *states, *weights)  # type: ignore[no-untyped-call]
+        return sequences[0], [sequence[-1] for sequence in sequences]
+    finals, outputs = _scan(step, projected, mask, states, weights, kept=1)
+    return outputs[0], finals
 
 
-def _scan(cell: Cell, projected: Tensor, h: Tensor, weight_hh: Tensor) -> Tensor:
-    def step(h: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
-        h = cell(projected, h, weight_hh)
-        return h, h.clone()  # scan refuses a carry that is also an output
+def _scan(
+    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor], *, kept: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """-> the last states, and the first `kept` states of every step."""
 
-    _, states = scan(step, h, projected)
-    return states  # type: ignore[no-any-return]
+    def body(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        states = _advance(step, at[0], at[1] if mask is not None else None, states, weights)
+        return states, [state.clone() for state in states[:kept]]  # scan refuses a carry that is also an output
+
+    finals, sequences = scan(body, states, [projected] if mask is None else [projected, mask])
+    return finals, sequences
+
+
+def _advance(
+    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
+) -> list[Tensor]:
+    """One step; a row that has ended keeps its states."""
+    new = step(projected, states, weights)
+    if mask is None:
+        return new
+    return [torch.where(mask, after, before) for after, before in zip(new, states, strict=True)]
 
 
 class _Differentiable(torch.autograd.Function):
     """`_scan` with its own backward, for any cell.
 
-    `scan` could differentiate itself, but sums the gradient of weight_hh into a buffer that inductor shares between
+    `scan` could differentiate itself, but sums the gradient of the weights into a buffer that inductor shares between
     layers of one shape, and returns wrong numbers without a word (torch 2.13, two bidirectional layers). Here:
 
-    1. The gradient of each state is carried backwards through time, one vector-Jacobian product of the cell per step.
-    2. The weights' gradient needs no order: all steps at once, as a batch of T*B, outside the loop.
+    1. The gradients of the states are carried backwards through time, one vector-Jacobian product per step.
+    2. The weights' gradients need no order: all steps at once, as a batch of T*B, outside the loop.
     """
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, projected: Tensor, h: Tensor, weight_hh: Tensor) -> Tensor:
-        states = _scan(cell, projected, h, weight_hh)
-        ctx.cell = cell
-        ctx.save_for_backward(projected, h, weight_hh, states)
-        return states
+    def forward(
+        ctx: Any, step: Step, count: int, projected: Tensor, mask: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        states, weights = list(tensors[:count]), list(tensors[count:])
+        _, sequences = _scan(step, projected, mask, states, weights, kept=count)
+        ctx.step, ctx.count = step, count
+        ctx.save_for_backward(projected, mask, *tensors, *sequences)
+        return tuple(sequences)
 
     @staticmethod
-    def backward(ctx: Any, grad_states: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
-        cell = ctx.cell
-        projected, h, weight_hh, states = ctx.saved_tensors
-        previous = torch.cat([h.unsqueeze(0), states[:-1]])  # (T, D, B, H)
+    def backward(ctx: Any, *grad_sequences: Tensor) -> tuple[Tensor | None, ...]:
+        step, count = ctx.step, ctx.count
+        projected, mask, *tensors = ctx.saved_tensors
+        states, weights, sequences = tensors[:count], tensors[count:-count], tensors[-count:]
+        previous = [  # (T, D, B, P), ...
+            torch.cat([state.unsqueeze(0), sequence[:-1]]) for state, sequence in zip(states, sequences, strict=True)
+        ]
 
-        def step(grad_h: Tensor, at: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            grad_state, projected, previous = at
-            grad = grad_state + grad_h
-            pull: Any = torch.func.vjp(lambda h: cell(projected, h, weight_hh), previous)[1]
-            return pull(grad)[0], grad
+        def body(carried: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            grads = [one + other for one, other in zip(carried, at[:count], strict=True)]
+            before, now = at[count : 2 * count], at[2 * count :]
+            of_step = now[1] if mask is not None else None
+            pull: Any = torch.func.vjp(lambda states: _advance(step, now[0], of_step, states, weights), before)[1]
+            return pull(grads)[0], grads
 
         # Case 1.
-        grad_h, grads = scan(step, torch.zeros_like(h), (grad_states, projected, previous), reverse=True)
+        walked = [*grad_sequences, *previous, projected] + ([] if mask is None else [mask])
+        grad_states, grads = scan(body, [zeros(state.shape, projected) for state in states], walked, reverse=True)
         # Case 2.
-        flat = [each.transpose(0, 1).flatten(1, 2) for each in (projected, previous, grads)]  # (D, T*B, H)
-        pull: Any = torch.func.vjp(lambda p, w: cell(p, flat[1], w), flat[0], weight_hh)[1]
-        grad_projected, grad_weight = pull(flat[2])
+        if mask is not None:
+            grads = [grad * mask for grad in grads]  # a row that has ended does not use the weights
+        flat_previous = [_flat(each) for each in previous]
+        pull: Any = torch.func.vjp(lambda p, w: step(p, flat_previous, w), _flat(projected), weights)[1]
+        grad_projected, grad_weights = pull([_flat(grad) for grad in grads])
         shape = (projected.size(0), projected.size(2))
-        return None, grad_projected.unflatten(1, shape).transpose(0, 1), grad_h, grad_weight
+        grad_projected = grad_projected.unflatten(1, shape).transpose(0, 1)
+        return None, None, grad_projected, None, *grad_states, *grad_weights
+
+
+def zeros(shape: Sequence[int], data: Tensor) -> Tensor:
+    """Zeros that the compiler does not know to be zeros.
+
+    A loop's first carry is overwritten by the loop. Inductor keeps one buffer for equal constants, so that a constant
+    carry's overwritten buffer would be read wherever else the graph has zeros of that shape (torch 2.13).
+    """
+    one = data.flatten()[:1]
+    return torch.logical_and(one != one, one == one).to(data.dtype).expand(shape).clone()
+
+
+def _flat(each: Tensor) -> Tensor:
+    """(T, D, B, N) -> (D, T*B, N)"""
+    return each.transpose(0, 1).flatten(1, 2)

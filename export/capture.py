@@ -13,9 +13,12 @@ from torch import nn
 
 from deploy_rnn.conversion import replace_layers
 from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.rnn import RNN
 
 from .call import Axes, Call
 from .stack import CapturedRNN, Stack, stack_nodes
+
+CAPTURED = {nn.RNN: CapturedRNN, RNN: CapturedRNN}
 
 AUTO, DYNAMIC = torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC
 
@@ -30,7 +33,7 @@ def capture(model: nn.Module, call: Call, axes: Sequence[Axes], *, opset_version
         DynamicAxisError: an axis that the model itself fixes.
         ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
     """
-    captured = replace_layers(copy.deepcopy(model), CapturedRNN).eval()
+    captured = replace_layers(copy.deepcopy(model), CAPTURED).eval()
     nameless = [{axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in asked.items()} for asked in axes]
     with _quiet():
         try:

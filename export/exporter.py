@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import deploy_rnn
+from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file
 from deploy_rnn.rnn import RNN
@@ -116,7 +117,7 @@ def _check_options(form: str, opset_version: int) -> None:
 
 
 def _check_layers(model: nn.Module) -> None:
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.RNNBase, RNN))}
+    layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
     if not layers:
         raise ExportError(f"{type(model).__name__} holds no recurrent layer; use torch.onnx.export for it.")
     for name, layer in layers.items():

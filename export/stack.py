@@ -11,6 +11,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from deploy_rnn.errors import ExportError
 from deploy_rnn.rnn import RNN
 
 DOMAIN = "deploy_rnn"
@@ -19,12 +20,14 @@ DOMAIN = "deploy_rnn"
 class CapturedRNN(RNN):
     """An `RNN` that becomes one node: everything but the recurrence (checks, layout) is exported as it is."""
 
-    def _stack(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _stack(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        if lengths is not None:
+            raise ExportError("`lengths` cannot be exported yet; leave it out, and give sequences of one length.")
         steps, batch = input.size(0), input.size(1)
         directions = 2 if self.bidirectional else 1
         output, h_n = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::RNN",
-            [input, hx, *self._weights()],
+            [input, None if states is None else states[0], *self._weights()],
             {
                 "nonlinearity": self.nonlinearity,
                 "num_layers": self.num_layers,
@@ -38,7 +41,7 @@ class CapturedRNN(RNN):
             ),
             version=1,
         )
-        return output, h_n
+        return output, [h_n]
 
 
 @dataclass(frozen=True)

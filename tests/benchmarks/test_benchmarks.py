@@ -38,6 +38,31 @@ def test_export_time(tmp_path: Path) -> None:
     assert rows[0]["nodes"] < rows[1]["nodes"]
 
 
+@pytest.mark.slow
+def test_compile_time(tmp_path: Path) -> None:
+    done = run("compile_time.py", "--steps", "3", "--families", "GRU", "--output", tmp_path / "compile.json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "compile.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["contestant"] for row in rows] == ["deploy_rnn.compile"]
+    assert all(row["seconds"]["3"] > 0 for row in rows)
+    assert "| GRU, deploy_rnn.compile |" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_torch_modules(tmp_path: Path) -> None:
+    done = run(
+        "torch_modules.py", "--families", "GRU", "--hidden", "8", "--steps", "3", "--output", tmp_path / "t.json"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["B"] for row in rows] == [1, 32]
+    assert list(rows[0]["contestants"]) == [
+        "torch.nn", "deploy_rnn", "deploy_rnn, scripted", "deploy_rnn, compiled",
+    ]  # fmt: skip
+    assert "| GRU, B=32 |" in done.stdout
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
     done = run("cuda.py", tmp_path / "out")

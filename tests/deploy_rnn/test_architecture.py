@@ -13,7 +13,13 @@ import deploy_rnn.serving
 
 ROOT = Path(__file__).parents[2]
 
-LAZY = {"RNN": "deploy_rnn.rnn", "convert": "deploy_rnn.conversion", "compile": "deploy_rnn.compilation"}
+LAZY = {
+    "RNN": "deploy_rnn.rnn",
+    "GRU": "deploy_rnn.gru",
+    "LSTM": "deploy_rnn.lstm",
+    "convert": "deploy_rnn.conversion",
+    "compile": "deploy_rnn.compilation",
+}
 
 # The arrows of docs/architecture.md; a part always knows itself and what has no heavy dependency of its own.
 LIGHT = {"deploy_rnn", "deploy_rnn.errors", "deploy_rnn.lazy", "deploy_rnn.files", "deploy_rnn.timing"}
@@ -103,7 +109,7 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 
 
 def test_public_names() -> None:
-    assert dir(deploy_rnn) == ["DeployError", "RNN", "__version__", "compile", "convert"]
+    assert dir(deploy_rnn) == ["DeployError", "GRU", "LSTM", "RNN", "__version__", "compile", "convert"]
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Report", "VerificationError", "export_onnx", "verify",
     ]  # fmt: skip

@@ -1,17 +1,22 @@
 """`deploy_rnn.compile`, and `torch.compile(fullgraph=True)` on the layer itself: a loop that stays a loop."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch.fx.experimental import _config as shape_config
+from torch.utils import _pytree as pytree
 
 import deploy_rnn
 from deploy_rnn import RNN
+from deploy_rnn.compilation import _SIZES_APART
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch compiles through its own deprecated modules
 ]
 
@@ -40,23 +45,66 @@ def no_graphs_yet() -> None:
     torch._dynamo.utils.counters.clear()
 
 
+FAMILIES = [(nn.RNN, {}), (nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})]
+
+SHAPES = [
+    (5, 5), (9, 9), (4, 7), (7, 2), (33, 6), (2, 8), (64, 2), (3, 3), (2, 2), (17, 5), (8, 64), (65, 3), (18, 18),
+    (100, 2), (6, 9), (10, 10), (7, 31), (24, 4), (16, 16), (5, 9),
+]  # fmt: skip
+"""Steps and batch of twenty calls; some equal each other, the input size or the states' size."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("num_layers", [1, 3])
-def test_one_compilation_serves_every_length_and_batch(num_layers: int, bidirectional: bool) -> None:
-    original = nn.RNN(5, 9, num_layers, bidirectional=bidirectional)
+@pytest.mark.parametrize(("cls", "options"), FAMILIES)
+def test_one_compilation_serves_every_length_and_batch(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
+    original = cls(5, 9, 2, bidirectional=True, **options)
     compiled = deploy_rnn.compile(original)
-    directions = 2 if bidirectional else 1
     with torch.no_grad():
-        # The first batch equals no other size: torch.compile takes two equal sizes for one, and compiles again later.
-        for steps, batch in [(4, 7), (7, 2), (33, 6), (2, 8), (64, 2)]:
-            x, h0 = torch.randn(steps, batch, 5), torch.randn(num_layers * directions, batch, 9)
-            kept = h0.clone()
-            torch.testing.assert_close(compiled(x, h0), original(x, h0))
-            assert torch.equal(h0, kept)  # the loop may not write into its first state
+        for steps, batch in SHAPES:
+            x = torch.randn(steps, batch, 5)
+            torch.testing.assert_close(compiled(x), original(x))
         assert graphs() == 1
-        for steps, batch in [(1, 3), (5, 1), (1, 1)]:  # these compile once more each
-            torch.testing.assert_close(compiled(torch.ones(steps, batch, 5)), original(torch.ones(steps, batch, 5)))
+
+
+@pytest.mark.slow
+def test_one_step_and_one_row_compile_once_more_each() -> None:
+    original = nn.RNN(5, 9)
+    compiled = deploy_rnn.compile(original)
+    with torch.no_grad():
+        for steps, batch in [(4, 7), (1, 3), (5, 1), (1, 1), (9, 2), (1, 8), (70, 1), (1, 1)]:
+            x = torch.randn(steps, batch, 5)
+            torch.testing.assert_close(compiled(x), original(x))
+    assert graphs() == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "options"), FAMILIES)
+def test_states_and_lengths(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
+    original = cls(5, 9, 2, bidirectional=True, batch_first=True, **options)
+    ours = deploy_rnn.convert(original)
+    compiled = deploy_rnn.compile(original)
+    with torch.no_grad():
+        for batch, steps in [(3, 6), (7, 11)]:
+            x, lengths = torch.randn(batch, steps, 5), torch.randint(1, steps + 1, (batch,))
+            h = torch.randn(4, batch, options.get("proj_size", 9))
+            states = (h, torch.randn(4, batch, 9)) if cls is nn.LSTM else h
+            kept = pytree.tree_map(torch.clone, states)
+            torch.testing.assert_close(compiled(x, states, lengths), ours(x, states, lengths))
+            torch.testing.assert_close(states, kept)  # the loop may not write into its first state
+        assert graphs() == 1
+
+
+def test_the_setting_that_keeps_sizes_apart_is_put_back() -> None:
+    """Also by the last of several threads; other models in the process compile as they did."""
+    assert shape_config.use_duck_shape
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: _enter_and_leave(), range(200)))
+    assert shape_config.use_duck_shape
+
+
+def _enter_and_leave() -> None:
+    with _SIZES_APART:
+        assert not shape_config.use_duck_shape
 
 
 @pytest.mark.cuda
@@ -84,23 +132,43 @@ def test_without_h0_layers_do_not_share_their_zeros() -> None:
 
 
 @pytest.mark.slow
-def test_gradients_through_the_compiled_loop() -> None:
-    """Two bidirectional layers: where scan's own gradient is wrong (see deploy_rnn/scan.py)."""
-    original = nn.RNN(5, 9, 2, bidirectional=True)
-    layer = RNN.like(nn.RNN(5, 9, 2, bidirectional=True))
-    layer.load_state_dict(original.state_dict())
+@pytest.mark.parametrize(("cls", "options"), FAMILIES)
+def test_gradients_through_the_compiled_loop(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
+    """Two bidirectional layers, zeros or states to start from: where scan's own gradient, or a shared constant, is
+    wrong (see deploy_rnn/scan.py).
+    """
+    layer = deploy_rnn.convert(cls(5, 9, 2, bidirectional=True, **options))
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    given = cls is nn.GRU  # zeros are where a shared constant would show
     for steps, batch in [(4, 3), (9, 2)]:
         gradients = []
-        for network, own in [(compiled, layer), (original, original)]:
+        for network in (compiled, layer):
             x = torch.linspace(-1, 1, steps * batch * 5).view(steps, batch, 5).requires_grad_()
-            h0 = torch.linspace(-1, 1, 4 * batch * 9).view(4, batch, 9).requires_grad_()
-            own.zero_grad()
-            output, h_n = network(x, h0)
-            (output.square().sum() + h_n.sin().sum()).backward()
-            gradients.append([output, h_n, x.grad, h0.grad, *(weight.grad for weight in own.parameters())])
+            h = torch.linspace(-1, 1, 4 * batch * options.get("proj_size", 9)).view(4, batch, -1).requires_grad_()
+            c = torch.linspace(1, -1, 4 * batch * 9).view(4, batch, 9).requires_grad_()
+            states = (h, c) if cls is nn.LSTM else h
+            layer.zero_grad()
+            outputs = pytree.tree_leaves(network(x, states if given else None))
+            sum((output.sin() * (number + 1)).sum() for number, output in enumerate(outputs)).backward()
+            grads = [each.grad for each in (x, h, c) if each.grad is not None]
+            gradients.append([*outputs, *grads, *(weight.grad for weight in layer.parameters())])
         for found, expected in zip(*gradients, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gradients_with_lengths() -> None:
+    layer = deploy_rnn.convert(nn.RNN(5, 9, 2, bidirectional=True))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    gradients = []
+    for network in (compiled, layer):
+        x = torch.linspace(-1, 1, 6 * 3 * 5).view(6, 3, 5).requires_grad_()
+        layer.zero_grad()
+        output, h_n = network(x, None, torch.tensor([2, 6, 3]))
+        (output.square().sum() + h_n.sin().sum()).backward()
+        gradients.append([x.grad, *(weight.grad for weight in layer.parameters())])
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -70,6 +70,35 @@ def test_mode_hooks_and_requires_grad_are_kept() -> None:
         assert converted(torch.zeros(2, 1, 3))[0].min() > 90
 
 
+@pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, nn.LSTM])
+def test_every_family_and_its_options(cls: type[nn.RNNBase]) -> None:
+    extra = {"proj_size": 3} if cls is nn.LSTM else {}
+    layer = cls(3, 4, 2, bidirectional=True, dropout=0.5, **extra).eval()
+    converted = convert(nn.ModuleDict({"a": layer}))["a"]
+    assert type(converted).__module__.startswith("deploy_rnn.")
+    assert repr(converted) == repr(layer)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), layer(x))
+
+
+@pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, nn.LSTM])
+def test_parametrisations_stay(cls: type[nn.RNNBase]) -> None:
+    layer = parametrizations.weight_norm(cls(3, 4, 2), "weight_hh_l1")
+    converted = convert(layer)
+    assert list(converted.state_dict()) == list(layer.state_dict())
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), layer(x))
+    with torch.no_grad():
+        converted.parametrizations.weight_hh_l1.original0.mul_(2)
+    assert not torch.allclose(converted(x)[0], layer(x)[0])
+    converted(x)[0].sum().backward()
+    assert converted.parametrizations.weight_hh_l1.original1.grad is not None
+    before = converted(x)[0]
+    torch.nn.utils.parametrize.remove_parametrizations(converted, "weight_hh_l1")
+    assert not isinstance(converted, nn.RNNBase)
+    torch.testing.assert_close(converted(x)[0], before)
+
+
 class Inherited(nn.RNN):
     """Nothing of its own."""
 
@@ -115,11 +144,12 @@ def test_a_subclass_with_nothing_of_its_own_is_converted() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 3), nn.LSTM(3, 4)), "`1` is a torch.nn.LSTM; only torch.nn.RNN can be converted."),
-        (nn.GRU(3, 4), "the model is a torch.nn.GRU; only torch.nn.RNN can be converted."),
+        (
+            nn.Sequential(nn.Linear(3, 3), nn.RNNBase("GRU", 3, 4)),
+            "`1` is a torch.nn.RNNBase; only torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM can be converted.",
+        ),
         (nn.Sequential(Overridden(3, 4)), "with `forward` of its own, which would be lost"),
         (Helpful(3, 4), "with `last` of its own, which would be lost"),
-        (nn.Sequential(parametrizations.weight_norm(nn.RNN(3, 4), "weight_hh_l0")), "remove_parametrizations"),
     ],
 )
 def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> None:

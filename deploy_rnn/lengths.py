@@ -1,0 +1,48 @@
+"""Sequences of different length in one batch: masks, and the way back through each row.
+
+A row of length n ends at step n-1: its reverse direction starts there, and its final state is that of step n-1. Both
+directions walk their row from its own beginning, so that one mask serves both.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+
+def step_mask(steps: int, lengths: Tensor) -> Tensor:
+    """lengths (B,) -> whether step t is within row b: (T, 1, B, 1)"""
+    return (torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths).unsqueeze(1).unsqueeze(-1)
+
+
+def reverse_rows(input: Tensor, lengths: Tensor) -> Tensor:
+    """Turn each row of (T, B, I) around within its length; what lies beyond stays where it is. Its own inverse."""
+    t = torch.arange(input.size(0), device=lengths.device).unsqueeze(1)  # (T, 1)
+    index = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
+    return input.gather(0, index.unsqueeze(-1).expand(-1, -1, input.size(2)))
+
+
+def check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
+    """Raises: ValueError: `lengths` is not (B,), of whole numbers, in 1..T."""
+    if lengths.dim() != 1 or lengths.size(0) != batch:
+        raise ValueError(f"`lengths` has shape {list(lengths.shape)}; give one length for each of the {batch} rows.")
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"`lengths` is {lengths.dtype}; give whole numbers, such as lengths.long().")
+    if batch > 0 and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
+        raise ValueError(
+            f"`lengths` goes from {int(lengths.min())} to {int(lengths.max())}; every length must be in 1..{steps}, "
+            "the number of steps."
+        )
+
+
+def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
+    """-> (T, B, I) padded with zeros, and lengths (B,), rows in the order that the caller knows."""
+    padded, lengths = pad_packed_sequence(packed)
+    return padded, lengths.to(padded.device)
+
+
+def repack(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
+    """(T, B, P) -> a PackedSequence with the rows, and their order, of `like`."""
+    if like.sorted_indices is not None:
+        output, lengths = output.index_select(1, like.sorted_indices), lengths[like.sorted_indices]
+    data = pack_padded_sequence(output, lengths.cpu()).data
+    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
