@@ -108,8 +108,9 @@ def zeros(shape: Sequence[int], data: Tensor) -> Tensor:
     A loop's first carry is overwritten by the loop. Inductor keeps one buffer for equal constants, so that a constant
     carry's overwritten buffer would be read wherever else the graph has zeros of that shape (torch 2.13).
     """
-    one = data.flatten()[:1]
-    return torch.logical_and(one != one, one == one).to(data.dtype).expand(shape).clone()
+    one = data.flatten()[:1].sum()  # of no element in an empty batch
+    never = torch.logical_and(one != one, one == one)
+    return never.to(data.dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
 
 def _flat(each: Tensor) -> Tensor:

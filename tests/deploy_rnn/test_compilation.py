@@ -74,7 +74,9 @@ def test_one_step_and_one_row_compile_once_more_each() -> None:
         for steps, batch in [(4, 7), (1, 3), (5, 1), (1, 1), (9, 2), (1, 8), (70, 1), (1, 1)]:
             x = torch.randn(steps, batch, 5)
             torch.testing.assert_close(compiled(x), original(x))
-    assert graphs() == 4
+        assert graphs() == 4
+        for found, expected in zip(compiled(torch.zeros(4, 0, 5)), original(torch.zeros(4, 0, 5)), strict=True):
+            assert found.shape == expected.shape  # no row at all
 
 
 @pytest.mark.slow
