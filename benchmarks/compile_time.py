@@ -7,7 +7,6 @@ a contestant is stopped.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from torch import nn
 
 import deploy_rnn
 from deploy_rnn.recurrent import Recurrent
-from machine import describe
+from machine import publish
 from tables import compile_table
 
 STEPS = [32, 256, 2048]
@@ -87,10 +86,7 @@ def main() -> None:
                 with console.status(f"{contestant}, {family}, T={steps} ..."):
                     seconds[str(steps)] = apart(contestant, family, steps)
             rows.append({"contestant": contestant, "family": family, "seconds": seconds})
-    result = {"benchmark": "compile_time", "limit": LIMIT, "machine": describe(), "rows": rows}
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(compile_table(result))
+    print(compile_table(publish({"benchmark": "compile_time", "limit": LIMIT, "rows": rows}, options.output)))
 
 
 if __name__ == "__main__":

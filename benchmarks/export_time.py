@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from machine import describe
+from machine import publish
 from rnn import stock_export
 from tables import export_table
 
@@ -61,10 +61,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--one", exporter, str(steps)]
                 made = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows.append(json.loads(made.splitlines()[-1]))
-    result = {"benchmark": "export_time", "machine": describe(), "rows": rows}
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(export_table(result))
+    print(export_table(publish({"benchmark": "export_time", "rows": rows}, options.output)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and how a result is written down."""
 
+import json
 import os
 import platform
 import subprocess
@@ -19,6 +20,14 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "deploy-rnn")},
     }
+
+
+def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:
+    """`result` with the machine named, also written to `output` as JSON if that is given."""
+    result = {**result, "machine": describe()}
+    if output:
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
 
 
 def _cpu() -> str:

@@ -6,7 +6,6 @@ tensors stay on the device, and a call returns when its work is done.
 
 import argparse
 import copy
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import deploy_rnn
 from deploy_rnn.export import export_onnx
 from deploy_rnn.runtime import CPU, CUDA, open_session
 from deploy_rnn.timing import compare
-from machine import describe
+from machine import publish
 from tables import rnn_table
 
 LAYERS = 2
@@ -96,18 +95,21 @@ def measure(steps: int, batch: int, inputs: int, hidden: int, device: str, *, st
     x = torch.randn(steps, batch, inputs, device=device)
     with TemporaryDirectory() as folder, torch.no_grad():
         calls = contestants(layer, x, Path(folder), stock=stock)
-        expected = layer(x)[0].cpu()
-        differences = {name: float((each.output() - expected).abs().max()) for name, each in calls.items()}
-        for name, difference in differences.items():
-            assert difference < 1e-4, f"{name} is wrong by {difference}"
-        times = compare({name: each.run for name, each in calls.items()})
+        found = side_by_side(calls)
+    return {"T": steps, "B": batch, "I": inputs, "H": hidden, "contestants": found}
+
+
+def side_by_side(runs: dict[str, Contestant], **blocks: int) -> dict[str, Any]:
+    """For each contestant, the largest difference from the first, and milliseconds; `blocks` as for `compare`."""
+    expected = next(iter(runs.values())).output()
+    differences = {name: float((each.output() - expected).abs().max()) for name, each in runs.items()}
+    for name, difference in differences.items():
+        assert difference < 1e-4, f"{name} is wrong by {difference}"
+    times = compare({name: each.run for name, each in runs.items()}, **blocks)
     return {
-        "T": steps, "B": batch, "I": inputs, "H": hidden,
-        "contestants": {
-            name: {"difference": differences[name], **{at: 1e3 * value for at, value in asdict(times[name]).items()}}
-            for name in calls
-        },
-    }  # fmt: skip
+        name: {"difference": differences[name], **{at: 1e3 * value for at, value in asdict(times[name]).items()}}
+        for name in runs
+    }
 
 
 def main() -> None:
@@ -126,10 +128,8 @@ def main() -> None:
         torch.manual_seed(0)
         with console.status(f"T={point[0]} B={point[1]} I={point[2]} H={point[3]} ..."):
             rows.append(measure(*point, options.device, stock=not options.no_stock))
-    result = {"benchmark": "rnn", "device": options.device, "layers": LAYERS, "machine": describe(), "rows": rows}
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(rnn_table(result))
+    result = {"benchmark": "rnn", "device": options.device, "layers": LAYERS, "rows": rows}
+    print(rnn_table(publish(result, options.output)))
 
 
 if __name__ == "__main__":

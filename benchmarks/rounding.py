@@ -9,7 +9,6 @@ checkpoint in the repository and for one that was trained without a limit on its
 
 import argparse
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from safetensors.torch import load_model
 import deploy_rnn
 from deploy_rnn.examples.highlight.model import CHECKPOINT, Highlighter, windows
 from deploy_rnn.examples.highlight.train import read
-from machine import describe
+from machine import publish
 from tables import rounding_table
 
 FILES = 20
@@ -65,10 +64,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
     rows = {"without a limit": measure(options.free), "limited": measure(CHECKPOINT)}
-    result = {"benchmark": "rounding", "machine": describe(), "rows": rows}
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(rounding_table(result))
+    print(rounding_table(publish({"benchmark": "rounding", "rows": rows}, options.output)))
 
 
 if __name__ == "__main__":

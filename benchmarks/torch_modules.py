@@ -6,11 +6,8 @@ torch.nn before it is timed, and one compilation serves all points of one family
 
 import argparse
 import itertools
-import json
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import deploy_rnn
-from deploy_rnn.timing import compare
-from machine import describe
+from machine import publish
+from rnn import side_by_side, torch_contestant
 from tables import modules_summary, modules_table
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
@@ -43,29 +40,11 @@ def contestants(layer: nn.RNNBase) -> dict[str, nn.Module]:
 
 def measure(modules: dict[str, nn.Module], x: Tensor) -> dict[str, Any]:
     """Largest difference from torch.nn, and milliseconds, of each."""
-
-    def call(module: nn.Module) -> Callable[[], Any]:
-        def run() -> Any:
-            outputs = module(x)
-            if x.is_cuda:
-                torch.cuda.synchronize()
-            return outputs
-
-        return run
-
-    calls = {name: call(module) for name, module in modules.items()}
-    expected = calls["torch.nn"]()[0]
-    differences = {name: float((run()[0] - expected).abs().max()) for name, run in calls.items()}
-    for name, difference in differences.items():
-        assert difference < 1e-4, f"{name} is wrong by {difference}"
+    calls = {name: torch_contestant(module, x) for name, module in modules.items()}
     started = time.perf_counter()
-    calls["torch.nn"]()
+    calls["torch.nn"].run()
     long = time.perf_counter() - started > LONG
-    times = compare(calls, rounds=2, calls=4, warm_up=1) if long else compare(calls)
-    return {
-        name: {"difference": differences[name], **{at: 1e3 * value for at, value in asdict(times[name]).items()}}
-        for name in modules
-    }
+    return side_by_side(calls, rounds=2, calls=4, warm_up=1) if long else side_by_side(calls)
 
 
 def main() -> None:
@@ -87,9 +66,7 @@ def main() -> None:
             with torch.no_grad():
                 found = measure(modules, torch.randn(steps, batch, hidden, device=options.device))
             rows.append({"family": family, "T": steps, "B": batch, "H": hidden, "contestants": found})
-    result = {"benchmark": "torch_modules", "device": options.device, "machine": describe(), "rows": rows}
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = publish({"benchmark": "torch_modules", "device": options.device, "rows": rows}, options.output)
     print(modules_table(result) + "\n\n" + modules_summary(result))
 
 

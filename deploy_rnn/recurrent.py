@@ -3,7 +3,7 @@
 import copy
 import math
 import warnings
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +110,8 @@ class Recurrent(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each direction of each layer."""
-        weights, kinds = self._weights(), len(self._weights()) // self._walks()
+        weights = self._weights()
+        kinds = len(weights) // self._walks()
         return [weights[at : at + kinds] for at in range(0, len(weights), kinds)]
 
     def reset_parameters(self) -> None:
@@ -146,27 +147,15 @@ class Recurrent(nn.Module):
     def _run(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """What `forward` does, for any number of states: -> output, final states, in the caller's layout."""
         self._check_forward(input, states, lengths)
-        if not is_scripting():
-            dtype = self._autocast_dtype(input)
-            if dtype is not None:
-                cast = None if states is None else [state.to(dtype) for state in states]
-                with torch.autocast(input.device.type, enabled=False):
-                    return self._arranged(input.to(dtype), cast, lengths)
-        return self._arranged(input, states, lengths)
-
-    def _arranged(
-        self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """`_stack` takes (T, B, I); so does this, or (B, T, I), or (T, I)."""
         if input.dim() == 2:
             if states is not None:
                 states = [state.unsqueeze(1) for state in states]
-            output, finals = self._stack(input.unsqueeze(1), states, lengths)
+            output, finals = self._stack_in_autocast(input.unsqueeze(1), states, lengths)
             return output.squeeze(1), [final.squeeze(1) for final in finals]
         if self.batch_first:
-            output, finals = self._stack(input.transpose(0, 1), states, lengths)
+            output, finals = self._stack_in_autocast(input.transpose(0, 1), states, lengths)
             return output.transpose(0, 1), finals
-        return self._stack(input, states, lengths)
+        return self._stack_in_autocast(input, states, lengths)
 
     def _run_packed(self, packed: PackedSequence, states: list[Tensor] | None, lengths: Tensor | None) -> Any:
         """A PackedSequence in, one with the same rows and order out; states are in the caller's order of rows."""
@@ -179,11 +168,21 @@ class Recurrent(nn.Module):
         if states is not None:
             self._check_states(states, int(packed.batch_sizes[0]))
         padded, lengths = unpack(packed)
-        dtype = self._autocast_dtype(padded) or padded.dtype
-        cast = None if states is None else [state.to(dtype) for state in states]
-        with torch.autocast(padded.device.type, enabled=False):
-            output, finals = self._stack(padded.to(dtype), cast, lengths)
+        output, finals = self._stack_in_autocast(padded, states, lengths)
         return repack(output, lengths, packed), finals
+
+    def _stack_in_autocast(
+        self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`_stack`, all of it in the dtype that autocast asks for."""
+        if not is_scripting():
+            dtype = self._autocast_dtype(input)
+            if dtype is not None:
+                if states is not None:
+                    states = [state.to(dtype) for state in states]
+                with torch.autocast(input.device.type, enabled=False):
+                    return self._stack(input.to(dtype), states, lengths)
+        return self._stack(input, states, lengths)
 
     def _stack(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         """All layers, each over the whole sequence before the next.
@@ -277,6 +276,9 @@ class Recurrent(nn.Module):
             return self._scripted_weights
         return [getattr(self, name) for name in self.weight_shapes()]
 
+    def _weight_dtype(self) -> torch.dtype:
+        return cast(Tensor, self.weight_ih_l0).dtype
+
     def __prepare_scriptable__(self) -> "Recurrent":
         """What `torch.jit.script` compiles in our place: the weights also as a list, since it has no `getattr`."""
         twin = copy.copy(self)
@@ -292,7 +294,7 @@ class Recurrent(nn.Module):
         if not torch.is_autocast_enabled(device):
             return None
         if device == "cpu" and self.mode == "GRU":
-            return self._weights()[0].dtype
+            return self._weight_dtype()
         return torch.get_autocast_dtype(device)
 
     def _check_forward(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> None:
@@ -330,11 +332,11 @@ class Recurrent(nn.Module):
 
     def _check_dtype(self, input: Tensor) -> None:
         if not is_scripting():
-            weight = self._weights()[0]
-            if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+            dtype = self._weight_dtype()
+            if input.dtype != dtype and not torch.is_autocast_enabled(input.device.type):
                 raise ValueError(
-                    f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). Convert input: "
-                    f"input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+                    f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). Convert input: "
+                    f"input.to({dtype}), or convert model: model.to({input.dtype})"
                 )
 
     def _check_size(self, input: Tensor) -> None:

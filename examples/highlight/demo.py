@@ -161,17 +161,15 @@ def contest(
     times = compare({name: partial(reader, batches[0]) for name, reader in able.items()})
     truth = next(iter(scores))
     expected = Expected.of(scores[truth], _read_all(exact, batches))
-    results = {
-        name: Result(missing=reader)
-        if isinstance(reader, str)
-        else Result(
-            times[name],
-            float(difference(scores[truth], scores[name]).max()),
-            float((difference(scores[truth], scores[name]) / Limits().allowed(expected)).max()),
-            int((labels[name] != labels[truth]).sum()),
-        )
-        for name, reader in readers.items()
-    }
+    allowed = Limits().allowed(expected)
+    results: dict[str, Result] = {}
+    for name, reader in readers.items():
+        if isinstance(reader, str):
+            results[name] = Result(missing=reader)
+            continue
+        apart = difference(scores[truth], scores[name])
+        changed = int((labels[name] != labels[truth]).sum())
+        results[name] = Result(times[name], float(apart.max()), float((apart / allowed).max()), changed)
     return results, list(labels.values())[-1]
 
 
