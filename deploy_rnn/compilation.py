@@ -70,5 +70,7 @@ _SIZES_APART = _SizesApart()
 
 
 def _backend(graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
-    options = {"cpp_wrapper": True} if CPP_WRAPPER and not torch.is_grad_enabled() else {}
+    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+    if CPP_WRAPPER and not torch.is_grad_enabled():
+        options["cpp_wrapper"] = True
     return cast(Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options))

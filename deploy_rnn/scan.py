@@ -8,38 +8,74 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
 from deploy_rnn.cells import Step
 
+# Steps in one turn of the loop where no gradient is asked for. A turn costs about 2 us beside its steps, of which a
+# step of a small network has 4 (benchmarks/torch_modules.py, B=1); more steps are more code to compile.
+BLOCK = 8
+
+
+def pad_steps(sequence: Tensor) -> Tensor:
+    """(T, B, I) with zeros behind it, as `scan_steps` takes it: whole blocks, and at least two, where it has blocks.
+
+    At least two, so that the number of blocks is never 1, for which torch.compile would compile once more.
+    """
+    steps = sequence.size(0)
+    if torch.is_grad_enabled() or steps == 1:
+        return sequence
+    blocks = torch.sym_max((steps + BLOCK - 1) // BLOCK, 2)
+    return F.pad(sequence, (0, 0, 0, 0, 0, blocks * BLOCK - steps))
+
 
 def scan_steps(
-    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
+    step: Step, projected: Tensor, steps: int, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run `step` over the first axis of `projected`, differentiably.
+    """Run `step` over the first axis of `projected`, differentiably; only the first `steps` count.
 
-    projected (T, D, B, G*H), mask (T, 1, B, 1) or None for every row at every step, states (D, B, P) ..., weights
+    projected (T', D, B, G*H) made of a padded sequence, mask (T', 1, B, 1) or None for every row at every step,
+    states (D, B, P) ..., weights
     -> every output (T, D, B, P), the last states
     """
+    if steps == 1:
+        states = _advance(step, projected[0], None if mask is None else mask[0], states, weights)
+        return states[0].unsqueeze(0), states
     if torch.is_grad_enabled():
         sequences = _Differentiable.apply(step, len(states), projected, mask, *states, *weights)  # type: ignore[no-untyped-call]
-        return sequences[0], [sequence[-1] for sequence in sequences]
-    finals, outputs = _scan(step, projected, mask, states, weights, kept=1)
-    return outputs[0], finals
+    else:
+        sequences = _scan(step, projected, mask, states, weights, block=BLOCK, steps=steps)
+    return sequences[0][:steps], [sequence[steps - 1] for sequence in sequences]
 
 
 def _scan(
-    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor], *, kept: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """-> the last states, and the first `kept` states of every step."""
+    step: Step,
+    projected: Tensor,
+    mask: Tensor | None,
+    states: list[Tensor],
+    weights: list[Tensor],
+    *,
+    block: int,
+    steps: int,
+) -> list[Tensor]:
+    """Every state of every step, `block` steps in each turn of the loop."""
 
     def body(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        states = _advance(step, at[0], at[1] if mask is not None else None, states, weights)
-        return states, [state.clone() for state in states[:kept]]  # scan refuses a carry that is also an output
+        # Of no use to the loop, but an input of it: it is there that inductor looks up the symbol T, of which the
+        # number of blocks is made (torch 2.13: KeyError).
+        at[0].new_empty([steps])
+        after = [states]
+        for k in range(block):
+            after.append(_advance(step, at[0][k], at[1][k] if mask is not None else None, after[-1], weights))
+        # scan refuses a carry that is also an output
+        return [state.clone() for state in after[-1]], [torch.stack(kind) for kind in zip(*after[1:], strict=True)]
 
-    finals, sequences = scan(body, states, [projected] if mask is None else [projected, mask])
-    return finals, sequences
+    walked = [projected] if mask is None else [projected, mask]
+    blocks = projected.size(0) // block
+    _, sequences = scan(body, states, [each.unflatten(0, (blocks, block)) for each in walked])
+    return [sequence.flatten(0, 1) for sequence in sequences]
 
 
 def _advance(
@@ -67,7 +103,7 @@ class _Differentiable(torch.autograd.Function):
         ctx: Any, step: Step, count: int, projected: Tensor, mask: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         states, weights = list(tensors[:count]), list(tensors[count:])
-        _, sequences = _scan(step, projected, mask, states, weights, kept=count)
+        sequences = _scan(step, projected, mask, states, weights, block=1, steps=projected.size(0))
         ctx.step, ctx.count = step, count
         ctx.save_for_backward(projected, mask, *tensors, *sequences)
         return tuple(sequences)
