@@ -1,6 +1,6 @@
 """`make bench`: every benchmark on this machine's CPU, its JSON in build/bench, its table on the screen.
 
-`--commit` writes to benchmarks/results instead and makes the README's tables anew.
+`--commit` writes to benchmarks/results instead and makes the README's tables and pictures anew.
 """
 
 import argparse
@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PARTS = {"rnn_cpu": ["rnn.py"], "export_time": ["export_time.py"], "compile_time": ["compile_time.py"]}
+PARTS = {
+    "rnn_cpu": ["rnn.py"],
+    "export_time": ["export_time.py"],
+    "compile_time": ["compile_time.py"],
+    "torch_modules": ["torch_modules.py"],
+}
 
 
 def main() -> None:
@@ -23,7 +28,8 @@ def main() -> None:
         print(f"\n{name} -> {output}\n", flush=True)
         subprocess.run([sys.executable, HERE / script, *arguments, "--output", output], check=True)
     if options.commit:
-        subprocess.run([sys.executable, HERE / "tables.py"], check=True)
+        for page in ("tables.py", "plots.py"):
+            subprocess.run([sys.executable, HERE / page], check=True)
 
 
 if __name__ == "__main__":

@@ -75,22 +75,26 @@ def modules_table(result: dict[str, Any]) -> str:
 
 
 def modules_summary(result: dict[str, Any]) -> str:
-    """Speed against torch.nn, geometric mean over the points of each family and batch."""
+    """Speed against torch.nn, geometric mean over the points of each family and batch, and the worst point."""
     names = [name for name in result["rows"][0]["contestants"] if name != "torch.nn"]
     groups: dict[str, list[Any]] = {}
-    for row in result["rows"]:
-        groups.setdefault(f"{row['family']}, B={row['B']}", []).append(row["contestants"])
-    rows = [
-        [
-            group,
-            *(f"{geometric_mean(_speeds(points, name)):.2f}x ({min(_speeds(points, name)):.2f}x)" for name in names),
-        ]
-        for group, points in groups.items()
-    ]
-    return markdown(["speed, mean (worst point)", *names], rows) + "\n\n" + machine_line(result)
+    for batch in (None, *dict.fromkeys(row["B"] for row in result["rows"])):
+        for row in result["rows"]:
+            if batch in (None, row["B"]):
+                label = row["family"] if batch is None else f"{row['family']}, B={batch}"
+                groups.setdefault(label, []).append(row)
+    rows = []
+    for group, points in sorted(groups.items(), key=lambda each: each[0].partition(",")[0]):
+        contests = [point["contestants"] for point in points]
+        each = [speeds(contests, name) for name in names]
+        limit = geometric_mean(point["contestants"]["torch.nn"]["median"] / point["products"] for point in points)
+        rows.append([group, *(f"{geometric_mean(all):.2f}x ({min(all):.2f}x)" for all in each), f"{limit:.2f}x"])
+    header = ["speed, mean (worst point)", *names, "matrix products alone"]
+    return markdown(header, rows) + "\n\n" + machine_line(result)
 
 
-def _speeds(points: Sequence[Any], name: str) -> list[float]:
+def speeds(points: Sequence[Any], name: str) -> list[float]:
+    """Of one contestant against torch.nn, at each point."""
     return [point["torch.nn"]["median"] / point[name]["median"] for point in points]
 
 
@@ -129,6 +133,8 @@ def sections() -> dict[str, str]:
         "rnn": rnn_table(load(RESULTS / "rnn_cpu.json")),
         "export_time": export_table(load(RESULTS / "export_time.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
+        "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
+        "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
@@ -143,7 +149,12 @@ def filled(text: str) -> str:
     return text
 
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "verification.md", ROOT / "examples" / "highlight" / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "verification.md",
+    ROOT / "examples" / "highlight" / "README.md",
+)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import argparse
 import itertools
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import deploy_rnn
+from deploy_rnn.timing import compare
 from machine import publish
 from rnn import side_by_side, torch_contestant
 from tables import modules_summary, modules_table
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 HIDDEN, STEPS, BATCH = [64, 128, 256, 512], [50, 200], [1, 32]
+LAYERS = 2
 LONG = 0.05
 """Seconds of one call above which fewer calls are enough."""
 
@@ -38,13 +41,39 @@ def contestants(layer: nn.RNNBase) -> dict[str, nn.Module]:
     }
 
 
+def products(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    """The matrix products of a two-directional `layer` and nothing else, in as few calls as can be."""
+    steps, batch, _ = x.shape
+    named: dict[str, Tensor] = dict(layer.named_parameters())
+    plan: list[tuple[Tensor, list[Tensor], Tensor, Tensor]] = []
+    for number in range(LAYERS):
+        ih, hh = ([named[f"weight_{kind}_l{number}{side}"] for side in ("", "_reverse")] for kind in ("ih", "hh"))
+        sequence = torch.randn(steps * batch, ih[0].size(1), device=x.device)
+        state = torch.randn(2, batch, hh[0].size(1), device=x.device)
+        plan.append((sequence, [weight.t() for weight in ih], state, torch.stack(hh).transpose(1, 2)))
+
+    def run() -> None:
+        for sequence, weights_ih, state, weights_hh in plan:
+            for weight in weights_ih:
+                torch.mm(sequence, weight)
+            for _ in range(steps):
+                torch.bmm(state, weights_hh)
+        if x.is_cuda:
+            torch.cuda.synchronize()
+
+    return run
+
+
 def measure(modules: dict[str, nn.Module], x: Tensor) -> dict[str, Any]:
-    """Largest difference from torch.nn, and milliseconds, of each."""
+    """Largest difference from torch.nn, and milliseconds, of each; milliseconds of the products alone."""
     calls = {name: torch_contestant(module, x) for name, module in modules.items()}
+    floor = products(modules["torch.nn"], x)
     started = time.perf_counter()
     calls["torch.nn"].run()
     long = time.perf_counter() - started > LONG
-    return side_by_side(calls, rounds=2, calls=4, warm_up=1) if long else side_by_side(calls)
+    blocks = {"rounds": 2, "calls": 4, "warm_up": 1} if long else {}
+    found = side_by_side(calls, **blocks)
+    return {"contestants": found, "products": 1e3 * compare({"products": floor}, **blocks)["products"].median}
 
 
 def main() -> None:
@@ -61,11 +90,13 @@ def main() -> None:
     for family, hidden in track(list(itertools.product(options.families, options.hidden)), "measuring"):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        modules = contestants(FAMILIES[family](hidden, hidden, 2, bidirectional=True, device=options.device).eval())
+        modules = contestants(
+            FAMILIES[family](hidden, hidden, LAYERS, bidirectional=True, device=options.device).eval()
+        )
         for batch, steps in itertools.product(BATCH, options.steps):
             with torch.no_grad():
                 found = measure(modules, torch.randn(steps, batch, hidden, device=options.device))
-            rows.append({"family": family, "T": steps, "B": batch, "H": hidden, "contestants": found})
+            rows.append({"family": family, "T": steps, "B": batch, "H": hidden, **found})
     result = publish({"benchmark": "torch_modules", "device": options.device, "rows": rows}, options.output)
     print(modules_table(result) + "\n\n" + modules_summary(result))
 
