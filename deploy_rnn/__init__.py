@@ -10,17 +10,29 @@ from deploy_rnn.errors import DeployError
 from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from deploy_rnn.cells import Cell
     from deploy_rnn.compilation import compile
     from deploy_rnn.conversion import convert
     from deploy_rnn.gru import GRU
     from deploy_rnn.lstm import LSTM
+    from deploy_rnn.recurrent import Recurrent
     from deploy_rnn.rnn import RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "DeployError", "__version__", "compile", "convert"]
+__all__ = ["GRU", "LSTM", "RNN", "Cell", "DeployError", "Recurrent", "__version__", "compile", "convert"]
 
 __version__ = metadata.version("deploy-rnn")
 __getattr__ = lazy_names(
-    __name__, {"GRU": "gru", "LSTM": "lstm", "RNN": "rnn", "compile": "compilation", "convert": "conversion"}, "torch"
+    __name__,
+    {
+        "Cell": "cells",
+        "GRU": "gru",
+        "LSTM": "lstm",
+        "RNN": "rnn",
+        "Recurrent": "recurrent",
+        "compile": "compilation",
+        "convert": "conversion",
+    },
+    "torch",
 )
 
 

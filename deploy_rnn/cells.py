@@ -4,11 +4,11 @@ A step takes what the input contributes (already multiplied by W_ih, biases adde
 recurrent weights, and returns the next states, the first of which is the layer's output. The leading axis D stacks the
 directions of a layer, so that both run in one product. G gates, P output size (H, or `proj_size`):
 
-    projected (D, B, G*H), states [(D, B, P), ...], weights [W_hh (D, P, G*H), ...] -> states
+    projected (D, B, G*H), states [(D, B, P), (D, B, H) ...], weights [W_hh (D, P, G*H), ...] -> states
 
-Weights are transposed for a right-hand product. After W_hh comes b_hh (D, 1, G*H) for a cell that adds it within the
-step, then W_hr (D, H, P) where there is a projection. All are plain differentiable tensor operations that
-`torch.jit.script` compiles.
+Weights are transposed for a right-hand product; a vector is (D, 1, G*H). After W_hh comes b_hh (D, 1, G*H) for a cell
+that adds it within the step, then W_hr (D, H, P) where there is a projection. All are plain differentiable tensor
+operations that `torch.jit.script` compiles; `docs/adding-a-cell.md` adds one.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,16 @@ class Cell:
         gates: G, rows of W_ih and W_hh for each hidden unit.
         states: how many tensors it carries from step to step.
         bias_in_step: whether b_hh is added within the step, and not beforehand to all steps.
+        diagonal: whether W_hh is a vector (G*H,), by which each unit multiplies its own state.
+        projection: whether it multiplies its output by W_hr where the layer has a `proj_size`.
     """
 
     step: Step
     gates: int = 1
     states: int = 1
     bias_in_step: bool = False
+    diagonal: bool = False
+    projection: bool = False
 
 
 def tanh(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -90,8 +94,9 @@ def _tanh(x: Tensor, by_sigmoid: int = TANH_BY_SIGMOID) -> Tensor:  # TorchScrip
 
 
 CELLS = {
-    "tanh": Cell(tanh),
-    "relu": Cell(relu),
-    "gru": Cell(gru, gates=3, bias_in_step=True),
-    "lstm": Cell(lstm, gates=4, states=2),
+    "RNN_TANH": Cell(tanh),
+    "RNN_RELU": Cell(relu),
+    "GRU": Cell(gru, gates=3, bias_in_step=True),
+    "LSTM": Cell(lstm, gates=4, states=2, projection=True),
 }
+"""The cells of torch.nn, by the `mode` of its layers."""

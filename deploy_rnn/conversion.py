@@ -13,9 +13,7 @@ from deploy_rnn.lstm import LSTM
 from deploy_rnn.recurrent import Recurrent
 from deploy_rnn.rnn import RNN
 
-Replacements = Mapping[type[nn.Module], type[Recurrent]]
-
-LAYERS: Replacements = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
+LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 """What each layer becomes."""
 
 
@@ -26,7 +24,7 @@ def convert(model: nn.Module) -> nn.Module:
     that occurs twice stays one layer. `model` itself is not touched.
 
     Args:
-        model: any module; a bare layer too. Our own layers, and subclasses of them, are kept.
+        model: any module; a bare layer too. Our own layers, and every other `Recurrent`, are kept.
 
     Raises:
         ConversionError: a layer is a subclass with methods of its own, or scripted; or the model cannot be copied.
@@ -38,21 +36,14 @@ def convert(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model)
     except RuntimeError as error:
         raise ConversionError(f"the model cannot be copied: {error}") from error
-    return replace_layers(copied, LAYERS)
+    return _replace_layers(copied)
 
 
-def replace_layers(model: nn.Module, layers: Replacements) -> nn.Module:
-    """Replace every recurrent layer of `model` as `layers` says, in place; returns it, or its replacement.
-
-    What is one of the replacements already, or a subclass of it, stays.
-    """
+def _replace_layers(model: nn.Module) -> nn.Module:
+    """Replace every recurrent layer of torch.nn in `model`, in place; returns it, or its replacement."""
     paths = list(model.named_modules(remove_duplicate=False))  # a shared layer has several
-    recurrent = {id(module): (path, module) for path, module in reversed(paths) if is_recurrent(module)}
-    replacements = {
-        key: _replacement(path, module, layers)
-        for key, (path, module) in recurrent.items()
-        if not isinstance(module, tuple(layers.values()))
-    }
+    theirs = {id(module): (path, module) for path, module in reversed(paths) if isinstance(module, nn.RNNBase)}
+    replacements = {key: _replacement(path, module) for key, (path, module) in theirs.items()}
     for path, module in paths:
         if path and id(module) in replacements:
             parent, _, name = path.rpartition(".")
@@ -65,10 +56,10 @@ def is_recurrent(module: nn.Module) -> bool:
     return isinstance(module, (nn.RNNBase, Recurrent))
 
 
-def _replacement(name: str, module: nn.Module, layers: Replacements) -> Recurrent:
-    known = next((cls for cls in layers if isinstance(module, cls)), None)
+def _replacement(name: str, module: nn.RNNBase) -> Recurrent:
+    known = next((cls for cls in LAYERS if isinstance(module, cls)), None)
     if known is None:
-        can = ", ".join(map(_qualified, layers))
+        can = ", ".join(map(_qualified, LAYERS))
         raise ConversionError(f"{_where(name)} is a {_qualified(type(module))}; only {can} can be converted.")
     mro = type(module).__mro__
     derived = [cls for cls in mro[: mro.index(known)] if not _only_parametrized(cls, module)]
@@ -78,7 +69,7 @@ def _replacement(name: str, module: nn.Module, layers: Replacements) -> Recurren
             f"{_where(name)} is a {_qualified(type(module))} with `{min(own)}` of its own, which would be lost; "
             f"let it hold a {_qualified(known)} instead of inheriting from it."
         )
-    layer = layers[known].like(module)
+    layer = LAYERS[known].like(module)
     if parametrize.is_parametrized(module):
         parametrize._inject_new_class(layer)
         for weight in layer.parametrizations:  # type: ignore[union-attr]

@@ -1,9 +1,6 @@
 """`GRU`: `torch.nn.GRU` in plain tensor operations."""
 
-import torch
-from torch import nn
-
-from deploy_rnn.cells import CELLS, Cell
+from deploy_rnn.cells import CELLS
 from deploy_rnn.recurrent import Recurrent
 
 
@@ -19,23 +16,5 @@ class GRU(Recurrent):
     (3*H, I), and so on: the rows of r, z and n, one below the other.
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            "GRU", CELLS["gru"], input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            device=device, dtype=dtype,
-        )  # fmt: skip
-
-    @classmethod
-    def cell_of(cls, module: nn.Module) -> Cell:
-        return CELLS["gru"]
+    mode = "GRU"
+    cell = CELLS["GRU"]

@@ -1,11 +1,11 @@
 """`LSTM`: `torch.nn.LSTM` in plain tensor operations."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.cells import CELLS, Cell
+from deploy_rnn.cells import CELLS
 from deploy_rnn.recurrent import Recurrent
 
 
@@ -28,6 +28,9 @@ class LSTM(Recurrent):
         proj_size: features of the output, below H; 0 for no projection.
     """
 
+    mode = "LSTM"
+    cell = CELLS["LSTM"]
+
     def __init__(
         self,
         input_size: int,
@@ -42,13 +45,9 @@ class LSTM(Recurrent):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            "LSTM", CELLS["lstm"], input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-            proj_size, device, dtype,
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype,
+            proj_size=proj_size,
         )  # fmt: skip
-
-    @classmethod
-    def cell_of(cls, module: nn.Module) -> Cell:
-        return CELLS["lstm"]
 
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None

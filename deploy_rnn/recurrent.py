@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.cells import Cell
+from deploy_rnn.cells import CELLS, Cell
 from deploy_rnn.lengths import check_lengths, repack, reverse_rows, step_mask, unpack
 from deploy_rnn.scan import pad_steps, scan_steps, zeros
 
 
 class Recurrent(nn.Module):
-    """A stack of recurrent layers over a cell; `RNN`, `GRU` and `LSTM` say which.
+    """A stack of recurrent layers over a cell. A subclass says which: `cell = Cell(step)` (docs/adding-a-cell.md).
 
     T time steps, B batch, I input size, H hidden size, P output size (H, or `proj_size`), D directions (1 or 2),
     L layers, G gates of the cell. Layer 0 reads I features, every later layer D*P.
@@ -26,6 +26,20 @@ class Recurrent(nn.Module):
     2. The loop then has one recurrent product and the cell for each step. Both directions take a step together: each
        has its own copy of the sequence, the reverse direction's turned around.
     3. Every layer sees the whole sequence before the next one starts.
+
+    forward(input: (T, B, I), hx: (L*D, B, P) or None for zeros, lengths: (B,) or None for T)
+        -> output: (T, B, D*P), h_n: (L*D, B, P)
+
+    is that of a cell with one state, as `deploy_rnn.RNN` describes it; a cell with two inherits from `deploy_rnn.LSTM`.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as for `deploy_rnn.RNN`.
+        proj_size: features of the output, for a cell with a projection; 0 for H.
+        cell: instead of the class's own.
+
+    Raises:
+        TypeError: a class without a cell, or see `deploy_rnn.RNN`.
+        ValueError: see there; or a `proj_size` for a cell without a projection.
     """
 
     __constants__: ClassVar = [
@@ -34,13 +48,18 @@ class Recurrent(nn.Module):
     ]  # fmt: skip
 
     __jit_unused_properties__: ClassVar = ["all_weights"]
+    __jit_ignored_attributes__: ClassVar = ["cell"]
 
     _scripted_weights: list[Tensor]
 
+    mode: str
+    """Its name in errors, and in `torch.nn`; that of the class unless it says otherwise."""
+
+    cell: Cell
+    """What one step does; a subclass sets it."""
+
     def __init__(
         self,
-        mode: str,
-        cell: Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
@@ -48,13 +67,21 @@ class Recurrent(nn.Module):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        proj_size: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        proj_size: int = 0,
+        cell: Cell | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size)
-        self.mode = mode
+        cell = cell or getattr(type(self), "cell", None)
+        if cell is None:
+            raise TypeError(f"{type(self).__name__} has no cell; set `cell = deploy_rnn.Cell(step)` in the class.")
+        depth = 3 if type(self).__init__ is Recurrent.__init__ else 4  # of the caller's line, for a warning
+        _check_arguments(input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size, depth)
+        if proj_size and not cell.projection:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        self.mode = getattr(type(self), "mode", type(self).__name__)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -70,24 +97,20 @@ class Recurrent(nn.Module):
 
     def _use(self, cell: Cell) -> None:
         """Each on its own: TorchScript has no attribute for a dataclass with a function in it."""
+        self.cell = cell
         self._step = cell.step
         self._gates = cell.gates
         self._states = cell.states
         self._bias_in_step = cell.bias_in_step
 
     @classmethod
-    def cell_of(cls, module: nn.Module) -> Cell:
-        """The cell of a `torch.nn` namesake, or of one of ours."""
-        raise NotImplementedError
-
-    @classmethod
-    def like(cls, module: nn.Module) -> Self:
-        """An instance with the parameters (the same objects), hooks, mode and options of `module`."""
+    def like(cls, module: nn.RNNBase) -> Self:
+        """An instance with the parameters (the same objects), hooks, mode and options of a `torch.nn` namesake."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         theirs = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
         layer.__dict__.update({name: value for name, value in vars(module).items() if name not in theirs})
-        layer._use(cls.cell_of(module))
+        layer._use(CELLS[module.mode])
         return layer
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -99,7 +122,7 @@ class Recurrent(nn.Module):
             width = self.input_size if layer == 0 else len(suffixes) * out
             for suffix in suffixes:
                 shapes[f"weight_ih_l{layer}{suffix}"] = (rows, width)
-                shapes[f"weight_hh_l{layer}{suffix}"] = (rows, out)
+                shapes[f"weight_hh_l{layer}{suffix}"] = (rows,) if self.cell.diagonal else (rows, out)
                 if self.bias:
                     shapes[f"bias_ih_l{layer}{suffix}"] = (rows,)
                     shapes[f"bias_hh_l{layer}{suffix}"] = (rows,)
@@ -208,8 +231,7 @@ class Recurrent(nn.Module):
         return input, [torch.cat([final[kind] for final in finals]) for kind in range(self._states)]
 
     def _zeros(self, input: Tensor) -> list[Tensor]:
-        sizes = [self.proj_size if self.proj_size > 0 else self.hidden_size] + [self.hidden_size] * (self._states - 1)
-        shapes = [[self._walks(), input.size(1), size] for size in sizes]
+        shapes = [[self._walks(), input.size(1), size] for size in self._state_sizes()]
         if not is_scripting():  # noqa: SIM102
             if torch.compiler.is_compiling():
                 return [zeros(shape, input) for shape in shapes]
@@ -238,12 +260,12 @@ class Recurrent(nn.Module):
                 bias = weights[direction * kinds + 2] + weights[direction * kinds + 3]
             parts.append(F.linear(walk.flatten(0, 1), weight_ih, bias))  # (T*B, G*H)
         projected = _stacked(parts)  # (D, T*B, G*H)
-        recurrent = [_stacked(weights[1::kinds]).transpose(1, 2)]  # (D, P, G*H)
+        recurrent = [right_hand(weights[1::kinds])]  # (D, P, G*H)
         if self._bias_in_step:
             zeros_hh = projected.new_zeros([projected.size(0), 1, projected.size(2)])
-            recurrent.append(_stacked(weights[3::kinds]).unsqueeze(1) if self.bias else zeros_hh)  # (D, 1, G*H)
+            recurrent.append(right_hand(weights[3::kinds]) if self.bias else zeros_hh)  # (D, 1, G*H)
         if self.proj_size > 0:
-            recurrent.append(_stacked(weights[kinds - 1 :: kinds]).transpose(1, 2))  # (D, H, P)
+            recurrent.append(right_hand(weights[kinds - 1 :: kinds]))  # (D, H, P)
         mask = None if lengths is None else step_mask(walks[0].size(0), lengths)
         projected = projected.unflatten(1, [walks[0].size(0), batch]).transpose(0, 1)  # (T, D, B, G*H)
         outputs, states = self._loop(projected, steps, mask, states, recurrent)  # (T, D, B, P)
@@ -270,6 +292,10 @@ class Recurrent(nn.Module):
             states = new
             outputs.append(states[0])
         return torch.stack(outputs), states
+
+    def _state_sizes(self) -> list[int]:
+        """P, then H for every other state."""
+        return [self.proj_size if self.proj_size > 0 else self.hidden_size] + [self.hidden_size] * (self._states - 1)
 
     def _walks(self) -> int:
         return self.num_layers * (2 if self.bidirectional else 1)
@@ -301,7 +327,7 @@ class Recurrent(nn.Module):
         return torch.get_autocast_dtype(device)
 
     def _check_forward(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> None:
-        kind = "RNN" if self.mode.startswith("RNN") else self.mode
+        kind = "RNN" if self.mode.startswith("RNN_") else self.mode
         if input.dim() not in (2, 3):
             end = " tensor instead" if kind == "RNN" else " instead"
             raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {input.dim()}D{end}")
@@ -363,6 +389,15 @@ def _stacked(weights: list[Tensor]) -> Tensor:
     return torch.stack(weights) if len(weights) > 1 else weights[0].unsqueeze(0)
 
 
+def right_hand(weights: list[Tensor]) -> Tensor:
+    """One recurrent weight of every direction, as a step takes it.
+
+    D matrices (N, M) -> (D, M, N), for a product from the right; D vectors (N,) -> (D, 1, N), for a batch of rows.
+    """
+    stacked = _stacked(weights)
+    return stacked.transpose(1, 2) if stacked.dim() == 3 else stacked.unsqueeze(1)
+
+
 def _check_arguments(
     input_size: object,
     hidden_size: object,
@@ -371,6 +406,7 @@ def _check_arguments(
     batch_first: object,
     dropout: object,
     proj_size: int,
+    depth: int,
 ) -> None:
     """What `torch.nn.RNNBase` checks, in its words."""
     if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
@@ -381,7 +417,7 @@ def _check_arguments(
         warnings.warn(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
             f"num_layers greater than 1, but got dropout={dropout} and num_layers={num_layers}",
-            stacklevel=4,
+            stacklevel=depth,
         )
     for name, flag in {"bias": bias, "batch_first": batch_first}.items():
         if not isinstance(flag, bool):

@@ -3,9 +3,8 @@
 from typing import ClassVar
 
 import torch
-from torch import nn
 
-from deploy_rnn.cells import CELLS, Cell
+from deploy_rnn.cells import CELLS
 from deploy_rnn.recurrent import Recurrent
 
 
@@ -59,12 +58,10 @@ class RNN(Recurrent):
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        mode = f"RNN_{nonlinearity.upper()}"
         super().__init__(
-            f"RNN_{nonlinearity.upper()}", CELLS[nonlinearity], input_size, hidden_size, num_layers, bias, batch_first,
-            dropout, bidirectional, device=device, dtype=dtype,
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype,
+            cell=CELLS[mode],
         )  # fmt: skip
+        self.mode = mode
         self.nonlinearity = nonlinearity
-
-    @classmethod
-    def cell_of(cls, module: nn.Module) -> Cell:
-        return CELLS[str(module.nonlinearity)]

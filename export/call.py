@@ -66,6 +66,10 @@ class Call:
         """The same call with other tensors."""
         return Call(inspect.BoundArguments(self.bound.signature, self._mapped(tensors, other=lambda leaf: leaf)))
 
+    def with_argument(self, name: str, value: Any) -> "Call":
+        """The same call with another value for one argument."""
+        return Call(inspect.BoundArguments(self.bound.signature, {**self.arguments, name: value}))
+
     def shapes(self, axes: Sequence[Axes]) -> dict[str, Any]:
         """One entry for each tensor, in the structure that `dynamic_shapes` has."""
         return self._mapped(axes, other=lambda leaf: None)

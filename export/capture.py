@@ -1,30 +1,22 @@
 """A PyTorch model becomes an ONNX graph in which each recurrent stack is still one node."""
 
-import copy
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
-import torch
 from torch import nn
 
-from deploy_rnn.conversion import replace_layers
-from deploy_rnn.errors import DynamicAxisError, ExportError
-from deploy_rnn.rnn import RNN
+from deploy_rnn.conversion import convert
+from deploy_rnn.errors import ExportError
+from deploy_rnn.recurrent import Recurrent
 
 from .call import Axes, Call
-from .stack import CapturedRNN, Stack, stack_nodes
-
-CAPTURED = {nn.RNN: CapturedRNN, RNN: CapturedRNN}
-
-AUTO, DYNAMIC = torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC
+from .stack import Stack, make_symbolic, name_layers, stack_nodes
+from .tracing import AUTO, DYNAMIC, fixed_axis, trace
 
 
 def capture(model: nn.Module, call: Call, axes: Sequence[Axes], *, opset_version: int) -> ir.Model:
-    """Trace a copy of `model`, in evaluation mode, into ONNX with its recurrent stacks as `deploy_rnn::RNN` nodes.
+    """Trace a copy of `model`, in evaluation mode, into ONNX with its stacks as `deploy_rnn::Recurrent` nodes.
 
     `axes`: what is to be dynamic in each of `call.tensors`; these axes have the names that they were given.
 
@@ -33,30 +25,26 @@ def capture(model: nn.Module, call: Call, axes: Sequence[Axes], *, opset_version
         DynamicAxisError: an axis that the model itself fixes.
         ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
     """
-    captured = replace_layers(copy.deepcopy(model), CAPTURED).eval()
+    converted = convert(model).eval()
+    layers = [module for module in converted.modules() if isinstance(module, Recurrent)]
+    make_symbolic(layers)
     nameless = [{axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in asked.items()} for asked in axes]
-    with _quiet():
-        try:
-            program = torch.onnx.export(
-                captured,
-                call.bound.args,
-                kwargs=call.bound.kwargs,
-                dynamo=True,
-                dynamic_shapes=call.shapes(nameless) if any(axes) else None,
-                opset_version=opset_version,
-                verbose=False,
-            )
-        except Exception as error:  # torch raises many types here
-            raise _explained(error) from error
-    assert program is not None
-    graph = program.model.graph
+    captured = trace(
+        converted,
+        call.bound.args,
+        call.bound.kwargs,
+        call.shapes(nameless) if any(axes) else None,
+        opset_version=opset_version,
+    )
+    graph = captured.graph
     if len(graph.inputs) != len(axes):
         raise ExportError(
             f"torch.onnx made {len(graph.inputs)} inputs of the example's {len(axes)} tensors "
             f"({', '.join(str(value.name) for value in graph.inputs)})."
         )
+    name_layers(graph, layers)
     _name_axes(graph, axes)
-    return program.model
+    return captured
 
 
 def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> None:
@@ -68,7 +56,7 @@ def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> None:
             size = value.shape[axis]
             if isinstance(size, int):
                 if dim is not AUTO:
-                    raise _fixed(axis, value.name, size)
+                    raise fixed_axis(axis, value.name, size)
             elif isinstance(dim, str) or hasattr(dim, "__name__"):
                 names.setdefault(str(size), dim if isinstance(dim, str) else dim.__name__)
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
@@ -99,36 +87,3 @@ def find_batch_axes(model: nn.Module, call: Call, *, opset_version: int) -> list
         }
         for value in graph.inputs
     ]
-
-
-def _explained(error: Exception) -> ExportError:
-    """Torch's error in one paragraph: its first cause, and what to do if that is a fixed axis."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    said = str(error).strip()
-    fixed = re.findall(r"inferred a static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]", said)
-    if fixed:
-        size, name, axis = fixed[0]
-        return _fixed(axis, name, size)
-    return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {said}")
-
-
-def _fixed(axis: int | str, name: str | None, size: int | str) -> DynamicAxisError:
-    return DynamicAxisError(
-        f"axis {axis} of `{name}` cannot be dynamic: the model fixes it at {size}; leave it out of `dynamic_shapes`."
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torch.onnx's remarks about itself: optional packages it lacks, and its own deprecated calls."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", category=UserWarning, message="# The axis name: .* will not be used")
-            yield
-    finally:
-        registration.setLevel(level)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.rnn import RNN
 from deploy_rnn.runtime import TensorSpec
 
 from .call import Call
 from .comparison import Expected
+from .layer import is_layer, state_names
 from .report import Report
 
 
@@ -31,7 +32,7 @@ def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) ->
 
     1. The example itself.
     2. Random inputs, for every size of the dynamic axes.
-    3. A bare layer that takes h_0: zeros, against PyTorch without h_0.
+    3. A bare layer that takes states: zeros, against PyTorch without them.
 
     Raises:
         ExportError: the model does not fit the file, or fails on a size.
@@ -42,7 +43,7 @@ def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) ->
             f"the example has {len(call.tensors)} tensors."
         )
     reference = Reference(model, report)
-    takes_h0 = isinstance(model, (nn.RNN, RNN)) and len(call.tensors) == 2
+    start = call.arguments.get("hx") if is_layer(model) else None
     random = torch.Generator().manual_seed(0)
     # Case 1.
     yield reference.case("example", call, call)
@@ -57,10 +58,11 @@ def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) ->
         )
         yield reference.case(label, drawn, drawn)
         # Case 3.
-        if takes_h0:
-            sequence, h0 = drawn.tensors
-            zeros = call.with_tensors([sequence, torch.zeros_like(h0)])
-            yield reference.case(f"{label}, without h0", zeros, Call.of(model, (sequence,)))
+        if start is not None:
+            zeros = pytree.tree_map(torch.zeros_like, drawn.arguments["hx"])
+            without = " and ".join(f"{name}0" for name in state_names(model))
+            fed, asked = drawn.with_argument("hx", zeros), drawn.with_argument("hx", None)
+            yield reference.case(f"{label}, without {without}", fed, asked)
 
 
 def _settings(report: Report, sizes: Sequence[int]) -> list[dict[str, int]]:

@@ -13,12 +13,12 @@ import deploy_rnn
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file
-from deploy_rnn.rnn import RNN
 
 from .call import Axes, Call, on_cpu
 from .capture import capture, find_batch_axes
 from .comparison import Limits
 from .forms import FORMS
+from .layer import is_layer, layer_axes, layer_names
 from .lower import lower
 from .names import name_ends
 from .report import Report
@@ -44,12 +44,13 @@ def export_onnx(
 ) -> Report:
     """Export a model with recurrent layers to one self-contained ONNX file, and check it before it appears.
 
-    The model is exported as it computes in evaluation mode. Every `torch.nn.RNN` in it, wherever it stands, is written
-    in `form`; the rest goes through `torch.onnx.export`. The file is then compared with `model` as `verify` does, under
-    a temporary name, and moved to `path` only if all agrees; what was at `path` before stays until then.
+    The model is exported as it computes in evaluation mode. Every `torch.nn.RNN`, `GRU` and `LSTM` in it, every
+    `deploy_rnn.Recurrent`, wherever it stands, is written in `form`; the rest goes through `torch.onnx.export`. The
+    file is then compared with `model` as `verify` does, under a temporary name, and moved to `path` only if all agrees;
+    what was at `path` before stays until then.
 
     Args:
-        model: a `torch.nn.RNN`, a `deploy_rnn.RNN`, or any module that contains some, on any
+        model: a recurrent layer of `torch.nn`, a `deploy_rnn.Recurrent`, or any module that contains some, on any
             device. It is not changed.
         args: example arguments, as for `torch.onnx.export`: a tuple, or one tensor.
         path: where the file is to be; its folder must exist.
@@ -57,8 +58,8 @@ def export_onnx(
         form: "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", and no other; the report's `inputs` show what is fixed.
-        input_names: names of the graph's inputs; for a bare layer `input` and `h0`, else the argument names.
-        output_names: names of the graph's outputs; for a bare layer `output` and `h_n`, for other models
+        input_names: names of the graph's inputs; for a bare layer `input`, `h0` and `c0`, else the argument names.
+        output_names: names of the graph's outputs; for a bare layer `output`, `h_n` and `c_n`, for other models
             `output`, or `output_0`, `output_1`, ... if there are several.
         opset_version: 18, 19 or 20.
         atol, rtol, sizes: as for `verify`.
@@ -81,14 +82,12 @@ def export_onnx(
     limits = Limits(atol, rtol)
     model, call = on_cpu(model, Call.of(model, args, kwargs))
     _check_layers(model)
-    bare = isinstance(model, (nn.RNN, RNN))
-    axes = _layer_axes(model, call, dynamic_shapes) if bare else _model_axes(model, call, dynamic_shapes, opset_version)
+    if is_layer(model):
+        axes, (inputs, outputs) = layer_axes(model, call, dynamic_shapes), layer_names(model, call)
+    else:
+        axes, (inputs, outputs) = _model_axes(model, call, dynamic_shapes, opset_version), (None, None)
     graph = capture(model, call, axes, opset_version=opset_version)
-    name_ends(
-        graph.graph,
-        inputs=input_names or (["input", "h0"][: len(axes)] if bare else None),
-        outputs=output_names or (["output", "h_n"] if bare else None),
-    )
+    name_ends(graph.graph, input_names or inputs, output_names or outputs)
     lower(graph, form)
     graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
     graph.metadata_props["deploy_rnn.form"] = form
@@ -127,19 +126,6 @@ def _check_layers(model: nn.Module) -> None:
                 f"`{name or 'model'}` has {dtype} weights; onnxruntime multiplies float32 and float64 on every "
                 "provider: export model.float()."
             )
-
-
-def _layer_axes(layer: nn.Module, call: Call, dynamic_shapes: Any) -> list[Axes]:
-    """For a layer by itself, whose batch axis is known: open unless something else is asked, and h0 shares it."""
-    batched, batch = call.tensors[0].dim() == 3, 0 if layer.batch_first else 1
-    if dynamic_shapes is None:
-        return [{batch: "B"}, {1: "B"}][: len(call.tensors)] if batched else [{} for _ in call.tensors]
-    if isinstance(dynamic_shapes, Mapping):
-        dynamic_shapes = {"hx" if name == "h0" else name: asked for name, asked in dynamic_shapes.items()}
-    axes = call.axes(dynamic_shapes)
-    if len(axes) == 2 and batched and batch in axes[0] and not axes[1]:
-        axes[1] = {1: axes[0][batch]}
-    return axes
 
 
 def _model_axes(model: nn.Module, call: Call, dynamic_shapes: Any, opset_version: int) -> list[Axes]:

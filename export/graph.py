@@ -1,25 +1,44 @@
 """Writing ONNX nodes: what all forms build with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
+Made = TypeVar("Made")
+
 
 class Builder:
-    """Collects nodes for one place in a graph, with names that start with `prefix`."""
+    """Collects nodes for one place in a graph, with names that start with `prefix`.
 
-    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+    The builders of one graph, in the order of their places, share `made`.
+    """
+
+    def __init__(self, graph: ir.Graph, prefix: str, made: dict[Hashable, Any]) -> None:
         self.nodes: list[ir.Node] = []
         self._graph = graph
         self._prefix = prefix
+        self._made = made
 
-    def op(self, op_type: str, *inputs: ir.Value | None, name: str, **attributes: int | float | str) -> ir.Value:
+    @property
+    def opset(self) -> int:
+        """The version of the graph's operators."""
+        return self._graph.opset_imports[""]
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns for `key`, made (and its nodes written) only once in a graph."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: Made = self._made[key]
+        return made
+
+    def op(self, op_type: str, *inputs: ir.Value | None, name: str, **attributes: int | ir.TensorProtocol) -> ir.Value:
         """Add a node with one output, called `name`."""
         return self.op_many(op_type, *inputs, names=[name], **attributes)[0]
 
     def op_many(
-        self, op_type: str, *inputs: ir.Value | None, names: Sequence[str], **attributes: int | float | str
+        self, op_type: str, *inputs: ir.Value | None, names: Sequence[str], **attributes: int | ir.TensorProtocol
     ) -> Sequence[ir.Value]:
         """Add a node with one output for each of `names`."""
         given = list(inputs)
@@ -30,6 +49,22 @@ class Builder:
             value.name = self._prefix + name
         self.nodes.append(node)
         return node.outputs
+
+    def copy(self, node: ir.Node, known: dict[ir.Value, ir.Value], *, name: Callable[[str], str]) -> None:
+        """Add a copy of a node of another graph.
+
+        Args:
+            known: value there -> value here, for its inputs; its outputs are added.
+            name: name there -> name here, of its outputs.
+        """
+        inputs = [None if value is None else known[value] for value in node.inputs]
+        copied = ir.Node(
+            node.domain, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs)
+        )
+        for value, original in zip(copied.outputs, node.outputs, strict=True):
+            value.name = self._prefix + name(str(original.name))
+            known[original] = value
+        self.nodes.append(copied)
 
     def constant(self, array: np.ndarray, *, name: str) -> ir.Value:
         """An initializer."""
@@ -43,12 +78,12 @@ class Builder:
     def reshape(self, value: ir.Value, shape: Sequence[int], *, name: str) -> ir.Value:
         return self.op("Reshape", value, self.constant(np.array(shape, np.int64), name=f"{name}.shape"), name=name)
 
-    def split(self, value: ir.Value, parts: int, *, name: str) -> Sequence[ir.Value]:
-        """Cut the first axis into equal parts."""
+    def split(self, value: ir.Value, parts: int, *, name: str, axis: int = 0) -> Sequence[ir.Value]:
+        """Cut an axis into equal parts."""
         if parts == 1:
             return [value]
         names = [f"{name}{part}" for part in range(parts)]
-        return self.op_many("Split", value, names=names, axis=0, num_outputs=parts)
+        return self.op_many("Split", value, names=names, axis=axis, num_outputs=parts)
 
     def concat(self, values: Sequence[ir.Value], *, axis: int, name: str) -> ir.Value:
         if len(values) == 1:
@@ -57,12 +92,27 @@ class Builder:
 
     def add(self, values: Sequence[ir.Value], *, name: str) -> ir.Value | None:
         """The sum of one or more values, computed now where all are constants; None for none."""
-        if not values:
-            return None
-        tensors = [value.const_value for value in values]
-        if all(tensor is not None for tensor in tensors):
-            return self.constant(sum(tensor.numpy() for tensor in tensors), name=name)  # type: ignore[union-attr, misc, arg-type]
+        if len(values) < 2:
+            return values[0] if values else None
+        return self.once(("add", *values), lambda: self._add(values, name))
+
+    def _add(self, values: Sequence[ir.Value], name: str) -> ir.Value:
+        if all(value.const_value is not None for value in values):
+            return self.constant(sum(value.const_value.numpy() for value in values), name=name)  # type: ignore[union-attr, misc, arg-type]
         total = values[0]
         for value in values[1:]:
             total = self.op("Add", total, value, name=name)
         return total
+
+    def blocks(self, value: ir.Value, chosen: Sequence[int], of: int, *, name: str) -> ir.Value:
+        """Of the first axis, cut into `of` equal blocks, those `chosen`, in that order; cut now from a constant."""
+        if list(chosen) == list(range(of)):
+            return value
+        return self.once(("blocks", value, *chosen), lambda: self._blocks(value, chosen, of, name))
+
+    def _blocks(self, value: ir.Value, chosen: Sequence[int], of: int, name: str) -> ir.Value:
+        if value.const_value is not None:
+            cut = np.split(value.const_value.numpy(), of)
+            return self.constant(np.concatenate([cut[block] for block in chosen]), name=name)
+        parts = self.split(value, of, name=f"{name}.block")
+        return self.concat([parts[block] for block in chosen], axis=0, name=name)

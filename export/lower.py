@@ -1,6 +1,8 @@
 """Captured stacks are replaced by real ONNX operators, in the form asked for."""
 
 import re
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -18,11 +20,12 @@ def lower(model: ir.Model, form: str) -> ir.Model:
     Raises:
         DynamicAxisError: the time axis is dynamic and the form fixes it.
     """
+    made: dict[Hashable, Any] = {}
     for number, node in enumerate(stack_nodes(model.graph)):
         stack = Stack.of(node)
         if form in FIXED_TIME and not isinstance(stack.steps, int):
             raise _dynamic_time(model.graph, stack.steps, form)
-        build = Builder(model.graph, prefix=_free_prefix(model.graph, f"rnn{number}."))
+        build = Builder(model.graph, _free_prefix(model.graph, f"rnn{number}."), made)
         _replace(model.graph, node, build, FORMS[form](build, stack))
     for clean in (common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass()):
         clean(model)
@@ -37,7 +40,7 @@ def _free_prefix(graph: ir.Graph, prefix: str) -> str:
     return prefix
 
 
-def _replace(graph: ir.Graph, node: ir.Node, build: Builder, results: tuple[ir.Value, ir.Value]) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, build: Builder, results: Sequence[ir.Value]) -> None:
     graph.insert_before(node, build.nodes)
     for old, new in zip(node.outputs, results, strict=True):
         new.shape, new.type = old.shape, old.type

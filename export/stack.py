@@ -1,56 +1,74 @@
 """A recurrent stack while a model is being exported: one node, whatever is inside.
 
 `torch.export` would unroll the time loop, freeze the time axis without a word, and take half a minute for T=100.
-So each stack of layers is captured as one node `deploy_rnn::RNN` with T and B open, and a form (see `forms`) replaces
-that node by real ONNX operators. `CapturedRNN` writes the node and `Stack.of` reads it: both sides of one contract.
+So each stack of layers is captured as one node `deploy_rnn::Recurrent` with T and B open, and a form (see `forms`)
+replaces that node by real ONNX operators. `make_symbolic` lets a layer write the node, `name_layers` notes which layer
+wrote it, and `Stack.of` reads both: three sides of one contract. Its inputs are
+
+    input, lengths (none yet), every state (absent for zeros), every weight in the order of `weight_shapes()`
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from deploy_rnn.cells import Cell
 from deploy_rnn.errors import ExportError
-from deploy_rnn.rnn import RNN
+from deploy_rnn.recurrent import Recurrent
 
 DOMAIN = "deploy_rnn"
 
 
-class CapturedRNN(RNN):
-    """An `RNN` that becomes one node: everything but the recurrence (checks, layout) is exported as it is."""
+def make_symbolic(layers: Sequence[Recurrent]) -> None:
+    """Let each layer become one node; everything but the recurrence (checks, layout) is exported as it is."""
+    for number, layer in enumerate(layers):
+        layer._stack = partial(_symbolic_stack, layer, number)  # type: ignore[method-assign]
 
-    def _stack(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        if lengths is not None:
-            raise ExportError("`lengths` cannot be exported yet; leave it out, and give sequences of one length.")
-        steps, batch = input.size(0), input.size(1)
-        directions = 2 if self.bidirectional else 1
-        output, h_n = torch.onnx.ops.symbolic_multi_out(
-            f"{DOMAIN}::RNN",
-            [input, None if states is None else states[0], *self._weights()],
-            {
-                "nonlinearity": self.nonlinearity,
-                "num_layers": self.num_layers,
-                "bidirectional": self.bidirectional,
-                "bias": self.bias,
-            },
-            dtypes=(input.dtype, input.dtype),
-            shapes=(
-                (steps, batch, directions * self.hidden_size),
-                (self.num_layers * directions, batch, self.hidden_size),
-            ),
-            version=1,
-        )
-        return output, [h_n]
+
+def _symbolic_stack(
+    layer: Recurrent, number: int, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """In the place of `Recurrent._stack`."""
+    if lengths is not None:
+        raise ExportError("`lengths` cannot be exported yet; leave it out, and give sequences of one length.")
+    steps, batch, sizes = input.size(0), input.size(1), layer._state_sizes()
+    directions = 2 if layer.bidirectional else 1
+    starts: list[Tensor | None] = [None] * len(sizes) if states is None else [*states]
+    output, *finals = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::Recurrent",
+        [input, None, *starts, *layer._weights()],
+        {"layer": number},
+        dtypes=[input.dtype] * (1 + len(sizes)),
+        shapes=[
+            (steps, batch, directions * sizes[0]),
+            *((layer.num_layers * directions, batch, size) for size in sizes),
+        ],
+        version=1,
+    )
+    return output, finals
+
+
+def name_layers(graph: ir.Graph, layers: Sequence[Recurrent]) -> None:
+    """Note on each captured stack which of `layers` it is."""
+    for node in stack_nodes(graph):
+        node.meta["layer"] = layers[node.attributes["layer"].as_int()]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction of one layer: weight_ih (H, I or D*H), weight_hh (H, H), and two biases (H,) or none."""
+    """One direction of one layer: weight_ih (G*H, I or D*P), weight_hh (G*H, P) or (G*H,), biases (G*H,), weight_hr
+    (P, H); None for what it does not have.
+    """
 
     weight_ih: ir.Value
     weight_hh: ir.Value
-    biases: tuple[ir.Value, ...]
+    bias_ih: ir.Value | None
+    bias_hh: ir.Value | None
+    weight_hr: ir.Value | None
 
 
 @dataclass(frozen=True)
@@ -59,39 +77,35 @@ class Stack:
 
     Attributes:
         input: (T, B, I).
-        h0: (L*D, B, H), or None for zeros.
+        states: (L*D, B, P), (L*D, B, H) ..., each None for zeros.
         layers: L layers of D directions each.
-        nonlinearity: "tanh" or "relu".
-        hidden_size: H.
-        output: (T, B, D*H), to be replaced.
-        h_n: (L*D, B, H), to be replaced.
+        cell: what one step does.
+        sizes: P, H ...: the last axis of each state.
     """
 
     input: ir.Value
-    h0: ir.Value | None
+    states: tuple[ir.Value | None, ...]
     layers: tuple[tuple[Direction, ...], ...]
-    nonlinearity: str
-    hidden_size: int
-    output: ir.Value
-    h_n: ir.Value
+    cell: Cell
+    sizes: tuple[int, ...]
 
     @classmethod
     def of(cls, node: ir.Node) -> "Stack":
-        source, h0, *weights = node.inputs
-        assert source is not None  # CapturedRNN always gives it
-        named = [weight for weight in weights if weight is not None]
-        kinds = 4 if node.attributes["bias"].as_int() else 2
-        directions = [_direction(named[at : at + kinds]) for at in range(0, len(named), kinds)]
-        per_layer = len(directions) // node.attributes["num_layers"].as_int()
-        h_n = node.outputs[1]
+        layer: Recurrent = node.meta["layer"]
+        source, _, *others = node.inputs
+        assert source is not None  # `_symbolic_stack` always gives it
+        count = layer.cell.states
+        weights = dict(zip(layer.weight_shapes(), others[count:], strict=True))
+        suffixes = ("", "_reverse") if layer.bidirectional else ("",)
         return cls(
             input=source,
-            h0=h0,
-            layers=tuple(tuple(directions[at : at + per_layer]) for at in range(0, len(directions), per_layer)),
-            nonlinearity=node.attributes["nonlinearity"].as_string(),
-            hidden_size=fixed(h_n, 2),
-            output=node.outputs[0],
-            h_n=h_n,
+            states=tuple(others[:count]),
+            layers=tuple(
+                tuple(_direction(weights, f"_l{number}{suffix}") for suffix in suffixes)
+                for number in range(layer.num_layers)
+            ),
+            cell=layer.cell,
+            sizes=tuple(layer._state_sizes()),
         )
 
     @property
@@ -120,5 +134,9 @@ def stack_nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.domain == DOMAIN]
 
 
-def _direction(weights: list[ir.Value]) -> Direction:
-    return Direction(weights[0], weights[1], tuple(weights[2:]))
+def _direction(weights: dict[str, ir.Value | None], end: str) -> Direction:
+    weight_ih, weight_hh = weights[f"weight_ih{end}"], weights[f"weight_hh{end}"]
+    assert weight_ih is not None
+    assert weight_hh is not None
+    bias_ih, bias_hh, weight_hr = (weights.get(f"{kind}{end}") for kind in ("bias_ih", "bias_hh", "weight_hr"))
+    return Direction(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)

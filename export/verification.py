@@ -38,7 +38,7 @@ def verify(
     The file must pass `onnx.checker` with full check. It then runs on the CPU, and on CUDA where there is one, with
     onnxruntime's graph optimisations off and on: on the example itself, then for every size of the dynamic axes on
     inputs drawn at random from the example's values (a constant float tensor gets normal noise instead); a bare
-    recurrent layer with h_0 also with zeros, against PyTorch without h_0.
+    recurrent layer with states also with zeros, against PyTorch without them.
 
     Args:
         path: the .onnx file.

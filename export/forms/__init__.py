@@ -8,10 +8,10 @@ from ..graph import Builder
 from ..stack import Stack
 from .unrolled import unrolled
 
-Form = Callable[[Builder, Stack], tuple[ir.Value, ir.Value]]
+Form = Callable[[Builder, Stack], list[ir.Value]]
 
 FORMS: dict[str, Form] = {"unrolled": unrolled}
-"""Each writes a stack and returns output (T, B, D*H) and h_n (L*D, B, H)."""
+"""Each writes a stack and returns output (T, B, D*P) and the final states (L*D, B, P), (L*D, B, H) ..."""
 
 FIXED_TIME = frozenset({"unrolled"})
 """The forms whose number of steps is written into the file."""

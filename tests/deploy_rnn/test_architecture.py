@@ -17,6 +17,8 @@ LAZY = {
     "RNN": "deploy_rnn.rnn",
     "GRU": "deploy_rnn.gru",
     "LSTM": "deploy_rnn.lstm",
+    "Cell": "deploy_rnn.cells",
+    "Recurrent": "deploy_rnn.recurrent",
     "convert": "deploy_rnn.conversion",
     "compile": "deploy_rnn.compilation",
 }
@@ -25,7 +27,7 @@ LAZY = {
 LIGHT = {"deploy_rnn", "deploy_rnn.errors", "deploy_rnn.lazy", "deploy_rnn.files", "deploy_rnn.timing"}
 MAY_IMPORT = {
     "deploy_rnn": LIGHT | {f"deploy_rnn.{path.stem}" for path in (ROOT / "deploy_rnn").glob("*.py")},
-    "export": LIGHT | {"deploy_rnn.rnn", "deploy_rnn.conversion", "deploy_rnn.runtime"},
+    "export": LIGHT | {f"deploy_rnn.{module}" for module in ("cells", "recurrent", "lstm", "conversion", "runtime")},
     "serving": LIGHT | {"deploy_rnn.runtime"},
 }
 FOREIGN = {"export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}}
@@ -109,7 +111,9 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 
 
 def test_public_names() -> None:
-    assert dir(deploy_rnn) == ["DeployError", "GRU", "LSTM", "RNN", "__version__", "compile", "convert"]
+    assert dir(deploy_rnn) == [
+        "Cell", "DeployError", "GRU", "LSTM", "RNN", "Recurrent", "__version__", "compile", "convert",
+    ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Report", "VerificationError", "export_onnx", "verify",
     ]  # fmt: skip

@@ -70,6 +70,7 @@ def test_mode_hooks_and_requires_grad_are_kept() -> None:
         assert converted(torch.zeros(2, 1, 3))[0].min() > 90
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 @pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, nn.LSTM])
 def test_every_family_and_its_options(cls: type[nn.RNNBase]) -> None:
     extra = {"proj_size": 3} if cls is nn.LSTM else {}

@@ -48,3 +48,13 @@ def test_a_fault_is_found(tmp_path: Path) -> None:
         verify(tmp_path / "rnn.onnx", layer, x)
     assert raised.value.report is not None
     assert CUDA in {each.provider for each in raised.value.report.failures}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize(("cls", "options"), [(nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})])
+def test_gated_layers_are_right_and_run_on_the_gpu(
+    cls: type[nn.RNNBase], options: dict[str, int], tmp_path: Path
+) -> None:
+    layer = cls(3, 8, 2, bidirectional=True, **options)
+    report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "layer.onnx")
+    assert report.providers[CUDA].startswith("checked; it ran ")

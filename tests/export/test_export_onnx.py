@@ -1,5 +1,6 @@
 """`export_onnx`: names, axes, whole models, errors, and what is left on disk."""
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -11,8 +12,9 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from deploy_rnn import RNN
+from deploy_rnn import LSTM, RNN
 from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture import _name_axes
@@ -52,6 +54,25 @@ def test_a_bare_layer_has_the_names_of_its_arguments_and_an_open_batch(tmp_path:
         "example", "random, B=1", "random, B=3", "random, B=7",
         "random, B=1, without h0", "random, B=3, without h0", "random, B=7, without h0",
     }  # fmt: skip
+
+
+def test_a_bare_lstm_has_two_states(tmp_path: Path) -> None:
+    layer, path = nn.LSTM(5, 7, 2, batch_first=True), tmp_path / "lstm.onnx"
+    x, states = torch.randn(3, 4, 5), (torch.randn(2, 3, 7), torch.randn(2, 3, 7))
+    outputs = specs(
+        ("output", "float32", ["B", 4, 7]), ("h_n", "float32", [2, "B", 7]), ("c_n", "float32", [2, "B", 7])
+    )
+    assert export_onnx(layer, (x,), path).outputs == outputs
+    report = export_onnx(layer, (x, states), path)
+    assert report.outputs == outputs
+    assert report.inputs == specs(
+        ("input", "float32", ["B", 4, 5]), ("h0", "float32", [2, "B", 7]), ("c0", "float32", [2, "B", 7])
+    )
+    for shapes in ({"input": {0: "N"}}, {"input": {0: "N"}, "c0": {1: "N"}}, ({0: "N"}, ({1: "N"}, {1: "N"}))):
+        report = export_onnx(layer, (x, states), path, dynamic_shapes=shapes)
+        assert [spec.shape for spec in report.inputs] == [("N", 4, 5), (2, "N", 7), (2, "N", 7)]
+    report = export_onnx(layer, (x, states), path, dynamic_shapes={})
+    assert [spec.shape for spec in report.inputs] == [(3, 4, 5), (2, 3, 7), (2, 3, 7)]
 
 
 def test_every_case_is_run_with_optimisations_off_and_on(tmp_path: Path) -> None:
@@ -279,7 +300,7 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
         (nn.RNN(5, 7), {"opset_version": 17}, ExportError, "`opset_version` (=17) is not supported; use 18, 19 or 20."),
         (nn.Linear(5, 7), {}, ExportError, "Linear holds no recurrent layer; use torch.onnx.export for it."),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
-        (nn.LSTM(5, 7), {}, ConversionError, "the model is a torch.nn.LSTM"),
+        (nn.RNNBase("GRU", 5, 7), {}, ConversionError, "the model is a torch.nn.RNNBase"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -289,6 +310,60 @@ def test_what_cannot_be_exported_is_refused(
         export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", **options)
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_lengths_are_refused(tmp_path: Path) -> None:
+    lengths = torch.tensor([4, 2])
+    for layer in (RNN(5, 7), LSTM(5, 7)):
+        with pytest.raises(ExportError) as raised:
+            export_onnx(layer, (torch.randn(4, 2, 5),), tmp_path / "a.onnx", kwargs={"lengths": lengths})
+        assert str(raised.value) == (
+            "`lengths` cannot be exported yet; leave it out, and give sequences of one length."
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(torch.jit.script(RNN(5, 7)), nn.GRU(7, 7))
+    with pytest.raises(ConversionError, match="`0` is scripted; convert it first"):
+        export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx")
+
+
+class Last(RNN):
+    """A layer of ours that answers in its own way."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        h_n: Tensor = super().forward(x)[1]
+        return h_n[-1]
+
+
+def test_a_layer_of_ours_with_a_forward_of_its_own(tmp_path: Path) -> None:
+    report = export_onnx(Last(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+    assert report.inputs == specs(("x", "float32", [4, "B", 5]))
+    assert report.outputs == specs(("output", "float32", ["B", 7]))
+
+
+class Twice(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.layer(self.layer(x)[0])[0]
+        return output
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_a_layer_called_twice_has_its_weights_once(computed: bool, tmp_path: Path) -> None:
+    """Also where they are computed in the graph, being too large for torch.onnx to compute them beforehand."""
+    layer = nn.GRU(64, 64)
+    if computed:
+        parametrizations.weight_norm(layer, "weight_hh_l0")
+    export_onnx(Twice(layer), torch.randn(4, 2, 64), tmp_path / "a.onnx")
+    graph = onnx.load(tmp_path / "a.onnx").graph
+    numbers = sum(math.prod(each.dims) for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT)
+    assert numbers <= sum(weight.numel() for weight in layer.parameters())
+    assert sum(node.op_type == "Split" and "block" in node.output[0] for node in graph.node) == 2 * computed
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:

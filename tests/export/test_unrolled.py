@@ -1,7 +1,8 @@
-"""Form "unrolled": the numbers of torch.nn.RNN for every configuration, and nothing in the graph that is not needed."""
+"""Form "unrolled": the numbers of torch.nn for every configuration, and nothing in the graph that is not needed."""
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -44,6 +45,57 @@ def test_matches_torch_nn_rnn(
     assert not report.failures
     walks = num_layers * (2 if bidirectional else 1)
     assert report.nodes <= 2 * walks * steps + 4 * walks + 9
+
+
+GATED: dict[str, tuple[type[nn.RNNBase], dict[str, int]]] = {
+    "gru": (nn.GRU, {}),
+    "lstm": (nn.LSTM, {}),
+    "lstm with projection": (nn.LSTM, {"proj_size": 2}),
+}
+PROJECTED = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
+
+def start(layer: nn.RNNBase, batch: int) -> Any:
+    """Random states, as the layer takes them."""
+    walks, dtype = layer.num_layers * (2 if layer.bidirectional else 1), layer.weight_ih_l0.dtype
+    h = torch.randn(walks, batch, layer.proj_size or layer.hidden_size, dtype=dtype)
+    return (h, torch.randn(walks, batch, layer.hidden_size, dtype=dtype)) if isinstance(layer, nn.LSTM) else h
+
+
+@PROJECTED
+@pytest.mark.parametrize("with_states", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("family", GATED)
+def test_matches_torch_nn(family: str, bidirectional: bool, num_layers: int, with_states: bool, tmp_path: Path) -> None:
+    """`export_onnx` compares all outputs, the final states too, and raises. Bias, layout and dtype take every value
+    beside every value of the others.
+    """
+    cls, options = GATED[family]
+    bias, batch_first = (num_layers == 2) ^ with_states ^ (family == "lstm"), bidirectional ^ with_states
+    dtype = torch.float64 if (num_layers == 2) ^ bidirectional else torch.float32
+    batch, steps, hidden = (2, 7, 63) if bias else (5, 3, 8)
+    layer = cls(3, hidden, num_layers, bias, batch_first, bidirectional=bidirectional, dtype=dtype, **options)
+    x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), 3, dtype=dtype)
+    report = export_onnx(layer, (x, start(layer, batch)) if with_states else (x,), tmp_path / "layer.onnx")
+    assert {each.output for each in report.comparisons} == {"output", "h_n", *(["c_n"] if cls is nn.LSTM else [])}
+    assert {each.case for each in report.comparisons if "without" in each.case} == (
+        {f"random, B={size}, without h0{' and c0' * (cls is nn.LSTM)}" for size in (1, 3, 7)} if with_states else set()
+    )
+
+
+@PROJECTED
+@pytest.mark.parametrize(
+    ("cls", "options", "nodes"),
+    [(nn.RNN, {}, 2), (nn.GRU, {}, 10), (nn.LSTM, {}, 10), (nn.LSTM, {"proj_size": 2}, 11)],
+)
+def test_the_nodes_of_a_step(cls: type[nn.RNNBase], options: dict[str, int], nodes: int, tmp_path: Path) -> None:
+    layer = cls(3, 4, bidirectional=True, **options)
+    counts = [
+        export_onnx(layer, (torch.randn(steps, 2, 3), start(layer, 2)), tmp_path / "layer.onnx").nodes
+        for steps in (4, 5)
+    ]
+    assert counts[1] - counts[0] == 2 * nodes
 
 
 def test_the_case_that_started_it_all(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from deploy_rnn import cells
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
-from deploy_rnn.export.forms.unrolled import ACTIVATIONS
+from deploy_rnn.export.cells import CELLS, OnnxCell, Step
 
 STEPS = 6
 
@@ -69,7 +71,7 @@ def input_projection_without_bias(graph: onnx.GraphProto) -> None:
 
 
 def reverse_final_state_from_the_wrong_end(graph: onnx.GraphProto) -> None:
-    finals = node_writing(graph, "rnn0.finals")
+    finals = node_writing(graph, "rnn0.h_n.rows")
     finals.input[1] = f"rnn0.l0r.h{STEPS - 1}"
 
 
@@ -257,7 +259,11 @@ def test_an_export_that_is_wrong_leaves_no_file(
     path = tmp_path / "rnn.onnx"
     if earlier:
         path.write_bytes(b"an earlier file")
-    monkeypatch.setitem(ACTIVATIONS, "tanh", "Softsign")
+
+    def softsign(step: Step) -> list[ir.Value]:
+        return [step.op("Softsign", step.total(), name="h")]
+
+    monkeypatch.setitem(CELLS, cells.tanh, OnnxCell(softsign, {"": [0]}))
     with pytest.raises(VerificationError, match=r"rnn.onnx is not the model"):
         export_onnx(layer, args, path)
     assert [each.name for each in tmp_path.iterdir()] == (["rnn.onnx"] if earlier else [])

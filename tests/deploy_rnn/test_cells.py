@@ -1,0 +1,77 @@
+"""`Recurrent` with a cell of one's own: what a class is to say, and what it is told when it does not."""
+
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from deploy_rnn import GRU, LSTM, RNN, Cell, Recurrent, convert
+
+
+def sums(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    """h[t] = projected[t] + u * h[t-1]"""
+    return [projected + weights[0] * states[0]]
+
+
+class Sums(Recurrent):
+    cell = Cell(sums, diagonal=True)
+
+
+class Gated(GRU):
+    """A GRU by another name."""
+
+
+def test_a_vector_is_a_recurrent_weight() -> None:
+    layer = Sums(3, 4, 2, bidirectional=True)
+    shapes = {name: tuple(weight.shape) for name, weight in layer.named_parameters()}
+    assert shapes["weight_ih_l1_reverse"] == (4, 8)
+    assert {shapes[name] for name in shapes if "weight_hh" in name} == {(4,)}
+    assert repr(layer) == "Sums(3, 4, num_layers=2, bidirectional=True)"
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.fill_(1.0)
+    output, h_n = layer(torch.ones(2, 1, 3))
+    # Layer 0: 3 + 2 for each step, so 5, 10 and backwards 10, 5; layer 1: 4*(5+10) + 2 = 62, then twice that.
+    assert output[:, 0, [0, 4]].tolist() == [[62.0, 124.0], [124.0, 62.0]]
+    assert h_n[:, 0, 0].tolist() == [10.0, 10.0, 124.0, 124.0]
+
+
+def test_errors_have_the_name_of_the_class() -> None:
+    with pytest.raises(ValueError, match="Sums: Expected input to be 2D or 3D, got 4D instead"):
+        Sums(3, 4)(torch.zeros(1, 1, 1, 3))
+    with pytest.raises(ValueError, match="GRU: Expected input to be 2D or 3D, got 4D instead"):
+        Gated(3, 4)(torch.zeros(1, 1, 1, 3))
+
+
+def test_a_class_without_a_cell_is_refused() -> None:
+    class Nothing(Recurrent):
+        pass
+
+    with pytest.raises(TypeError, match=r"Nothing has no cell; set `cell = deploy_rnn.Cell\(step\)` in the class"):
+        Nothing(3, 4)
+
+
+@pytest.mark.parametrize("cls", [torch.nn.GRU, GRU, Sums])
+def test_a_cell_without_a_projection_refuses_one(cls: type[torch.nn.Module]) -> None:
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM, not RNN or GRU"):
+        cls(3, 4, proj_size=2)
+
+
+@pytest.mark.parametrize("cls", [RNN, GRU, LSTM, Sums])
+def test_a_warning_names_the_line_that_made_the_layer(cls: type[torch.nn.Module]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cls(3, 4, dropout=0.5)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_cell_of_ones_own_is_kept_by_convert() -> None:
+    model = torch.nn.Sequential(Sums(3, 4))
+    converted = convert(model)
+    assert type(converted[0]) is Sums
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), model(x))
