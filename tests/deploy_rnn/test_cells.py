@@ -32,12 +32,12 @@ def test_a_vector_is_a_recurrent_weight() -> None:
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(pickle.loads(pickle.dumps(layer))(x), layer(x))
     with torch.no_grad():
-        for weight in layer.parameters():
-            weight.fill_(1.0)
-    output, h_n = layer(torch.ones(2, 1, 3))
-    # Layer 0: 3 + 2 for each step, so 5, 10 and backwards 10, 5; layer 1: 4*(5+10) + 2 = 62, then twice that.
-    assert output[:, 0, [0, 4]].tolist() == [[62.0, 124.0], [124.0, 62.0]]
-    assert h_n[:, 0, 0].tolist() == [10.0, 10.0, 124.0, 124.0]
+        for name, weight in layer.named_parameters():
+            weight.fill_(2.0 if "weight_hh" in name and "reverse" in name else 1.0)
+    output, h_n = layer(torch.ones(2, 3, 3))
+    # Layer 0 adds 3 + 2 at each step: 5, 10, and backwards 5, 15; layer 1 adds 4*(5 + 15) + 2 = 82, then 62.
+    assert output[:, 1, [0, 4]].tolist() == [[82.0, 206.0], [144.0, 62.0]]
+    assert h_n[:, 2, 0].tolist() == [10.0, 15.0, 144.0, 206.0]
 
 
 def test_errors_have_the_name_of_the_class() -> None:
