@@ -11,11 +11,11 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from deploy_rnn.call import Axes, Call
 from deploy_rnn.conversion import replace_layers
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.rnn import RNN
 
-from .call import Axes, Call
 from .stack import CapturedRNN, Stack, stack_nodes
 
 CAPTURED = {nn.RNN: CapturedRNN, RNN: CapturedRNN}

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import deploy_rnn
+from deploy_rnn.call import Axes, Call, on_cpu
+from deploy_rnn.comparison import Limits
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file
 from deploy_rnn.rnn import RNN
 
-from .call import Axes, Call, on_cpu
 from .capture import capture, find_batch_axes
-from .comparison import Limits
 from .forms import FORMS
 from .lower import lower
 from .names import name_ends

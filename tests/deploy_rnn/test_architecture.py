@@ -25,7 +25,8 @@ LAZY = {
 LIGHT = {"deploy_rnn", "deploy_rnn.errors", "deploy_rnn.lazy", "deploy_rnn.files", "deploy_rnn.timing"}
 MAY_IMPORT = {
     "deploy_rnn": LIGHT | {f"deploy_rnn.{path.stem}" for path in (ROOT / "deploy_rnn").glob("*.py")},
-    "export": LIGHT | {"deploy_rnn.rnn", "deploy_rnn.conversion", "deploy_rnn.runtime"},
+    "export": LIGHT
+    | {f"deploy_rnn.{name}" for name in ("rnn", "conversion", "runtime", "call", "comparison", "trials")},
     "serving": LIGHT | {"deploy_rnn.runtime"},
 }
 FOREIGN = {"export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}}
