@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.scan import scan, scan_op
 
 from deploy_rnn.cells import Step
 
@@ -33,6 +33,8 @@ def _scan(
     step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor], *, kept: int
 ) -> tuple[list[Tensor], list[Tensor]]:
     """-> the last states, and the first `kept` states of every step."""
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        return _exported_scan(step, projected, mask, states, weights, kept)
 
     def body(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         states = _advance(step, at[0], at[1] if mask is not None else None, states, weights)
@@ -40,6 +42,36 @@ def _scan(
 
     finals, sequences = scan(body, states, [projected] if mask is None else [projected, mask])
     return finals, sequences
+
+
+def _exported_scan(
+    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor], kept: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`_scan` in the graph of torch.export: the operator itself, told of everything that its body uses.
+
+    1. `scan` would have torch.compile trace the body. The sizes that it remembers from earlier calls then fix axes
+       that are to be dynamic, depending on what else the process has run (torch 2.13).
+    2. AOTInductor computes the shape of the outputs from those inputs that are sizes, and from nothing else.
+    """
+    count, walked = len(states), [projected] if mask is None else [projected, mask]
+
+    def body(*args: Any) -> list[Tensor]:
+        before, at, held = args[:count], args[count:][: len(walked)], args[count:][len(walked) :][: len(weights)]
+        new = _advance(step, at[0], at[1] if mask is not None else None, list(before), list(held))
+        return [*new, *(state.clone() for state in new[:kept])]
+
+    results = list(scan_op(body, states, walked, (*weights, *_symbols(projected.shape))))
+    return results[:count], results[count:]
+
+
+def _symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
+    """Every unknown in `shape`, by itself: s0 and s1 for an axis of s0*s1."""
+    unknown: dict[Any, torch.SymInt] = {}
+    for size in shape:
+        if isinstance(size, torch.SymInt):
+            env, symbols = size.node.shape_env, size.node.expr.free_symbols
+            unknown |= {symbol: env.create_symintnode(symbol, hint=None) for symbol in symbols}
+    return list(unknown.values())
 
 
 def _advance(
