@@ -14,14 +14,20 @@ if TYPE_CHECKING:
     from deploy_rnn.conversion import convert
     from deploy_rnn.gru import GRU
     from deploy_rnn.lstm import LSTM
+    from deploy_rnn.packaging import Package, package
     from deploy_rnn.rnn import RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "DeployError", "__version__", "compile", "convert"]
+__all__ = ["GRU", "LSTM", "RNN", "DeployError", "Package", "__version__", "compile", "convert", "package"]
 
 __version__ = metadata.version("deploy-rnn")
 __getattr__ = lazy_names(
-    __name__, {"GRU": "gru", "LSTM": "lstm", "RNN": "rnn", "compile": "compilation", "convert": "conversion"}, "torch"
-)
+    __name__,
+    {
+        "GRU": "gru", "LSTM": "lstm", "RNN": "rnn", "compile": "compilation", "convert": "conversion",
+        "Package": "packaging", "package": "packaging",
+    },
+    "torch",
+)  # fmt: skip
 
 
 def __dir__() -> list[str]:

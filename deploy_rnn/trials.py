@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from deploy_rnn.call import Call
 from deploy_rnn.comparison import Expected
 from deploy_rnn.errors import ExportError
 
+Axis = TypeVar("Axis")
 
-def settings(axes: Sequence[str], sizes: Sequence[int]) -> list[dict[str, int]]:
+
+def settings(axes: Sequence[Axis], sizes: Sequence[int]) -> list[dict[Axis, int]]:
     """A size for each of `axes`, as many times as there are sizes; two axes never have the same if they can."""
     if not axes:
         return [{}]

@@ -14,7 +14,7 @@ from deploy_rnn.call import Axes, Call, on_cpu
 from deploy_rnn.comparison import Limits
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
-from deploy_rnn.files import replace_file
+from deploy_rnn.files import replace_file, target
 from deploy_rnn.rnn import RNN
 
 from .capture import capture, find_batch_axes
@@ -76,7 +76,7 @@ def export_onnx(
     Warns:
         UserWarning: every axis is fixed though the recurrent layers have a batch; or see `verify`.
     """
-    path = _target(path)
+    path = target(path, "model.onnx")
     _check_options(form, opset_version)
     limits = Limits(atol, rtol)
     model, call = on_cpu(model, Call.of(model, args, kwargs))
@@ -98,15 +98,6 @@ def export_onnx(
         return check(temporary, model, call, limits, sizes, shown_as=path)
 
     return replace_file(path, save_and_check)
-
-
-def _target(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `path` (={str(path)!r}) does not exist; make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"`path` (={str(path)!r}) is a folder; give the name of a file, such as model.onnx.")
-    return path
 
 
 def _check_options(form: str, opset_version: int) -> None:

@@ -19,6 +19,8 @@ LAZY = {
     "LSTM": "deploy_rnn.lstm",
     "convert": "deploy_rnn.conversion",
     "compile": "deploy_rnn.compilation",
+    "package": "deploy_rnn.packaging",
+    "Package": "deploy_rnn.packaging",
 }
 
 # The arrows of docs/architecture.md; a part always knows itself and what has no heavy dependency of its own.
@@ -110,7 +112,9 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 
 
 def test_public_names() -> None:
-    assert dir(deploy_rnn) == ["DeployError", "GRU", "LSTM", "RNN", "__version__", "compile", "convert"]
+    assert dir(deploy_rnn) == [
+        "DeployError", "GRU", "LSTM", "Package", "RNN", "__version__", "compile", "convert", "package",
+    ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Report", "VerificationError", "export_onnx", "verify",
     ]  # fmt: skip
