@@ -15,25 +15,23 @@ if TYPE_CHECKING:
     from deploy_rnn.conversion import convert
     from deploy_rnn.gru import GRU
     from deploy_rnn.lstm import LSTM
+    from deploy_rnn.packaging import Package, package
     from deploy_rnn.recurrent import Recurrent
     from deploy_rnn.rnn import RNN
 
-__all__ = ["GRU", "LSTM", "RNN", "Cell", "DeployError", "Recurrent", "__version__", "compile", "convert"]
+__all__ = [
+    "GRU", "LSTM", "RNN", "Cell", "DeployError", "Package", "Recurrent", "__version__", "compile", "convert", "package",
+]  # fmt: skip
 
 __version__ = metadata.version("deploy-rnn")
 __getattr__ = lazy_names(
     __name__,
     {
-        "Cell": "cells",
-        "GRU": "gru",
-        "LSTM": "lstm",
-        "RNN": "rnn",
-        "Recurrent": "recurrent",
-        "compile": "compilation",
-        "convert": "conversion",
+        "Cell": "cells", "GRU": "gru", "LSTM": "lstm", "RNN": "rnn", "Recurrent": "recurrent",
+        "compile": "compilation", "convert": "conversion", "Package": "packaging", "package": "packaging",
     },
     "torch",
-)
+)  # fmt: skip
 
 
 def __dir__() -> list[str]:

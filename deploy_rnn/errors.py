@@ -5,7 +5,7 @@ DeployError
 ├── ProviderError        an onnxruntime execution provider that is missing or did not start
 ├── LoadError            a file that onnxruntime cannot open (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
-└── ExportError          a model that cannot become the ONNX file asked for (also a ValueError)
+└── ExportError          a model that cannot become the file asked for (also a ValueError)
     ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
     └── VerificationError    a file whose numbers differ from the model's; has the `report`
 
@@ -39,7 +39,7 @@ class InputError(DeployError, ValueError):
 
 
 class ExportError(DeployError, ValueError):
-    """A model that cannot become the ONNX file asked for."""
+    """A model that cannot become the file asked for: ONNX, .pt2 or .pt."""
 
 
 class DynamicAxisError(ExportError):
@@ -50,7 +50,8 @@ class VerificationError(ExportError):
     """A file whose numbers differ from the model's.
 
     Attributes:
-        report: every comparison that was made, or None if the file could not be run at all.
+        report: every comparison that was made with an ONNX file; None for another file, and for one that could not be
+            run at all.
     """
 
     def __init__(self, message: str, report: "Report | None" = None) -> None:

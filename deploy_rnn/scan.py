@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.scan import scan, scan_op
 
 from deploy_rnn.cells import Step
 
@@ -25,10 +25,15 @@ def pad_steps(sequence: Tensor) -> Tensor:
     At least two, so that the number of blocks is never 1, for which torch.compile would compile once more.
     """
     steps = sequence.size(0)
-    if torch.is_grad_enabled() or steps == 1:
+    if _block() == 1 or steps == 1:
         return sequence
     blocks = torch.sym_max((steps + BLOCK - 1) // BLOCK, 2)
     return F.pad(sequence, (0, 0, 0, 0, 0, blocks * BLOCK - steps))
+
+
+def _block() -> int:
+    """1 for gradients, and in torch.export, which cannot prove that the padding is never negative."""
+    return 1 if torch.is_grad_enabled() or torch.compiler.is_exporting() else BLOCK
 
 
 def scan_steps(
@@ -46,7 +51,7 @@ def scan_steps(
     if torch.is_grad_enabled():
         sequences = _Differentiable.apply(step, len(states), projected, mask, *states, *weights)  # type: ignore[no-untyped-call]
     else:
-        sequences = _scan(step, projected, mask, states, weights, block=BLOCK, steps=steps)
+        sequences = _scan(step, projected, mask, states, weights, block=_block(), steps=steps)
     return sequences[0][:steps], [sequence[steps - 1] for sequence in sequences]
 
 
@@ -61,21 +66,44 @@ def _scan(
     steps: int,
 ) -> list[Tensor]:
     """Every state of every step, `block` steps in each turn of the loop."""
+    count, blocks = len(states), projected.size(0) // block
+    walked = [each.unflatten(0, (blocks, block)) for each in ([projected] if mask is None else [projected, mask])]
 
-    def body(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        # Of no use to the loop, but an input of it: it is there that inductor looks up the symbol T, of which the
-        # number of blocks is made (torch 2.13: KeyError).
-        at[0].new_empty([steps])
-        after = [states]
+    def turn(before: list[Tensor], at: Sequence[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The states after the last step, as copies (scan refuses a carry that is also an output), and all states."""
+        after = [before]
         for k in range(block):
             after.append(_advance(step, at[0][k], at[1][k] if mask is not None else None, after[-1], weights))
-        # scan refuses a carry that is also an output
         return [state.clone() for state in after[-1]], [torch.stack(kind) for kind in zip(*after[1:], strict=True)]
 
-    walked = [projected] if mask is None else [projected, mask]
-    blocks = projected.size(0) // block
-    _, sequences = scan(body, states, [each.unflatten(0, (blocks, block)) for each in walked])
+    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        # torch.export: the operator itself, told of everything that its body uses.
+        # 1. `scan` would have torch.compile trace the body. The sizes that it remembers from earlier calls then fix
+        #    axes that are to be dynamic, depending on what else the process has run (torch 2.13).
+        # 2. Inductor computes the shape of the outputs from those inputs that are sizes, and from nothing else.
+        def exported(*args: Any) -> list[Tensor]:
+            before, at, held = args[:count], args[count:][: len(walked)], args[count:][len(walked) :][: len(weights)]
+            return [each for kind in turn(list(before), at, list(held)) for each in kind]
+
+        sequences = list(scan_op(exported, states, walked, (*weights, *_symbols(projected.shape))))[count:]
+    else:
+
+        def body(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            at[0].new_empty([steps])  # of no use, but makes T an input of the loop: see 2.
+            return turn(states, at, weights)
+
+        sequences = scan(body, states, walked)[1]
     return [sequence.flatten(0, 1) for sequence in sequences]
+
+
+def _symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
+    """Every unknown in `shape`, by itself: s0 and s1 for an axis of s0*s1."""
+    unknown: dict[Any, torch.SymInt] = {}
+    for size in shape:
+        if isinstance(size, torch.SymInt):
+            env, symbols = size.node.shape_env, size.node.expr.free_symbols
+            unknown |= {symbol: env.create_symintnode(symbol, hint=None) for symbol in symbols}
+    return list(unknown.values())
 
 
 def _advance(

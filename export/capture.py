@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 from torch import nn
 
+from deploy_rnn.call import Axes, Call
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
 from deploy_rnn.recurrent import Recurrent
 
-from .call import Axes, Call
 from .stack import Stack, make_symbolic, name_layers, stack_nodes
 from .tracing import AUTO, DYNAMIC, fixed_axis, trace
 

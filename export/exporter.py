@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import deploy_rnn
+from deploy_rnn.call import Axes, Call, on_cpu
+from deploy_rnn.comparison import Limits
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
-from deploy_rnn.files import replace_file
+from deploy_rnn.files import replace_file, target
 
-from .call import Axes, Call, on_cpu
 from .capture import capture, find_batch_axes
-from .comparison import Limits
 from .forms import FORMS
 from .layer import is_layer, layer_axes, layer_names
 from .lower import lower
@@ -77,7 +77,7 @@ def export_onnx(
     Warns:
         UserWarning: every axis is fixed though the recurrent layers have a batch; or see `verify`.
     """
-    path = _target(path)
+    path = target(path, "model.onnx")
     _check_options(form, opset_version)
     limits = Limits(atol, rtol)
     model, call = on_cpu(model, Call.of(model, args, kwargs))
@@ -97,15 +97,6 @@ def export_onnx(
         return check(temporary, model, call, limits, sizes, shown_as=path)
 
     return replace_file(path, save_and_check)
-
-
-def _target(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `path` (={str(path)!r}) does not exist; make it first.")
-    if path.is_dir():
-        raise IsADirectoryError(f"`path` (={str(path)!r}) is a folder; give the name of a file, such as model.onnx.")
-    return path
 
 
 def _check_options(form: str, opset_version: int) -> None:

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from deploy_rnn.call import Axes, Call
 from deploy_rnn.lstm import LSTM
 from deploy_rnn.recurrent import Recurrent
-
-from .call import Axes, Call
 
 
 def is_layer(model: nn.Module) -> bool:

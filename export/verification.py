@@ -11,12 +11,12 @@ import onnx
 from onnxruntime import InferenceSession
 from torch import nn
 
+from deploy_rnn.call import Call, on_cpu
+from deploy_rnn.comparison import Limits, difference, magnitudes
 from deploy_rnn.errors import ExportError, ProviderError, VerificationError
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec, has_cuda_device, open_session, placement
 
-from .call import Call, on_cpu
 from .cases import Case, cases, unvaried
-from .comparison import Limits, difference, magnitudes
 from .report import Comparison, Report
 
 SIZES = (1, 3, 7)

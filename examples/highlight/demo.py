@@ -22,9 +22,9 @@ from rich.text import Text
 from torch import nn
 
 import deploy_rnn
+from deploy_rnn.comparison import Expected, Limits, difference
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import Report, export_onnx
-from deploy_rnn.export.comparison import Expected, Limits, difference
 from deploy_rnn.serving import Engine
 from deploy_rnn.timing import Timing, compare
 

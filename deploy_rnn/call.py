@@ -62,6 +62,12 @@ class Call:
         """Every tensor."""
         return [leaf for leaf in pytree.tree_leaves(self.arguments) if isinstance(leaf, Tensor)]
 
+    @property
+    def names(self) -> list[str]:
+        """What the caller knows each tensor as, such as "hx[0]"."""
+        leaves: Any = pytree.tree_leaves_with_path(self.arguments)
+        return [f"{path[0].key}{pytree.keystr(path[1:])}" for path, leaf in leaves if isinstance(leaf, Tensor)]
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> "Call":
         """The same call with other tensors."""
         return Call(inspect.BoundArguments(self.bound.signature, self._mapped(tensors, other=lambda leaf: leaf)))
@@ -91,7 +97,7 @@ class Call:
             dynamic_shapes = dict(zip(self.arguments, dynamic_shapes, strict=False))
         return list(_axes("the arguments", self.arguments, dynamic_shapes or None))
 
-    def run(self, model: nn.Module) -> list[Tensor]:
+    def run(self, model: Callable[..., Any]) -> list[Tensor]:
         """The outputs of `model`, flat and without gradients."""
         with torch.no_grad():
             outputs = model(*self.bound.args, **self.bound.kwargs)

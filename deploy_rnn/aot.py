@@ -1,0 +1,166 @@
+"""A `.pt2` file: the model compiled ahead of time by AOTInductor, which refuses the inputs that it was not made for.
+
+AOTInductor's code believes that every input has the sizes, dtype and strides of the example: a smaller batch is read
+beyond its end, and a slice as if it were contiguous, without a word (its own checks need an environment variable where
+the file is used, and know nothing of dynamic strides). So each input first goes through an operator of ours,
+`checked`, whose C++ text is compiled into the file: it refuses, or hands on a contiguous copy.
+"""
+
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from deploy_rnn.axes import NO_LIMIT, Axes, Axis
+from deploy_rnn.call import Call
+from deploy_rnn.compilation import CPP_WRAPPER
+from deploy_rnn.errors import DynamicAxisError, ExportError
+
+
+@torch.library.custom_op("deploy_rnn::checked", mutates_args=())
+def checked(
+    input: Tensor, name: str, dtype: torch.dtype, dtype_name: str, sizes: list[int], least: list[int], most: list[int]
+) -> Tensor:
+    """A contiguous copy of `input`, or an error if it is not what the file was made for: see `CHECKED`."""
+    raise NotImplementedError("`checked` is compiled into a package, and has no other code.")
+
+
+@checked.register_fake
+def _(input: Tensor, *_: object) -> Tensor:
+    return torch.empty(list(input.shape), dtype=input.dtype, device=input.device)
+
+
+# The sizes of the first input that has an axis "B" are what they are; `sizes` compares the other inputs with them.
+CHECKED = """
+inline AOTITorchError aoti_torch_cpu_checked(
+    AtenTensorHandle input, const char* name, int32_t dtype, const char* dtype_name,
+    const int64_t* sizes, int64_t rank, const int64_t* least, int64_t, const int64_t* most, int64_t,
+    AtenTensorHandle* copy) {
+  int64_t dim, *given;
+  int32_t given_dtype, device, index;
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(input, &dim));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(input, &given));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input, &given_dtype));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input, &device));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(input, &index));
+  const std::string which = std::string("`") + name + "`";
+  if (dim != rank)
+    throw std::runtime_error(
+        which + " has " + std::to_string(dim) + " axes; this package takes " + std::to_string(rank) + ".");
+  if (given_dtype != dtype || device != aoti_torch_device_type_cpu())
+    throw std::runtime_error(which + " must be " + dtype_name + " on the CPU.");
+  for (int64_t axis = 0; axis < rank; ++axis) {
+    const std::string is = "axis " + std::to_string(axis) + " of " + which + " is " + std::to_string(given[axis]);
+    if (given[axis] < least[axis])
+      throw std::runtime_error(is + "; this package takes " + std::to_string(least[axis]) + " or more.");
+    if (given[axis] > most[axis])
+      throw std::runtime_error(is + "; this package takes " + std::to_string(most[axis]) + " or less.");
+    if (given[axis] != sizes[axis])
+      throw std::runtime_error(is + "; this package takes " + std::to_string(sizes[axis]) + " here.");
+  }
+  std::vector<int64_t> strides(rank, 1);
+  for (int64_t axis = rank - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * sizes[axis];
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides.data(), dtype, device, index, copy));
+  return aoti_torch_copy_(*copy, input, 0);
+}"""
+
+
+def compile_file(model: nn.Module, call: Call, axes: Sequence[Axes], path: Path) -> None:
+    """Compile `model` to a `.pt2` file for the CPU, with `axes` open.
+
+    Args:
+        model: a converted copy, in evaluation mode; it is given a hook.
+        call: an example call in which no dynamic axis has the size 1, which PyTorch would take for fixed.
+
+    Raises:
+        DynamicAxisError: the model fixes an axis, or takes not all of its sizes.
+        ExportError: PyTorch cannot export or compile the model; the cause is PyTorch's.
+    """
+    if not CPP_WRAPPER:
+        raise ExportError(f"a .pt2 file needs torch >= 2.13, this is {torch.__version__}; write a .pt file instead.")
+    _refuse_constants(call)
+    model.register_forward_pre_hook(_checks(call, axes), prepend=True, with_kwargs=True)
+    with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own calls of its own deprecated functions
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            made = _compiled(_exported(model, call, axes), Path(folder) / "model.pt2")
+        except Exception as error:  # torch raises many types here
+            raise _explained(error) from error
+        shutil.copyfile(made, path)
+
+
+def load_file(path: Path) -> Callable[..., Any]:
+    """The function in a `.pt2` file."""
+    return torch._inductor.aoti_load_package(str(path))
+
+
+def _refuse_constants(call: Call) -> None:
+    """AOTInductor compiles a number or string in, and its loader ignores whatever is given in its place."""
+    for name, value in call.arguments.items():
+        for leaf in pytree.tree_leaves(value):
+            if not isinstance(leaf, (Tensor, type(None))):
+                raise ExportError(
+                    f"`{name}` has {leaf!r}, which is no tensor: a .pt2 file would ignore any other value in silence. "
+                    "Let the model hold it, or write a .pt file."
+                )
+
+
+def _checks(call: Call, axes: Sequence[Axes]) -> Callable[..., Any]:
+    """A hook that sends every tensor of a call through `checked`."""
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        todo = zip(call.names, axes, strict=True)
+        return pytree.tree_map_only(Tensor, lambda tensor: _checked(tensor, *next(todo)), (args, kwargs))
+
+    return hook
+
+
+def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
+    ranges = [axes.get(number, Axis("")) for number in range(tensor.dim())]
+    least, most = [axis.least for axis in ranges], [axis.most for axis in ranges]
+    dtype_name = str(tensor.dtype).removeprefix("torch.")
+    copy: Tensor = checked(tensor, name, tensor.dtype, dtype_name, list(tensor.shape), least, most)
+    return copy
+
+
+def _exported(model: nn.Module, call: Call, axes: Sequence[Axes]) -> ExportedProgram:
+    known = {axis for named in axes for axis in named.values()}
+    dims = {axis: Dim(axis.name, min=axis.least, max=axis.most if axis.most < NO_LIMIT else None) for axis in known}
+    shapes = call.shapes([{number: dims[axis] for number, axis in named.items()} for named in axes])
+    return torch.export.export(model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _compiled(program: ExportedProgram, path: Path) -> str:
+    options = {"aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}}
+    return torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+
+
+def _explained(error: Exception) -> ExportError:
+    """Torch's error in a sentence, where it is one that people meet."""
+    said = str(error).strip()
+    if "C++ compiler" in said:
+        return ExportError(
+            "a .pt2 file needs a C++ compiler, such as g++, and there is none; write a .pt file instead."
+        )
+    if fixed := re.search(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", said):
+        return DynamicAxisError(
+            f"`{fixed[1]}` cannot be dynamic: the model fixes it at {fixed[2]}; leave it out of `dynamic_shapes`, "
+            "or write a .pt file, which fixes no axis."
+        )
+    if "Constraints violated" in said:
+        fixes = "; ".join(re.findall(r"^  (\w+ = .*)$", said, re.MULTILINE)) or said
+        return DynamicAxisError(
+            f"an axis has sizes that the compiled model would not take; torch.export suggests `{fixes}`. "
+            "Give that range in `dynamic_shapes`, leave the axis out, or write a .pt file, which fixes no axis."
+        )
+    return ExportError(f"PyTorch could not compile the model: {type(error).__name__}: {said}")

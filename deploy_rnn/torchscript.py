@@ -1,0 +1,36 @@
+"""A `.pt` file: the model scripted and frozen by TorchScript."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from deploy_rnn.errors import ExportError
+
+
+def script_file(model: nn.Module, path: Path) -> None:
+    """Script `model`, a converted copy in evaluation mode, and freeze its weights into a `.pt` file.
+
+    Raises:
+        ExportError: TorchScript does not take the model's code; the cause is TorchScript's.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
+        try:
+            torch.jit.freeze(torch.jit.script(model)).save(str(path))
+        except Exception as error:  # torch.jit raises many types here
+            raise ExportError(
+                f"TorchScript cannot compile {type(model).__name__}; write a .pt2 file instead, which takes any code "
+                f"that torch.export does. TorchScript says: {str(error).strip()}"
+            ) from error
+
+
+def load_file(path: Path) -> Callable[..., Any]:
+    """The function in a `.pt` file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        loaded: Callable[..., Any] = torch.jit.load(str(path))
+    return loaded

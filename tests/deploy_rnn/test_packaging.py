@@ -1,0 +1,327 @@
+"""`deploy_rnn.package`: files that run without our source, at other sizes, and refuse what they cannot do."""
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils import _pytree as pytree
+
+import deploy_rnn
+from deploy_rnn import aot, packaging
+from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError, VerificationError
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
+FAMILIES = [(nn.RNN, {}), (nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})]
+
+
+class Tagger(nn.Module):
+    """Embedding -> RNN -> GRU -> LSTM -> Linear over tokens (B, 2, T): the layers' batch is 2*B."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.rnn = nn.RNN(6, 9, 2, batch_first=True, bidirectional=True, dropout=0.5)
+        self.gru = nn.GRU(18, 9, 2, batch_first=True, bidirectional=True)
+        self.lstm = nn.LSTM(18, 9, 2, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(18, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens.flatten(0, 1))
+        scores: Tensor = self.score(self.lstm(self.gru(self.rnn(x)[0])[0])[0])
+        return scores
+
+
+class Odd(nn.Module):
+    """One thing that a format does not take."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.positions = nn.Parameter(torch.randn(6, 1, 5))
+        self.rnn = nn.RNN(5, 4)
+
+    def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
+        if self.kind == "positions":
+            x = x + self.positions
+        elif self.kind == "unrolled":
+            x = torch.stack([x[t] for t in range(x.size(0))])
+        elif self.kind == "long":
+            x = x[1:] if x.size(0) > 3 else x
+        output: Tensor = self.rnn(x, **{})[0]
+        return output
+
+
+FRESH = """
+import sys
+sys.modules["deploy_rnn"] = None  # whoever imports it now fails
+import torch
+from torch.utils import _pytree as pytree
+
+def run(function, args):
+    try:
+        first, again = (pytree.tree_leaves(function(*args)) for _ in range(2))
+    except RuntimeError as error:
+        return str(error)
+    assert all(map(torch.equal, first, again)), "the second call differs from the first"
+    return first
+
+path, calls, results = sys.argv[1:]
+load = torch._inductor.aoti_load_package if path.endswith(".pt2") else torch.jit.load
+function = load(path)
+torch.save([run(function, args) for args in torch.load(calls)], results)
+"""
+
+
+def in_a_fresh_process(path: Path, calls: list[Any]) -> list[Any]:
+    """What a file does in a process without deploy_rnn: for each call its flat outputs, or the error's text."""
+    torch.save(calls, path.with_suffix(".calls"))
+    environment = {name: value for name, value in os.environ.items() if name != "AOTI_RUNTIME_CHECK_INPUTS"}
+    files = [path, path.with_suffix(".calls"), path.with_suffix(".results")]
+    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", FRESH, *files], check=True, env=environment)
+    results: list[Any] = torch.load(files[2])
+    return results
+
+
+def check_in_a_fresh_process(
+    path: Path, model: nn.Module, calls: list[tuple[Any, ...]], refused: dict[str, tuple[Any, ...]] | None = None
+) -> None:
+    """`calls` give what `model` gives, and those of `refused` the errors that begin so."""
+    refused, twin = refused or {}, copy.deepcopy(model).eval()
+    found = in_a_fresh_process(path, [*calls, *refused.values()])
+    for args, outputs in zip(calls, found, strict=False):
+        assert not isinstance(outputs, str), outputs
+        with torch.no_grad():
+            expected = pytree.tree_leaves(twin(*args))
+        torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
+    for text, said in zip(refused, found[len(calls) :], strict=True):
+        assert isinstance(said, str)
+        assert said.startswith(text)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_layer(tmp_path: Path) -> None:
+    """T and B are dynamic without being asked for; equal sizes in the example are not taken for one."""
+    layer, path = nn.LSTM(5, 9, 2, bidirectional=True), tmp_path / "lstm.pt2"
+
+    def call(steps: int, batch: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return torch.randn(steps, batch, 5), (torch.randn(4, batch, 9), torch.randn(4, batch, 9))
+
+    report = deploy_rnn.package(layer, call(3, 3), path)
+    assert report.inputs == {"input": ("T", "B", 5), "hx[0]": (4, "B", 9), "hx[1]": (4, "B", 9)}
+    assert report.path == str(path)
+    assert report.bytes == path.stat().st_size
+    assert len(report.differences) == 3
+    assert 0 < max(report.differences) < 1e-5
+    assert "input [T, B, 5], hx[0] [4, B, 9], hx[1] [4, B, 9]; largest difference" in str(report)
+
+    sliced, turned = torch.randn(14, 8, 6)[::2, ::2, 1:], torch.randn(2, 11, 5).transpose(0, 1)
+    x, (h, c) = call(4, 3)
+    check_in_a_fresh_process(
+        path,
+        layer,
+        [(x, (h, c)), call(1, 1), call(70, 5), (sliced, call(1, 4)[1]), (turned, call(1, 2)[1])],
+        {
+            "axis 2 of `input` is 4; this package takes 5 here.": (x[..., :4], (h, c)),
+            "axis 0 of `input` is 0; this package takes 1 or more.": (x[:0], (h, c)),
+            "axis 1 of `hx[1]` is 1; this package takes 3 here.": (x, (h, c[:, :1])),
+            "`hx[1]` has 2 axes; this package takes 3.": (x, (h, c[0])),
+            "`input` must be float32 on the CPU.": (x.double(), (h, c)),
+            "expected inputs vector size to be 3, but got 1": (x,),
+        },
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_model(tmp_path: Path) -> None:
+    """One row and one step in the example, which torch.export would take for fixed; other axes are fixed."""
+    model, path = Tagger(), tmp_path / "tagger.pt2"
+    tokens = torch.randint(20, (1, 2, 1))
+    report = deploy_rnn.package(model, tokens, path, dynamic_shapes={"tokens": {0: Dim("B", max=50), 2: "T"}})
+    assert report.inputs == {"tokens": ("B", 2, "T")}
+    more = torch.randint(20, (50, 3, 9))
+    check_in_a_fresh_process(
+        path,
+        model,
+        [(tokens,), (more[:, :2, 3:],), (more[:9, 1:],)],
+        {
+            "axis 1 of `tokens` is 1; this package takes 2 here.": (more[:, :1],),
+            "axis 1 of `tokens` is 3; this package takes 2 here.": (more,),
+            "axis 0 of `tokens` is 51; this package takes 50 or less.": (tokens.repeat(51, 1, 1),),
+        },
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export calls its own deprecated modules
+def test_an_exported_loop_does_not_remember_the_sizes_of_another() -> None:
+    """Else what the process has exported before decides which axes come out fixed."""
+    steps, batch = {0: Dim("T")}, {1: Dim("B")}
+    for number, asked in [(3, batch), (6, batch), (7, steps | batch)]:
+        with torch.no_grad():
+            program = torch.export.export(deploy_rnn.RNN(5, 4), (torch.randn(number, 3, 5),), dynamic_shapes=(asked,))
+    assert program.module()(torch.randn(9, 2, 5))[0].shape == (9, 2, 4)
+
+
+@pytest.mark.parametrize(("cls", "options"), FAMILIES)
+def test_scripted_layers(cls: type[nn.RNNBase], options: dict[str, int], tmp_path: Path) -> None:
+    layer, path = cls(5, 9, 2, bidirectional=True, batch_first=True, **options), tmp_path / "layer.pt"
+    report = deploy_rnn.package(layer, torch.randn(3, 3, 5), path)
+    assert report.inputs == {"input": ("B", "T", 5)}
+    assert len(report.differences) == (3 if cls is nn.LSTM else 2)
+    check_in_a_fresh_process(
+        path, layer, [(torch.randn(batch, steps, 5),) for batch, steps in [(3, 3), (1, 1), (2, 40)]]
+    )
+
+
+def test_a_scripted_model(tmp_path: Path) -> None:
+    """It fixes no axis, whatever was asked; what was not asked for was not tried."""
+    model, path = Tagger(), tmp_path / "tagger.pt"
+    tokens = torch.randint(20, (3, 2, 6))
+    assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": (3, 2, 6)}
+    asked = {"tokens": {0: "B", 2: "T"}}
+    report = deploy_rnn.package(model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=asked)
+    assert report.inputs == {"tokens": ("B", 2, "T")}
+    check_in_a_fresh_process(path, model, [(tokens,), (tokens[:1, :, :1],), (torch.randint(20, (5, 2, 31)),)])
+
+
+def test_states_lengths_and_layers_without_a_batch(tmp_path: Path) -> None:
+    path, x, h = tmp_path / "layer.pt", torch.randn(6, 3, 5).double(), torch.randn(4, 3, 9).double()
+    layer = deploy_rnn.GRU(5, 9, 2, bidirectional=True).double()
+    report = deploy_rnn.package(layer, (x, h, torch.tensor([6, 2, 4])), path)
+    assert report.inputs == {"input": ("T", "B", 5), "hx": (4, "B", 9), "lengths": ("B",)}
+    assert deploy_rnn.package(layer, (x[:, 0].double(), h[:, 0].double()), path).inputs == {
+        "input": ("T", 5),
+        "hx": (4, 9),
+    }
+
+
+@pytest.mark.parametrize("args", [(torch.randn(6, 3, 5),), (torch.randn(6, 3, 5), None, torch.tensor([6, 2, 4]))])
+def test_every_axis_is_tried_at_one_and_at_other_sizes(
+    args: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = packaging._compared
+
+    def spy(run: Callable[..., Any], trials: Any, *rest: Any) -> Any:
+        seen.extend(trial.sizes for trial in trials)
+        return original(run, trials, *rest)
+
+    monkeypatch.setattr(packaging, "_compared", spy)
+    deploy_rnn.package(deploy_rnn.RNN(5, 4), args, tmp_path / "rnn.pt")
+    for number in range(2):
+        assert {tuple(sizes.values())[number] for sizes in seen} >= {1, 2, 3, 7, 33}
+
+
+def test_the_model_is_not_touched(tmp_path: Path) -> None:
+    model = Tagger().train()
+    before = copy.deepcopy(model.state_dict())
+    deploy_rnn.package(model, torch.randint(20, (3, 2, 6)), tmp_path / "tagger.pt")
+    assert model.training
+    assert type(model.lstm) is nn.LSTM
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, path = nn.RNN(5, 4), tmp_path / "rnn.pt"
+    path.write_bytes(b"what was there before")
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        other.weight_hh_l0[1, 2] += 2e-3
+    monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.convert(other))
+    text = r"rnn.pt is not the model: output 0 on .* differs by \d.*, allowed is \d"
+    with pytest.raises(VerificationError, match=text):
+        deploy_rnn.package(layer, torch.randn(6, 3, 5), path)
+    assert path.read_bytes() == b"what was there before"
+    assert list(tmp_path.iterdir()) == [path]
+    deploy_rnn.package(layer, torch.randn(6, 3, 5), path, atol=0.1)
+
+
+def test_what_has_another_shape_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.RNN(5, 3))
+    with pytest.raises(VerificationError, match=r"is float32\[6, 3, 3\], PyTorch gives float32\[6, 3, 4\]"):
+        deploy_rnn.package(nn.RNN(5, 4), torch.randn(6, 3, 5), tmp_path / "rnn.pt")
+    assert not list(tmp_path.iterdir())
+
+
+X = torch.randn(6, 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("args", "name", "asked", "error", "text"),
+    [
+        (X, "rnn.onnx", None, ExportError, r"rnn.onnx'\) must end in .pt2 \(AOTInductor\) or .pt \(TorchScript\)"),
+        (X, "no/rnn.pt", None, FileNotFoundError, "does not exist; make it first"),
+        (X, ".", None, IsADirectoryError, "give the name of a file, such as model.pt2"),
+        (X, "m.pt", {"x": {0: "T"}}, ExportError, "`dynamic_shapes` names `x`; the arguments are input"),
+        (X, "m.pt", {"input": {0: Dim.AUTO}}, ExportError, r"AUTO\) for an axis; give a name, such as 'B'"),
+        (X, "m.pt", {"input": {0: "B", 1: "B"}}, ExportError, "`B` for an axis of size 6 and for one of size 3"),
+        (X[:3], "m.pt", {"input": {0: "B", 1: Dim("B", min=2)}}, ExportError, "one name is one size, with one range"),
+        (X, "m.pt", {"input": {2: "I"}}, DynamicAxisError, "`I` cannot be dynamic: the model takes no other size"),
+        (pack_sequence([X[:, 0]]), "m.pt", None, ExportError, "`lengths` in place of a PackedSequence"),
+        (X[..., 1:], "m.pt", None, ExportError, "the model itself fails on the example: RuntimeError: input.size"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_of_a_layer(
+    args: Any, name: str, asked: Any, error: type[Exception], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=text):
+        deploy_rnn.package(nn.RNN(5, 4), (args,), tmp_path / name, dynamic_shapes=asked)
+    assert not list(tmp_path.iterdir())
+
+
+T = {"x": {0: "T"}}
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "name", "asked", "error", "text"),
+    [
+        (Odd("keywords"), X, "m.pt", None, ExportError, r"(?s)compile Odd; write a .pt2 file.*TorchScript says: \S"),
+        (Odd("positions"), X, "m.pt", T, DynamicAxisError, "`T` cannot be dynamic: the model takes no other size"),
+        (Odd("number"), (X, 2.0), "m.pt2", None, ExportError, "`scale` has 2.0, which is no tensor"),
+        (Odd("unrolled"), X, "m.pt2", T, DynamicAxisError, "`T` cannot be dynamic: the model fixes it at 6; leave"),
+        (Odd("long"), X, "m.pt2", T, DynamicAxisError, r"torch.export suggests `T = Dim\('T', min=4\)`"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("fresh_compiler")
+def test_what_cannot_be_made_of_a_model(
+    model: nn.Module, args: Any, name: str, asked: Any, error: type[Exception], text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=text):
+        deploy_rnn.package(model, args, tmp_path / name, dynamic_shapes=asked)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ExportError, match=r"needs a C\+\+ compiler, such as g\+\+, and .* none; write a .pt file"),
+    ):
+        deploy_rnn.package(nn.RNN(5, 4), X, tmp_path / "rnn.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_torch_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aot, "CPP_WRAPPER", False)
+    with pytest.raises(ExportError, match=r"a .pt2 file needs torch >= 2.13, this is .*; write a .pt file instead"):
+        deploy_rnn.package(nn.RNN(5, 4), X, tmp_path / "rnn.pt2")
+
+
+def test_a_layer_that_cannot_be_converted(tmp_path: Path) -> None:
+    class Own(nn.RNN):
+        def forward(self, *args: Any) -> Any:
+            return super().forward(*args)
+
+    with pytest.raises(ConversionError):
+        deploy_rnn.package(nn.Sequential(Own(5, 4)), X, tmp_path / "m.pt")
