@@ -51,7 +51,7 @@ def contestants(layer: nn.RNN, x: Tensor, folder: Path, *, stock: bool) -> dict[
     return found
 
 
-def torch_contestant(module: nn.Module, x: Tensor) -> Contestant:
+def torch_contestant(module: Callable[..., Any], x: Tensor) -> Contestant:
     def run() -> Any:
         outputs = module(x)
         if x.is_cuda:

@@ -10,9 +10,11 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch._inductor
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -29,19 +31,23 @@ LONG = 0.05
 """Seconds of one call above which fewer calls are enough."""
 
 
-def contestants(layer: nn.RNNBase) -> dict[str, nn.Module]:
+def contestants(layer: nn.RNNBase, folder: Path) -> dict[str, Callable[..., Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.script is deprecated, and says so
         scripted = torch.jit.script(deploy_rnn.convert(layer))
-    return {
+    found: dict[str, Callable[..., Any]] = {
         "torch.nn": layer,
         "deploy_rnn": deploy_rnn.convert(layer),
         "deploy_rnn, scripted": scripted,
         "deploy_rnn, compiled": deploy_rnn.compile(layer),
     }
+    if layer.weight_ih_l0.device.type == "cpu":  # what `package` writes
+        deploy_rnn.package(layer, (torch.randn(5, 4, layer.input_size),), folder / "layer.pt2")
+        found["deploy_rnn, packaged"] = torch._inductor.aoti_load_package(str(folder / "layer.pt2"))
+    return found
 
 
-def products(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+def products(layer: Any, x: Tensor) -> Callable[[], None]:
     """The matrix products of a two-directional `layer` and nothing else, in as few calls as can be."""
     steps, batch, _ = x.shape
     named: dict[str, Tensor] = dict(layer.named_parameters())
@@ -64,7 +70,7 @@ def products(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     return run
 
 
-def measure(modules: dict[str, nn.Module], x: Tensor) -> dict[str, Any]:
+def measure(modules: dict[str, Callable[..., Any]], x: Tensor) -> dict[str, Any]:
     """Largest difference from torch.nn, and milliseconds, of each; milliseconds of the products alone."""
     calls = {name: torch_contestant(module, x) for name, module in modules.items()}
     floor = products(modules["torch.nn"], x)
@@ -90,9 +96,9 @@ def main() -> None:
     for family, hidden in track(list(itertools.product(options.families, options.hidden)), "measuring"):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        modules = contestants(
-            FAMILIES[family](hidden, hidden, LAYERS, bidirectional=True, device=options.device).eval()
-        )
+        layer = FAMILIES[family](hidden, hidden, LAYERS, bidirectional=True, device=options.device).eval()
+        with TemporaryDirectory() as folder:
+            modules = contestants(layer, Path(folder))
         for batch, steps in itertools.product(BATCH, options.steps):
             with torch.no_grad():
                 found = measure(modules, torch.randn(steps, batch, hidden, device=options.device))
