@@ -25,7 +25,7 @@ def modules_plot(result: dict[str, Any]) -> Figure:
         panel.set_title(family)
     panels[0].set_ylabel("speed, torch.nn eager = 1")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.supxlabel(machine_line(result), fontsize=7, color="gray")
+    figure.suptitle(machine_line(result), fontsize=7, color="gray")
     return figure
 
 
