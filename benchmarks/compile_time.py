@@ -45,9 +45,9 @@ def one(contestant: str, family: str, steps: int) -> float:
         return time.perf_counter() - started
 
 
-def python_loop(self: Recurrent, projected: Any, steps: int, mask: Any, states: Any, weights: Any) -> Any:
+def python_loop(self: Recurrent, projected: Any, mask: Any, states: Any, weights: Any) -> Any:
     outputs = []
-    for step in projected.unbind(0)[:steps]:
+    for step in projected.unbind(0):
         states = self._step(step, states, weights)
         outputs.append(states[0])
     return torch.stack(outputs), states

@@ -78,8 +78,8 @@ def lstm(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list
     return [h, c]
 
 
-# Elements from which a sigmoid and two more operations are faster than PyTorch's tanh, whose vector code on the CPU
-# takes six times as long for each (benchmarks/activations.py). Compiled code has its own way (compilation.py).
+# Elements from which a sigmoid and two more operations are not slower than PyTorch's tanh on the CPU; at four times as
+# many they take half its time (benchmarks/activations.py). Compiled code has its own way (compilation.py).
 TANH_BY_SIGMOID = 4096
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.cells import CELLS, Cell
 from deploy_rnn.lengths import check_lengths, repack, reverse_rows, step_mask, unpack
-from deploy_rnn.scan import pad_steps, scan_steps, zeros
+from deploy_rnn.scan import scan_steps, zeros
 
 
 class Recurrent(nn.Module):
@@ -246,9 +246,6 @@ class Recurrent(nn.Module):
         walks = [input]
         if self.bidirectional:
             walks.append(input.flip(0) if lengths is None else reverse_rows(input, lengths))
-        if not is_scripting():  # noqa: SIM102
-            if torch.compiler.is_compiling():
-                walks = [pad_steps(walk) for walk in walks]
         parts: list[Tensor] = []
         for direction, walk in enumerate(walks):
             weight_ih = weights[direction * kinds]
@@ -266,11 +263,11 @@ class Recurrent(nn.Module):
             recurrent.append(right_hand(weights[3::kinds]) if self.bias else zeros_hh)  # (D, 1, G*H)
         if self.proj_size > 0:
             recurrent.append(right_hand(weights[kinds - 1 :: kinds]))  # (D, H, P)
-        mask = None if lengths is None else step_mask(walks[0].size(0), lengths)
-        projected = projected.unflatten(1, [walks[0].size(0), batch]).transpose(0, 1)  # (T, D, B, G*H)
-        outputs, states = self._loop(projected, steps, mask, states, recurrent)  # (T, D, B, P)
+        mask = None if lengths is None else step_mask(steps, lengths)
+        projected = projected.unflatten(1, [steps, batch]).transpose(0, 1)  # (T, D, B, G*H)
+        outputs, states = self._loop(projected, mask, states, recurrent)  # (T, D, B, P)
         if mask is not None:
-            outputs = outputs.masked_fill(~mask[:steps], 0.0)
+            outputs = outputs.masked_fill(~mask, 0.0)
         if self.bidirectional:
             # The reverse direction's first output belongs to the last step: back into the order of the input.
             turned = outputs[:, 1].flip(0) if lengths is None else reverse_rows(outputs[:, 1], lengths)
@@ -278,12 +275,12 @@ class Recurrent(nn.Module):
         return outputs[:, 0], states
 
     def _loop(
-        self, projected: Tensor, steps: int, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
+        self, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """projected (T, D, B, G*H), mask (T, 1, B, 1) or None -> every output (T, D, B, P), the last states"""
         if not is_scripting():  # noqa: SIM102  TorchScript would compile both sides of an `and`
             if torch.compiler.is_compiling():
-                return scan_steps(self._step, projected, steps, mask, states, weights)
+                return scan_steps(self._step, projected, mask, states, weights)
         outputs: list[Tensor] = []
         for t, step in enumerate(projected.unbind(0)):
             new = self._step(step, states, weights)

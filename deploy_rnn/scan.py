@@ -8,51 +8,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._higher_order_ops.scan import scan, scan_op
 
 from deploy_rnn.cells import Step
 
-# Steps in one turn of the loop where no gradient is asked for. A turn costs about 2 us beside its steps, of which a
-# step of a small network has 4 (benchmarks/torch_modules.py, B=1); more steps are more code to compile.
-BLOCK = 8
-
-
-def pad_steps(sequence: Tensor) -> Tensor:
-    """(T, B, I) with zeros behind it, as `scan_steps` takes it: whole blocks, and at least two, where it has blocks.
-
-    At least two, so that the number of blocks is never 1, for which torch.compile would compile once more.
-    """
-    steps = sequence.size(0)
-    if _block() == 1 or steps == 1:
-        return sequence
-    blocks = torch.sym_max((steps + BLOCK - 1) // BLOCK, 2)
-    return F.pad(sequence, (0, 0, 0, 0, 0, blocks * BLOCK - steps))
-
-
-def _block() -> int:
-    """1 for gradients, and in torch.export, which cannot prove that the padding is never negative."""
-    return 1 if torch.is_grad_enabled() or torch.compiler.is_exporting() else BLOCK
-
 
 def scan_steps(
-    step: Step, projected: Tensor, steps: int, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
+    step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Run `step` over the first axis of `projected`, differentiably; only the first `steps` count.
+    """Run `step` over the first axis of `projected`, differentiably.
 
-    projected (T', D, B, G*H) made of a padded sequence, mask (T', 1, B, 1) or None for every row at every step,
-    states (D, B, P) ..., weights
+    projected (T, D, B, G*H), mask (T, 1, B, 1) or None for every row at every step, states (D, B, P) ..., weights
     -> every output (T, D, B, P), the last states
     """
-    if steps == 1:
+    if projected.size(0) == 1:
         states = _advance(step, projected[0], None if mask is None else mask[0], states, weights)
         return states[0].unsqueeze(0), states
     if torch.is_grad_enabled():
         sequences = _Differentiable.apply(step, len(states), projected, mask, *states, *weights)  # type: ignore[no-untyped-call]
-    else:
-        sequences = _scan(step, projected, mask, states, weights, block=_block(), steps=steps)
-    return sequences[0][:steps], [sequence[steps - 1] for sequence in sequences]
+        return sequences[0], [sequence[-1] for sequence in sequences]
+    last, sequences = _scan(step, projected, mask, states, weights, kept=1)
+    return sequences[0], last
 
 
 def _scan(
@@ -62,38 +39,29 @@ def _scan(
     states: list[Tensor],
     weights: list[Tensor],
     *,
-    block: int,
-    steps: int,
-) -> list[Tensor]:
-    """Every state of every step, `block` steps in each turn of the loop."""
-    count, blocks = len(states), projected.size(0) // block
-    walked = [each.unflatten(0, (blocks, block)) for each in ([projected] if mask is None else [projected, mask])]
+    kept: int,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The last states, and those of every step for the first `kept` kinds of state."""
+    count, walked = len(states), [projected] if mask is None else [projected, mask]
 
     def turn(before: list[Tensor], at: Sequence[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The states after the last step, as copies (scan refuses a carry that is also an output), and all states."""
-        after = [before]
-        for k in range(block):
-            after.append(_advance(step, at[0][k], at[1][k] if mask is not None else None, after[-1], weights))
-        return [state.clone() for state in after[-1]], [torch.stack(kind) for kind in zip(*after[1:], strict=True)]
+        """The states after one step, and copies of those to keep: scan refuses a carry that is also an output."""
+        after = _advance(step, at[0], at[1] if mask is not None else None, before, weights)
+        return after, [state.clone() for state in after[:kept]]
 
-    if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
-        # torch.export: the operator itself, told of everything that its body uses.
-        # 1. `scan` would have torch.compile trace the body. The sizes that it remembers from earlier calls then fix
-        #    axes that are to be dynamic, depending on what else the process has run (torch 2.13).
-        # 2. Inductor computes the shape of the outputs from those inputs that are sizes, and from nothing else.
-        def exported(*args: Any) -> list[Tensor]:
-            before, at, held = args[:count], args[count:][: len(walked)], args[count:][len(walked) :][: len(weights)]
-            return [each for kind in turn(list(before), at, list(held)) for each in kind]
+    if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
+        return scan(lambda states, at: turn(states, at, weights), states, walked)
 
-        sequences = list(scan_op(exported, states, walked, (*weights, *_symbols(projected.shape))))[count:]
-    else:
+    # torch.export: the operator itself, told of everything that its body uses.
+    # 1. `scan` would have torch.compile trace the body. The sizes that it remembers from earlier calls then fix
+    #    axes that are to be dynamic, depending on what else the process has run (torch 2.13).
+    # 2. Inductor computes the shape of the outputs from those inputs that are sizes, and from nothing else.
+    def exported(*args: Any) -> list[Tensor]:
+        before, at, held = args[:count], args[count:][: len(walked)], args[count:][len(walked) :][: len(weights)]
+        return [each for kind in turn(list(before), at, list(held)) for each in kind]
 
-        def body(states: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            at[0].new_empty([steps])  # of no use, but makes T an input of the loop: see 2.
-            return turn(states, at, weights)
-
-        sequences = scan(body, states, walked)[1]
-    return [sequence.flatten(0, 1) for sequence in sequences]
+    found = list(scan_op(exported, states, walked, (*weights, *_symbols(projected.shape))))
+    return found[:count], found[count:]
 
 
 def _symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
@@ -131,7 +99,7 @@ class _Differentiable(torch.autograd.Function):
         ctx: Any, step: Step, count: int, projected: Tensor, mask: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         states, weights = list(tensors[:count]), list(tensors[count:])
-        sequences = _scan(step, projected, mask, states, weights, block=1, steps=projected.size(0))
+        sequences = _scan(step, projected, mask, states, weights, kept=count)[1]
         ctx.step, ctx.count = step, count
         ctx.save_for_backward(projected, mask, *tensors, *sequences)
         return tuple(sequences)
