@@ -74,7 +74,9 @@ class Call:
 
     def with_argument(self, name: str, value: Any) -> "Call":
         """The same call with another value for one argument."""
-        return Call(inspect.BoundArguments(self.bound.signature, {**self.arguments, name: value}))
+        given = {**self.arguments, name: value}
+        in_order = {each: given[each] for each in self.bound.signature.parameters if each in given}
+        return Call(inspect.BoundArguments(self.bound.signature, in_order))
 
     def shapes(self, axes: Sequence[Axes]) -> dict[str, Any]:
         """One entry for each tensor, in the structure that `dynamic_shapes` has."""

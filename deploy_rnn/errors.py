@@ -3,7 +3,9 @@
 DeployError
 ├── ConversionError      a module that `convert` cannot replace (also a TypeError)
 ├── ProviderError        an onnxruntime execution provider that is missing or did not start
-├── LoadError            a file that onnxruntime cannot open (also a ValueError)
+├── LoadError            a file that is no model, or that onnxruntime cannot open (also a ValueError)
+├── TargetError          a model that the command line cannot get at (also a ValueError)
+├── BundleError          a folder that is no bundle, or is damaged, or of a later release (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
 └── ExportError          a model that cannot become the file asked for (also a ValueError)
     ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
@@ -31,7 +33,15 @@ class ProviderError(DeployError, RuntimeError):
 
 
 class LoadError(DeployError, ValueError):
-    """A file that onnxruntime cannot open."""
+    """A file that is no model, or that onnxruntime cannot open."""
+
+
+class TargetError(DeployError, ValueError):
+    """What the command line was told to export or compare with, and is no model with an example."""
+
+
+class BundleError(DeployError, ValueError):
+    """A folder that is no bundle, or is damaged, or of a later release."""
 
 
 class InputError(DeployError, ValueError):

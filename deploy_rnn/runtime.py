@@ -4,7 +4,7 @@ import ctypes
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json import loads
 from pathlib import Path
@@ -15,37 +15,14 @@ import numpy as np
 import onnxruntime
 
 from deploy_rnn.errors import LoadError, ProviderError
+from deploy_rnn.tensor_spec import DTYPES
+from deploy_rnn.tensor_spec import TensorSpec as TensorSpec
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 # float32 means float32: TensorFloat-32 would round every product to ten bits.
 _OPTIONS: dict[str, dict[str, Any]] = {CUDA: {"use_tf32": 0}}
-
-_DTYPES = {"float": "float32", "double": "float64"}  # onnxruntime's names where they are not numpy's
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A graph's input or output.
-
-    Attributes:
-        name: as in the graph.
-        dtype: numpy's name, such as "float32".
-        shape: a number for each fixed axis, a name such as "B" for each dynamic one.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @classmethod
-    def of(cls, name: str, dtype: str, shape: Iterable[int | str | None]) -> "TensorSpec":
-        """`None` for a dynamic axis that the graph gives no name; it gets one of its own, such as "x.0"."""
-        return cls(name, dtype, tuple(f"{name}.{axis}" if size is None else size for axis, size in enumerate(shape)))
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
 
 
 def open_session(
@@ -108,7 +85,7 @@ def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...]
 def _spec(arg: onnxruntime.NodeArg) -> TensorSpec:
     matched = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     element = matched[1] if matched else arg.type
-    return TensorSpec.of(arg.name, _DTYPES.get(element, element), arg.shape)
+    return TensorSpec.of(arg.name, DTYPES.get(element, element), arg.shape)
 
 
 def has_cuda_device() -> bool:
@@ -121,11 +98,54 @@ def has_cuda_device() -> bool:
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
+@dataclass(frozen=True)
+class RanNode:
+    """One node of the graph that onnxruntime made of a file.
+
+    Attributes:
+        name: as in the file, unless onnxruntime put the node there.
+        op_type: its operator.
+        provider: what ran it.
+        only_sizes: whether it took and gave whole numbers and booleans of at most one axis only, as nodes do that
+            compute shapes; onnxruntime leaves these on the CPU on purpose.
+    """
+
+    name: str
+    op_type: str
+    provider: str
+    only_sizes: bool
+
+    @property
+    def copies(self) -> bool:
+        """Whether onnxruntime put it there to copy a tensor between devices."""
+        return self.op_type.startswith("Memcpy")
+
+
+def ran_nodes(session: onnxruntime.InferenceSession) -> list[RanNode]:
+    """The nodes that have run so far, each once however often.
+
+    `session` was opened with `profile_to`; its profile ends here, later runs are not in it.
+    """
+    events = loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    ran: dict[tuple[str, ...], RanNode] = {}
+    for event in events:
+        name, args = event["name"].removesuffix("_kernel_time"), event["args"]
+        if name != event["name"] and args.get("provider"):
+            node = RanNode(name, args["op_name"], args["provider"], _only_sizes(args))
+            ran.setdefault((name, node.op_type, node.provider, args["node_index"]), node)
+    return list(ran.values())
+
+
+def _only_sizes(args: Mapping[str, Any]) -> bool:
+    """`args` of an event of the profile; a tensor is {its type: its shape}."""
+    tensors = [*args.get("input_type_shape", ()), *args.get("output_type_shape", ())]
+    kinds = [(kind, shape) for tensor in tensors for kind, shape in tensor.items()]
+    return all(kind in ("int64", "int32", "bool") and len(shape) <= 1 for kind, shape in kinds)
+
+
 def placement(model: str | Path, provider: str, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
     """How many nodes each provider really ran, from onnxruntime's own profile of one run."""
     with TemporaryDirectory() as folder:
         session = open_session(model, provider, profile_to=Path(folder))
         session.run(None, dict(feeds))
-        events = loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    ran = (event["args"].get("provider") for event in events if event["name"].endswith("_kernel_time"))
-    return dict(Counter(each for each in ran if each))
+        return dict(Counter(node.provider for node in ran_nodes(session)))

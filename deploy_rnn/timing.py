@@ -16,7 +16,12 @@ class Timing:
 
 
 def compare(
-    contestants: Mapping[str, Callable[[], object]], *, rounds: int = 3, calls: int = 15, warm_up: int = 3
+    contestants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 3,
+    calls: int = 15,
+    warm_up: int = 3,
+    pause: float = 0.1,
 ) -> dict[str, Timing]:
     """Time each contestant in `rounds` blocks that take turns.
 
@@ -28,11 +33,12 @@ def compare(
         rounds: blocks of each contestant; their order is reversed every other round.
         calls: calls that count in each block.
         warm_up: calls before them that do not.
+        pause: seconds of rest before a block; 0 for contestants that share their threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds):
         for name in list(contestants)[:: 1 if turn % 2 == 0 else -1]:
-            time.sleep(0.1)
+            time.sleep(pause)
             seconds[name] += _block(contestants[name], calls, warm_up)
     return {name: _summary(taken) for name, taken in seconds.items()}
 

@@ -11,6 +11,7 @@ from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
 from deploy_rnn.recurrent import Recurrent
 
+from .packing import Packing
 from .stack import Stack, make_symbolic, name_layers, stack_nodes
 from .tracing import AUTO, DYNAMIC, fixed_axis, trace
 
@@ -26,16 +27,18 @@ def capture(model: nn.Module, call: Call, axes: Sequence[Axes], *, opset_version
         ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
     """
     converted = convert(model).eval()
-    layers = [module for module in converted.modules() if isinstance(module, Recurrent)]
-    make_symbolic(layers)
+    layers = {name: module for name, module in converted.named_modules() if isinstance(module, Recurrent)}
+    packing = Packing()
+    make_symbolic([*layers.values()], packing)
     nameless = [{axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in asked.items()} for asked in axes]
-    captured = trace(
-        converted,
-        call.bound.args,
-        call.bound.kwargs,
-        call.shapes(nameless) if any(axes) else None,
-        opset_version=opset_version,
-    )
+    with packing.installed():
+        captured = trace(
+            converted,
+            call.bound.args,
+            call.bound.kwargs,
+            call.shapes(nameless) if any(axes) else None,
+            opset_version=opset_version,
+        )
     graph = captured.graph
     if len(graph.inputs) != len(axes):
         raise ExportError(
@@ -70,20 +73,25 @@ def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str 
     return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), size.value)
 
 
-def find_batch_axes(model: nn.Module, call: Call, *, opset_version: int) -> list[Axes]:
-    """The batch axis, called "B", of every tensor through which it enters the model, and no other axis.
+def find_axes(model: nn.Module, call: Call, *, time: bool, opset_version: int) -> list[Axes]:
+    """The axes through which the batch of the recurrent layers enters the model, called "B", and with `time` those of
+    their steps, called "T" ("T1", ... if there are several), and no other axis.
 
-    The model is traced once with every axis open; the axis that then reaches a recurrent stack as its batch is looked
-    up among the inputs.
+    The model is traced once with every axis open; the axes that then reach a recurrent stack are looked up among the
+    inputs.
     """
     every_axis: list[Axes] = [dict.fromkeys(range(tensor.dim()), AUTO) for tensor in call.tensors]
     graph = capture(model, call, every_axis, opset_version=opset_version).graph
-    batches = {str(Stack.of(node).batch) for node in stack_nodes(graph)}
+    stacks = [Stack.of(node) for node in stack_nodes(graph)]
+    names = {str(stack.batch): "B" for stack in stacks}
+    if time:
+        for number, steps in enumerate(dict.fromkeys(str(stack.steps) for stack in stacks)):
+            names.setdefault(steps, f"T{number or ''}")
     return [
         {
-            axis: "B"
+            axis: names[str(size)]
             for axis, size in enumerate(value.shape or ())
-            if isinstance(size, ir.SymbolicDim) and str(size) in batches
+            if isinstance(size, ir.SymbolicDim) and str(size) in names
         }
         for value in graph.inputs
     ]

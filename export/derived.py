@@ -128,18 +128,18 @@ class _Traced:
 
     def write(self, step: Step) -> list[ir.Value]:
         """Repeat the nodes for one step."""
-        build, group = step.build, step.groups[""]
+        group = step.groups[""]
         weights = _recurrent(group.weight_hh, group.bias_hh, step.weight_hr)
-        known = dict(build.once((self, *weights), lambda: self._write_once(step, weights)))
+        known = dict(step.build.once((self, *weights), lambda: self._write_once(step, weights)))
         states = [state or self._zeros(step, width) for state, width in zip(step.states, self._widths, strict=True)]
         known.update(zip(self._graph.inputs, [step.projected[""], *states], strict=False))
         for node in self._of_step:
-            build.copy(node, known, name=lambda name: f"{step.name}{name}.{step.time}")
+            step.build.copy(node, known, name=lambda name: f"{step.name}{name}.{step.time}")
         return [known[value] for value in self._graph.outputs]
 
     def _write_once(self, step: Step, weights: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
         """What the steps of a direction share: value of the trace -> value here."""
-        build = step.build
+        build = step.build.outside
         known = dict(zip(self._graph.inputs[len(self._widths) + 1 :], weights, strict=True))
         known.update(build.once((self, "constants"), lambda: self._constants(build)))
         for node in self._of_weights:
@@ -159,8 +159,7 @@ class _Traced:
 
         def make() -> ir.Value:
             batch = build.op("Shape", step.projected[""], name=f"{name}.batch", start=1, end=2)
-            ends = [build.constant(np.array([size]), name=f"{name}.{axis}") for axis, size in ((0, 1), (2, width))]
-            shape = build.concat([ends[0], batch, ends[1]], axis=0, name=f"{name}.shape")
+            shape = build.shape([1, batch, width], name=f"{name}.shape")
             return build.op("ConstantOfShape", shape, name=name, value=ir.tensor(np.zeros(1, self._dtype)))
 
         return build.once((build, name), make)

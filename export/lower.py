@@ -11,20 +11,26 @@ from deploy_rnn.errors import DynamicAxisError
 
 from .forms import FIXED_TIME, FORMS
 from .graph import Builder
+from .size import MAX_NODES, check_size
 from .stack import DOMAIN, Stack, stack_nodes
 
 
-def lower(model: ir.Model, form: str) -> ir.Model:
+def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model:
     """Write every recurrent stack of `model` in `form`, in place.
 
     Raises:
         DynamicAxisError: the time axis is dynamic and the form fixes it.
+        ExportError: the form would have more than `max_nodes` nodes, or lacks what the model needs.
     """
     made: dict[Hashable, Any] = {}
+    if form in FIXED_TIME:
+        stacks = [Stack.of(node) for node in stack_nodes(model.graph)]
+        for stack in stacks:
+            if not isinstance(stack.steps, int):
+                raise _dynamic_time(model.graph, stack.steps, form)
+        check_size(stacks, max_nodes, model.graph.opset_imports)
     for number, node in enumerate(stack_nodes(model.graph)):
         stack = Stack.of(node)
-        if form in FIXED_TIME and not isinstance(stack.steps, int):
-            raise _dynamic_time(model.graph, stack.steps, form)
         build = Builder(model.graph, _free_prefix(model.graph, f"rnn{number}."), made)
         _replace(model.graph, node, build, FORMS[form](build, stack))
     for clean in (common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass()):
@@ -60,5 +66,5 @@ def _dynamic_time(graph: ir.Graph, steps: ir.SymbolicDim, form: str) -> DynamicA
     ]
     return DynamicAxisError(
         f"{' and '.join(axes)} is the time axis, which form={form!r} cannot keep dynamic: it writes out every step. "
-        "Leave it out of `dynamic_shapes`, and export one file for each number of steps that you need."
+        "Leave it out of `dynamic_shapes`, or use form='scan' or form='native'."
     )

@@ -15,7 +15,7 @@ def name_ends(graph: ir.Graph, inputs: Sequence[str] | None, outputs: Sequence[s
     Raises:
         ExportError: not as many names as there are tensors, or the same name twice.
     """
-    ins = _checked("input_names", inputs, graph.inputs) or [str(value.name) for value in graph.inputs]
+    ins = _checked("input_names", inputs, graph.inputs) or [_own(graph, str(value.name)) for value in graph.inputs]
     outs = _checked("output_names", outputs, graph.outputs) or _default(len(graph.outputs), taken=ins)
     if twice := [name for name in {*ins, *outs} if [*ins, *outs].count(name) > 1]:
         raise ExportError(f"the name `{twice[0]}` would stand for two of the graph's inputs and outputs; change one.")
@@ -37,6 +37,12 @@ def _checked(what: str, names: Sequence[str] | None, values: Sequence[ir.Value])
         found = ", ".join(str(value.name) for value in values)
         raise ExportError(f"`{what}` (={names!r}) must be a list of {len(values)} names: the graph has {found}.")
     return list(names)
+
+
+def _own(graph: ir.Graph, name: str) -> str:
+    """Without the ending that torch.onnx gives an input which is an output too."""
+    plain = name.removesuffix("_orig")
+    return plain if plain in [value.name for value in graph.outputs] else name
 
 
 def _default(count: int, taken: Sequence[str]) -> list[str]:

@@ -5,10 +5,10 @@ So each stack of layers is captured as one node `deploy_rnn::Recurrent` with T a
 replaces that node by real ONNX operators. `make_symbolic` lets a layer write the node, `name_layers` notes which layer
 wrote it, and `Stack.of` reads both: three sides of one contract. Its inputs are
 
-    input, lengths (none yet), every state (absent for zeros), every weight in the order of `weight_shapes()`
+    input, lengths (absent for T), every state (absent for zeros), every weight in the order of `weight_shapes()`
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,27 +20,33 @@ from deploy_rnn.cells import Cell
 from deploy_rnn.errors import ExportError
 from deploy_rnn.recurrent import Recurrent
 
+from .packing import Packing
+
 DOMAIN = "deploy_rnn"
 
+FIRST_STATE = 2
+"""The input of a captured node that is its first state."""
 
-def make_symbolic(layers: Sequence[Recurrent]) -> None:
+
+def make_symbolic(layers: Sequence[Recurrent], packing: Packing) -> None:
     """Let each layer become one node; everything but the recurrence (checks, layout) is exported as it is."""
     for number, layer in enumerate(layers):
         layer._stack = partial(_symbolic_stack, layer, number)  # type: ignore[method-assign]
+        layer._run_packed = partial(packing.run, layer)  # type: ignore[method-assign]
 
 
 def _symbolic_stack(
     layer: Recurrent, number: int, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """In the place of `Recurrent._stack`."""
-    if lengths is not None:
-        raise ExportError("`lengths` cannot be exported yet; leave it out, and give sequences of one length.")
     steps, batch, sizes = input.size(0), input.size(1), layer._state_sizes()
+    if lengths is not None and lengths.size(0) != batch:
+        raise ExportError(f"`lengths` has {lengths.size(0)} rows, the input {batch}.")  # and makes one axis of both
     directions = 2 if layer.bidirectional else 1
     starts: list[Tensor | None] = [None] * len(sizes) if states is None else [*states]
     output, *finals = torch.onnx.ops.symbolic_multi_out(
         f"{DOMAIN}::Recurrent",
-        [input, None, *starts, *layer._weights()],
+        [input, lengths, *starts, *layer._weights()],
         {"layer": number},
         dtypes=[input.dtype] * (1 + len(sizes)),
         shapes=[
@@ -52,10 +58,17 @@ def _symbolic_stack(
     return output, finals
 
 
-def name_layers(graph: ir.Graph, layers: Sequence[Recurrent]) -> None:
-    """Note on each captured stack which of `layers` it is."""
+def name_layers(graph: ir.Graph, layers: Mapping[str, Recurrent]) -> None:
+    """Note on each captured stack which of `layers` it is, and its path in the model."""
+    named = list(layers.items())
     for node in stack_nodes(graph):
-        node.meta["layer"] = layers[node.attributes["layer"].as_int()]
+        node.meta["path"], node.meta["layer"] = named[node.attributes["layer"].as_int()]
+
+
+def layer_path(node: ir.Node) -> str:
+    """Where the layer of a captured stack is in its model, such as "encoder.rnn"; empty for a bare layer."""
+    path: str = node.meta["path"]
+    return path
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,7 @@ class Stack:
 
     Attributes:
         input: (T, B, I).
+        lengths: (B,), or None where every row has T steps.
         states: (L*D, B, P), (L*D, B, H) ..., each None for zeros.
         layers: L layers of D directions each.
         cell: what one step does.
@@ -84,6 +98,7 @@ class Stack:
     """
 
     input: ir.Value
+    lengths: ir.Value | None
     states: tuple[ir.Value | None, ...]
     layers: tuple[tuple[Direction, ...], ...]
     cell: Cell
@@ -92,13 +107,14 @@ class Stack:
     @classmethod
     def of(cls, node: ir.Node) -> "Stack":
         layer: Recurrent = node.meta["layer"]
-        source, _, *others = node.inputs
+        source, lengths, *others = node.inputs
         assert source is not None  # `_symbolic_stack` always gives it
         count = layer.cell.states
         weights = dict(zip(layer.weight_shapes(), others[count:], strict=True))
         suffixes = ("", "_reverse") if layer.bidirectional else ("",)
         return cls(
             input=source,
+            lengths=lengths,
             states=tuple(others[:count]),
             layers=tuple(
                 tuple(_direction(weights, f"_l{number}{suffix}") for suffix in suffixes)
@@ -107,6 +123,11 @@ class Stack:
             cell=layer.cell,
             sizes=tuple(layer._state_sizes()),
         )
+
+    @property
+    def state_names(self) -> list[str]:
+        """h, c, and numbers for what comes after."""
+        return ["h", "c", *(f"s{kind}" for kind in range(2, len(self.sizes)))][: len(self.sizes)]
 
     @property
     def steps(self) -> int | ir.SymbolicDim:
@@ -140,3 +161,20 @@ def _direction(weights: dict[str, ir.Value | None], end: str) -> Direction:
     assert weight_hh is not None
     bias_ih, bias_hh, weight_hr = (weights.get(f"{kind}{end}") for kind in ("bias_ih", "bias_hh", "weight_hr"))
     return Direction(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+
+
+def row_lengths(graph: ir.Graph) -> dict[str, int | str]:
+    """The inputs of a graph that are the lengths of its rows, by themselves or sorted -> T, their upper limit."""
+    found: dict[str, int | str] = {}
+    for node in stack_nodes(graph):
+        stack = Stack.of(node)
+        value = stack.lengths
+        while value is not None and not value.is_graph_input():
+            producer = value.producer()
+            value = producer.inputs[0] if producer is not None and producer.op_type in _SAME_LENGTHS else None
+        if value is not None:
+            found[str(value.name)] = stack.steps if isinstance(stack.steps, int) else str(stack.steps)
+    return found
+
+
+_SAME_LENGTHS = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "TopK"})

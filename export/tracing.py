@@ -26,6 +26,8 @@ def trace(
         DynamicAxisError: an axis that the module itself fixes.
         ExportError: torch.export or torch.onnx cannot take it; the cause is theirs.
     """
+    if args and isinstance(args[-1], dict) and not kwargs:
+        args = (*args, {})  # or torch.onnx would take the last argument for the keywords
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -41,7 +43,18 @@ def trace(
             raise _explained(error) from error
     assert program is not None
     common.InlinePass()(program.model)
+    _write_fixed_sizes(program)
     return program.model
+
+
+def _write_fixed_sizes(program: torch.onnx.ONNXProgram) -> None:
+    """An input's axis left to `AUTO` that the model fixes is still a symbol, with a range of one number."""
+    assert program.exported_program is not None
+    ranges = program.exported_program.range_constraints
+    fixed = {str(symbol): int(each.lower) for symbol, each in ranges.items() if each.lower == each.upper}
+    for value in program.model.graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape(fixed.get(str(size), size) for size in value.shape)
 
 
 def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxisError:

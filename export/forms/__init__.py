@@ -6,11 +6,13 @@ import onnx_ir as ir
 
 from ..graph import Builder
 from ..stack import Stack
+from .native import native
+from .scan import scan
 from .unrolled import unrolled
 
 Form = Callable[[Builder, Stack], list[ir.Value]]
 
-FORMS: dict[str, Form] = {"unrolled": unrolled}
+FORMS: dict[str, Form] = {"unrolled": unrolled, "scan": scan, "native": native}
 """Each writes a stack and returns output (T, B, D*P) and the final states (L*D, B, P), (L*D, B, H) ..."""
 
 FIXED_TIME = frozenset({"unrolled"})

@@ -1,114 +1,65 @@
 """Form "unrolled": every step of both directions is written out, and the time axis is fixed.
 
-The graph stays two-dimensional, with rows of step t at [t*B, (t+1)*B):
+    [T*B, g*H] -> Split into T parts [B, g*H] -> per step the nodes of the cell (see `cells`) -> one Concat -> [T*B, P]
 
-    [T*B, I] -> one Gemm for the input of all steps -> Split into T parts [B, G*H]
-             -> per step the nodes of the cell (see `cells`) -> one Concat -> [T*B, D*P]
-
-so that no step pays for a Slice, Squeeze or Transpose. A derived cell has a leading axis: parts and states [1, B, ...].
+so that no step pays for a Slice, Squeeze or Transpose.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ..cells import Group, OnnxCell, Step, dotted
-from ..derived import cell_of
+from ..cells import Step, dotted
 from ..graph import Builder
-from ..stack import Direction, Stack, fixed
+from ..stack import Stack
+from .layers import Side, to_steps, write_layers, zero
 
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
-    """Write the stack: -> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    cell = cell_of(build, stack)
-    sequence = build.reshape(stack.input, [-1, fixed(stack.input, 2)], name="input")  # [T*B, I]
-    starts = _starts(build, stack, cell)
-    finals: list[Sequence[ir.Value]] = []
-    for number, layer in enumerate(stack.layers):
-        sides = []
-        for side, direction in enumerate(layer):
-            name = f"l{number}{'fr'[side]}."
-            outputs, final = _walk(
-                build, stack, cell, direction, sequence, starts[len(finals)], reverse=side == 1, name=name
-            )
-            finals.append(final)
-            sides.append(outputs)
-        sequence = build.concat(sides, axis=1, name=f"l{number}.output")  # [T*B, D*P]
-    shape = [_steps(stack), -1, len(stack.layers[0]) * stack.sizes[0]]
-    return [build.reshape(sequence, shape, name="output"), *_finals(build, stack, finals)]
+    """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
+    return write_layers(build, stack, _walk)
 
 
-def _walk(
-    build: Builder,
-    stack: Stack,
-    cell: OnnxCell,
-    direction: Direction,
-    sequence: ir.Value,
-    states: Sequence[ir.Value | None],
-    *,
-    reverse: bool,
-    name: str,
-) -> tuple[ir.Value, Sequence[ir.Value]]:
-    """One direction over all steps: sequence [T*B, I] or [T*B, D*P] -> output [T*B, P], in the order of time, and the
-    states after the last step walked.
+def _walk(side: Side) -> tuple[ir.Value, Sequence[ir.Value]]:
+    """One direction over all steps.
 
     1. Forward: step t reads the states of t-1.
     2. Reverse: step t reads the states of t+1; its output is stored at t all the same.
     """
-    groups = cell.arrange(build, direction, name)
-    projected = _projected(build, stack, cell, groups, sequence, name)
-    order = list(range(_steps(stack)))
-    outputs = {}
+    build, count = side.build, _steps(side.stack)
+    parts = {
+        group: _parts(side, rows, side.width(group), side.name + dotted(group, "x"))
+        for group, rows in side.projected.items()
+    }
+    masks = None if side.mask is None else _parts(side, side.mask, 1, "mask")
+    outputs: dict[int, ir.Value] = {}
+    states: Sequence[ir.Value | None] = side.states
+    after: Sequence[ir.Value] = []
     # Case 2: walk the steps backwards, but write to the same index.
-    for t in reversed(order) if reverse else order:
-        step = Step(build, groups, direction.weight_hr, projected[t], states, name, t)
-        states = after = cell.write(step)
-        outputs[t] = after[0]
-    joined = build.concat([outputs[t] for t in order], axis=0, name=f"{name}h")
-    if cell.stacked:
-        joined = build.reshape(joined, [-1, stack.sizes[0]], name=f"{name}h.rows")
+    for t in reversed(range(count)) if side.reverse else range(count):
+        projected = {group: of_group[t] for group, of_group in parts.items()}
+        after = side.cell.write(Step(build, side.groups, side.weight_hr, projected, states, side.name, t))
+        if masks is not None and t > 0:  # every row has a first step
+            after = [
+                build.op("Where", masks[t], new, old or zero(build, side.stack), name=f"{side.name}{kind}.kept{t}")
+                for kind, new, old in zip(side.stack.state_names, after, states, strict=True)
+            ]
+        states, outputs[t] = after, after[0]
+    joined = build.concat([outputs[t] for t in range(count)], axis=0, name=f"{side.name}h")
+    if side.cell.stacked:
+        joined = build.reshape(joined, [-1, side.stack.sizes[0]], name=f"{side.name}h.rows")
     return joined, after
 
 
-def _projected(
-    build: Builder, stack: Stack, cell: OnnxCell, groups: Mapping[str, Group], sequence: ir.Value, name: str
-) -> list[dict[str, ir.Value]]:
-    """What the input contributes to each group at each step: [B, g*H], or [1, B, G*H] for a derived cell."""
-    parts = {}
-    for group, weights in groups.items():
-        x = name + dotted(group, "x")
-        product = build.op("Gemm", sequence, weights.weight_ih, weights.bias, name=x, transB=1)  # [T*B, g*H]
-        if cell.stacked:
-            product = build.reshape(product, [_steps(stack), -1, fixed(weights.weight_ih, 0)], name=f"{x}.steps")
-        parts[group] = build.split(product, _steps(stack), name=x)
-    return [dict(zip(parts, at, strict=True)) for at in zip(*parts.values(), strict=True)]
+def _parts(side: Side, rows: ir.Value, width: int, name: str) -> Sequence[ir.Value]:
+    """[T*B, width] -> T times [B, width], or [1, B, width] for a derived cell; once for what several sides share."""
 
+    def make() -> Sequence[ir.Value]:
+        stacked = side.cell.stacked
+        split = to_steps(side.build, side.stack, rows, width, name=f"{name}.steps") if stacked else rows
+        return side.build.split(split, _steps(side.stack), name=name)
 
-def _starts(build: Builder, stack: Stack, cell: OnnxCell) -> list[Sequence[ir.Value | None]]:
-    """The first states of each direction of each layer: [B, P] ..., or [1, B, P] ...; None for zeros."""
-    walks = sum(map(len, stack.layers))
-    kinds: list[Sequence[ir.Value | None]] = []
-    for name, state, size in zip(_names(stack), stack.states, stack.sizes, strict=True):
-        if state is None:
-            kinds.append([None] * walks)
-            continue
-        rows = state if cell.stacked else build.reshape(state, [-1, size], name=f"{name}0.rows")
-        kinds.append(build.split(rows, walks, name=f"{name}0."))
-    return list(zip(*kinds, strict=True))
-
-
-def _finals(build: Builder, stack: Stack, finals: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
-    """The last states of each direction of each layer -> one tensor of each kind."""
-    kinds = zip(_names(stack), zip(*finals, strict=True), stack.sizes, strict=True)
-    return [
-        build.reshape(build.concat(each, axis=0, name=f"{name}_n.rows"), [len(finals), -1, size], name=f"{name}_n")
-        for name, each, size in kinds
-    ]
-
-
-def _names(stack: Stack) -> list[str]:
-    """h, c, and numbers for what comes after."""
-    return ["h", "c", *(f"s{kind}" for kind in range(2, len(stack.sizes)))][: len(stack.sizes)]
+    return side.build.once(("parts", rows, side.cell.stacked), make)
 
 
 def _steps(stack: Stack) -> int:

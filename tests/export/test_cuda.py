@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_rnn.errors import VerificationError
+from deploy_rnn.errors import ProviderError, VerificationError
 from deploy_rnn.export import export_onnx, verify
 from deploy_rnn.runtime import CPU, CUDA
 
@@ -58,3 +58,31 @@ def test_gated_layers_are_right_and_run_on_the_gpu(
     layer = cls(3, 8, 2, bidirectional=True, **options)
     report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "layer.onnx")
     assert report.providers[CUDA].startswith("checked; it ran ")
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan", "native"])
+def test_cuda_can_be_required(form: str, tmp_path: Path) -> None:
+    layer = nn.LSTM(3, 8, 2, bidirectional=True)
+    report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "a.onnx", form=form, require_provider=CUDA)
+    assert sum(report.placement[CUDA].nodes[CUDA].values()) > 0
+    assert report.latency[CUDA]["example"] > 0
+
+
+def test_a_node_that_cuda_has_not_is_named_if_cuda_is_required(tmp_path: Path) -> None:
+    """onnxruntime has no Det for CUDA: the CPU runs it, with copies there and back."""
+
+    class Determined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.rnn(x)[0]
+            return output * torch.linalg.det(output @ output.mT + torch.eye(2))[:, None, None]
+
+    model, x, path = Determined(), torch.randn(5, 2, 3), tmp_path / "a.onnx"
+    report = export_onnx(model, x, path, dynamic_shapes={})
+    assert report.placement[CUDA].nodes[CPU]["Det"] == 1
+    assert report.placement[CUDA].copies > 0
+    with pytest.raises(ProviderError, match=r"it left \d+ of \d+ nodes to another provider: .*\(Det, CPUExecution"):
+        verify(path, model, x, require_provider=CUDA)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from deploy_rnn import LSTM, RNN
+from deploy_rnn import RNN
 from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture import _name_axes
@@ -150,7 +150,7 @@ class FixedBatch(nn.Module):
 
 
 def test_an_axis_that_the_model_fixes_is_named(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="no axis of the inputs is its batch"):
+    with pytest.warns(UserWarning, match="no axis of the inputs is that by itself"):
         report = export_onnx(FixedBatch(), torch.randn(4, 2, 5), tmp_path / "fixed.onnx")
     assert report.inputs == specs(("x", "float32", [4, 2, 5]))
     with pytest.raises(DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"):
@@ -164,7 +164,7 @@ def test_a_dynamic_time_axis_is_refused_by_name(shapes: Any, tmp_path: Path) -> 
         export_onnx(nn.RNN(5, 7, bidirectional=True), torch.randn(4, 2, 5), tmp_path / "a.onnx", dynamic_shapes=shapes)
     assert str(raised.value) == (
         "axis 0 ('T') of `input` is the time axis, which form='unrolled' cannot keep dynamic: it writes out every "
-        "step. Leave it out of `dynamic_shapes`, and export one file for each number of steps that you need."
+        "step. Leave it out of `dynamic_shapes`, or use form='scan' or form='native'."
     )
     assert not list(tmp_path.iterdir())
 
@@ -296,7 +296,7 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
-        (nn.RNN(5, 7), {"form": "spiral"}, ExportError, "`form` (='spiral') is unknown; use 'unrolled'."),
+        (nn.RNN(5, 7), {"form": "spiral"}, ExportError, "`form` (='spiral') is unknown; use 'unrolled' or 'scan' or"),
         (nn.RNN(5, 7), {"opset_version": 17}, ExportError, "`opset_version` (=17) is not supported; use 18, 19 or 20."),
         (nn.Linear(5, 7), {}, ExportError, "Linear holds no recurrent layer; use torch.onnx.export for it."),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
@@ -310,16 +310,6 @@ def test_what_cannot_be_exported_is_refused(
         export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", **options)
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())
-
-
-def test_lengths_are_refused(tmp_path: Path) -> None:
-    lengths = torch.tensor([4, 2])
-    for layer in (RNN(5, 7), LSTM(5, 7)):
-        with pytest.raises(ExportError) as raised:
-            export_onnx(layer, (torch.randn(4, 2, 5),), tmp_path / "a.onnx", kwargs={"lengths": lengths})
-        assert str(raised.value) == (
-            "`lengths` cannot be exported yet; leave it out, and give sequences of one length."
-        )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")

@@ -1,0 +1,42 @@
+"""`form="auto"`: every form that fits, measured side by side on the example."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+
+from deploy_rnn.errors import ExportError
+from deploy_rnn.runtime import open_session
+from deploy_rnn.timing import compare
+
+from .cases import example_feeds
+from .forms import FORMS
+from .prepared import Prepared
+
+
+def fastest(prepared: Prepared, *, max_nodes: int) -> tuple[str, dict[str, float | str]]:
+    """The fastest form in onnxruntime on the CPU; and for every form its milliseconds, or why it does not fit.
+
+    Raises:
+        ExportError: no form fits.
+    """
+    found: dict[str, float | str] = {}
+    runs: dict[str, Callable[[], object]] = {}
+    with TemporaryDirectory() as folder:
+        for form in FORMS:
+            try:
+                graph = prepared.written(form, max_nodes=max_nodes)
+            except ExportError as error:
+                found[form] = str(error)
+                continue
+            path = Path(folder) / f"{form}.onnx"
+            ir.save(graph, path)
+            session = open_session(path)
+            runs[form] = partial(session.run, None, example_feeds(session, prepared.call))
+        if not runs:
+            raise ExportError("no form fits: " + " ".join(f"{form}: {why}" for form, why in found.items()))
+        times = compare(runs, rounds=2, calls=7)
+    found |= {form: 1e3 * time.median for form, time in times.items()}
+    return min(times, key=lambda form: times[form].median), {form: found[form] for form in FORMS}

@@ -1,0 +1,52 @@
+"""How large a file with every step written out will be, before it is written."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from deploy_rnn.errors import ExportError
+
+from .cells import Step
+from .derived import cell_of
+from .graph import Builder
+from .stack import Stack
+
+# A node of such a file takes about as many bytes, with its names; the weights come on top.
+NODE_BYTES = 130
+
+# Above this many, onnxruntime takes more than a minute to open the file (benchmarks/export.py).
+MAX_NODES = 20_000
+
+
+def check_size(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[str, int]) -> None:
+    """Raises: ExportError: more than `max_nodes` nodes, with the number and what to do."""
+    nodes = sum(_nodes(stack, opsets) for stack in stacks)
+    if nodes <= max_nodes:
+        return
+    steps = max(stack.steps for stack in stacks if isinstance(stack.steps, int))
+    raise ExportError(
+        f"form='unrolled' would write {steps:,} steps as {nodes:,} nodes, {nodes * NODE_BYTES / 1e6:.0f} MB beside the "
+        f"weights, which onnxruntime takes about {load_seconds(nodes):.0f} s to open; the limit is `max_nodes` "
+        f"(={max_nodes:,}). Use form='scan' or form='native', or raise the limit."
+    )
+
+
+def load_seconds(nodes: int) -> float:
+    """About how long onnxruntime takes to open a file of that many nodes (benchmarks/export.py)."""
+    return 1.2 * math.pow(nodes / 1024, 1.6)
+
+
+def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
+    """Steps times directions times what one step of the cell writes."""
+    assert isinstance(stack.steps, int)
+    scratch = Builder(ir.Graph((), (), nodes=(), opset_imports=dict(opsets)), "", {})
+    cell, direction = cell_of(scratch, stack), stack.layers[0][0]
+    groups = cell.arrange(scratch, direction, "")
+    inputs = {group: ir.Value() for group in groups}
+    step = Step(scratch, groups, direction.weight_hr, inputs, [ir.Value() for _ in stack.sizes], "", 0)
+    cell.write(step)
+    before = len(scratch.nodes)
+    cell.write(step)  # without what all steps share
+    per_step = len(scratch.nodes) - before + (len(stack.sizes) if stack.lengths is not None else 0)
+    return stack.steps * sum(map(len, stack.layers)) * per_step

@@ -1,0 +1,210 @@
+"""Every form has the numbers of torch.nn: PyTorch's own grid of ONNX tests, and what lies beyond it.
+
+The grid is exported by the pieces of `export_onnx` without its check, and run here, so that nothing hides behind what
+the check itself gets wrong. Its layers stand in one model: one trace serves all of them.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from deploy_rnn.call import Call
+from deploy_rnn.export import export_onnx
+from deploy_rnn.export.capture import capture
+from deploy_rnn.export.lower import lower
+from deploy_rnn.runtime import open_session
+
+FORMS = ("unrolled", "scan", "native")
+INPUT, HIDDEN, STEPS = 3, 7, 3
+
+FAMILIES: dict[str, Callable[..., nn.RNNBase]] = {
+    "elman_tanh": nn.RNN,
+    "elman_relu": lambda *args, **options: nn.RNN(*args, nonlinearity="relu", **options),
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+}
+
+PROJECTED = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+
+
+class Grid(nn.Module):
+    """Every layer of the grid, on one input.
+
+    forward(x, lengths (B,), h: {"1": (1, B, H), ...}, c: likewise) -> for each layer: output, finals
+    """
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.layers = nn.ModuleDict()
+        for family, num_layers, bidirectional in product(FAMILIES, (1, 3), (False, True)):
+            # Both values beside both of everything else; a single layer has none.
+            dropout = 0.2 * (num_layers > 1 and bidirectional != batch_first)
+            options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": dropout}
+            name = f"{family}, layers={num_layers}, bidirectional={bidirectional}"
+            self.layers[name] = FAMILIES[family](INPUT, HIDDEN, num_layers, **options)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None, h: Any = None, c: Any = None) -> dict[str, Any]:
+        if lengths is None:
+            return {name: layer(x, start(layer, h, c)) for name, layer in self.layers.items()}
+        first, results = self.batch_first, {}
+        packed = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
+        for name, layer in self.layers.items():
+            output, finals = layer(packed, start(layer, h, c))
+            results[name] = pad_packed_sequence(output, first, total_length=x.size(1 if first else 0))[0], finals
+        return results
+
+
+def start(layer: Any, h: Mapping[str, Tensor] | None, c: Mapping[str, Tensor] | None) -> Any:
+    if h is None or c is None:
+        return None
+    walks = str(layer.num_layers * (2 if layer.bidirectional else 1))
+    return (h[walks], c[walks]) if layer.mode == "LSTM" else h[walks]
+
+
+@cache
+def trained(batch_first: bool) -> Grid:
+    """Some steps towards random targets: no weight has the value that it was made with. In training mode."""
+    torch.manual_seed(3)
+    grid = Grid(batch_first=batch_first)
+    before = [parameter.detach().clone() for parameter in grid.parameters()]
+    optimizer = torch.optim.SGD(grid.parameters(), lr=0.2)
+    x, targets = torch.randn(4, 4, INPUT), torch.randn(4, 4, 2 * HIDDEN)
+    for _ in range(20):
+        optimizer.zero_grad()
+        outputs = [output for output, _ in grid(x).values()]
+        sum(nn.functional.mse_loss(each, targets[..., : each.size(-1)]) for each in outputs).backward()  # type: ignore[union-attr]
+        optimizer.step()
+    moved = [(new - old).abs().max() for new, old in zip(grid.parameters(), before, strict=True)]
+    assert min(moved) > 1e-4
+    assert all((output != 0).float().mean() > 0.1 for output in outputs)
+    return grid
+
+
+def arguments(steps: int, batch: int, *, batch_first: bool, with_lengths: bool, with_states: bool) -> dict[str, Any]:
+    """Random, by name. The lengths are in no order; one row is full."""
+    given: dict[str, Any] = {"x": torch.randn(*((batch, steps) if batch_first else (steps, batch)), INPUT)}
+    if with_lengths:
+        given["lengths"] = torch.randint(1, steps + 1, (batch,))
+        given["lengths"][batch // 2] = steps
+    if with_states:
+        given |= {kind: {str(n): torch.randn(n, batch, HIDDEN) for n in (1, 2, 3, 6)} for kind in "hc"}
+    return given
+
+
+def axes(call: Call, *, batch_first: bool, time: bool) -> list[dict[int, Any]]:
+    batch, steps = (0, 1) if batch_first else (1, 0)
+    found: list[dict[int, Any]] = [{batch: "B"} | ({steps: "T"} if time else {})]
+    return found + [{1 if tensor.dim() == 3 else 0: "B"} for tensor in call.tensors[1:]]
+
+
+@cache
+def captured(batch_first: bool, with_lengths: bool, with_states: bool, time: bool) -> ir.Model:
+    """The trained grid as one graph whose stacks are still to be written."""
+    given = arguments(STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
+    grid = trained(batch_first)
+    call = Call.of(grid, (), given)
+    return capture(grid, call, axes(call, batch_first=batch_first, time=time), opset_version=18)
+
+
+def assert_equal(found: list[np.ndarray], expected: list[Tensor], labels: list[str], *, share: float = 1e-5) -> None:
+    for one, other, label in zip(found, expected, labels, strict=True):
+        assert one.shape == tuple(other.shape), label
+        apart = np.abs(one - other.numpy()) / np.maximum(1.0, np.abs(other.numpy()))
+        assert apart.max() < share, f"{label}: {apart.max()}"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("with_states", [False, True], ids=["", "h0"])
+@pytest.mark.parametrize(
+    ("with_lengths", "batch_first"), [(False, False), (True, False), (True, True)], ids=["", "lengths", "batch_first"]
+)
+def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states: bool, tmp_path: Path) -> None:
+    model = captured(batch_first, with_lengths, with_states, form != "unrolled").clone()
+    ir.save(lower(model, form), tmp_path / "grid.onnx")
+    session = open_session(tmp_path / "grid.onnx", threads=1, optimize=form != "unrolled")  # which would take seconds
+    grid = trained(batch_first)
+    reference = Grid(batch_first=batch_first).eval()
+    reference.load_state_dict(grid.state_dict())
+    for steps, batch in [(STEPS, 3), (STEPS, 1), (STEPS, 6)] if form == "unrolled" else [(3, 3), (7, 2), (1, 1)]:
+        given = arguments(steps, batch, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
+        with torch.no_grad():
+            results = reference(**given)
+        expected = [tensor for result in results.values() for tensor in torch.utils._pytree.tree_leaves(result)]
+        labels = [
+            f"{name}, output {number}, T={steps}, B={batch}"
+            for name, result in results.items()
+            for number, _ in enumerate(torch.utils._pytree.tree_leaves(result))
+        ]
+        tensors = Call.of(reference, (), given).tensors
+        feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
+        assert_equal(session.run(None, feeds), expected, labels)
+
+
+class Labels(nn.Module):
+    """A dict, a tuple and whole numbers in, a dict out; three stacks, one called twice, two with the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 3)
+        self.a, self.b = nn.LSTM(3, 4, batch_first=True, bidirectional=True), nn.GRU(8, 4, batch_first=True)
+        self.twice, self.shared = nn.RNN(4, 4, batch_first=True), nn.RNN(4, 4, batch_first=True)
+        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+            setattr(self.shared, name, getattr(self.twice, name))
+
+    def forward(self, more: Any, tokens: Any) -> dict[str, Any]:
+        y, (h, c) = self.a(self.embed(tokens["ids"]) + more[0])
+        z, g = self.b(y)
+        once, _ = self.twice(z)
+        again, last = self.twice(once)
+        return {
+            "output": again + self.shared(z.flip(1))[0],
+            "states": (h + c.mean(), g, last),
+            "loss": again.square().mean(),
+        }
+
+
+class LastStep(nn.Module):
+    """Takes the tuple apart."""
+
+    def forward(self, result: tuple[Tensor, Tensor]) -> Tensor:
+        return result[0][:, -1] + result[1][-1]
+
+
+def run(path: Path, call: Call) -> list[np.ndarray]:
+    session = open_session(path, threads=1)
+    feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), call.tensors, strict=True)}
+    return list(session.run(None, feeds))
+
+
+def assert_file_is_model(path: Path, model: nn.Module, args: Any, kwargs: Any = None) -> None:
+    call = Call.of(model, args, kwargs)
+    expected = call.run(model.eval())
+    share = 1e-5 if expected[0].dtype is torch.float32 else 1e-12
+    assert_equal(run(path, call), expected, [f"output {number}" for number, _ in enumerate(expected)], share=share)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_whole_models(form: str, tmp_path: Path) -> None:
+    model, path, wide = Labels(), tmp_path / "labels.onnx", form != "unrolled"
+
+    def args(batch: int, steps: int) -> Any:
+        return (torch.randn(batch, steps, 3),), {"ids": torch.randint(9, (batch, steps))}
+
+    report = export_onnx(model, args(2, 4), path, form=form)
+    assert [spec.shape[:2] for spec in report.inputs] == 2 * [("B", "T" if wide else 4)]
+    assert len(report.outputs) == 5
+    for batch, steps in [(2, 4), (3, 7 if wide else 4), (1, 1 if wide else 4)]:
+        assert_file_is_model(path, model, args(batch, steps))
+    sequential = nn.Sequential(nn.GRU(3, 5, batch_first=True), LastStep(), nn.Linear(5, 2))
+    export_onnx(sequential, torch.randn(2, 4, 3), path, form=form)
+    assert_file_is_model(path, sequential, torch.randn(3, 6 if wide else 4, 3))

@@ -1,0 +1,109 @@
+"""`export_onnx(..., streaming=True)`: any chunking of a sequence gives what the whole sequence gives."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, nn
+
+from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.export import export_onnx, verify
+from deploy_rnn.export.forms import FORMS
+
+
+class Tagger(nn.Module):
+    """Two stacks; the first is given zeros that the model makes itself, the second nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 4)
+        self.lower = nn.LSTM(4, 6, 2, batch_first=True)
+        self.upper = nn.GRU(6, 5, batch_first=True)
+        self.score = nn.Linear(5, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        zeros = torch.zeros(2, tokens.size(0), 6)
+        scores: Tensor = self.score(self.upper(self.lower(self.embed(tokens), (zeros, zeros))[0])[0])
+        return scores
+
+
+class Smoothed(nn.Module):
+    """Looks one step ahead, which a chunk cannot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = nn.Conv1d(4, 4, 3, padding=1)
+        self.rnn = nn.RNN(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(self.smooth(x.permute(1, 2, 0)).permute(2, 0, 1))[0]
+        return output
+
+
+class Doubled(nn.Module):
+    """Its first state is made of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rnn(x, x[:1] * 2)
+
+
+def in_chunks(path: Path, feeds: dict[str, np.ndarray], time: dict[str, int], sizes: list[int]) -> list[np.ndarray]:
+    """The first output, chunk by chunk; what is fed besides `time` is the states, and follows them in the outputs."""
+    session, at, outputs = InferenceSession(str(path)), 0, []
+    for size in sizes:
+        chunk = {name: np.take(feeds[name], range(at, at + size), axis) for name, axis in time.items()}
+        output, *states = session.run(None, feeds | chunk)
+        feeds = feeds | dict(zip((name for name in feeds if name not in time), states, strict=True))
+        outputs.append(output)
+        at += size
+    return outputs
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", [nn.RNN, nn.GRU, nn.LSTM])
+def test_chunks_of_a_layer_are_the_whole(family: Any, form: str, tmp_path: Path) -> None:
+    layer, path = family(4, 6, 2), tmp_path / "layer.onnx"
+    report = export_onnx(layer, torch.randn(3, 2, 4), path, form=form, streaming=True)
+    names = ["h", "c"][: len(report.states)]
+    assert report.states == {f"{name}0": f"{name}_n" for name in names}
+    x = torch.randn(12, 2, 4)
+    zeros = {f"{name}0": np.zeros((2, 2, 6), np.float32) for name in names}
+    sizes = [3, 3, 3, 3] if form == "unrolled" else [1, 4, 2, 5]
+    parts = in_chunks(path, {"input": x.numpy(), **zeros}, {"input": 0}, sizes)
+    np.testing.assert_allclose(np.concatenate(parts), layer(x)[0].detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_states_of_a_model_are_named_after_its_layers(form: str, tmp_path: Path) -> None:
+    model, path = Tagger(), tmp_path / "tagger.onnx"
+    report = export_onnx(model, torch.randint(20, (2, 3)), path, form=form, streaming=True)
+    assert report.states == {"lower.h0": "lower.h_n", "lower.c0": "lower.c_n", "upper.h0": "upper.h_n"}
+    tokens = torch.randint(20, (2, 6))
+    shapes = [(2, 2, 6), (2, 2, 6), (1, 2, 5)]
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in zip(report.states, shapes, strict=True)}
+    parts = in_chunks(path, {"tokens": tokens.numpy(), **zeros}, {"tokens": 1}, [3, 3])
+    np.testing.assert_allclose(np.concatenate(parts, 1), model(tokens).detach().numpy(), atol=1e-6)
+    labels = {each.case for each in verify(path, model, torch.randint(20, (2, 3))).comparisons}
+    assert any(label.startswith("a sequence in chunks of ") for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("model", "kwargs", "error", "message"),
+    [
+        (nn.GRU(4, 6, bidirectional=True), {}, ExportError, "`model` is bidirectional, and cannot stream: its reverse"),
+        (nn.GRU(4, 6), {"lengths": torch.tensor([3, 2])}, ExportError, "a streaming file has no `lengths`"),
+        (Doubled(), {}, ExportError, "the first state of `rnn` is computed by the model"),
+        (Smoothed(), {}, VerificationError, r"a sequence in chunks of \d+(, \d+)+"),
+    ],
+)
+def test_what_cannot_stream_is_refused(model: Any, kwargs: Any, error: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=message):
+        export_onnx(model, torch.randn(3, 2, 4), tmp_path / "m.onnx", kwargs=kwargs, form="scan", streaming=True)
+    assert not list(tmp_path.iterdir())
