@@ -2,19 +2,28 @@
 
 from typing import TYPE_CHECKING
 
+from deploy_rnn.bundle import Manifest
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .bundle import export_bundle
     from .exporter import export_onnx
+    from .page import reports_html
     from .report import Report
     from .verification import verify
 
-__all__ = ["DynamicAxisError", "ExportError", "Report", "VerificationError", "export_onnx", "verify"]
+__all__ = [
+    "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
+    "reports_html", "verify",
+]  # fmt: skip
 
-__getattr__ = lazy_names(
-    __name__, {"export_onnx": "exporter", "verify": "verification", "Report": "report"}, "export,onnxruntime"
-)
+HOMES = {
+    "export_bundle": "bundle", "export_onnx": "exporter", "verify": "verification", "Report": "report",
+    "reports_html": "page",
+}  # fmt: skip
+
+__getattr__ = lazy_names(__name__, HOMES, "export,onnxruntime")
 
 
 def __dir__() -> list[str]:

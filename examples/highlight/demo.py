@@ -24,7 +24,7 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn.comparison import Expected, Limits, difference
 from deploy_rnn.errors import DeployError
-from deploy_rnn.export import Report, export_onnx
+from deploy_rnn.export import Manifest, export_bundle
 from deploy_rnn.serving import Engine
 from deploy_rnn.timing import Timing, compare
 
@@ -69,7 +69,7 @@ class Result:
 
 
 def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Console | None = None) -> None:
-    """Read `file` (None: this one) with every runtime; print, and write the graph, its report and a page to `folder`.
+    """Read `file` (None: this one) with every runtime; print, and write a bundle of graphs and a page to `folder`.
 
     Raises:
         Unusable: `file` is missing, empty, binary or not UTF-8; `folder` cannot be made.
@@ -90,18 +90,19 @@ def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Cons
     with _step(console, "compiling"):
         readers["deploy_rnn, compiled"] = _compiled(model, batches[0])
     with _step(console, "exporting to ONNX and checking"):
-        report = export_onnx(model, torch.from_numpy(batches[0]), folder / "highlight.onnx")
-        engine = Engine(folder / "highlight.onnx")
+        bundle = folder / "highlight"
+        manifest = export_bundle(model, torch.from_numpy(batches[0]), bundle, buckets=[batches[0].shape[1]])
+        engine = Engine(bundle / next(graph.file for graph in manifest.graphs if graph.form == "unrolled"))
         readers["onnxruntime, unrolled"] = lambda batch: engine.run({"characters": batch})["output"]
     with _step(console, f"reading {file.name}"):
         results, labels = contest(readers, exact, batches, len(source))
-    page = write(folder, source, labels, report)
+    page = write(folder, source, labels)
     if as_json:
-        print(json.dumps(_summary(file, source, batches, results, report), indent=2))
+        print(json.dumps(_summary(file, source, batches, results, bundle, manifest), indent=2))
     else:
         console.print(coloured(source, labels))
         console.print(table(results, len(batches[0])))
-        for made in (folder / "highlight.onnx", folder / "report.json", page):
+        for made in (*sorted(bundle.iterdir()), page):
             console.print(f"{made}  {made.stat().st_size / 1e3:,.0f} kB", highlight=False)
     _agree(results)
 
@@ -216,9 +217,8 @@ def table(results: Mapping[str, Result], batch: int) -> Table:
     return made
 
 
-def write(folder: Path, source: str, labels: np.ndarray, report: Report) -> Path:
-    """The report as JSON and the coloured file as a page; returns the page."""
-    (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+def write(folder: Path, source: str, labels: np.ndarray) -> Path:
+    """The coloured file as a page; returns the page."""
     recorder = Console(record=True, file=io.StringIO(), width=120)
     recorder.print(coloured(source, labels))
     page = folder / "highlighted.html"
@@ -227,7 +227,12 @@ def write(folder: Path, source: str, labels: np.ndarray, report: Report) -> Path
 
 
 def _summary(
-    file: Path, source: str, batches: list[np.ndarray], results: Mapping[str, Result], report: Report
+    file: Path,
+    source: str,
+    batches: list[np.ndarray],
+    results: Mapping[str, Result],
+    bundle: Path,
+    manifest: Manifest,
 ) -> dict[str, object]:
     return {
         "file": str(file),
@@ -235,8 +240,8 @@ def _summary(
         "windows_per_run": len(batches[0]),
         "threads": torch.get_num_threads(),
         "results": {name: asdict(result) for name, result in results.items()},
-        "onnx": report.path,
-        "providers": dict(report.providers),
+        "bundle": str(bundle),
+        "graphs": [asdict(graph) for graph in manifest.graphs],
     }
 
 

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors import safe_open
 
+from deploy_rnn.bundle import Manifest
 from deploy_rnn.cli import main
 from deploy_rnn.examples.highlight import demo, train
 from deploy_rnn.examples.highlight.annotate import annotate
@@ -164,8 +165,11 @@ def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
     for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
         assert name in done.stdout
     folder = tmp_path / "build" / "demo"
-    assert {file.name for file in folder.iterdir()} == {"highlight.onnx", "report.json", "highlighted.html"}
-    assert "CPUExecutionProvider" in json.loads((folder / "report.json").read_text(encoding="utf-8"))["providers"]
+    assert {file.name for file in folder.iterdir()} == {"highlight", "highlighted.html"}
+    Manifest.read(folder / "highlight").check(folder / "highlight")
+    reports = json.loads((folder / "highlight" / "report.json").read_text(encoding="utf-8"))
+    assert [report["form"] for report in reports] == ["scan", "native", "unrolled"]
+    assert all("CPUExecutionProvider" in report["providers"] for report in reports)
     page = (folder / "highlighted.html").read_text(encoding="utf-8")
     assert "Unusable" in page
     assert "<span class=" in page
@@ -183,7 +187,7 @@ def test_the_demo_as_json_on_another_file(tmp_path: Path) -> None:
     for way in result["results"].values():
         assert way["difference"] < 1e-5
         assert way["labels_changed"] == 0
-    assert (tmp_path / "made" / "highlight.onnx").exists()
+    assert (tmp_path / "made" / "highlight" / "manifest.json").exists()
 
 
 @pytest.mark.slow

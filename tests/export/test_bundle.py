@@ -1,0 +1,130 @@
+"""`export_bundle`: what is in the folder, what each graph computes, and what becomes of a folder that is there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor, nn
+
+from deploy_rnn import bundle
+from deploy_rnn.bundle import Manifest
+from deploy_rnn.errors import BundleError, ExportError
+from deploy_rnn.export import export_bundle
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "bundle.schema.json"
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.rnn = nn.GRU(16, 24, 2, batch_first=True, bidirectional=True)
+        self.score = nn.Linear(48, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.rnn(self.embed(tokens))[0])
+        return scores
+
+
+def run(folder: Path, file: str, **feeds: Tensor) -> list[Any]:
+    return list(InferenceSession(str(folder / file)).run(None, {name: each.numpy() for name, each in feeds.items()}))
+
+
+def test_every_graph_is_the_model(tmp_path: Path) -> None:
+    model, folder = Tagger(), tmp_path / "tagger"
+    manifest = export_bundle(model, torch.randint(20, (2, 5)), folder, buckets=[8, 3])
+    assert [(graph.form, graph.steps) for graph in manifest.graphs] == [
+        ("scan", None), ("native", None), ("unrolled", 3), ("unrolled", 8),
+    ]  # fmt: skip
+    for graph in manifest.graphs:
+        tokens = torch.randint(20, (4, graph.steps or 11))
+        found = run(folder, graph.file, tokens=tokens)[0]
+        np.testing.assert_allclose(found, model(tokens).detach().numpy(), atol=1e-6)
+    assert {path.name for path in folder.iterdir()} == {*manifest.sha256, "manifest.json"}
+
+
+def test_the_manifest_says_what_each_axis_is(tmp_path: Path) -> None:
+    layer, lengths = nn.LSTM(4, 6, batch_first=True), torch.tensor([5, 2])
+    manifest = export_bundle(layer, torch.randn(2, 5, 4), tmp_path / "b", kwargs={"lengths": lengths}, name="lstm")
+    assert (manifest.name, manifest.version, manifest.lengths) == ("lstm", 1, {"lengths": "T"})
+    assert [(each.name, each.shape, each.batch, each.time) for each in (*manifest.inputs, *manifest.outputs)] == [
+        ("input", ("B", "T", 4), 0, 1), ("lengths", ("B",), 0, None),
+        ("output", ("B", "T", 6), 0, 1), ("h_n", (1, "B", 6), 1, None), ("c_n", (1, "B", 6), 1, None),
+    ]  # fmt: skip
+    assert Manifest.read(tmp_path / "b") == manifest
+
+
+def test_the_manifest_follows_its_schema(tmp_path: Path) -> None:
+    export_bundle(nn.RNN(4, 6), torch.randn(5, 2, 4), tmp_path / "b", streaming=True)
+    schema, written = json.loads(SCHEMA.read_text()), json.loads((tmp_path / "b" / "manifest.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(written, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**written, "graphs": []}, schema)
+
+
+def test_graphs_share_their_weights(tmp_path: Path) -> None:
+    export_bundle(nn.RNN(64, 64), torch.randn(5, 2, 64), tmp_path / "b", forms=["scan"], buckets=[3, 4, 5])
+    weights = 2 * 64 * 64 * 4
+    assert weights <= (tmp_path / "b" / "weights.bin").stat().st_size < weights + 2 * 4096
+    for file in (tmp_path / "b").glob("*.onnx"):
+        assert file.stat().st_size < 20_000
+        onnx.checker.check_model(str(file), full_check=True)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(FileExistsError, match=r"is there and has no manifest.json; give another folder, or remove it"):
+        export_bundle(nn.RNN(4, 6), torch.randn(5, 2, 4), tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_an_old_bundle_stays_until_the_new_one_is_checked(tmp_path: Path) -> None:
+    folder, x = tmp_path / "b", torch.randn(5, 2, 4)
+    export_bundle(nn.RNN(4, 6), x, folder, forms=["scan"])
+    before = (folder / "manifest.json").read_text()
+    with pytest.raises(ExportError):
+        export_bundle(nn.LSTM(4, 6, bidirectional=True), x, folder, streaming=True)
+    with pytest.raises(ExportError, match="`forms` has 'spiral'; use 'unrolled' or 'scan' or 'native'"):
+        export_bundle(nn.LSTM(4, 6), x, folder, forms=["spiral"])
+    with pytest.raises(ExportError, match="differs by"):
+        export_bundle(nn.RNN(4, 6), x, folder, atol=0.0)
+    assert (folder / "manifest.json").read_text() == before
+    export_bundle(nn.GRU(4, 6), x, folder, forms=["native"])
+    assert {path.name for path in folder.iterdir()} >= {"native.onnx", "manifest.json"}
+    assert not (folder / "scan.onnx").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "manifest.json").unlink(), "is no bundle: it has no manifest.json"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "it has no `version`"),
+        (lambda folder: (folder / "manifest.json").write_text('{"version": 1}'), "no manifest of version 1: 'inputs'"),
+        (lambda folder: (folder / "manifest.json").write_text('{"version": 2}'), "version 2; this deploy-rnn reads up"),
+        (lambda folder: (folder / "scan.onnx").unlink(), "lacks 'scan.onnx', which its manifest names"),
+        (lambda folder: (folder / "weights.bin").write_bytes(b"0"), "is not the file that was exported: its sha256 is"),
+    ],
+)  # fmt: skip
+def test_a_spoilt_bundle_is_refused(spoil: Any, message: str, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    export_bundle(nn.RNN(16, 32), torch.randn(5, 2, 16), folder, forms=["scan"])
+    Manifest.read(folder).check(folder)
+    spoil(folder)
+    with pytest.raises(BundleError, match=message):
+        Manifest.read(folder).check(folder)
+
+
+def test_the_files_are_hashed_whole(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert bundle.sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
