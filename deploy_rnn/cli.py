@@ -3,27 +3,34 @@
 Exit codes: 0 fine, 1 a check failed, 2 bad usage or input.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 from deploy_rnn import __version__
+from deploy_rnn.console import Failed, Refused
 from deploy_rnn.errors import DeployError
 
-
-class Refused(click.ClickException):
-    """Bad input: one line, exit code 2."""
-
-    exit_code = 2
+ELSEWHERE = {name: f"deploy_rnn.export.cli:{name}" for name in ("export", "inspect", "verify")}
+"""Subcommands of other folders, `module:command`; such a module too imports only click until its command is called."""
 
 
-class Failed(click.ClickException):
-    """A check that failed: one line, exit code 1."""
+class LazyGroup(click.Group):
+    """A group that also has the commands of `ELSEWHERE`, imported when they are asked for."""
 
-    exit_code = 1
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = ELSEWHERE[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="deploy-rnn")
 def main() -> None:
     """Take a trained recurrent PyTorch network into production."""
@@ -33,14 +40,14 @@ def main() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", default=Path("build/demo"), show_default=True, type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the ONNX file, the report and the page.",
+    help="Folder for the bundle (ONNX files and a report) and the page.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 def demo(file: Path | None, output: Path, as_json: bool) -> None:
     """Highlight a Python FILE with a bidirectional RNN, exported and checked on the spot.
 
-    Loads the trained highlighter as a plain torch.nn.RNN model, compiles it, exports it to ONNX, checks that file, and
-    reads FILE (by default the demo's own source) with all three.
+    Loads the trained highlighter as a plain torch.nn.RNN model, compiles it, exports it to ONNX, checks that, and reads
+    FILE (by default the demo's own source) with all three.
 
     Example: deploy-rnn demo setup.py
     """

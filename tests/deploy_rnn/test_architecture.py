@@ -26,13 +26,16 @@ LAZY = {
 }
 
 # The arrows of docs/architecture.md; a part always knows itself and what has no heavy dependency of its own.
-LIGHT = {"deploy_rnn", "deploy_rnn.errors", "deploy_rnn.lazy", "deploy_rnn.files", "deploy_rnn.timing"}
+LIGHT = {"deploy_rnn"} | {
+    f"deploy_rnn.{name}" for name in ("errors", "lazy", "files", "timing", "tensor_spec", "console")
+}
 MAY_IMPORT = {
     "deploy_rnn": LIGHT | {f"deploy_rnn.{path.stem}" for path in (ROOT / "deploy_rnn").glob("*.py")},
     "export": LIGHT
+    | {"deploy_rnn.bundle"}
     | {f"deploy_rnn.{name}" for name in ("cells", "recurrent", "lstm", "conversion", "runtime")}
     | {f"deploy_rnn.{name}" for name in ("call", "comparison", "trials")},
-    "serving": LIGHT | {"deploy_rnn.runtime"},
+    "serving": LIGHT | {"deploy_rnn.runtime", "deploy_rnn.bundle"},
 }
 FOREIGN = {"export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}}
 
@@ -94,9 +97,10 @@ def _type_checking_only(path: Path, module: str) -> bool:
     return path.name == "errors.py" and module == "deploy_rnn.export"
 
 
-def test_the_command_line_loads_nothing_but_click() -> None:
+@pytest.mark.parametrize("file", ["deploy_rnn/cli.py", "deploy_rnn/console.py", "export/cli.py"])
+def test_the_command_line_loads_nothing_but_click(file: str) -> None:
     heavy = {"torch", "onnx", "onnxruntime", "rich", "numpy"}
-    assert not {module.partition(".")[0] for module in imports(ROOT / "deploy_rnn/cli.py", top_level=True)} & heavy
+    assert not {module.partition(".")[0] for module in imports(ROOT / file, top_level=True)} & heavy
 
 
 @pytest.mark.parametrize(
@@ -104,6 +108,8 @@ def test_the_command_line_loads_nothing_but_click() -> None:
     [
         ("deploy_rnn", "torch onnx onnxscript onnxruntime numpy"),
         ("deploy_rnn.cli", "torch onnx onnxscript onnxruntime numpy"),
+        ("deploy_rnn.export.cli", "torch onnx onnxscript onnxruntime numpy rich"),
+        ("deploy_rnn.export.inspection", "torch onnxscript onnxruntime"),
         ("deploy_rnn.serving", "torch onnx onnxscript"),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
         ("deploy_rnn.serving.engine", "torch onnx onnxscript"),
@@ -120,7 +126,9 @@ def test_public_names() -> None:
         "package",
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
-        "DynamicAxisError", "ExportError", "Report", "VerificationError", "export_onnx", "verify",
+        "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
+        "reports_html",
+        "verify",
     ]  # fmt: skip
     assert dir(deploy_rnn.serving) == ["Engine", "InputError", "LoadError", "ProviderError"]
     for package in (deploy_rnn, deploy_rnn.export, deploy_rnn.serving):

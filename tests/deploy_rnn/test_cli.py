@@ -1,0 +1,448 @@
+"""`deploy-rnn export`, `verify` and `inspect` as they are used: exit codes, words, JSON, and no traceback."""
+
+import inspect
+import json
+import os
+import pty
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+from torch import nn
+
+from deploy_rnn.cli import main
+from deploy_rnn.export import cli, export_bundle, export_onnx, verify
+from deploy_rnn.export.forms import FORMS
+from deploy_rnn.export.target import from_weights
+
+MODULE = """
+import sys
+
+import torch
+from torch import nn
+
+print("noise while it is imported")
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+
+    def forward(self, x, scale=None):
+        y = self.rnn(x)[0]
+        return y if scale is None else y * scale
+
+
+def model():
+    torch.manual_seed(1)
+    return Model()
+
+
+def plain():
+    print("noise while it is called")
+    return model(), (torch.randn(5, 2, 3),)
+
+
+def keyword():
+    return model(), torch.randn(5, 2, 3), {"scale": torch.randn(2, 4)}
+
+
+def wide():
+    return nn.GRU(9, 4), (torch.randn(5, 2, 9),)
+
+
+def misfit():
+    return model(), (torch.randn(5, 2, 3), None, 7)
+
+
+def fails():
+    return 1 / 0
+
+
+def leaves():
+    sys.exit(3)
+
+
+def three():
+    return 3
+
+
+def one():
+    return (model(),)
+
+
+def no_model():
+    return model, (torch.randn(5, 2, 3),)
+
+
+def no_args():
+    return model(), {"x": torch.randn(5, 2, 3)}
+
+
+def no_kwargs():
+    return model(), (torch.randn(5, 2, 3),), 7
+
+
+instance = model()
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a package of models in it."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "made"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/models.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    done = CliRunner().invoke(main, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def refused(*arguments: str) -> str:
+    """What bad input is told: one line on stderr, with exit code 2."""
+    done = run(*arguments)
+    assert (done.exit_code, done.stdout) == (2, "")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("noise")]
+    assert len(lines) == 1
+    return lines[0].removeprefix("Error: ")
+
+
+@pytest.fixture
+def rnn(folder: Path) -> nn.RNN:
+    """A layer whose weights are in rnn.pt, and which is in rnn.onnx."""
+    layer = nn.RNN(3, 4, bidirectional=True).eval()
+    torch.save(layer.state_dict(), "rnn.pt")
+    export_onnx(layer, (torch.randn(32, 2, 3),), "rnn.onnx")
+    return layer
+
+
+def one_weight_changed(path: str) -> None:
+    model = onnx.load(path)
+    weight = next(each for each in model.graph.initializer if "weight_hh" in each.name)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + 0.01, weight.name))
+    onnx.save(model, path)
+
+
+def test_a_factory_is_exported_inspected_and_verified() -> None:
+    done = run("export", "made.models:plain", "-o", "m.onnx", "--form", "scan")
+    assert done.exit_code == 0
+    said = done.stdout.splitlines()
+    assert said[0] == "made.models:plain: Model"
+    assert said[1].startswith("m.onnx: scan, ")
+    assert "  input   x: float32 [T, B, 3]" in said
+    assert done.stderr == "noise while it is imported\nnoise while it is called\n"
+
+    done = run("inspect", "m.onnx")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("m.onnx: scan, ")
+    assert "\n  dynamic  T: x axis 0, output axis 0\n" in done.stdout
+
+    before = Path("m.onnx").read_bytes()
+    done = run("verify", "m.onnx", "--against", "made.models:plain")
+    assert done.exit_code == 0
+    assert "CPUExecutionProvider: checked\n    output: max abs error" in done.stdout
+
+    one_weight_changed("m.onnx")
+    wrong = Path("m.onnx").read_bytes()
+    assert wrong != before
+    done = run("verify", "m.onnx", "--against", "made.models:plain")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "Error: m.onnx is not the model: `output` differs by " in done.stderr
+    assert ", first at time step " in done.stderr
+    assert Path("m.onnx").read_bytes() == wrong
+
+
+def test_json_is_all_that_stdout_has(rnn: nn.RNN) -> None:
+    done = run("export", "made.models:keyword", "-o", "m.onnx", "--json")
+    assert done.exit_code == 0
+    assert "noise" in done.stderr
+    made = json.loads(done.stdout)
+    assert (made["path"], made["form"], made["target"]) == ("m.onnx", "unrolled", "made.models:keyword: Model")
+    assert [spec["name"] for spec in made["inputs"]] == ["x", "scale"]
+
+    done = run("inspect", "m.onnx", "--json")
+    assert json.loads(done.stdout)["dynamic"]["B"] == ["x axis 1", "scale axis 0", "output axis 1"]
+
+    assert json.loads(run("verify", "m.onnx", "--against", "made.models:keyword", "--json").stdout)["comparisons"]
+
+    one_weight_changed("m.onnx")
+    done = run("verify", "m.onnx", "--against", "made.models:keyword", "--json")
+    assert done.exit_code == 1
+    wrong = json.loads(done.stdout)
+    assert wrong["error"] in done.stderr
+    assert any(each["first_bad"] for each in wrong["comparisons"])
+
+    done = run("inspect", "none.onnx", "--json")
+    assert done.exit_code == 2
+    assert json.loads(done.stdout) == {"error": "there is no file 'none.onnx'."}
+    assert done.stderr == "Error: there is no file 'none.onnx'.\n"
+
+
+def test_a_weights_file(rnn: nn.RNN) -> None:
+    before = Path("rnn.onnx").read_bytes()
+    done = run("verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2")
+    assert done.exit_code == 0
+    assert done.stdout.startswith(
+        "rnn.pt: RNN(3, 4, bidirectional=True), float32; the file does not say, and so it is read with "
+        "tanh (--nonlinearity), batch_first=False (--batch-first)\n"
+    )
+    done = run("verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--nonlinearity", "relu")
+    assert done.exit_code == 1
+    assert "rnn.onnx is not the model: " in done.stderr
+    assert Path("rnn.onnx").read_bytes() == before
+
+    done = run("export", "rnn.pt", "-o", "new.onnx", "--steps", "5", "--batch", "3", "--lengths", "--batch-first")
+    assert done.exit_code == 0
+    assert "  input   input: float32 [B, 5, 3]\n  input   lengths: int64 [B]\n" in done.stdout
+    assert run("verify", "new.onnx", "--against", "rnn.pt", "--steps", "5", "--lengths", "--batch-first").exit_code == 0
+
+
+def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: dict[str, Any] = {}
+
+    def stand_in(model: nn.Module, args: Any, path: Path, **options: Any) -> None:
+        passed.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("deploy_rnn.export.exporter.export_onnx", stand_in)
+    told = refused("export", "made.models:plain", "-o", "m.onnx")
+    assert (told, passed) == ("enough", {"kwargs": None})
+    refused(
+        "export", "made.models:plain", "-o", "m.onnx", "--form", "native", "--opset", "19", "--atol", "0",
+        "--rtol", "1e-3", "--size", "2", "--size", "5",
+        "--dynamic", "x:1=B", "--dynamic", "x:0=T", "--dynamic", "s:-1=B",
+    )  # fmt: skip
+    assert passed == {
+        "kwargs": None, "form": "native", "opset_version": 19, "atol": 0, "rtol": 1e-3, "sizes": (2, 5),
+        "dynamic_shapes": {"x": {1: "B", 0: "T"}, "s": {-1: "B"}},
+    }  # fmt: skip
+
+
+def test_every_option_is_one_of_the_function() -> None:
+    takes = {
+        cli.export: {each for make in (export_onnx, export_bundle) for each in inspect.signature(make).parameters},
+        cli.verify: {*inspect.signature(verify).parameters},
+    }
+    for command, known in takes.items():
+        names = {str(parameter.name) for parameter in command.params} - {"target", "as_json", *cli.WEIGHTS}
+        assert names <= {*known, "path"}
+    assert set(cli.WEIGHTS) == inspect.signature(from_weights).parameters.keys() - {"path"}
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("made.nothing:x", "there is no module `made.nothing`, neither in the current folder (FOLDER) nor on Python"),
+        ("nowhere.models:x", "there is no module `nowhere`, neither in the current folder"),
+        ("made.models:x", "module `made.models` (FOLDER/made/models.py) has no `x`; it defines Model, model, plain, "),
+        ("made:x", "module `made` (None) has no `x`; it defines no function."),
+        ("made.models:instance", "`made.models:instance` is an object of type Model, not a function; name a function"),
+        ("made.models:MODEL", "has no `MODEL`"),
+        ("made.models:fails", "raised ZeroDivisionError: division by zero (FOLDER/made/models.py, line 43)."),
+        ("made.models:leaves", "`made.models:leaves` raised SystemExit: 3 (FOLDER/made/models.py, line 47)."),
+        ("made.models:three", "returned an object of type int; return `(model, args)` or `(model, args, kwargs)`, "),
+        ("made.models:one", "`made.models:one` returned 1 things; return"),
+        ("made.models:no_model", "returned an object of type function as the model, no torch.nn.Module; return"),
+        ("made.models:no_args", "returned an object of type dict as the arguments, no tuple; return"),
+        ("made.models:no_kwargs", "returned an object of type int as `kwargs`, no dict; return"),
+        ("made.models", "`TARGET` (='made.models') is neither `package.module:factory` nor a weights file (.safe"),
+        ("made/models.py:plain", "is neither `package.module:factory` nor"),
+        ("none.safetensors", "there is no file 'none.safetensors'."),
+        ("made.models:misfit", "`args` and `kwargs` do not fit Model.forward: too many positional arguments."),
+    ],
+)  # fmt: skip
+def test_targets_that_are_none(target: str, message: str, folder: Path) -> None:
+    assert message.replace("FOLDER", str(folder)) in refused("export", target, "-o", "m.onnx")
+    assert not Path("m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nowhere\n", "importing `made.broken` raised ModuleNotFoundError: No module named 'nowhere' (FOLDER"),
+        (
+            "x = (\n",
+            "importing `made.broken` raised SyntaxError: '(' was never closed (FOLDER/made/broken.py, line 1).",
+        ),
+        ("raise SystemExit(2)\n", "importing `made.broken` raised SystemExit: 2 (FOLDER/made/broken.py, line 1)."),
+    ],
+)
+def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path) -> None:
+    Path("made/broken.py").write_text(text, encoding="utf-8")
+    assert message.replace("FOLDER", str(folder)) in refused("export", "made.broken:x", "-o", "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "nowhere/m"], "the folder around `path` (='nowhere/m') does not exist; make it first."),
+        (["-o", "made"], "is there and has no manifest.json; give another folder, or remove it."),
+        (["-o", "m.onnx", "--bucket", "3"], "`buckets` is for a bundle, a PATH that does not end in .onnx; "),
+        (["-o", "m", "--require-provider", "X"], "`require_provider` is for a PATH that ends in .onnx; leave it out"),
+        (["-o", "nowhere/m.onnx"], "the folder of `path` (='nowhere/m.onnx') does not exist; make it first."),
+        (["-o", "m.onnx", "--form", "x"], "`form` (='x') is unknown; use 'unrolled' or 'scan' or 'native' or"),
+        (["-o", "m.onnx", "--opset", "3"], "`opset_version` (=3) is not supported; use 18, 19 or 20."),
+        (["-o", "m.onnx", "--dynamic", "y:1=B"], "`dynamic_shapes` names `y`; the arguments are x."),
+        (["-o", "m.onnx", "--dynamic", "x:0=T"], "axis 0 ('T') of `x` is the time axis, which form='unrolled' cannot"),
+        (["-o", "m.onnx", "--atol", "-1"], "`atol` (=-1.0) is no limit; give a number of 0 or more."),
+        (["-o", "m.onnx", "--size", "0"], "`sizes` (=(0,)) must be whole numbers from 1, such as (1, 3, 7)."),
+        (
+            ["-o", "m.onnx", "--steps", "3", "--batch-first"],
+            "--batch-first, --steps: only for a weights file; `made.models:plain` gives a model and an example of its ",
+        ),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be_used(arguments: list[str], message: str) -> None:
+    assert message in refused("export", "made.models:plain", *arguments)
+    assert not Path("m.onnx").exists()
+
+
+def test_usage_that_click_refuses() -> None:
+    for arguments, message in (
+        (["export", "made.models:plain"], "Missing option '-o' / '--output'"),
+        (["export", "made.models:plain", "-o", "m.onnx", "--dynamic", "x=B"], "'x=B' is not NAME:AXIS=SYMBOL, such as"),
+        (["verify", "m.onnx"], "Missing option '--against'"),
+        (["explain"], "No such command 'explain'"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert message in done.stderr
+
+
+def test_a_pickle_with_code_is_refused_and_does_not_run() -> None:
+    class Code:
+        def __reduce__(self) -> Any:
+            return os.mkdir, ("ran",)
+
+    torch.save(Code(), "w.pt")
+    assert "asks for `posix.mkdir`, and a file that could run code is not loaded" in refused(
+        "export", "w.pt", "-o", "m.onnx"
+    )
+    assert not Path("ran").exists()
+
+
+def test_an_export_that_differs_is_exit_code_1_and_leaves_the_file_alone() -> None:
+    Path("m.onnx").write_text("what was there", encoding="utf-8")
+    done = run("export", "made.models:plain", "-o", "m.onnx", "--atol", "0", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["error"].startswith("m.onnx is not the model: `output` differs by ")
+    assert Path("m.onnx").read_text(encoding="utf-8") == "what was there"
+    assert sorted(map(str, Path().iterdir())) == ["m.onnx", "made"]
+
+
+def test_files_that_cannot_be_verified(rnn: nn.RNN) -> None:
+    assert refused("verify", "none.onnx", "--against", "made.models:plain") == "there is no file 'none.onnx'."
+    assert refused("verify", "rnn.pt", "--against", "rnn.pt") == "'rnn.pt' is not an ONNX file."
+    assert "has no `x`" in refused("verify", "rnn.onnx", "--against", "made.models:x")
+    for target, message in (
+        ("made.models:wide", "rnn.onnx fails on example: "),
+        ("made.models:keyword", "the file has 1 inputs (input), the example has 2 tensors."),
+    ):
+        done = run("verify", "rnn.onnx", "--against", target)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert message in done.stderr
+
+
+def test_a_folder_is_refused() -> None:
+    assert refused("verify", "made", "--against", "made.models:plain") == "'made' is a folder; give an .onnx file."
+    assert refused("inspect", "made") == "'made' is no bundle: it has no manifest.json."
+
+
+def test_names_in_a_file_do_not_command_the_terminal() -> None:
+    value = onnx.helper.make_tensor_value_info("x\x1b[31m", 1, ["B\x07"])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [value], [value])), "x.onnx")
+    assert "x\\x1b[31m: float32 [B\\x07]" in run("inspect", "x.onnx").stdout
+    torch.save({"\x1b[31m.weight": torch.zeros(2)}, "w.pt")
+    assert "`weight`" in refused("export", "w.pt", "-o", "m.onnx")
+    torch.save({"\x1b[31m.weight": torch.zeros(2), "y.x": torch.zeros(2)}, "w.pt")
+    assert "`\\x1b[31m.weight`" in refused("export", "w.pt", "-o", "m.onnx")
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(*arguments: Any, **options: Any) -> None:
+        for _ in range(2):
+            warnings.warn("an axis is fixed", stacklevel=2)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("deploy_rnn.export.exporter.export_onnx", stand_in)
+    with warnings.catch_warnings(action="always"):
+        done = run("export", "made.models:plain", "-o", "m.onnx")
+    assert done.stderr.endswith("called\nWarning: an axis is fixed\nError: enough\n")
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("x.onnx").touch()
+    for arguments, name in (
+        (["inspect", "x.onnx"], "onnx"),
+        (["export", "made.models:plain", "-o", "m.onnx"], "onnx_ir"),
+    ):
+        code = f"import sys; sys.modules[{name!r}] = None; from deploy_rnn.cli import main; main({arguments!r})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        wanted = f"Error: this needs `{name}`; run: pip install 'deploy-rnn[export,onnxruntime]'\n"
+        assert done.stderr.endswith(wanted)
+        assert "Traceback" not in done.stderr
+
+
+def test_a_bundle_is_exported_and_inspected(folder: Path) -> None:
+    done = run("export", "made.models:plain", "-o", "m", "--form", "scan", "--bucket", "2", "--name", "plain", "--json")
+    assert done.exit_code == 0
+    made = json.loads(done.stdout)
+    assert [graph["file"] for graph in made["graphs"]] == ["scan.onnx", "unrolled-2.onnx"]
+    assert "  unrolled-2.onnx: unrolled, 2 steps, " in run("inspect", "m").stdout
+    assert json.loads(run("inspect", "m", "--json").stdout)["sha256"] == made["sha256"]
+    Path("m/scan.onnx").write_bytes(b"")
+    spoilt = run("inspect", "m")
+    assert (spoilt.exit_code, "is not the file that was exported" in spoilt.stderr) == (2, True)
+
+
+def test_help_has_an_example_and_every_form() -> None:
+    for command in ("export", "verify", "inspect"):
+        done = run(command, "--help")
+        assert done.exit_code == 0
+        assert f"\n    deploy-rnn {command} " in done.stdout
+        assert f"  {command} " in run("--help").stdout
+    form = next(parameter for parameter in cli.export.params if parameter.name == "forms")
+    assert all(name in str(getattr(form, "help", "")) for name in FORMS)
+
+
+def deploy_rnn(*arguments: str, **options: Any) -> Any:
+    command = Path(sys.executable).with_name("deploy-rnn")
+    return subprocess.run([str(command), *arguments], stdout=subprocess.PIPE, text=True, check=False, **options)
+
+
+def test_the_installed_command(rnn: nn.RNN) -> None:
+    done = deploy_rnn("verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["path"] == "rnn.onnx"
+    done = deploy_rnn("export", "made.models:fails", "-o", "m.onnx", stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("Error: `made.models:fails` raised ZeroDivisionError")
+    assert "Traceback" not in done.stderr
+
+
+def test_progress_is_on_stderr_where_that_is_a_terminal(rnn: nn.RNN) -> None:
+    ours, theirs = pty.openpty()
+    done = deploy_rnn("verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=theirs)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["path"] == "rnn.onnx"
+    assert "loading rnn.pt ..." in shown
+    assert "checking rnn.onnx ..." in shown

@@ -1,0 +1,156 @@
+"""`inspect` reads any .onnx file with onnx alone, and runs nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from deploy_rnn.errors import LoadError
+from deploy_rnn.export import export_onnx
+from deploy_rnn.export.inspection import inspect
+
+
+def test_a_file_of_ours(tmp_path: Path) -> None:
+    lengths = torch.tensor([5, 2])
+    path = tmp_path / "gru.onnx"
+    report = export_onnx(nn.GRU(3, 4), torch.randn(5, 2, 3), path, kwargs={"lengths": lengths}, form="scan")
+    found = inspect(path)
+    assert (found.path, found.form, found.bytes) == (str(path), "scan", path.stat().st_size)
+    assert (found.inputs, found.outputs, found.lengths) == (report.inputs, report.outputs, {"lengths": "T"})
+    assert found.producer == "deploy-rnn 0.1.0"
+    assert found.opsets == {"": 18}
+    assert found.metadata == {}
+    assert found.dynamic["T"] == ("input axis 0", "output axis 0")
+    assert found.dynamic["B"] == ("input axis 1", "lengths axis 0", "output axis 1", "h_n axis 1")
+    assert found.nodes > report.nodes  # those in the loop's body, too
+    assert found.node_types["Scan"] == 1
+    assert found.weight_bytes >= 4 * (12 * 3 + 12 * 4 + 2 * 12)
+    said = str(found).splitlines()
+    assert said[0] == f"{path}: scan, {path.stat().st_size / 1e6:.2f} MB, opset 18"
+    assert "  input    input: float32 [T, B, 3]" in said
+    assert "  dynamic  T: input axis 0, output axis 0" in said
+    assert "  lengths  lengths: at most T each" in said
+
+
+def relu(name: str, shape: Any = ("N", None, 0, 7)) -> onnx.GraphProto:
+    x, y = (helper.make_tensor_value_info(each, TensorProto.BFLOAT16, shape) for each in "xy")
+    return helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], name, [x], [y])
+
+
+def saved(graph: onnx.GraphProto, path: Path, **more: Any) -> Path:
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("theirs", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=imports, **more), path)
+    return path
+
+
+def test_a_file_of_others(tmp_path: Path) -> None:
+    found = inspect(saved(relu("g"), tmp_path / "x.onnx"))
+    assert found.form is None
+    assert str(found.inputs[0]) == "x: bfloat16 [N, x.1, 0, 7]"
+    assert found.opsets == {"": 17, "theirs": 3}
+    assert found.dynamic == {"N": ("x axis 0", "y axis 0"), "x.1": ("x axis 1",), "y.1": ("y axis 1",)}
+    assert str(found).startswith(f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0.00 MB, opset 17, theirs 3\n")
+    assert str(found).endswith("  weights  0 bytes\n  producer unknown\n  nodes    1: 1 Relu")
+    assert json.loads(json.dumps(found.to_dict()))["nodes"] == 1
+
+
+def test_unusual_inputs(tmp_path: Path) -> None:
+    graph = relu("g", shape=None)
+    graph.input.append(helper.make_tensor_sequence_value_info("seq", TensorProto.FLOAT, [2]))
+    graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, []))
+    graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2]))  # as before IR version 4
+    graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.float32), "weight"))
+    found = inspect(saved(graph, tmp_path / "x.onnx"))
+    assert [str(spec) for spec in found.inputs] == ["x: bfloat16 [...]", "seq: sequence []", "text: string []"]
+    assert found.weight_bytes == 8
+
+
+def test_subgraphs_and_functions_count(tmp_path: Path) -> None:
+    inner = relu("inner")
+    inner.initializer.append(numpy_helper.from_array(np.zeros(3, np.int64), "w"))
+    constant = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.zeros(5, np.float64)))
+    branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    graph = relu("outer")
+    graph.node.extend([constant, branch, helper.make_node("Own", ["x"], ["z"], domain="theirs")])
+    body = [helper.make_node("Tanh", ["a"], ["b"]), helper.make_node("If", ["a"], ["b"], then_branch=inner)]
+    own = helper.make_function("theirs", "Own", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    found = inspect(saved(graph, tmp_path / "x.onnx", functions=[own]))
+    assert found.node_types == {"Relu": 4, "If": 2, "Constant": 1, "theirs::Own": 1, "Tanh": 1}
+    assert found.weight_bytes == 2 * 24 + 40
+
+
+def test_the_rarest_types_are_counted_together(tmp_path: Path) -> None:
+    graph = relu("g")
+    graph.node.extend(helper.make_node(f"Op{number}", ["x"], []) for number in range(11))
+    found = inspect(saved(graph, tmp_path / "x.onnx"))
+    assert str(found).endswith(
+        "nodes    12: 1 Relu, " + ", ".join(f"1 Op{n}" for n in range(9)) + ", 2 of 2 other types"
+    )
+
+
+def test_external_data_is_measured_where_it_is(tmp_path: Path) -> None:
+    graph = relu("g")
+    graph.initializer.append(numpy_helper.from_array(np.zeros(1000, np.float32), "w"))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
+    found = inspect(tmp_path / "x.onnx")
+    assert found.weight_bytes == 4000
+    assert found.bytes == (tmp_path / "x.onnx").stat().st_size + 4000
+    (tmp_path / "x.data").unlink()
+    assert inspect(tmp_path / "x.onnx").weight_bytes == 4000
+
+
+def test_external_data_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(100))
+    (tmp_path / "folder").mkdir()
+    graph = relu("g")
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    graph.initializer.append(tensor)
+    path = saved(graph, tmp_path / "folder/x.onnx")
+    assert inspect(path).bytes == path.stat().st_size
+    assert inspect(path).weight_bytes == 12
+
+
+def test_other_metadata_is_shown(tmp_path: Path) -> None:
+    model = helper.make_model(relu("g"))
+    helper.set_model_props(model, {"deploy_rnn.form": "native", "author": "Elman"})
+    onnx.save(model, tmp_path / "x.onnx")
+    found = inspect(tmp_path / "x.onnx")
+    assert found.metadata == {"author": "Elman"}
+    assert "  author: Elman" in str(found).splitlines()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, this is text", b"\x08\x08", bytes(range(256))])
+def test_what_is_not_onnx_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.onnx").write_bytes(content)
+    with pytest.raises(LoadError, match=r"x.onnx' is not an ONNX file"):
+        inspect(tmp_path / "x.onnx")
+
+
+def test_lengths_that_are_no_json_are_refused(tmp_path: Path) -> None:
+    model = helper.make_model(relu("g"))
+    helper.set_model_props(model, {"deploy_rnn.lengths": "[3"})
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(LoadError, match="has metadata of deploy-rnn that is no JSON object"):
+        inspect(tmp_path / "x.onnx")
+
+
+def test_neither_torch_nor_onnxruntime_is_needed(tmp_path: Path) -> None:
+    path = saved(relu("g"), tmp_path / "x.onnx")
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnxruntime', 'onnxscript', 'onnx_ir'): sys.modules[name] = None\n"
+        "from deploy_rnn.cli import main\n"
+        f"main(['inspect', {str(path)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{path}: not by deploy-rnn")

@@ -1,0 +1,184 @@
+"""A weights file becomes the layer that it came from, or is refused by what is wrong in it."""
+
+import itertools
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deploy_rnn.errors import TargetError
+from deploy_rnn.export.target import from_weights, load_target
+from deploy_rnn.export.weights import read_layer
+
+FAMILIES: list[tuple[type[nn.RNNBase], dict[str, Any]]] = [
+    (nn.RNN, {}),
+    (nn.GRU, {}),
+    (nn.LSTM, {}),
+    (nn.LSTM, {"proj_size": 2}),
+]
+
+
+def same(found: nn.RNNBase, original: nn.RNNBase, x: Tensor) -> None:
+    assert type(found) is type(original)
+    assert repr(found) == repr(original)
+    assert not found.training
+    with torch.no_grad():
+        assert torch.equal(found(x)[0], original(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("hidden", [3, 7])
+@pytest.mark.parametrize(("inputs", "prefix"), [(1, ""), (3, "encoder.rnn."), (12, "module.")])
+@pytest.mark.parametrize(("family", "options"), FAMILIES)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_the_layer_comes_back(
+    family: Any, options: dict[str, Any], hidden: int, inputs: int, prefix: str, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"w{suffix}"
+    for layers, both, bias, dtype in itertools.product(
+        (1, 2, 11), (False, True), (False, True), (torch.float32, torch.float64)
+    ):
+        layer = family(inputs, hidden, layers, bias=bias, bidirectional=both, dtype=dtype, **options).eval()
+        weights = {f"{prefix}{name}": weight.contiguous() for name, weight in layer.state_dict().items()}
+        (torch.save if suffix == ".pt" else save_file)(weights, path)
+        same(read_layer(path), layer, torch.randn(4, 2, inputs, dtype=dtype))
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_dtype_layout_and_nonlinearity(suffix: str, tmp_path: Path) -> None:
+    layer = nn.RNN(3, 5, nonlinearity="relu", batch_first=True, dtype=torch.float64).eval()
+    torch.save(layer.state_dict(), tmp_path / f"w{suffix}")
+    found = read_layer(tmp_path / f"w{suffix}", nonlinearity="relu", batch_first=True)
+    same(found, layer, torch.randn(2, 4, 3, dtype=torch.float64))
+    assert read_layer(tmp_path / f"w{suffix}").nonlinearity == "tanh"
+
+
+def test_the_example(tmp_path: Path) -> None:
+    torch.save(nn.LSTM(3, 5, dtype=torch.float64).state_dict(), tmp_path / "w.pt")
+    found = from_weights(tmp_path / "w.pt")
+    assert [(tuple(each.shape), each.dtype) for each in found.args] == [((32, 2, 3), torch.float64)]
+    assert found.kwargs is None
+    found = load_target(str(tmp_path / "w.pt"), steps=7, batch=3, lengths=True, batch_first=True)
+    assert found.args[0].shape == (3, 7, 3)
+    assert found.kwargs is not None
+    assert found.kwargs["lengths"].tolist() == [7, 4, 1]
+    assert found.shown_as == (
+        f"{tmp_path / 'w.pt'}: LSTM(3, 5, batch_first=True), float64; the file does not say, and so it is read with "
+        "batch_first=True (--batch-first)"
+    )
+
+
+def test_a_weight_that_shares_memory_or_needs_gradients(tmp_path: Path) -> None:
+    layer = nn.GRU(4, 4).eval()
+    shared = torch.randn(12, 4, requires_grad=True)
+    weights = {**layer.state_dict(), "weight_ih_l0": shared, "weight_hh_l0": shared}
+    torch.save(weights, tmp_path / "w.pt")
+    layer.load_state_dict(weights)
+    same(read_layer(tmp_path / "w.pt"), layer, torch.randn(4, 2, 4))
+
+
+def gru(**changed: Tensor | None) -> dict[str, Tensor]:
+    weights = {**nn.GRU(3, 5, 2, bidirectional=True).state_dict(), **changed}
+    return {name: weight for name, weight in weights.items() if weight is not None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gru(weight_hh_l1_reverse=None), "is no whole recurrent layer: `weight_hh_l1_reverse` is missing."),
+        (gru(bias_hh_l0=None, bias_hh_l1=None), "`bias_hh_l0`, `bias_hh_l1` are missing."),
+        (gru(bias_ih_l0=None), "`bias_ih_l0_reverse`, `bias_hh_l0_reverse`, `bias_ih_l1` and 3 more are too much."),
+        (gru(weight_hh_l1=torch.zeros(15, 4)), "is no whole recurrent layer: `weight_hh_l1` is [15, 4], not [15, 5]."),
+        (gru(bias_ih_l1=torch.zeros(3)), "`bias_ih_l1` is [3], not [15]."),
+        (gru(weight_ih_l999999999=torch.zeros(15, 10)), "and 4 more are missing; `weight_ih_l999999999` is too much."),
+        (gru(weight_ih_l0=None), "is no recurrent layer: it has no `weight_ih_l0`, but `weight_hh_l0`, `bias_ih_l0`, "),
+        (gru(weight_hh_l0=torch.zeros(15)), "`weight_hh_l0` is [15], no matrix with values."),
+        (gru(weight_hh_l0=torch.zeros(15, 0)), "`weight_hh_l0` is [15, 0], no matrix with values."),
+        (gru(weight_hh_l0=torch.zeros(15, 4)), "is no RNN, GRU or LSTM: `weight_ih_l0` has 15 rows for 4 units; they"),
+        (gru(weight_hr_l0=torch.zeros(2, 5)), "only an LSTM has `weight_hr_l0`."),
+        (gru(bias_ih_l0=torch.zeros(15).double()), "mixes torch.float32 and torch.float64; save the layer in one"),
+        (gru(bias_ih_l0=torch.zeros(15).int()), "a tensor of torch.int32, torch.strided, on cpu at `bias_ih_l0`; the"),
+        (gru(weight_ih_l0=torch.zeros(15, 3).to_sparse()), "torch.sparse_coo, on cpu at `weight_ih_l0`; the weights"),
+        (gru(weight_ih_l0=torch.zeros(15, 3, device="meta")), "torch.strided, on meta at `weight_ih_l0`; the weights"),
+        (nn.Linear(3, 5).state_dict(), "is not one bare recurrent layer: it has `weight`, `bias`. For a whole model"),
+        (
+            {**{f"rnn.{name}": each for name, each in gru().items()}, "score.weight": torch.zeros(2, 5)},
+            "it has `rnn.weight_ih_l0`, `rnn.weight_hh_l0`, `rnn.bias_ih_l0`, `rnn.bias_hh_l0` and 13 more. For a",
+        ),
+        ({"state_dict": gru(), "epoch": 3}, "has a dict at 'state_dict', no tensor; save `layer.state_dict()` and"),
+        ({3: torch.zeros(2)}, "has a Tensor at 3, no tensor; save"),
+        ([torch.zeros(3)], "holds a list, no state_dict; save `layer.state_dict()`."),
+        ({}, "holds an empty dict, no state_dict;"),
+    ],
+)  # fmt: skip
+def test_what_is_no_layer_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(TargetError) as raised:
+        read_layer(tmp_path / "w.pt")
+    assert message in str(raised.value)
+    assert repr(str(tmp_path / "w.pt")) in str(raised.value)
+
+
+def test_a_nonlinearity_for_another_family_is_refused(tmp_path: Path) -> None:
+    torch.save(gru(), tmp_path / "w.pt")
+    with pytest.raises(TargetError, match=r"--nonlinearity is for an RNN; '.*w.pt' is a GRU\."):
+        read_layer(tmp_path / "w.pt", nonlinearity="tanh")
+
+
+class Code:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def pickle_as(protocol: int) -> Any:
+    return lambda content, path: path.write_bytes(pickle.dumps(content, protocol))
+
+
+@pytest.mark.parametrize("save", [torch.save, pickle_as(2), pickle_as(5)])
+def test_a_pickle_with_code_is_refused_and_does_not_run(save: Any, tmp_path: Path) -> None:
+    save({**gru(), "bias_ih_l0": Code(tmp_path / "ran")}, tmp_path / "w.pt")
+    refusal = r"asks for `[\w.]+`, and a file that could run code is not loaded; save|reads: Unsupported operand 149$"
+    with pytest.raises(TargetError, match=refusal):
+        read_layer(tmp_path / "w.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_pickled_layer_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.GRU(2, 3), tmp_path / "w.pt")
+    with pytest.raises(TargetError, match=r"asks for `torch.nn.modules.rnn.GRU`.*save `layer.state_dict\(\)`, not the"):
+        read_layer(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x02."])
+def test_what_is_no_file_of_weights_is_refused(content: bytes, tmp_path: Path) -> None:
+    for name, message in (("w.pt", "is no file that torch.load"), ("w.safetensors", "is no safetensors file: ")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(TargetError) as raised:
+            read_layer(tmp_path / name)
+        assert message in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(2, 3)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(TargetError, match=r"is no file that torch\.load"):
+        read_layer(tmp_path / "w.pt")
+
+
+def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "w.safetensors").touch()
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(TargetError, match=r"w.safetensors' needs `safetensors`; run: pip install safetensors$"):
+        read_layer(tmp_path / "w.safetensors")
