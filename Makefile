@@ -1,9 +1,11 @@
 # make demo: the whole path on real input.  make test: the tests.  Both set up .venv first; they need Python >= 3.11.
 # VENV= PYTHON=python3.12 uses an interpreter that already has everything (make cuda on a machine without an index).
+# JOBS= the number of processes that the tests run in.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= build/cuda
+JOBS ?= 2
 
 # onnxruntime and onnxruntime-gpu share a module name: one or the other. The GPU build runs on the CPU too.
 ORT := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),onnxruntime-gpu,onnxruntime)
@@ -31,7 +33,7 @@ demo: $(READY)
 	@$(RUN) -m deploy_rnn demo
 
 test: $(READY)
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

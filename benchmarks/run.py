@@ -11,7 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PARTS = {
     "rnn_cpu": ["rnn.py"],
-    "export_time": ["export_time.py"],
+    "export": ["exporters.py"],
     "compile_time": ["compile_time.py"],
     "torch_modules": ["torch_modules.py"],
 }

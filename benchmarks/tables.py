@@ -42,17 +42,28 @@ def _speed_table(result: dict[str, Any], labels: Sequence[str], base: str) -> st
 
 
 def export_table(result: dict[str, Any]) -> str:
-    """Seconds, nodes and megabytes of each export."""
-    rows = [
-        [
-            f"{row['exporter']}, T={row['T']}",
-            f"{row['seconds']:.1f}",
-            f"{row['nodes']:,}",
-            f"{row['bytes'] / 1e6:.2f}",
-        ]
-        for row in result["rows"]
+    """Seconds, nodes and megabytes (as a share of the weights) of each export, and milliseconds until it is open."""
+    header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open"]
+    rows = [[_exported(row), *_export_costs(row["measured"], result["limit"])] for row in result["rows"]]
+    return markdown(header, rows) + "\n\n" + machine_line(result)
+
+
+def _exported(row: dict[str, Any]) -> str:
+    exporter = row["exporter"] if "." in row["exporter"] else f"deploy_rnn, {row['exporter']}"
+    return f"{exporter}, T={row['T']}, H={row['H']}"
+
+
+def _export_costs(measured: dict[str, Any] | None, limit: int) -> list[str]:
+    if measured is None:
+        return [f"> {limit}", "", "", ""]
+    size = f"{measured['bytes'] / 1e6:.2f} ({measured['bytes'] / measured['weights']:.2f}x)"
+    load = "" if measured["load"] is None else f"{1e3 * measured['load']:.0f}"
+    return [
+        f"{measured['seconds']:.1f}",
+        f"{measured['nodes']:,}",
+        size,
+        load,
     ]
-    return markdown(["", "seconds", "nodes", "MB"], rows) + "\n\n" + machine_line(result)
 
 
 def compile_table(result: dict[str, Any]) -> str:
@@ -131,7 +142,7 @@ def sections() -> dict[str, str]:
     """Every generated part of the README, by the name in its markers."""
     return {
         "rnn": rnn_table(load(RESULTS / "rnn_cpu.json")),
-        "export_time": export_table(load(RESULTS / "export_time.json")),
+        "export": export_table(load(RESULTS / "export.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),

@@ -30,12 +30,30 @@ def test_rnn(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_export_time(tmp_path: Path) -> None:
-    done = run("export_time.py", "--steps", "3", "--output", tmp_path / "export.json")
+def test_export(tmp_path: Path) -> None:
+    done = run("exporters.py", "--steps", "3", "--hidden", "8", "9", "--output", tmp_path / "export.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))["rows"]
-    assert [row["exporter"] for row in rows] == ["deploy_rnn", "torch.onnx.export"]
-    assert rows[0]["nodes"] < rows[1]["nodes"]
+    assert [(row["exporter"], row["H"]) for row in rows] == [
+        (exporter, hidden) for hidden in (8, 9) for exporter in ("unrolled", "scan", "native", "torch.onnx.export")
+    ]
+    unrolled, _, native, stock = (row["measured"] for row in rows[:4])
+    assert native["nodes"] < unrolled["nodes"] < stock["nodes"]
+    assert all(row["measured"]["bytes"] > row["measured"]["weights"] for row in rows)
+    assert all(row["measured"]["load"] > 0 for row in rows)
+    assert "| deploy_rnn, native, T=3, H=9 |" in done.stdout
+
+
+def test_an_export_that_was_stopped_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import tables
+
+    try:
+        result = tables.load(tables.RESULTS / "export.json")
+        result["rows"] = [{**result["rows"][0], "measured": None}]
+        assert f"H=128 | > {result['limit']} |  |  |  |" in tables.export_table(result)
+    finally:
+        sys.modules.pop("tables", None)
 
 
 @pytest.mark.slow

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from deploy_rnn.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +22,22 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
     assert promised
     assert capsys.readouterr().out.splitlines()[-len(promised) :] == promised
+
+
+def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The section's Python is the file that it names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    section = README.partition("### From the command line")[2].partition("\n## ")[0]
+    names, blocks = re.findall(r"`(\w+\.py)`", section), re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for name, text in zip(names, blocks, strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    commands = re.findall(r"^deploy-rnn (.*)$", section, re.MULTILINE)
+    assert {command.split()[0] for command in commands} == {"export", "inspect", "verify"}
+    for command in commands:
+        done = CliRunner().invoke(main, command.split())
+        assert done.exit_code == 0, done.output
+    sys.modules.pop("tagger")
 
 
 def test_the_figures_are_those_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,102 @@
+"""What an export costs, beside PyTorch's own exporter: `python benchmarks/exporters.py`.
+
+Each export runs in a fresh process, after torch is imported, and is timed from the call to the finished file. Ours
+includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core. After three
+minutes a contestant is stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import torch
+from rich.console import Console
+from torch import nn
+
+from deploy_rnn.runtime import open_session
+from machine import publish
+from rnn import stock_export
+from tables import export_table
+
+STEPS = [10, 100, 1000]
+FORMS = ["unrolled", "scan", "native"]
+STOCK = "torch.onnx.export"
+INPUT = 64
+LIMIT = 180
+"""Seconds after which a contestant is stopped."""
+
+
+def points(steps: list[int], hidden: int, wide: int) -> list[tuple[int, int]]:
+    """(T, H): every number of steps, and the middle one again with more hidden units."""
+    return [*((count, hidden) for count in steps), (sorted(steps)[len(steps) // 2], wide)]
+
+
+def one(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
+    """Export a two-layer bidirectional RNN once, and open the file."""
+    layer, x = nn.RNN(INPUT, hidden, 2, bidirectional=True).eval(), torch.randn(steps, 2, INPUT)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rnn.onnx"
+        started = time.perf_counter()
+        if exporter == STOCK:
+            stock_export(layer, x, path)
+        else:
+            from deploy_rnn.export import export_onnx
+
+            export_onnx(layer, x, path, form=exporter)
+        seconds = time.perf_counter() - started
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())  # PyTorch puts the weights beside the graph
+        nodes = count(onnx.load(path, load_external_data=False).graph)
+        started = time.perf_counter()
+        open_session(path, threads=1)
+        load = time.perf_counter() - started
+    weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
+    return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "load": load}
+
+
+def count(graph: onnx.GraphProto) -> int:
+    """Nodes, with those in the bodies of loops."""
+    bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return len(graph.node) + sum(map(count, bodies))
+
+
+def apart(exporter: str, steps: int, hidden: int) -> dict[str, Any] | None:
+    """`one` in a process of its own; None if it does not finish in time."""
+    command = [sys.executable, __file__, "--one", exporter, str(steps), str(hidden)]
+    try:
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout
+    except subprocess.TimeoutExpired:
+        return None
+    measured: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="numbers of steps (default 10 100 1000)")
+    parser.add_argument("--hidden", type=int, nargs=2, default=[128, 256], help="units, and units of one more point")
+    parser.add_argument("--no-stock", action="store_true", help="leave out torch.onnx.export")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        exporter, steps, hidden = options.one
+        print(json.dumps(one(exporter, int(steps), int(hidden))))
+        return
+    rows: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+    for steps, hidden in points(options.steps, *options.hidden):
+        for exporter in FORMS if options.no_stock else [*FORMS, STOCK]:
+            with console.status(f"{exporter}, T={steps}, H={hidden} ..."):
+                measured = apart(exporter, steps, hidden)
+            rows.append({"exporter": exporter, "T": steps, "I": INPUT, "H": hidden, "measured": measured})
+    print(export_table(publish({"benchmark": "export", "limit": LIMIT, "rows": rows}, options.output)))
+
+
+if __name__ == "__main__":
+    main()
