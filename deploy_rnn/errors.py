@@ -7,6 +7,10 @@ DeployError
 ├── TargetError          a model that the command line cannot get at (also a ValueError)
 ├── BundleError          a folder that is no bundle, or is damaged, or of a later release (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
+├── StreamError          a stream that is unknown, expired or evicted, or used against its order (also a ValueError)
+├── BusyError            a queue or a table of streams that is full; try again later
+├── DeadlineError        a request whose time ran out before it was run
+├── ClosedError          a model that is being unloaded and takes no more requests
 └── ExportError          a model that cannot become the file asked for (also a ValueError)
     ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
     └── VerificationError    a file whose numbers differ from the model's; has the `report`
@@ -46,6 +50,22 @@ class BundleError(DeployError, ValueError):
 
 class InputError(DeployError, ValueError):
     """A tensor that a graph does not accept."""
+
+
+class StreamError(DeployError, ValueError):
+    """A stream that is unknown, expired or evicted, or used against its order."""
+
+
+class BusyError(DeployError, RuntimeError):
+    """A queue or a table of streams that is full."""
+
+
+class DeadlineError(DeployError, TimeoutError):
+    """A request whose time ran out before it was run."""
+
+
+class ClosedError(DeployError, RuntimeError):
+    """A model that is being unloaded."""
 
 
 class ExportError(DeployError, ValueError):

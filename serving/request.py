@@ -1,0 +1,44 @@
+"""What a model is asked, and what it answers: the words that the engine and both protocols share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model; every tensor is batch-first: (B, T, ...), states (B, ...).
+
+    Attributes:
+        inputs: name -> array.
+        outputs: the names wanted; None for all.
+        sequence: the stream that it belongs to, whose states the server holds; None for no stream.
+        start: whether the stream begins here.
+        end: whether it ends here.
+        deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: tuple[str, ...] | None = None
+    sequence: int | str | None = None
+    start: bool = False
+    end: bool = False
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """The answer.
+
+    Attributes:
+        outputs: name -> array, batch-first.
+        queued: seconds until its run began.
+        computed: seconds of that run.
+        rows: rows that shared it, those of other requests included.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    queued: float
+    computed: float
+    rows: int
