@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,8 +11,8 @@ import click
 
 from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.console import CHECKS, answering, printable, show_json, step
-from deploy_rnn.errors import ExportError
-from deploy_rnn.files import folder_target
+from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.files import folder_target, replace_file
 from deploy_rnn.files import target as writable
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ def _shapes(ctx: click.Context, option: click.Parameter, given: Sequence[str]) -
             raise click.BadParameter(f"{each!r} is not NAME:AXIS=SYMBOL, such as input:1=B.", ctx, option)
         shapes.setdefault(parts[1], {})[int(parts[2])] = parts[3]
     return shapes or None
+
+
+def _report_path(ctx: click.Context, option: click.Parameter, given: Path | None) -> Path | None:
+    if given is not None and given.suffix not in (".html", ".json"):
+        raise click.BadParameter(f"{str(given)!r} ends neither in .html nor in .json.", ctx, option)
+    return None if given is None else writable(given, "report.html")
 
 
 # The name of an option (its second one, if it has two) is the keyword argument of `export_onnx` that it is passed as;
@@ -86,6 +93,10 @@ require_provider = click.option(
     "--require-provider", metavar="PROVIDER",
     help="An onnxruntime provider that must run every node, such as CUDAExecutionProvider.",
 )  # fmt: skip
+report_to = click.option(
+    "--report", "report_to", type=click.Path(path_type=Path), callback=_report_path, metavar="PATH",
+    help="Also write the report of the check, passed or failed: a page (.html) or JSON (.json).",
+)  # fmt: skip
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 
 
@@ -104,8 +115,8 @@ def _options(*groups: Sequence[Option]) -> Callable[[Function], Function]:
     "-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="PATH",
     help="The .onnx file, or else the bundle folder, to make; the folder around it must exist.",
 )  # fmt: skip
-@_options(FORM_OPTIONS, BUNDLE_OPTIONS, CHECK_OPTIONS, [require_provider], WEIGHTS_OPTIONS, [as_json])
-def export(target: str, path: Path, as_json: bool, **options: Any) -> None:
+@_options(FORM_OPTIONS, BUNDLE_OPTIONS, CHECK_OPTIONS, [require_provider], WEIGHTS_OPTIONS, [report_to, as_json])
+def export(target: str, path: Path, report_to: Path | None, as_json: bool, **options: Any) -> None:
     """Export TARGET to an ONNX file, or a folder of several, which appears only if all of it has been run and agrees
     with TARGET.
 
@@ -124,16 +135,19 @@ def export(target: str, path: Path, as_json: bool, **options: Any) -> None:
     options = _given(options)
     weights = _taken(options, WEIGHTS)
     with answering(as_json=as_json):
-        make = _maker(path, options)
+        make = _maker(path, options, {"report"} if report_to else set())
         _writable(path)
         found = _loaded(target, weights)
-        with step(f"exporting to {path.name} and checking it"):
+        with step(f"exporting to {path.name} and checking it"), _reporting(report_to):
             made = make(found.model, found.args, path, kwargs=found.kwargs, **options)
+        _write_report(made, report_to)
     _show(made, found, as_json=as_json)
 
 
-def _maker(path: Path, options: dict[str, Any]) -> Callable[..., Any]:
+def _maker(path: Path, options: dict[str, Any], others: set[str]) -> Callable[..., Any]:
     """`export_onnx` or `export_bundle`, as `path` asks for, with `options` made fit for it.
+
+    `others`: what else was given; a bundle has its own report.
 
     Raises:
         ExportError: an option for the other.
@@ -142,7 +156,7 @@ def _maker(path: Path, options: dict[str, Any]) -> Callable[..., Any]:
 
     make: Callable[..., Any]
     if path.suffix != ".onnx":
-        make, unfit = export_bundle, {"require_provider"} & options.keys()
+        make, unfit = export_bundle, {"require_provider", "report"} & (options.keys() | others)
     else:
         make, unfit = export_onnx, {"buckets", "name"} & options.keys()
         if "forms" in options:
@@ -167,8 +181,8 @@ def _writable(path: Path) -> None:
     "--against", "target", required=True, metavar="TARGET",
     help="`package.module:factory`, or the weights of a bare layer, as for `deploy-rnn export`.",
 )  # fmt: skip
-@_options(CHECK_OPTIONS, [require_provider], WEIGHTS_OPTIONS, [as_json])
-def verify(path: Path, target: str, as_json: bool, **options: Any) -> None:
+@_options(CHECK_OPTIONS, [require_provider], WEIGHTS_OPTIONS, [report_to, as_json])
+def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **options: Any) -> None:
     """Run the ONNX file PATH against the model that it came from, and say where it first differs.
 
     Exit codes: 0 it agrees, 1 it does not, 2 bad usage or input.
@@ -184,10 +198,12 @@ def verify(path: Path, target: str, as_json: bool, **options: Any) -> None:
 
         read(path)  # a file that is not there, or is no ONNX, is bad input; beyond that it is a wrong file
         found = _loaded(target, weights)
-    with answering(as_json=as_json, failed=(*CHECKS, ExportError)), step(f"checking {path.name}"):
+    with answering(as_json=as_json, failed=(*CHECKS, ExportError)):
         from deploy_rnn.export import verify as check
 
-        report = check(path, found.model, found.args, kwargs=found.kwargs, **options)
+        with step(f"checking {path.name}"), _reporting(report_to):
+            report = check(path, found.model, found.args, kwargs=found.kwargs, **options)
+        _write_report(report, report_to)
     _show(report, found, as_json=as_json)
 
 
@@ -239,6 +255,23 @@ def _loaded(target: str, weights: dict[str, Any]) -> "Target":
         from .target import load_target
 
         return load_target(target, **weights)
+
+
+@contextmanager
+def _reporting(path: Path | None) -> Iterator[None]:
+    """A check that fails leaves its report, too."""
+    try:
+        yield
+    except VerificationError as error:
+        if error.report is not None:
+            _write_report(error.report, path)
+        raise
+
+
+def _write_report(report: "Report", path: Path | None) -> None:
+    if path is not None:
+        text = report.to_html() if path.suffix == ".html" else report.to_json()
+        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _show(made: "Report | Manifest", found: "Target", *, as_json: bool) -> None:

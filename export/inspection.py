@@ -62,7 +62,7 @@ class Inspection:
 
     def __str__(self) -> str:
         opsets = ", ".join(f"{domain} {version}".strip() for domain, version in self.opsets.items())
-        lines = [f"{self.path}: {self.form or 'not by deploy-rnn'}, {self.bytes / 1e6:.2f} MB, opset {opsets}"]
+        lines = [f"{self.path}: {self.form or 'not by deploy-rnn'}, {self.bytes / 1e3:,.0f} kB, opset {opsets}"]
         lines += [f"  input    {spec}" for spec in self.inputs]
         lines += [f"  output   {spec}" for spec in self.outputs]
         lines += [f"  dynamic  {name}: {', '.join(where)}" for name, where in self.dynamic.items()]

@@ -108,7 +108,7 @@ def _file(report: Report) -> str:
     rows = [
         ["File", escape(report.path)],
         ["Form", escape(report.form or "not written by deploy-rnn")],
-        ["Size", f"{report.bytes / 1e6:.2f} MB, {report.nodes:,} nodes, opset {report.opset}"],
+        ["Size", f"{report.bytes / 1e3:,.0f} kB, {report.nodes:,} nodes, opset {report.opset}"],
         ["Inputs", "<br>".join(map(_spec, report.inputs))],
         ["Outputs", "<br>".join(map(_spec, report.outputs))],
         ["Operators", escape(", ".join(f"{count:,} {name}" for name, count in report.op_types.items()))],
@@ -224,17 +224,17 @@ def _side_by_side(reports: Sequence[Report]) -> str:
             '<span class="bad">✗ FAIL</span>' if report.failures else '<span class="good">✓ PASS</span>',
             _share(max((each.used for each in report.comparisons), default=0.0)),
             f"{report.nodes:,}",
-            f"{report.bytes / 1e6:.2f}",
+            f"{report.bytes / 1e3:,.0f}",
         ]
         for report in reports
     ]
-    parts = [_section("Side by side", _table(["", "Verdict", "Used at most", "Nodes", "MB"], rows))]
+    parts = [_section("Side by side", _table(["", "Verdict", "Used at most", "Nodes", "kB"], rows))]
     for label in dict.fromkeys(label for report in reports for label, _ in _latencies(report)):
         times = [
             (_name(report), dict(_latencies(report))[label]) for report in reports if label in dict(_latencies(report))
         ]
         parts.append(_section(f"Latency: {label}", bars(times, "ms")))
-    parts.append(_section("Size", bars([(_name(report), report.bytes / 1e6) for report in reports], "MB")))
+    parts.append(_section("Size", bars([(_name(report), report.bytes / 1e3) for report in reports], "kB")))
     parts.append(_section("Nodes", bars([(_name(report), float(report.nodes)) for report in reports], "nodes")))
     return "\n".join(parts)
 

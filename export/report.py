@@ -184,7 +184,7 @@ class Report:
 
     def __str__(self) -> str:
         form = f"{self.form}, " if self.form else ""
-        lines = [f"{self.path}: {form}{self.nodes} nodes, {self.bytes / 1e6:.2f} MB, opset {self.opset}"]
+        lines = [f"{self.path}: {form}{self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"]
         for name, found in self.forms.items():
             lines.append(f"  {name}: " + (found if isinstance(found, str) else f"{found:.2f} ms"))
         lines += [f"  input   {spec}" for spec in self.inputs]

@@ -239,7 +239,7 @@ def test_every_option_is_one_of_the_function() -> None:
         cli.verify: {*inspect.signature(verify).parameters},
     }
     for command, known in takes.items():
-        names = {str(parameter.name) for parameter in command.params} - {"target", "as_json", *cli.WEIGHTS}
+        names = {str(parameter.name) for parameter in command.params} - {"target", "as_json", "report_to", *cli.WEIGHTS}
         assert names <= {*known, "path"}
     assert set(cli.WEIGHTS) == inspect.signature(from_weights).parameters.keys() - {"path"}
 
@@ -361,6 +361,22 @@ def test_files_that_cannot_be_verified(rnn: nn.RNN) -> None:
 def test_a_folder_is_refused() -> None:
     assert refused("verify", "made", "--against", "made.models:plain") == "'made' is a folder; give an .onnx file."
     assert refused("inspect", "made") == "'made' is no bundle: it has no manifest.json."
+
+
+def test_the_report_is_written_passed_or_failed(rnn: nn.RNN) -> None:
+    done = run("verify", "rnn.onnx", "--against", "rnn.pt", "--report", "passed.html")
+    assert done.exit_code == 0
+    assert "PASS" in Path("passed.html").read_text(encoding="utf-8")
+    done = run("verify", "rnn.onnx", "--against", "rnn.pt", "--nonlinearity", "relu", "--report", "failed.json")
+    assert done.exit_code == 1
+    assert any(each["first_bad"] for each in json.loads(Path("failed.json").read_text())["comparisons"])
+    done = run("export", "rnn.pt", "-o", "again.onnx", "--report", "again.json")
+    assert json.loads(Path("again.json").read_text())["path"] == "again.onnx"
+    assert (
+        "'r.txt' ends neither in .html nor in .json" in run("verify", "x", "--against", "y", "--report", "r.txt").stderr
+    )
+    assert "`report` is for a PATH that ends in .onnx" in refused("export", "rnn.pt", "-o", "b", "--report", "r.html")
+    assert not Path("b").exists()
 
 
 def test_names_in_a_file_do_not_command_the_terminal() -> None:

@@ -205,14 +205,25 @@ def test_half_precision(family: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(found, expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
+def in_autocast(original: Any, *args: Any) -> list[Tensor]:
+    """What torch gives; where oneDNN has no LSTM in bfloat16 for the processor, its float32 results in that dtype."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            return tensors(original(*args))
+    except RuntimeError as error:
+        if "could not create a primitive descriptor for the LSTM" not in str(error):
+            raise
+        return [each.bfloat16() for each in tensors(original(*args))]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_autocast_gives_the_dtypes_of_torch(family: str) -> None:
     original, ours = pair(family, 3, 16, 2, bidirectional=True)
     x, states = torch.randn(5, 2, 3), start(original, 2)
     for args in [(x,), (x, states)]:
         with torch.autocast("cpu", torch.bfloat16):
-            found, expected = tensors(ours(*args)), tensors(original(*args))
-        for one, other in zip(found, expected, strict=True):
+            found = tensors(ours(*args))
+        for one, other in zip(found, in_autocast(original, *args), strict=True):
             if "projection" not in family:  # there torch returns h and c in different dtypes
                 assert one.dtype == other.dtype
             torch.testing.assert_close(one, other.to(one.dtype), rtol=0, atol=0.05)

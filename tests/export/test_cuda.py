@@ -1,15 +1,19 @@
-"""The CUDA provider of onnxruntime against torch.nn.RNN."""
+"""The CUDA provider of onnxruntime against torch.nn."""
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deploy_rnn.errors import ProviderError, VerificationError
-from deploy_rnn.export import export_onnx, verify
+from deploy_rnn.export import export_bundle, export_onnx, verify
+from deploy_rnn.export.forms import FORMS
 from deploy_rnn.runtime import CPU, CUDA
 
 pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("onnxruntime_cuda")]
@@ -60,7 +64,42 @@ def test_gated_layers_are_right_and_run_on_the_gpu(
     assert report.providers[CUDA].startswith("checked; it ran ")
 
 
-@pytest.mark.parametrize("form", ["unrolled", "scan", "native"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("way", ["lengths", "states", "streaming"])
+def test_every_form_is_right_on_the_gpu(way: str, family: type[nn.RNNBase], form: str, tmp_path: Path) -> None:
+    layer = family(3, 8, 2, bidirectional=way != "streaming")
+    state = torch.randn(2 if way == "streaming" else 4, 2, 8)
+    options: dict[str, Any] = {
+        "lengths": {"kwargs": {"lengths": torch.tensor([4, 7])}},
+        "states": {"kwargs": {"hx": (state, state.sin()) if family is nn.LSTM else state}},
+        "streaming": {"streaming": True},
+    }[way]
+    report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "layer.onnx", form=form, **options)
+    assert report.providers[CUDA].startswith("checked; it ran ")
+    assert {each.provider for each in report.comparisons} == {CPU, CUDA}
+
+
+class Packing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(9, 4), nn.LSTM(4, 8, 2, batch_first=True, bidirectional=True)
+
+    def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Any:
+        packed = pack_padded_sequence(self.embed(tokens), lengths, batch_first=True, enforce_sorted=False)
+        output, (h_n, _) = self.rnn(packed)
+        return pad_packed_sequence(output, batch_first=True, total_length=tokens.size(1))[0], h_n
+
+
+def test_a_bundle_of_a_model_that_packs(tmp_path: Path) -> None:
+    args = (torch.randint(9, (3, 6)), torch.tensor([2, 6, 4]))
+    manifest = export_bundle(Packing(), args, tmp_path / "bundle", buckets=[4, 6])
+    assert len(manifest.graphs) == 4
+    for report in json.loads((tmp_path / "bundle" / "report.json").read_text()):
+        assert report["providers"][CUDA].startswith("checked; it ran ")
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_cuda_can_be_required(form: str, tmp_path: Path) -> None:
     layer = nn.LSTM(3, 8, 2, bidirectional=True)
     report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "a.onnx", form=form, require_provider=CUDA)

@@ -34,7 +34,7 @@ def test_a_file_of_ours(tmp_path: Path) -> None:
     assert found.node_types["Scan"] == 1
     assert found.weight_bytes >= 4 * (12 * 3 + 12 * 4 + 2 * 12)
     said = str(found).splitlines()
-    assert said[0] == f"{path}: scan, {path.stat().st_size / 1e6:.2f} MB, opset 18"
+    assert said[0] == f"{path}: scan, {path.stat().st_size / 1e3:,.0f} kB, opset 18"
     assert "  input    input: float32 [T, B, 3]" in said
     assert "  dynamic  T: input axis 0, output axis 0" in said
     assert "  lengths  lengths: at most T each" in said
@@ -57,7 +57,7 @@ def test_a_file_of_others(tmp_path: Path) -> None:
     assert str(found.inputs[0]) == "x: bfloat16 [N, x.1, 0, 7]"
     assert found.opsets == {"": 17, "theirs": 3}
     assert found.dynamic == {"N": ("x axis 0", "y axis 0"), "x.1": ("x axis 1",), "y.1": ("y axis 1",)}
-    assert str(found).startswith(f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0.00 MB, opset 17, theirs 3\n")
+    assert str(found).startswith(f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0 kB, opset 17, theirs 3\n")
     assert str(found).endswith("  weights  0 bytes\n  producer unknown\n  nodes    1: 1 Relu")
     assert json.loads(json.dumps(found.to_dict()))["nodes"] == 1
 
