@@ -31,6 +31,14 @@ def draw(example: Tensor, shape: Sequence[int], random: torch.Generator) -> Tens
     return pool[torch.randint(pool.numel(), list(shape), generator=random)]
 
 
+def resized(example: Tensor, shape: Sequence[int]) -> Tensor:
+    """The example itself, cut or repeated from its beginning along each axis."""
+    for axis, size in enumerate(shape):
+        if size != example.size(axis):
+            example = example.index_select(axis, torch.arange(size) % example.size(axis))
+    return example
+
+
 def constant(tensor: Tensor) -> bool:
     """Whether all its elements are equal."""
     return bool((tensor == tensor.flatten()[0]).all())

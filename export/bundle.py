@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from torch import nn
 
 import deploy_rnn
@@ -17,6 +16,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.runtime import CPU
 from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.trials import resized
 
 from .forms import FIXED_TIME, FORMS
 from .page import reports_html
@@ -131,7 +131,7 @@ def _of_steps(prepare: Callable[..., Prepared], whole: Prepared, steps: int) -> 
         names = {axis: str(size) for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)}
         for axis, name in names.items():
             if name in whole.time_names:
-                tensor = tensor.index_select(axis, torch.arange(steps) % tensor.size(axis))
+                tensor = resized(tensor, [*tensor.shape[:axis], steps, *tensor.shape[axis + 1 :]])
         tensors.append(tensor.clamp(max=steps) if value.name in whole.notes.lengths else tensor)
         axes.append({axis: name for axis, name in names.items() if name not in whole.time_names})
     call = whole.call.with_tensors(tensors)

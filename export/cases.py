@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from deploy_rnn.call import Call
 from deploy_rnn.comparison import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
 from deploy_rnn.errors import ExportError
 from deploy_rnn.runtime import TensorSpec, specs
-from deploy_rnn.trials import Reference, constant, draw, settings
+from deploy_rnn.trials import Reference, constant, draw, resized, settings
 
 from .layer import is_layer, state_names
 from .report import Report
@@ -94,26 +93,40 @@ def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) ->
     # Case 1.
     yield _case(reference, report, "example", call, call)
     for at in settings(_axes(report), sizes):
-        label = ", ".join(["random", *(f"{axis}={size}" for axis, size in at.items())])
         # Case 2.
-        drawn = _drawn(call, report, at, random)
-        case = None
-        if report.lengths:
-            # Rows in any order, unless the model wants them sorted.
-            with suppress(ExportError):
-                case = _case(reference, report, label, drawn, drawn)
-            if case is None:
-                drawn = _sorted(drawn, report)
-        yield case or _case(reference, report, label, drawn, drawn)
+        drawn, case = _first_that_runs(reference, report, call, at, random)
+        yield case
         # Case 3.
         if start is not None:
             zeros = pytree.tree_map(torch.zeros_like, drawn.arguments["hx"])
             without = " and ".join(f"{name}0" for name in state_names(model))
             fed, asked = drawn.with_argument("hx", zeros), drawn.with_argument("hx", None)
-            yield _case(reference, report, f"{label}, without {without}", fed, asked)
+            yield _case(reference, report, f"{case.label}, without {without}", fed, asked)
     # Case 4.
     if report.states:
         yield from _in_chunks(reference, report, call, random)
+
+
+def _first_that_runs(
+    reference: Reference, report: Report, call: Call, at: dict[str, int], random: torch.Generator
+) -> tuple[Call, Case]:
+    """1. Random values, rows of any length in any order.
+    2. The longest row first: the model may want them sorted.
+    3. The example cut or repeated: its values may need an order, such as a mask's that is true before it is false.
+
+    Raises:
+        ExportError: the model takes none of them; what it said of the first.
+    """
+    drawn = _drawn(call, report, at, random)
+    tried = {"random": drawn, "random, sorted": _sorted(drawn, report), "example resized": _resized(call, report, at)}
+    errors: list[ExportError] = []
+    for kind, each in tried.items():
+        label = ", ".join([kind, *(f"{axis}={size}" for axis, size in at.items())])
+        try:
+            return each, _case(reference, report, label, each, each)
+        except ExportError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def _in_chunks(reference: Reference, report: Report, call: Call, random: torch.Generator) -> Iterator[InChunks]:
@@ -167,6 +180,18 @@ def _drawn(call: Call, report: Report, at: dict[str, int], random: torch.Generat
             tensors.append(torch.randint(1, steps + 1, shape, generator=random).to(tensor.dtype))
         else:
             tensors.append(draw(tensor, shape, random))
+    return call.with_tensors(tensors)
+
+
+def _resized(call: Call, report: Report, at: dict[str, int]) -> Call:
+    """The example with these sizes of the dynamic axes."""
+    tensors = []
+    for tensor, spec in zip(call.tensors, report.inputs, strict=False):
+        tensor = resized(tensor, _sized(spec, tensor, at))
+        if spec.name in report.lengths:
+            limit = report.lengths[spec.name]
+            tensor = tensor.clamp(max=limit if isinstance(limit, int) else at[limit])
+        tensors.append(tensor)
     return call.with_tensors(tensors)
 
 

@@ -65,7 +65,9 @@ class Rows:
     def pack(self) -> Tensor:
         """The steps within rows, in the order of time: (N, ...)"""
         padded = self.padded if self.order is None else self.padded.index_select(1, self.order)
-        return padded.flatten(0, 1).index_select(0, self.within.flatten().nonzero().squeeze(1))
+        kept = self.within.flatten().nonzero().squeeze(1)
+        torch._check(kept.size(0) >= 1)  # no row is empty, which some of torch's functions ask
+        return padded.flatten(0, 1).index_select(0, kept)
 
     def unpack(self, data: Tensor) -> Tensor:
         """Other data (N, ...) of the same rows -> (T, B, ...); of no account beyond the end of each row."""

@@ -14,6 +14,7 @@ from deploy_rnn.call import Axes, Call, on_cpu
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 
+from .agreeing import with_agreeing
 from .capture import capture, find_axes
 from .layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from .lower import lower
@@ -130,11 +131,11 @@ def _model_axes(model: nn.Module, call: Call, dynamic_shapes: Any, opset_version
     """For a whole model: what is asked, or the batch (and steps) of its recurrent layers wherever these enter."""
     if dynamic_shapes is not None:
         return call.axes(dynamic_shapes)
-    axes = find_axes(model, call, time=time, opset_version=opset_version)
+    axes = with_agreeing(model, call, find_axes(model, call, time=time, opset_version=opset_version))
     found = {name for each in axes for name in each.values()}
-    if missing := [what for what, name in (("batch", "B"), ("steps", "T"))[: 1 + time] if name not in found]:
+    if missing := [what for what, name in (("a batch", "B"), ("steps", "T"))[: 1 + time] if name not in found]:
         warnings.warn(
-            f"{'an' if found else 'every'} axis is fixed: the recurrent layers have a {' and '.join(missing)}, but no "
+            f"{'an' if found else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
             "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic.",
             stacklevel=4,
         )

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.call import Call
 from deploy_rnn.conversion import is_recurrent
+from deploy_rnn.trials import resized
 
 from .report import Report
 
@@ -97,7 +98,7 @@ def _changed(call: Call, report: Report, change: _Change | None) -> Call:
     for number, (spec, tensor) in enumerate(zip(report.inputs, call.tensors, strict=False)):
         for axis in (axis for at, axis in (change.places if change else ()) if at == number):
             assert change is not None
-            tensor = tensor.index_select(axis, torch.arange(change.new) % change.old)
+            tensor = resized(tensor, [*tensor.shape[:axis], change.new, *tensor.shape[axis + 1 :]])
         if spec.name in report.lengths:
             tensor = torch.full_like(tensor, _steps(call, report, report.lengths[spec.name], change))
         tensors.append(tensor)

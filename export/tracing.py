@@ -75,19 +75,25 @@ def _explained(error: Exception) -> ExportError:
     if fixed:
         size, name, axis = fixed[0]
         return fixed_axis(axis, name, size)
-    return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {said}")
+    first = said.partition("\n\n")[0]
+    return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {first}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.onnx's remarks about itself: optional packages it lacks, and its own deprecated calls."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
+    """Without torch.onnx's remarks about itself: optional packages it lacks, what it did not fold, old calls."""
+    loggers = [logging.getLogger(name) for name in _REMARKS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
             warnings.filterwarnings("ignore", category=UserWarning, message="# The axis name: .* will not be used")
             yield
     finally:
-        registration.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+_REMARKS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")

@@ -28,6 +28,7 @@ class Packing(nn.Module):
         self.other = nn.GRU(3, 4, batch_first=batch_first)
         self.after = nn.RNN(8, 4, batch_first=batch_first)
         self.score = nn.Linear(8, 3)
+        self.norm = nn.BatchNorm1d(8)
         self.use = use
 
     def forward(self, x: Tensor, lengths: Tensor) -> Any:
@@ -83,6 +84,13 @@ def changed_data(model: Any, x: Tensor, lengths: Tensor) -> Any:
     return pad_packed_sequence(output, total_length=x.size(0))[0], final, output.data.mean(0)
 
 
+def normalised(model: Any, x: Tensor, lengths: Tensor) -> Any:
+    """Only over the steps that count; torch asks whether there are any."""
+    output, _ = model.rnn(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    output, final = model.after(output._replace(data=model.norm(output.data)))
+    return pad_packed_sequence(output, total_length=x.size(0))[0], final
+
+
 def packed_out(model: Any, x: Tensor, lengths: Tensor) -> Any:
     return model.rnn(pack_padded_sequence(x, lengths, enforce_sorted=False))
 
@@ -103,6 +111,7 @@ MODELS: list[tuple[Callable[..., Any], type[nn.RNNBase], tuple[str, ...]]] = [
     (to_nine, nn.GRU, ("unrolled", "scan")),
     (two_stacks, nn.GRU, ("unrolled", "scan")),
     (changed_data, nn.LSTM, ("scan", "native")),
+    (normalised, nn.RNN, ("scan",)),
     (packed_out, nn.GRU, ("native",)),
     (sorted_by_hand, nn.RNN, ("unrolled",)),
 ]

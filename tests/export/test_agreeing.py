@@ -1,0 +1,83 @@
+"""Inputs that must agree in size though no graph says so, and inputs whose values need an order."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from deploy_rnn.call import Call
+from deploy_rnn.errors import ExportError
+from deploy_rnn.export import export_onnx
+from deploy_rnn.export.agreeing import with_agreeing
+from deploy_rnn.runtime import open_session
+
+
+class Masked(nn.Module):
+    """The lengths are those of a mask (B, T), true and then false."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(5, 7, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Any:
+        packed = pack_padded_sequence(x, mask.sum(1), batch_first=True, enforce_sorted=False)
+        output, (h_n, _) = self.rnn(packed)
+        return pad_packed_sequence(output, batch_first=True, total_length=x.size(1))[0], h_n
+
+
+def mask(steps: int, *lengths: int) -> Tensor:
+    return torch.arange(steps) < torch.tensor(lengths).unsqueeze(1)
+
+
+@pytest.mark.parametrize("form", ["scan", "native"])
+def test_the_steps_of_a_mask_are_those_of_the_input(form: str, tmp_path: Path) -> None:
+    model, path = Masked(), tmp_path / "masked.onnx"
+    report = export_onnx(model, (torch.randn(3, 6, 5), mask(6, 3, 6, 2)), path, form=form)
+    assert [spec.shape for spec in report.inputs] == [("B", "T", 5), ("B", "T")]
+    assert any(each.case.startswith("example resized, ") for each in report.comparisons)
+    x, rows = torch.randn(2, 9, 5), mask(9, 4, 9)
+    found = open_session(path).run(None, {"x": x.numpy(), "mask": rows.numpy()})
+    output, h_n = model(x, rows)
+    np.testing.assert_allclose(found[0], output.detach(), atol=1e-6)
+    np.testing.assert_allclose(found[1], h_n.detach(), atol=1e-6)
+
+
+class Summed(nn.Module):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        total: Tensor = inputs[0] + inputs[1]
+        return total + inputs[2].sum()
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ([{0: "B"}, {}, {}], [{0: "B"}, {0: "B"}, {}]),  # the third may be of any size
+        ([{0: "B", 1: "T"}, {0: "B"}, {}], [{0: "B", 1: "T"}, {0: "B", 1: "T"}, {}]),
+        ([{}, {}, {0: "N"}], [{}, {}, {0: "N"}]),
+    ],
+)
+def test_what_has_to_grow_along(named: list[Any], expected: list[Any]) -> None:
+    model = Summed()
+    call = Call.of(model, (torch.randn(3, 4), torch.randn(3, 4), torch.randn(3)))
+    assert with_agreeing(model, call, named) == expected
+    assert named[1] in ({}, {0: "B"})
+
+
+def test_what_pytorch_refuses_in_every_size_stays_as_it_was(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(5, 7, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling() and x.size(1) != 4:
+                raise ValueError("four steps, please")
+            output: Tensor = self.rnn(x)[0]
+            return output
+
+    with pytest.raises(ExportError, match="the PyTorch model itself fails on random, B=1, T=3: ValueError: four steps"):
+        export_onnx(Fixed(), torch.randn(2, 4, 5), tmp_path / "m.onnx", form="scan")
