@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import nn
 
 from deploy_rnn.runtime import open_session
+from graphs import stock_export
 from machine import publish
-from rnn import stock_export
 from tables import export_table
 
 STEPS = [10, 100, 1000]

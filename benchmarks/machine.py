@@ -18,7 +18,7 @@ def describe() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         **_gpu(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "deploy-rnn")},
+        **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rnn")},
     }
 
 

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-from tables import RESULTS, ROOT, load, machine_line, speeds
+from tables import RESULTS, ROOT, speeds
+from text import load, machine_line
 
 DOCS = ROOT / "docs"
 STYLES = {1: "-", 32: "--"}

@@ -1,29 +1,15 @@
 """The README's tables, made from the JSON in benchmarks/results: `python benchmarks/tables.py` writes them again."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from text import load, machine_line, markdown
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 AT = ("median", "worst")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is on the left and whose others are on the right."""
-    rule = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
-
-
-def machine_line(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    where = [f"{machine['cpu']}, {machine['cores']} cores"]
-    if "gpu" in machine:
-        where.append(f"{machine['gpu']}, CUDA {machine['cuda']}, {machine['driver']}")
-    versions = [f"{name} {machine[name]}" for name in ("python", "torch", "onnxruntime", "onnx", "onnxscript")]
-    return f"Measured on {'; '.join(where)}; {', '.join(versions)}."
 
 
 def rnn_table(result: dict[str, Any]) -> str:
@@ -132,10 +118,6 @@ def accuracy_line(metrics: dict[str, Any]) -> str:
         f"{metrics['majority_class']:.1%}. Trained in {metrics['training_seconds'] / 60:.0f} minutes on "
         f"{metrics['cores']} cores (Python {metrics['python']}, torch {metrics['torch']})."
     )
-
-
-def load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def sections() -> dict[str, str]:

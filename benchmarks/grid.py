@@ -1,0 +1,201 @@
+"""Everything that runs a recurrent layer, side by side: `python benchmarks/grid.py`, or `--full` for hours.
+
+Every contestant (contestants.py) is compared with torch.nn before it is timed; they take turns in blocks
+(deploy_rnn/timing.py), and among them, as if it were one more, the floor (floor.py). The files are written first, and
+serve every batch; `--files` keeps them. Then sequences of mixed length (lengths.py). With `--device cuda`: cuDNN in
+every precision, and onnxruntime with and without CUDA graphs.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.progress import track
+
+import graphs
+import lengths
+from contestants import (
+    EAGER,
+    LEGACY,
+    NATIVE,
+    STOCK,
+    Contestant,
+    Missing,
+    compiled,
+    cuda_graph_contestant,
+    milliseconds,
+    modules,
+    onnx_contestant,
+    openvino_contestant,
+    precisions,
+    torch_contestant,
+    traced,
+)
+from deploy_rnn.timing import compare
+from floor import onnx_products, products
+from grid_tables import grid_summary, targets_table
+from machine import publish
+from points import Net, Point, full, quick
+
+BLOCK = 0.08
+"""Seconds that a block is to last, with at least three calls."""
+PAUSE = 0.05
+"""Seconds of rest before a block, in which the threads of the contestant before stop spinning."""
+Openers = dict[str, Callable[[], Contestant]]
+
+
+def on_cpu(point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, unrolled_by_torch: bool) -> Openers:
+    """Everything but our modules."""
+    layer, path = point.net.layer(), partial(graphs.path, files)
+    found: Openers = {f"{EAGER}, traced": lambda: traced(layer, x)}
+    if unrolled_by_torch:
+        found[f"{EAGER}, compiled"] = lambda: compiled(layer, x)
+    for name in (*graphs.FORMS, STOCK, LEGACY):
+        found[named(name)] = lambda name=name: onnx_contestant(path(name), x, threads)  # type: ignore[misc]
+    for name in (NATIVE, "unrolled"):
+        found[f"openvino, {name}"] = lambda name=name: openvino_contestant(path(name), x, threads)  # type: ignore[misc]
+    return found
+
+
+def on_cuda(point: Point, files: graphs.Found, x: torch.Tensor) -> Openers:
+    path = partial(graphs.path, files)
+    found: Openers = {**precisions(point.net.layer("cuda"), x)}
+    for name in graphs.FORMS:
+        found[named(name)] = lambda name=name: onnx_contestant(path(name), x)  # type: ignore[misc]
+    for name in (NATIVE, "unrolled"):
+        found[f"{named(name)}, CUDA graph"] = lambda name=name: cuda_graph_contestant(path(name), x)  # type: ignore[misc]
+    return found
+
+
+def named(graph: str) -> str:
+    return f"onnxruntime, {graph}"
+
+
+def ready(openers: Openers, expected: torch.Tensor) -> tuple[dict[str, Contestant], dict[str, str], dict[str, float]]:
+    """Those that are there and right; why the others are not; the difference from `expected` of each.
+
+    Raises:
+        AssertionError: one of ours is wrong.
+    """
+    found: dict[str, Contestant] = {}
+    missing: dict[str, str] = {}
+    differences: dict[str, float] = {}
+    for name, opener in openers.items():
+        try:
+            contestant = opener()
+            differences[name] = float((contestant.output() - expected).abs().max())
+        except Exception as error:  # each has its own, and a contestant that fails is a result too
+            missing[name] = str(error).strip().partition("\n")[0][:200]
+            continue
+        if differences[name] < contestant.tolerance:
+            found[name] = contestant
+        else:
+            missing[name] = f"wrong by {differences.pop(name):.1e}"
+    return found, missing, differences
+
+
+def measure(point: Point, openers: Openers, floors: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """Every contestant at one point, in milliseconds, and the products alone."""
+    expected = openers[EAGER]().output()
+    found, missing, differences = ready(openers, expected)
+    times = compare({name: each.run for name, each in found.items()} | floors, **blocks(found[EAGER], rounds))
+    measured = {
+        name: {"difference": differences[name], **milliseconds(times[name]), **each.costs}
+        for name, each in found.items()
+    }
+    floor = {name: 1e3 * times[name].median for name in floors}
+    return {**point.where, "contestants": measured, "missing": missing, "products": floor}
+
+
+def blocks(contestant: Contestant, rounds: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    contestant.run()
+    calls = int(BLOCK / (time.perf_counter() - started))
+    return {"rounds": rounds, "calls": min(max(calls, 3), 15), "warm_up": 1 + (calls > 3), "pause": PAUSE}
+
+
+def packaged(points: list[Point], *, all: bool) -> set[Net]:
+    """Compiling takes half a minute for each net: a quick run does it for the largest of each cell's grid."""
+    grid = [point.net for point in points if (point.net.layers, point.net.directions) == (2, 2)]
+    largest = {net.cell: net for net in sorted(grid, key=lambda net: net.hidden) if all or net.hidden <= 256}
+    return set(grid) if all else set(largest.values())
+
+
+def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: argparse.Namespace) -> list[Any]:
+    measured, ours, before = [], {}, None
+    for point in track(points, "measuring"):
+        if point.net != before:
+            torch._dynamo.reset()
+            package = files.get((point.net, 0), {}).get(graphs.PACKAGE) if options.device == "cpu" else None
+            layer = point.net.layer(options.device)
+            ours = modules(layer, package if isinstance(package, Path) else None, compile=point.net in compile)
+            before = point.net
+        x, trace = point.input(options.device), files[point.net, point.steps]
+        openers: Openers = {name: partial(torch_contestant, module, x) for name, module in ours.items()}
+        floors: dict[str, Callable[[], object]] = {"torch": products(ours[EAGER], x)}
+        with TemporaryDirectory() as folder, torch.no_grad():
+            if options.device == "cuda":
+                openers |= on_cuda(point, trace, x)
+            else:
+                unroll = options.full and point.steps <= 50
+                openers |= on_cpu(point, trace, x, options.threads, unrolled_by_torch=unroll)
+                graph = Path(folder) / "products.onnx"
+                floors["onnxruntime"] = onnx_products(point.net.layer(), x, graph, options.threads)
+            measured.append(measure(point, openers, floors, rounds=3 if options.full else 2))
+    return measured
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--full", action="store_true", help="every point and contestant: hours")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--files", type=Path, help="folder that keeps the files that are written")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contestant")
+    parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="these points, two layers in two directions")
+    parser.add_argument("--no-compile", action="store_true", help="without contestants that are compiled")
+    return parser.parse_args()
+
+
+def chosen(options: argparse.Namespace) -> list[Point]:
+    if not options.points:
+        return full() if options.full else quick()
+    parts = [text.split(",") for text in options.points]
+    return [Point(Net(cell, int(hidden)), int(steps), int(batch)) for cell, hidden, steps, batch in parts]
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    points = sorted(chosen(options), key=lambda point: point.net.key)
+    compile = set() if options.no_compile else packaged(points, all=options.full)
+    started = time.perf_counter()
+    if options.files:
+        options.files.mkdir(parents=True, exist_ok=True)
+    with nullcontext(options.files) if options.files else TemporaryDirectory() as folder:
+        files = graphs.write(points, compile, Path(folder), options.threads)
+        wrote = time.perf_counter() - started
+        measured = rows(points, files, compile, options)
+    mixed = [] if options.points or options.device == "cuda" else lengths.rows(options.threads, full=options.full)
+    result = {
+        "benchmark": "grid",
+        "device": options.device,
+        "settings": {"grid": "full" if options.full else "quick", "threads": options.threads, "pause": PAUSE},
+        "seconds": {"writing files": wrote, "all": time.perf_counter() - started},
+        "rows": measured,
+        "lengths": mixed,
+    }
+    result = publish(result, options.output)
+    print(grid_summary(result) + "\n\n" + targets_table(result))
+
+
+if __name__ == "__main__":
+    main()
