@@ -58,9 +58,8 @@ def main() -> int:
         return 2
     print(f"{table(found)}\n\nold: {machine_line(old)}\nnew: {machine_line(new)}")
     limit = options.fail_above
-    slower = {
-        name: mean for name, points in found.items() if limit and (mean := geometric_mean(points.values())) > limit
-    }
+    means = {name: geometric_mean(points.values()) for name, points in found.items()}
+    slower = {name: mean for name, mean in means.items() if limit is not None and mean > limit}
     for name, mean in slower.items():
         print(f"{name} takes {mean:.2f} times as long as before; the limit is {limit:g}.", file=sys.stderr)
     return 1 if slower else 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch

@@ -27,7 +27,6 @@ from contestants import (
     NATIVE,
     STOCK,
     Contestant,
-    Missing,
     compiled,
     cuda_graph_contestant,
     milliseconds,
@@ -38,6 +37,7 @@ from contestants import (
     torch_contestant,
     traced,
 )
+from deploy_rnn.export.forms import FORMS
 from deploy_rnn.timing import compare
 from floor import onnx_products, products
 from grid_tables import grid_summary, targets_table
@@ -57,7 +57,7 @@ def on_cpu(point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, 
     found: Openers = {f"{EAGER}, traced": lambda: traced(layer, x)}
     if unrolled_by_torch:
         found[f"{EAGER}, compiled"] = lambda: compiled(layer, x)
-    for name in (*graphs.FORMS, STOCK, LEGACY):
+    for name in (*FORMS, STOCK, LEGACY):
         found[named(name)] = lambda name=name: onnx_contestant(path(name), x, threads)  # type: ignore[misc]
     for name in (NATIVE, "unrolled"):
         found[f"openvino, {name}"] = lambda name=name: openvino_contestant(path(name), x, threads)  # type: ignore[misc]
@@ -67,7 +67,7 @@ def on_cpu(point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, 
 def on_cuda(point: Point, files: graphs.Found, x: torch.Tensor) -> Openers:
     path = partial(graphs.path, files)
     found: Openers = {**precisions(point.net.layer("cuda"), x)}
-    for name in graphs.FORMS:
+    for name in FORMS:
         found[named(name)] = lambda name=name: onnx_contestant(path(name), x)  # type: ignore[misc]
     for name in (NATIVE, "unrolled"):
         found[f"{named(name)}, CUDA graph"] = lambda name=name: cuda_graph_contestant(path(name), x)  # type: ignore[misc]

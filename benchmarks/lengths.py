@@ -66,6 +66,8 @@ def _bucket(sequences: Sequence[np.ndarray], places: list[int], buckets: Sequenc
 
 Runner = Callable[[Rows], np.ndarray]
 """One batch -> output (T, B, D*H)."""
+Plan = tuple[Runner, list[Rows]]
+"""What runs each batch, and the batches."""
 
 
 def padded(layer: nn.RNNBase, rows: Rows) -> np.ndarray:
@@ -75,7 +77,7 @@ def padded(layer: nn.RNNBase, rows: Rows) -> np.ndarray:
 
 def packed(layer: nn.RNNBase, rows: Rows) -> np.ndarray:
     lengths = torch.from_numpy(rows.lengths)
-    output, _ = layer(pack_padded_sequence(torch.from_numpy(rows.x), lengths, enforce_sorted=False))  # type: ignore[arg-type]
+    output, _ = layer(pack_padded_sequence(torch.from_numpy(rows.x), lengths, enforce_sorted=False))
     return pad_packed_sequence(output)[0].numpy()
 
 
@@ -101,13 +103,10 @@ def bucketed(runners: dict[int, Runner], rows: Rows) -> np.ndarray:
     return runners[len(rows.x)](rows)
 
 
-def plans(
-    net: Net, sequences: Sequence[np.ndarray], folder: Path, threads: int
-) -> dict[str, tuple[Runner, list[Rows]]]:
-    """What runs each batch, and the batches."""
+def plans(net: Net, sequences: Sequence[np.ndarray], folder: Path, threads: int) -> dict[str, Plan]:
     layer = net.layer()
     as_they_come, grouped = (batches(sequences, BATCH, grouped=each) for each in (False, True))
-    found: dict[str, tuple[Runner, list[Rows]]] = {
+    found: dict[str, Plan] = {
         "torch.nn, padded": (partial(padded, layer), as_they_come),
         "torch.nn, packed": (partial(packed, layer), as_they_come),
     }
@@ -138,7 +137,7 @@ def by_sequence(run: Runner, rows: Sequence[Rows]) -> dict[int, np.ndarray]:
     }
 
 
-def check(found: dict[str, tuple[Runner, list[Rows]]]) -> None:
+def check(found: dict[str, Plan]) -> None:
     """All that promise to be right are.
 
     Raises:

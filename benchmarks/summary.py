@@ -24,7 +24,7 @@ CUDA_PEERS: dict[str, tuple[str, ...]] = {
     "native operator": (NATIVE, f"{NATIVE}, CUDA graph"),
 }
 OPERATORS = frozenset({NATIVE, f"{NATIVE}, CUDA graph"})
-"""A form of ours and a peer: it is one of ours against all but itself and the legacy exporter, which writes the same."""
+"""A form of ours and a peer: one of ours against all but itself, and the legacy exporter, which writes the same."""
 RNN, GATED = ("tanh", "relu"), ("GRU", "LSTM")
 
 
@@ -52,7 +52,8 @@ def lead(row: Row, names: Sequence[str]) -> float | None:
 
 def share(row: Row) -> float:
     """Of the floor that our best reaches: 1 is the time of the matrix products alone."""
-    return min(row["products"].values()) / best(row)
+    floor: float = min(row["products"].values())
+    return floor / best(row)
 
 
 def leads(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[float, Row]]:
@@ -119,7 +120,7 @@ def _mixed(rows: Sequence[Row]) -> list[Target]:
     def gain(row: Row) -> float:
         times = {name: each["median"] for name, each in row["contestants"].items() if not name.startswith("torch")}
         pad = min(value for name, value in times.items() if name.endswith("padded"))
-        return pad / min(value for name, value in times.items() if not name.endswith("padded"))
+        return float(pad) / min(value for name, value in times.items() if not name.endswith("padded"))
 
     found = [(gain(row), row) for row in rows]
     worst = min(found, key=lambda each: each[0], default=None)
