@@ -1,12 +1,14 @@
 """What an export costs, beside PyTorch's own exporter: `python benchmarks/exporters.py`.
 
 Each export runs in a fresh process, after torch is imported, and is timed from the call to the finished file. Ours
-includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core. After three
-minutes a contestant is stopped.
+includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core, in a process
+of its own. Memory is the largest resident set of the process that exports, and what opening adds to the one that opens.
+After three minutes a contestant is stopped.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ STEPS = [10, 100, 1000]
 FORMS = ["unrolled", "scan", "native"]
 STOCK = "torch.onnx.export"
 INPUT = 64
+KILO = 1 if sys.platform == "darwin" else 1024
+"""Bytes in a unit of ru_maxrss."""
 LIMIT = 180
 """Seconds after which a contestant is stopped."""
 
@@ -52,11 +56,25 @@ def one(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         size = sum(file.stat().st_size for file in Path(folder).iterdir())  # PyTorch puts the weights beside the graph
         nodes = count(onnx.load(path, load_external_data=False).graph)
-        started = time.perf_counter()
-        open_session(path, threads=1)
-        load = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILO
+        opening = json.loads(call("--open", str(path)))
     weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
-    return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "load": load}
+    return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "peak": peak, **opening}
+
+
+def opened(path: str) -> dict[str, float]:
+    """Seconds to open a file in onnxruntime, and the bytes of memory that it takes while it does."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    open_session(path, threads=1)
+    load = time.perf_counter() - started
+    return {"load": load, "memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * KILO}
+
+
+def call(*arguments: str, limit: int | None = None) -> str:
+    """The last line that this script prints in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit).stdout.splitlines()[-1]
 
 
 def count(graph: onnx.GraphProto) -> int:
@@ -67,12 +85,10 @@ def count(graph: onnx.GraphProto) -> int:
 
 def apart(exporter: str, steps: int, hidden: int) -> dict[str, Any] | None:
     """`one` in a process of its own; None if it does not finish in time."""
-    command = [sys.executable, __file__, "--one", exporter, str(steps), str(hidden)]
     try:
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout
+        measured: dict[str, Any] = json.loads(call("--one", exporter, str(steps), str(hidden), limit=LIMIT))
     except subprocess.TimeoutExpired:
         return None
-    measured: dict[str, Any] = json.loads(said.splitlines()[-1])
     return measured
 
 
@@ -83,7 +99,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs=2, default=[128, 256], help="units, and units of one more point")
     parser.add_argument("--no-stock", action="store_true", help="leave out torch.onnx.export")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--open", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.open:
+        print(json.dumps(opened(options.open)))
+        return
     if options.one:
         exporter, steps, hidden = options.one
         print(json.dumps(one(exporter, int(steps), int(hidden))))

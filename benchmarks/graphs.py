@@ -107,12 +107,12 @@ Files = dict[tuple[Net, int], Found]
 """(net, T) -> its files; T=0: those that serve every T."""
 
 
-def write(points: Sequence[Point], packaged: set[Net], folder: Path, processes: int) -> Files:
-    """Everything that the points need, by so many processes."""
+def write(points: Sequence[Point], packaged: set[Net], folder: Path, processes: int, *, peers: bool) -> Files:
+    """Everything that the points need, by so many processes; `peers`: what PyTorch exports too."""
     traces = dict.fromkeys((point.net, point.steps) for point in points)
-    jobs = [Job(stock, *trace, folder) for trace in traces]
+    jobs = [Job(stock, *trace, folder) for trace in traces if peers]
     jobs += [Job(package, net, 0, folder) for net in dict.fromkeys(point.net for point in points) if net in packaged]
-    jobs += [Job(each, *trace, folder) for trace in traces for each in (forms, legacy)]
+    jobs += [Job(each, *trace, folder) for trace in traces for each in ((forms, legacy) if peers else (forms,))]
     found: Files = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for job, files in zip(jobs, pool.map(_run, jobs), strict=True):

@@ -34,6 +34,7 @@ from contestants import (
     onnx_contestant,
     openvino_contestant,
     precisions,
+    reduced_overhead,
     torch_contestant,
     traced,
 )
@@ -51,7 +52,9 @@ PAUSE = 0.05
 Openers = dict[str, Callable[[], Contestant]]
 
 
-def on_cpu(point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, unrolled_by_torch: bool) -> Openers:
+def cpu_openers(
+    point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, unrolled_by_torch: bool
+) -> Openers:
     """Everything but our modules."""
     layer, path = point.net.layer(), partial(graphs.path, files)
     found: Openers = {f"{EAGER}, traced": lambda: traced(layer, x)}
@@ -64,9 +67,10 @@ def on_cpu(point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, 
     return found
 
 
-def on_cuda(point: Point, files: graphs.Found, x: torch.Tensor) -> Openers:
+def cuda_openers(point: Point, files: graphs.Found, x: torch.Tensor) -> Openers:
     path = partial(graphs.path, files)
-    found: Openers = {**precisions(point.net.layer("cuda"), x)}
+    layer = point.net.layer("cuda")
+    found: Openers = {**precisions(layer, x), "deploy_rnn, reduce-overhead": lambda: reduced_overhead(layer, x)}
     for name in FORMS:
         found[named(name)] = lambda name=name: onnx_contestant(path(name), x)  # type: ignore[misc]
     for name in (NATIVE, "unrolled"):
@@ -142,10 +146,10 @@ def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: a
         floors: dict[str, Callable[[], object]] = {"torch": products(ours[EAGER], x)}
         with TemporaryDirectory() as folder, torch.no_grad():
             if options.device == "cuda":
-                openers |= on_cuda(point, trace, x)
+                openers |= cuda_openers(point, trace, x)
             else:
                 unroll = options.full and point.steps <= 50
-                openers |= on_cpu(point, trace, x, options.threads, unrolled_by_torch=unroll)
+                openers |= cpu_openers(point, trace, x, options.threads, unrolled_by_torch=unroll)
                 graph = Path(folder) / "products.onnx"
                 floors["onnxruntime"] = onnx_products(point.net.layer(), x, graph, options.threads)
             measured.append(measure(point, openers, floors, rounds=3 if options.full else 2))
@@ -181,10 +185,12 @@ def main() -> None:
     if options.files:
         options.files.mkdir(parents=True, exist_ok=True)
     with nullcontext(options.files) if options.files else TemporaryDirectory() as folder:
-        files = graphs.write(points, compile, Path(folder), options.threads)
+        on_cuda = options.device == "cuda"
+        to_package = set() if on_cuda else compile
+        files = graphs.write(points, to_package, Path(folder), options.threads, peers=not on_cuda)
         wrote = time.perf_counter() - started
         measured = rows(points, files, compile, options)
-    mixed = [] if options.points or options.device == "cuda" else lengths.rows(options.threads, full=options.full)
+    mixed = [] if options.points or on_cuda else lengths.rows(options.threads, full=options.full)
     result = {
         "benchmark": "grid",
         "device": options.device,

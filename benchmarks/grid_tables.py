@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 def grid_summary(result: Row) -> str:
     """For each cell, and each batch of it: our best against each peer's best, mean and worst point; share of floor."""
-    found = peers(result)
+    found = {peer: names for peer, names in peers(result).items() if leads(result["rows"], names)}
     groups = [
         (cell, [row for row in result["rows"] if row["cell"] == cell and batch in (None, row["B"])], batch)
         for cell in _distinct(result["rows"], "cell")
@@ -122,6 +122,8 @@ def _load(measured: Row | None) -> str:
 def lengths_table(result: Row) -> str:
     """Milliseconds a sequence, T uniform in 1..200."""
     rows = result["lengths"]
+    if not rows:
+        return "Not measured."
     names = list(rows[0]["contestants"])
     lines = [
         [f"{row['cell']}, H={row['H']}", *(f"{row['contestants'][name]['median']:.3f}" for name in names)]

@@ -119,8 +119,9 @@ def _mixed(rows: Sequence[Row]) -> list[Target]:
 
     def gain(row: Row) -> float:
         times = {name: each["median"] for name, each in row["contestants"].items() if not name.startswith("torch")}
-        pad = min(value for name, value in times.items() if name.endswith("padded"))
-        return float(pad) / min(value for name, value in times.items() if not name.endswith("padded"))
+        pad: float = min(value for name, value in times.items() if name.endswith("padded"))
+        other: float = min(value for name, value in times.items() if not name.endswith("padded"))
+        return pad / other
 
     found = [(gain(row), row) for row in rows]
     worst = min(found, key=lambda each: each[0], default=None)

@@ -5,6 +5,15 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from grid_tables import (
+    behind_table,
+    grid_summary,
+    lengths_table,
+    load_table,
+    missing_table,
+    points_table,
+    targets_table,
+)
 from text import load, machine_line, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -28,8 +37,8 @@ def _speed_table(result: dict[str, Any], labels: Sequence[str], base: str) -> st
 
 
 def export_table(result: dict[str, Any]) -> str:
-    """Seconds, nodes and megabytes (as a share of the weights) of each export, and milliseconds until it is open."""
-    header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open"]
+    """Seconds, nodes and megabytes (as a share of the weights) of each export, milliseconds to open it, memory."""
+    header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open", "MB to export", "MB to open"]
     rows = [[_exported(row), *_export_costs(row["measured"], result["limit"])] for row in result["rows"]]
     return markdown(header, rows) + "\n\n" + machine_line(result)
 
@@ -41,7 +50,7 @@ def _exported(row: dict[str, Any]) -> str:
 
 def _export_costs(measured: dict[str, Any] | None, limit: int) -> list[str]:
     if measured is None:
-        return [f"> {limit}", "", "", ""]
+        return [f"> {limit}", *[""] * 5]
     size = f"{measured['bytes'] / 1e6:.2f} ({measured['bytes'] / measured['weights']:.2f}x)"
     load = "" if measured["load"] is None else f"{1e3 * measured['load']:.0f}"
     return [
@@ -49,6 +58,7 @@ def _export_costs(measured: dict[str, Any] | None, limit: int) -> list[str]:
         f"{measured['nodes']:,}",
         size,
         load,
+        *(f"{measured[at] / 1e6:.0f}" if at in measured else "" for at in ("peak", "memory")),
     ]
 
 
@@ -129,7 +139,21 @@ def sections() -> dict[str, str]:
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
+        **grid_sections(load(RESULTS / "grid_cpu.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
+    }
+
+
+def grid_sections(result: dict[str, Any]) -> dict[str, str]:
+    """Every table of a grid."""
+    return {
+        "grid": grid_summary(result),
+        "grid_targets": targets_table(result),
+        "grid_behind": behind_table(result),
+        "grid_lengths": lengths_table(result),
+        "grid_load": load_table(result),
+        "grid_points": points_table(result),
+        "grid_missing": missing_table(result),
     }
 
 
@@ -144,6 +168,7 @@ def filled(text: str) -> str:
 
 PAGES = (
     ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
