@@ -107,12 +107,17 @@ Files = dict[tuple[Net, int], Found]
 """(net, T) -> its files; T=0: those that serve every T."""
 
 
-def write(points: Sequence[Point], packaged: set[Net], folder: Path, processes: int, *, peers: bool) -> Files:
-    """Everything that the points need, by so many processes; `peers`: what PyTorch exports too."""
+def write(points: Sequence[Point], folder: Path, processes: int, *, packaged: set[Net], exported: set[Net]) -> Files:
+    """Everything that the points need, by so many processes.
+
+    Args:
+        packaged: nets that `deploy_rnn.package` compiles.
+        exported: nets that torch.onnx.export exports.
+    """
     traces = dict.fromkeys((point.net, point.steps) for point in points)
-    jobs = [Job(stock, *trace, folder) for trace in traces if peers]
+    jobs = [Job(stock, *trace, folder) for trace in traces if trace[0] in exported]
     jobs += [Job(package, net, 0, folder) for net in dict.fromkeys(point.net for point in points) if net in packaged]
-    jobs += [Job(each, *trace, folder) for trace in traces for each in ((forms, legacy) if peers else (forms,))]
+    jobs += [Job(each, *trace, folder) for trace in traces for each in (forms, legacy)]
     found: Files = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for job, files in zip(jobs, pool.map(_run, jobs), strict=True):
@@ -126,7 +131,7 @@ def _run(job: Job) -> Found:
 
 def path(files: Found, name: str) -> Path:
     """Raises: Missing: there is no such file, and why."""
-    where = files.get(name, "not asked for")
+    where = files.get(name, "left out of a quick run")
     if isinstance(where, str):
         raise Missing(where)
     return where

@@ -134,6 +134,11 @@ def packaged(points: list[Point], *, all: bool) -> set[Net]:
     return set(grid) if all else set(largest.values())
 
 
+def exported(points: list[Point], *, all: bool) -> set[Net]:
+    """torch.onnx.export takes half a minute for 50 steps; relu's graph is tanh's but for the activation."""
+    return {point.net for point in points if all or point.net.cell != "relu"}
+
+
 def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: argparse.Namespace) -> list[Any]:
     measured, ours, before = [], {}, None
     for point in track(points, "measuring"):
@@ -188,8 +193,13 @@ def main() -> None:
         options.files.mkdir(parents=True, exist_ok=True)
     with nullcontext(options.files) if options.files else TemporaryDirectory() as folder:
         on_cuda = options.device == "cuda"
-        to_package = set() if on_cuda else compile
-        files = graphs.write(points, to_package, Path(folder), options.threads, peers=not on_cuda)
+        files = graphs.write(
+            points,
+            Path(folder),
+            options.threads,
+            packaged=set() if on_cuda else compile,
+            exported=set() if on_cuda else exported(points, all=options.full),
+        )
         wrote = time.perf_counter() - started
         measured = rows(points, files, compile, options)
     mixed = [] if options.points or on_cuda else lengths.rows(options.threads, full=options.full)
