@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 import graphs
@@ -27,6 +28,7 @@ from contestants import (
     NATIVE,
     STOCK,
     Contestant,
+    Missing,
     compiled,
     cuda_graph_contestant,
     milliseconds,
@@ -49,6 +51,8 @@ BLOCK = 0.08
 """Seconds that a block is to last, with at least three calls."""
 PAUSE = 0.05
 """Seconds of rest before a block, in which the threads of the contestant before stop spinning."""
+OPENVINO_STEPS = 2000
+"""Steps, over all layers and directions, above which OpenVINO takes more than a minute to open an unrolled graph."""
 Openers = dict[str, Callable[[], Contestant]]
 
 
@@ -62,9 +66,15 @@ def cpu_openers(
         found[f"{EAGER}, compiled"] = lambda: compiled(layer, x)
     for name in (*FORMS, STOCK, LEGACY):
         found[named(name)] = lambda name=name: onnx_contestant(path(name), x, threads)  # type: ignore[misc]
-    for name in (NATIVE, "unrolled"):
-        found[f"openvino, {name}"] = lambda name=name: openvino_contestant(path(name), x, threads)  # type: ignore[misc]
+    found[f"openvino, {NATIVE}"] = lambda: openvino_contestant(path(NATIVE), x, threads)
+    found["openvino, unrolled"] = lambda: openvino_unrolled(point, path("unrolled"), x, threads)
     return found
+
+
+def openvino_unrolled(point: Point, path: Path, x: torch.Tensor, threads: int) -> Contestant:
+    if point.steps * point.net.layers * point.net.directions > OPENVINO_STEPS:
+        raise Missing("it takes more than a minute to open")
+    return openvino_contestant(path, x, threads)
 
 
 def cuda_openers(point: Point, files: graphs.Found, x: torch.Tensor) -> Openers:
@@ -141,7 +151,10 @@ def exported(points: list[Point], *, all: bool) -> set[Net]:
 
 def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: argparse.Namespace) -> list[Any]:
     measured, ours, before = [], {}, None
-    for point in track(points, "measuring"):
+    console = Console(stderr=True)
+    for point in track(points, "measuring", console=console):
+        if not console.is_terminal:
+            console.print(point.where)
         if point.net != before:
             torch._dynamo.reset()
             package = files.get((point.net, 0), {}).get(graphs.PACKAGE) if options.device == "cpu" else None
