@@ -30,8 +30,6 @@ STEPS = [10, 100, 1000]
 FORMS = ["unrolled", "scan", "native"]
 STOCK = "torch.onnx.export"
 INPUT = 64
-KILO = 1 if sys.platform == "darwin" else 1024
-"""Bytes in a unit of ru_maxrss."""
 LIMIT = 180
 """Seconds after which a contestant is stopped."""
 
@@ -56,19 +54,32 @@ def one(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         size = sum(file.stat().st_size for file in Path(folder).iterdir())  # PyTorch puts the weights beside the graph
         nodes = count(onnx.load(path, load_external_data=False).graph)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KILO
+        peak = peak_memory()
         opening = json.loads(call("--open", str(path)))
     weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
     return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "peak": peak, **opening}
 
 
 def opened(path: str) -> dict[str, float]:
-    """Seconds to open a file in onnxruntime, and the bytes of memory that it takes while it does."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Seconds to open a file in onnxruntime, and the bytes of memory that it holds then."""
+    before = resident()
     started = time.perf_counter()
-    open_session(path, threads=1)
-    load = time.perf_counter() - started
-    return {"load": load, "memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * KILO}
+    session = open_session(path, threads=1)
+    load, memory = time.perf_counter() - started, resident() - before
+    del session
+    return {"load": load, "memory": memory}
+
+
+def resident() -> int:
+    """Bytes of memory of this process; where Linux does not tell, the most that it has had."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def call(*arguments: str, limit: int | None = None) -> str:

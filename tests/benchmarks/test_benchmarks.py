@@ -11,8 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 GRID = json.loads((BENCHMARKS / "results" / "grid_cpu.json").read_text(encoding="utf-8"))
@@ -176,18 +178,17 @@ def test_the_floor_has_every_product_once(benchmark: Importer, tmp_path: Path, c
     floor, points = benchmark("floor"), benchmark("points")
     point = points.Point(points.Net(cell, 8, layers=2, directions=directions), 5, 3)
     layer, x = point.net.layer(), point.input()
-    with torch.no_grad(), torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         floor.products(layer, x)()
     gates = points.GATES[cell]
     first, second = (8 + 8) * 8 * gates, (8 * directions + 8) * 8 * gates
     assert counter.get_total_flops() == 2 * 5 * 3 * directions * (first + second)
     floor.onnx_products(layer, x, tmp_path / "products.onnx", 1)()
-    import onnx
-
     nodes = onnx.load(tmp_path / "products.onnx").graph.node
     assert [node.op_type for node in nodes] == ["MatMul"] * (2 * directions * (5 + 1))
 
 
+@pytest.mark.slow
 def test_lengths_group_rows_and_every_way_is_right(benchmark: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths, points = benchmark("lengths"), benchmark("points")
     sequences = [np.ones((length, 2), np.float32) for length in (3, 1, 9, 2)]
