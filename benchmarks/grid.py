@@ -44,7 +44,7 @@ from deploy_rnn.export.forms import FORMS
 from deploy_rnn.timing import compare
 from floor import onnx_products, products
 from grid_tables import grid_summary, targets_table
-from machine import publish
+from machine import cores, publish
 from points import Net, Point, full, quick
 
 BLOCK = 0.08
@@ -182,7 +182,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="every point and contestant: hours")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--files", type=Path, help="folder that keeps the files that are written")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each contestant")
+    parser.add_argument("--threads", type=int, default=cores(), help="of each contestant")
     parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="these points, two layers in two directions")
     parser.add_argument("--no-compile", action="store_true", help="without contestants that are compiled")
     return parser.parse_args()
@@ -201,7 +201,7 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
     points = sorted(chosen(options), key=lambda point: point.net.key)
     compile = set() if options.no_compile else packaged(points, all=options.full)
-    started = time.perf_counter()
+    started, load = time.perf_counter(), os.getloadavg()
     if options.files:
         options.files.mkdir(parents=True, exist_ok=True)
     with nullcontext(options.files) if options.files else TemporaryDirectory() as folder:
@@ -219,7 +219,12 @@ def main() -> None:
     result = {
         "benchmark": "grid",
         "device": options.device,
-        "settings": {"grid": "full" if options.full else "quick", "threads": options.threads, "pause": PAUSE},
+        "settings": {
+            "grid": "full" if options.full else "quick",
+            "threads": options.threads,
+            "pause": PAUSE,
+            "load average before": load,
+        },
         "seconds": {"writing files": wrote, "all": time.perf_counter() - started},
         "rows": measured,
         "lengths": mixed,
