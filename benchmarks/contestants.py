@@ -16,7 +16,6 @@ from typing import Any
 
 import onnxruntime
 import torch
-import torch._inductor
 from torch import Tensor, nn
 
 import deploy_rnn
@@ -162,13 +161,11 @@ def parts(path: Path) -> list[Path]:
     return [part for part in (path, path.with_name(path.name + ".data")) if part.exists()]
 
 
-def modules(layer: nn.RNNBase, package: Path | None, *, compile: bool) -> dict[str, Callable[..., Any]]:
-    """Ours that run in PyTorch: one of each serves every T and B."""
+def modules(layer: nn.RNNBase, *, compile: bool) -> dict[str, Callable[..., Any]]:
+    """The layer, and ours that run in PyTorch: one of each serves every T and B."""
     found: dict[str, Callable[..., Any]] = {EAGER: layer, "deploy_rnn": deploy_rnn.convert(layer)}
     if compile:
         found["deploy_rnn, compiled"] = deploy_rnn.compile(layer)
-    if package is not None:
-        found["deploy_rnn, packaged"] = torch._inductor.aoti_load_package(str(package))
     return found
 
 

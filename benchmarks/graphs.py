@@ -126,7 +126,18 @@ def write(points: Sequence[Point], folder: Path, processes: int, *, packaged: se
 
 
 def _run(job: Job) -> Found:
-    return job()
+    try:
+        return job()
+    except Exception as error:  # a compiler that is not there, an exporter that fails: that contestant is missing
+        return dict.fromkeys(NAMES[job.write], str(error) or type(error).__name__)
+
+
+NAMES: dict[Callable[..., Found], Sequence[str]] = {
+    forms: list(FORMS),
+    legacy: [LEGACY],
+    stock: [STOCK],
+    package: [PACKAGE],
+}
 
 
 def path(files: Found, name: str) -> Path:

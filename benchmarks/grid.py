@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+import torch._inductor
 from rich.console import Console
 from rich.progress import track
 
@@ -54,6 +55,7 @@ PAUSE = 0.05
 OPENVINO_STEPS = 2000
 """Steps, over all layers and directions, above which OpenVINO takes more than a minute to open an unrolled graph."""
 Openers = dict[str, Callable[[], Contestant]]
+Floors = dict[str, Callable[[], object]]
 
 
 def cpu_openers(
@@ -117,7 +119,7 @@ def ready(openers: Openers, expected: torch.Tensor) -> tuple[dict[str, Contestan
     return found, missing, differences
 
 
-def measure(point: Point, openers: Openers, floors: dict[str, Callable[[], object]], rounds: int) -> dict[str, Any]:
+def measure(point: Point, openers: Openers, floors: Floors, rounds: int) -> dict[str, Any]:
     """Every contestant at one point, in milliseconds, and the products alone."""
     expected = openers[EAGER]().output()
     found, missing, differences = ready(openers, expected)
@@ -157,23 +159,28 @@ def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: a
             console.print(point.where)
         if point.net != before:
             torch._dynamo.reset()
-            package = files.get((point.net, 0), {}).get(graphs.PACKAGE) if options.device == "cpu" else None
-            layer = point.net.layer(options.device)
-            ours = modules(layer, package if isinstance(package, Path) else None, compile=point.net in compile)
+            ours = modules(point.net.layer(options.device), compile=point.net in compile)
             before = point.net
-        x, trace = point.input(options.device), files[point.net, point.steps]
-        openers: Openers = {name: partial(torch_contestant, module, x) for name, module in ours.items()}
-        floors: dict[str, Callable[[], object]] = {"torch": products(ours[EAGER], x)}
         with TemporaryDirectory() as folder, torch.no_grad():
-            if options.device == "cuda":
-                openers |= cuda_openers(point, trace, x)
-            else:
-                unroll = options.full and point.steps <= 50
-                openers |= cpu_openers(point, trace, x, options.threads, unrolled_by_torch=unroll)
-                graph = Path(folder) / "products.onnx"
-                floors["onnxruntime"] = onnx_products(point.net.layer(), x, graph, options.threads)
+            openers, floors = contest(point, ours, files, Path(folder), options)
             measured.append(measure(point, openers, floors, rounds=3 if options.full else 2))
     return measured
+
+
+def contest(
+    point: Point, ours: dict[str, Any], files: graphs.Files, folder: Path, options: argparse.Namespace
+) -> tuple[Openers, Floors]:
+    """Who takes part at a point."""
+    x, written = point.input(options.device), files[point.net, point.steps]
+    openers: Openers = {name: partial(torch_contestant, module, x) for name, module in ours.items()}
+    floors: Floors = {"torch": products(ours[EAGER], x)}
+    if options.device == "cuda":
+        return openers | cuda_openers(point, written, x), floors
+    package = partial(graphs.path, files.get((point.net, 0), {}), graphs.PACKAGE)
+    openers["deploy_rnn, packaged"] = lambda: torch_contestant(torch._inductor.aoti_load_package(str(package())), x)
+    floors["onnxruntime"] = onnx_products(point.net.layer(), x, folder / "products.onnx", options.threads)
+    unroll = options.full and point.steps <= 50
+    return openers | cpu_openers(point, written, x, options.threads, unrolled_by_torch=unroll), floors
 
 
 def parse() -> argparse.Namespace:

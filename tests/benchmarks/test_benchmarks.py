@@ -134,7 +134,8 @@ def test_grid(tmp_path: Path) -> None:
             "openvino, native", "openvino, unrolled",
         } <= set(ran)  # fmt: skip
         absent = {name for name in row["missing"] if not name.startswith("openvino")}
-        assert absent == ({"onnxruntime, torch.onnx.export"} if row["cell"] == "relu" else set()), row["missing"]
+        stock = {"onnxruntime, torch.onnx.export"} if row["cell"] == "relu" else set()
+        assert absent == {"deploy_rnn, packaged"} | stock, row["missing"]
         assert all(each["low"] <= each["median"] <= each["high"] for each in row["contestants"].values())
         assert row["contestants"]["onnxruntime, unrolled"]["bytes"] > 0
         assert set(row["products"]) == {"torch", "onnxruntime"}
@@ -162,6 +163,17 @@ def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported(benchmark: Impo
     assert list(found) == ["right"]
     assert missing == {"wrong": "wrong by 5.0e-01", "absent": "openvino is not installed"}
     assert differences == {"right": 0.0}
+
+
+def test_a_file_that_cannot_be_written_is_a_contestant_less(benchmark: Importer, tmp_path: Path) -> None:
+    graphs, points = benchmark("graphs"), benchmark("points")
+    threads = torch.get_num_threads()
+    found = graphs._run(graphs.Job(graphs.legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
+    torch.set_num_threads(threads)
+    with pytest.raises(benchmark("contestants").Missing, match="absent"):
+        graphs.path(found, graphs.LEGACY)
+    with pytest.raises(benchmark("contestants").Missing, match="left out of a quick run"):
+        graphs.path(found, graphs.STOCK)
 
 
 def test_one_of_ours_that_is_wrong_ends_the_run(benchmark: Importer) -> None:
