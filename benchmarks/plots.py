@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from summary import PEERS, ours, place
-from tables import RESULTS, ROOT, speeds
+from tables import GRID, RESULTS, ROOT, speeds
 from text import load, machine_line
 
 DOCS = ROOT / "docs"
@@ -101,7 +101,8 @@ def draw(figure: Figure, path: Path) -> None:
 
 def main() -> None:
     draw(modules_plot(load(RESULTS / "torch_modules.json")), DOCS / "torch_modules.svg")
-    draw(grid_plot(load(RESULTS / "grid_cpu.json")), DOCS / "grid.svg")
+    if GRID.exists():
+        draw(grid_plot(load(GRID)), DOCS / "grid.svg")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from text import load, machine_line, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+GRID = RESULTS / "grid_cpu.json"
+"""Absent until `run.py --commit` has run on a quiet machine."""
 AT = ("median", "worst")
 
 
@@ -139,14 +141,17 @@ def sections() -> dict[str, str]:
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
-        **grid_sections(load(RESULTS / "grid_cpu.json")),
+        **(grid_sections(load(GRID)) if GRID.exists() else {}),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
 
 
 def grid_sections(result: dict[str, Any]) -> dict[str, str]:
-    """Every table of a grid."""
+    """Every table of a grid, and its picture as the README and the docs show it."""
+    picture = "![Time over that of the matrix products alone]"
     return {
+        "grid_picture": f"{picture}(docs/grid.svg)",
+        "grid_picture_here": f"{picture}(grid.svg)",
         "grid": grid_summary(result),
         "grid_targets": targets_table(result),
         "grid_behind": behind_table(result),
@@ -161,8 +166,8 @@ def filled(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` made anew."""
     for name, section in sections().items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"\n<!-- /{name} -->")
-        text = before + start + section + end + after if end else text
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        text = before + start + section + "\n" + end + after if end else text
     return text
 
 
