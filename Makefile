@@ -1,5 +1,6 @@
 # make demo: the whole path on real input.  make test: the tests.  Both set up .venv first; they need Python >= 3.11.
 # VENV= PYTHON=python3.12 uses an interpreter that already has everything (make cuda on a machine without an index).
+# make bench: every way to run a recurrent layer side by side, in about five minutes.
 # JOBS= the number of processes that the tests run in.
 
 PYTHON ?= python3
@@ -40,7 +41,9 @@ lint: $(READY)
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
+# Seldom needed, so not in `install`; where it cannot be had, its columns say so.
 bench: $(READY)
+	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed; it is left out."
 	@$(RUN) benchmarks/run.py
 
 # Everything that needs a GPU: the tests marked cuda, and the timings; a JSON for each part in OUT.

@@ -3,7 +3,7 @@
 import torch
 
 from deploy_rnn.timing import compare
-from tables import markdown
+from text import markdown
 
 ELEMENTS = [128, 1024, 4096, 16384, 65536]
 

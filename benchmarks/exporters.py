@@ -1,12 +1,14 @@
 """What an export costs, beside PyTorch's own exporter: `python benchmarks/exporters.py`.
 
 Each export runs in a fresh process, after torch is imported, and is timed from the call to the finished file. Ours
-includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core. After three
-minutes a contestant is stopped.
+includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core, in a process
+of its own. Memory is the largest resident set of the process that exports, and what opening adds to the one that opens.
+After three minutes a contestant is stopped.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -20,8 +22,8 @@ from rich.console import Console
 from torch import nn
 
 from deploy_rnn.runtime import open_session
+from graphs import stock_export
 from machine import publish
-from rnn import stock_export
 from tables import export_table
 
 STEPS = [10, 100, 1000]
@@ -52,11 +54,38 @@ def one(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         size = sum(file.stat().st_size for file in Path(folder).iterdir())  # PyTorch puts the weights beside the graph
         nodes = count(onnx.load(path, load_external_data=False).graph)
-        started = time.perf_counter()
-        open_session(path, threads=1)
-        load = time.perf_counter() - started
+        peak = peak_memory()
+        opening = json.loads(call("--open", str(path)))
     weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
-    return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "load": load}
+    return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "peak": peak, **opening}
+
+
+def opened(path: str) -> dict[str, float]:
+    """Seconds to open a file in onnxruntime, and the bytes of memory that it holds then."""
+    before = resident()
+    started = time.perf_counter()
+    session = open_session(path, threads=1)
+    load, memory = time.perf_counter() - started, resident() - before
+    del session
+    return {"load": load, "memory": memory}
+
+
+def resident() -> int:
+    """Bytes of memory of this process; where Linux does not tell, the most that it has had."""
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def call(*arguments: str, limit: int | None = None) -> str:
+    """The last line that this script prints in a process of its own."""
+    command = [sys.executable, __file__, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit).stdout.splitlines()[-1]
 
 
 def count(graph: onnx.GraphProto) -> int:
@@ -67,12 +96,10 @@ def count(graph: onnx.GraphProto) -> int:
 
 def apart(exporter: str, steps: int, hidden: int) -> dict[str, Any] | None:
     """`one` in a process of its own; None if it does not finish in time."""
-    command = [sys.executable, __file__, "--one", exporter, str(steps), str(hidden)]
     try:
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT).stdout
+        measured: dict[str, Any] = json.loads(call("--one", exporter, str(steps), str(hidden), limit=LIMIT))
     except subprocess.TimeoutExpired:
         return None
-    measured: dict[str, Any] = json.loads(said.splitlines()[-1])
     return measured
 
 
@@ -83,7 +110,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, nargs=2, default=[128, 256], help="units, and units of one more point")
     parser.add_argument("--no-stock", action="store_true", help="leave out torch.onnx.export")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--open", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.open:
+        print(json.dumps(opened(options.open)))
+        return
     if options.one:
         exporter, steps, hidden = options.one
         print(json.dumps(one(exporter, int(steps), int(hidden))))

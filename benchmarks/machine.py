@@ -15,11 +15,16 @@ def describe() -> dict[str, Any]:
     """Processor, GPU and driver if there is one, and the versions of all that takes part."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         **_gpu(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "deploy-rnn")},
+        **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rnn")},
     }
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:

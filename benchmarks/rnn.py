@@ -5,10 +5,6 @@ tensors stay on the device, and a call returns when its work is done.
 """
 
 import argparse
-import copy
-import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,23 +14,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import deploy_rnn
+from contestants import Contestant, onnx_contestant, side_by_side, torch_contestant
 from deploy_rnn.export import export_onnx
-from deploy_rnn.runtime import CPU, CUDA, open_session
-from deploy_rnn.timing import compare
+from graphs import stock_export
 from machine import publish
 from tables import rnn_table
 
 LAYERS = 2
 POINTS = [(50, 1, 64, 128), (50, 32, 64, 128), (100, 1, 256, 256), (100, 32, 256, 256)]
 """T steps, B batch, I input size, H hidden size."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """`run` returns when the work is done; `output` runs too, and gives the output on the CPU, to be compared."""
-
-    run: Callable[[], object]
-    output: Callable[[], Tensor]
 
 
 def contestants(layer: nn.RNN, x: Tensor, folder: Path, *, stock: bool) -> dict[str, Contestant]:
@@ -51,44 +39,6 @@ def contestants(layer: nn.RNN, x: Tensor, folder: Path, *, stock: bool) -> dict[
     return found
 
 
-def torch_contestant(module: Callable[..., Any], x: Tensor) -> Contestant:
-    def run() -> Any:
-        outputs = module(x)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-        return outputs
-
-    return Contestant(run, lambda: run()[0].cpu())
-
-
-def onnx_contestant(path: Path, x: Tensor) -> Contestant:
-    """A graph; on CUDA its tensors are bound where they are, and a run returns when it is done."""
-    session = open_session(path, CUDA if x.is_cuda else CPU)
-    if not x.is_cuda:
-        feeds = {"input": x.numpy()}
-        return Contestant(lambda: session.run(None, feeds), lambda: torch.from_numpy(session.run(["output"], feeds)[0]))
-    binding = session.io_binding()
-    binding.bind_input("input", "cuda", 0, "float32", list(x.shape), x.data_ptr())
-    for each in session.get_outputs():
-        binding.bind_output(each.name, "cuda")
-
-    def output() -> Tensor:
-        session.run_with_iobinding(binding)
-        return torch.from_numpy(binding.copy_outputs_to_cpu()[0])
-
-    return Contestant(lambda: session.run_with_iobinding(binding), output)
-
-
-def stock_export(layer: nn.RNN, x: Tensor, path: Path) -> None:
-    """What PyTorch itself makes of the layer."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            copy.deepcopy(layer).cpu(), (x.cpu(),), path, dynamic_shapes=({1: "B"},), input_names=["input"],
-            output_names=["output", "h_n"], verbose=False,
-        )  # fmt: skip
-
-
 def measure(steps: int, batch: int, inputs: int, hidden: int, device: str, *, stock: bool) -> dict[str, Any]:
     """Every contestant at one point: largest difference from torch.nn.RNN, and milliseconds."""
     layer = nn.RNN(inputs, hidden, LAYERS, bidirectional=True, device=device).eval()
@@ -97,19 +47,6 @@ def measure(steps: int, batch: int, inputs: int, hidden: int, device: str, *, st
         calls = contestants(layer, x, Path(folder), stock=stock)
         found = side_by_side(calls)
     return {"T": steps, "B": batch, "I": inputs, "H": hidden, "contestants": found}
-
-
-def side_by_side(runs: dict[str, Contestant], **blocks: int) -> dict[str, Any]:
-    """For each contestant, the largest difference from the first, and milliseconds; `blocks` as for `compare`."""
-    expected = next(iter(runs.values())).output()
-    differences = {name: float((each.output() - expected).abs().max()) for name, each in runs.items()}
-    for name, difference in differences.items():
-        assert difference < 1e-4, f"{name} is wrong by {difference}"
-    times = compare({name: each.run for name, each in runs.items()}, **blocks)
-    return {
-        name: {"difference": differences[name], **{at: 1e3 * value for at, value in asdict(times[name]).items()}}
-        for name in runs
-    }
 
 
 def main() -> None:

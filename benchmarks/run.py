@@ -1,6 +1,7 @@
-"""`make bench`: every benchmark on this machine's CPU, its JSON in build/bench, its table on the screen.
+"""`make bench`: the quick grid on this machine's CPU, a few minutes; JSON, tables and a plot in build/bench.
 
-`--commit` writes to benchmarks/results instead and makes the README's tables and pictures anew.
+`--full` adds every other benchmark and the full grid, which take hours. `--commit` writes the JSON to
+benchmarks/results instead and makes the tables and pictures of the README and docs anew.
 """
 
 import argparse
@@ -8,25 +9,49 @@ import subprocess
 import sys
 from pathlib import Path
 
+from plots import draw, grid_plot
+from tables import RESULTS, ROOT, grid_sections
+from text import load
+
 HERE = Path(__file__).parent
-PARTS = {
+BUILD = ROOT / "build" / "bench"
+FILES = ["--files", str(BUILD / "files")]
+QUICK = {"grid_cpu": ["grid.py", *FILES]}
+FULL = QUICK | {
     "rnn_cpu": ["rnn.py"],
     "export": ["exporters.py"],
     "compile_time": ["compile_time.py"],
     "torch_modules": ["torch_modules.py"],
+    "grid_cpu_full": ["grid.py", "--full", *FILES],
 }
+
+
+def show(output: Path) -> None:
+    """The tables and the plot of a grid, in build/bench."""
+    result = load(output)
+    sections = [f"## {name}\n\n{table}\n" for name, table in grid_sections(result).items()]
+    page, picture = BUILD / f"{output.stem}.md", BUILD / f"{output.stem}.svg"
+    page.write_text("\n".join(sections), encoding="utf-8")
+    draw(grid_plot(result), picture)
+    print(f"\nTables: {page}\nPlot:   {picture}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="every benchmark and point: hours")
     parser.add_argument("--commit", action="store_true", help="replace the committed results and the README's tables")
+    parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="only these points of the grid")
     options = parser.parse_args()
-    folder = HERE / "results" if options.commit else HERE.parent / "build" / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, (script, *arguments) in PARTS.items():
+    folder = RESULTS if options.commit else BUILD
+    for each in (folder, BUILD):
+        each.mkdir(parents=True, exist_ok=True)
+    only = ["--points", *options.points, "--no-compile"] if options.points else []
+    for name, (script, *arguments) in (FULL if options.full else QUICK).items():
         output = folder / f"{name}.json"
         print(f"\n{name} -> {output}\n", flush=True)
-        subprocess.run([sys.executable, HERE / script, *arguments, "--output", output], check=True)
+        subprocess.run([sys.executable, HERE / script, *arguments, *only, "--output", output], check=True)
+        if script == "grid.py":
+            show(output)
     if options.commit:
         for page in ("tables.py", "plots.py"):
             subprocess.run([sys.executable, HERE / page], check=True)

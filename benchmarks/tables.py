@@ -1,29 +1,26 @@
 """The README's tables, made from the JSON in benchmarks/results: `python benchmarks/tables.py` writes them again."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
+from grid_tables import (
+    behind_table,
+    grid_summary,
+    lengths_table,
+    load_table,
+    missing_table,
+    points_table,
+    targets_table,
+)
+from text import load, machine_line, markdown
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+GRID = RESULTS / "grid_cpu.json"
+"""Absent until `run.py --commit` has run on a quiet machine."""
 AT = ("median", "worst")
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is on the left and whose others are on the right."""
-    rule = ["---", *["--:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
-
-
-def machine_line(result: dict[str, Any]) -> str:
-    machine = result["machine"]
-    where = [f"{machine['cpu']}, {machine['cores']} cores"]
-    if "gpu" in machine:
-        where.append(f"{machine['gpu']}, CUDA {machine['cuda']}, {machine['driver']}")
-    versions = [f"{name} {machine[name]}" for name in ("python", "torch", "onnxruntime", "onnx", "onnxscript")]
-    return f"Measured on {'; '.join(where)}; {', '.join(versions)}."
 
 
 def rnn_table(result: dict[str, Any]) -> str:
@@ -42,8 +39,8 @@ def _speed_table(result: dict[str, Any], labels: Sequence[str], base: str) -> st
 
 
 def export_table(result: dict[str, Any]) -> str:
-    """Seconds, nodes and megabytes (as a share of the weights) of each export, and milliseconds until it is open."""
-    header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open"]
+    """Seconds, nodes and megabytes (as a share of the weights) of each export, milliseconds to open it, memory."""
+    header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open", "MB to export", "MB to open"]
     rows = [[_exported(row), *_export_costs(row["measured"], result["limit"])] for row in result["rows"]]
     return markdown(header, rows) + "\n\n" + machine_line(result)
 
@@ -55,7 +52,7 @@ def _exported(row: dict[str, Any]) -> str:
 
 def _export_costs(measured: dict[str, Any] | None, limit: int) -> list[str]:
     if measured is None:
-        return [f"> {limit}", "", "", ""]
+        return [f"> {limit}", *[""] * 5]
     size = f"{measured['bytes'] / 1e6:.2f} ({measured['bytes'] / measured['weights']:.2f}x)"
     load = "" if measured["load"] is None else f"{1e3 * measured['load']:.0f}"
     return [
@@ -63,6 +60,7 @@ def _export_costs(measured: dict[str, Any] | None, limit: int) -> list[str]:
         f"{measured['nodes']:,}",
         size,
         load,
+        *(f"{measured[at] / 1e6:.0f}" if at in measured else "" for at in ("peak", "memory")),
     ]
 
 
@@ -134,10 +132,6 @@ def accuracy_line(metrics: dict[str, Any]) -> str:
     )
 
 
-def load(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def sections() -> dict[str, str]:
     """Every generated part of the README, by the name in its markers."""
     return {
@@ -147,7 +141,24 @@ def sections() -> dict[str, str]:
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
+        **(grid_sections(load(GRID)) if GRID.exists() else {}),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
+    }
+
+
+def grid_sections(result: dict[str, Any]) -> dict[str, str]:
+    """Every table of a grid, and its picture as the README and the docs show it."""
+    picture = "![Time over that of the matrix products alone]"
+    return {
+        "grid_picture": f"{picture}(docs/grid.svg)",
+        "grid_picture_here": f"{picture}(grid.svg)",
+        "grid": grid_summary(result),
+        "grid_targets": targets_table(result),
+        "grid_behind": behind_table(result),
+        "grid_lengths": lengths_table(result),
+        "grid_load": load_table(result),
+        "grid_points": points_table(result),
+        "grid_missing": missing_table(result),
     }
 
 
@@ -155,13 +166,14 @@ def filled(text: str) -> str:
     """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` made anew."""
     for name, section in sections().items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"\n<!-- /{name} -->")
-        text = before + start + section + end + after if end else text
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        text = before + start + section + "\n" + end + after if end else text
     return text
 
 
 PAGES = (
     ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",

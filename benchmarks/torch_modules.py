@@ -19,9 +19,10 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import deploy_rnn
+from contestants import side_by_side, torch_contestant
 from deploy_rnn.timing import compare
+from floor import products
 from machine import publish
-from rnn import side_by_side, torch_contestant
 from tables import modules_summary, modules_table
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
@@ -45,29 +46,6 @@ def contestants(layer: nn.RNNBase, folder: Path) -> dict[str, Callable[..., Any]
         deploy_rnn.package(layer, (torch.randn(5, 4, layer.input_size),), folder / "layer.pt2")
         found["deploy_rnn, packaged"] = torch._inductor.aoti_load_package(str(folder / "layer.pt2"))
     return found
-
-
-def products(layer: Any, x: Tensor) -> Callable[[], None]:
-    """The matrix products of a two-directional `layer` and nothing else, in as few calls as can be."""
-    steps, batch, _ = x.shape
-    named: dict[str, Tensor] = dict(layer.named_parameters())
-    plan: list[tuple[Tensor, list[Tensor], Tensor, Tensor]] = []
-    for number in range(LAYERS):
-        ih, hh = ([named[f"weight_{kind}_l{number}{side}"] for side in ("", "_reverse")] for kind in ("ih", "hh"))
-        sequence = torch.randn(steps * batch, ih[0].size(1), device=x.device)
-        state = torch.randn(2, batch, hh[0].size(1), device=x.device)
-        plan.append((sequence, [weight.t() for weight in ih], state, torch.stack(hh).transpose(1, 2)))
-
-    def run() -> None:
-        for sequence, weights_ih, state, weights_hh in plan:
-            for weight in weights_ih:
-                torch.mm(sequence, weight)
-            for _ in range(steps):
-                torch.bmm(state, weights_hh)
-        if x.is_cuda:
-            torch.cuda.synchronize()
-
-    return run
 
 
 def measure(modules: dict[str, Callable[..., Any]], x: Tensor) -> dict[str, Any]:

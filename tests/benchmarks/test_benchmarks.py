@@ -1,14 +1,49 @@
 """The benchmarks run, at their smallest; what they measure is nobody's test."""
 
+import copy
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+GRID = BENCHMARKS / "results" / "grid_cpu.json"
+MACHINE = {
+    "cpu": "a", "cores": 2, "python": "1", "torch": "2", "onnxruntime": "3", "onnx": "4", "onnxscript": "5",
+}  # fmt: skip
+Importer = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Importer]:
+    """Imports a file of benchmarks/, and forgets afterwards all that came with it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for path in BENCHMARKS.glob("*.py"):
+        if path.stem not in before:
+            sys.modules.pop(path.stem, None)
+
+
+def point(cell: str = "tanh", batch: int = 32, **medians: float) -> dict[str, Any]:
+    """A row of a grid; `ours` is ours in PyTorch, `native` and `stock` graphs in onnxruntime."""
+    names = {
+        "ours": "deploy_rnn", "torch": "torch.nn", "native": "onnxruntime, native",
+        "stock": "onnxruntime, torch.onnx.export",
+    }  # fmt: skip
+    contestants = {names[name]: {"median": ms, "low": ms, "high": ms} for name, ms in medians.items()}
+    where = {"cell": cell, "H": 8, "layers": 2, "directions": 2, "T": 50, "B": batch}
+    return {**where, "contestants": contestants, "missing": {}, "products": {"torch": 1.0}}
 
 
 def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -41,19 +76,15 @@ def test_export(tmp_path: Path) -> None:
     assert native["nodes"] < unrolled["nodes"] < stock["nodes"]
     assert all(row["measured"]["bytes"] > row["measured"]["weights"] for row in rows)
     assert all(row["measured"]["load"] > 0 for row in rows)
+    assert all(row["measured"]["peak"] > row["measured"]["memory"] > 0 for row in rows)
     assert "| deploy_rnn, native, T=3, H=9 |" in done.stdout
 
 
-def test_an_export_that_was_stopped_is_shown_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import tables
-
-    try:
-        result = tables.load(tables.RESULTS / "export.json")
-        result["rows"] = [{**result["rows"][0], "measured": None}]
-        assert f"H=128 | > {result['limit']} |  |  |  |" in tables.export_table(result)
-    finally:
-        sys.modules.pop("tables", None)
+def test_an_export_that_was_stopped_is_shown_as_such(benchmark: Importer) -> None:
+    tables = benchmark("tables")
+    result = tables.load(tables.RESULTS / "export.json")
+    result["rows"] = [{**result["rows"][0], "measured": None}]
+    assert f"H=128 | > {result['limit']} |  |  |  |" in tables.export_table(result)
 
 
 @pytest.mark.slow
@@ -88,3 +119,185 @@ def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
     assert "There is no CUDA GPU here" in done.stderr
     assert "nothing was checked" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_grid(tmp_path: Path) -> None:
+    points = ["relu,8,3,2", "LSTM,8,3,1"]
+    arguments = ["--points", *points, "--no-compile", "--threads", "1", "--output", tmp_path / "grid.json"]
+    done = run("grid.py", *arguments, "--files", tmp_path / "files")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))
+    assert [(row["cell"], row["B"]) for row in result["rows"]] == [("LSTM", 1), ("relu", 2)]
+    for row in result["rows"]:
+        ran = row["contestants"] | row["missing"]
+        assert {
+            "torch.nn", "torch.nn, traced", "deploy_rnn", "onnxruntime, unrolled", "onnxruntime, scan",
+            "onnxruntime, native", "onnxruntime, torch.onnx.export", "onnxruntime, torch.onnx.export, legacy",
+            "openvino, native", "openvino, unrolled",
+        } <= set(ran)  # fmt: skip
+        absent = {name for name in row["missing"] if not name.startswith("openvino")}
+        stock = {"onnxruntime, torch.onnx.export"} if row["cell"] == "relu" else set()
+        assert absent == {"deploy_rnn, packaged"} | stock, row["missing"]
+        assert all(each["low"] <= each["median"] <= each["high"] for each in row["contestants"].values())
+        assert row["contestants"]["onnxruntime, unrolled"]["bytes"] > 0
+        assert set(row["products"]) == {"torch", "onnxruntime"}
+    assert result["settings"]["threads"] == 1
+    assert result["machine"]["torch"] == torch.__version__.partition("+")[0]
+    assert "| LSTM, B=1 |" in done.stdout
+    assert len(list((tmp_path / "files" / "stock").glob("*.onnx"))) == 1  # kept, for the next run
+
+
+def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported(benchmark: Importer) -> None:
+    grid, contestants = benchmark("grid"), benchmark("contestants")
+    x, expected = torch.zeros(3, 2, 4), torch.zeros(3, 2, 4)
+
+    def absent() -> None:
+        raise contestants.Missing("openvino is not installed")
+
+    found, missing, differences = grid.ready(
+        {
+            "right": lambda: contestants.torch_contestant(lambda x: (x,), x),
+            "wrong": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x),
+            "absent": absent,
+        },
+        expected,
+    )
+    assert list(found) == ["right"]
+    assert missing == {"wrong": "wrong by 5.0e-01", "absent": "openvino is not installed"}
+    assert differences == {"right": 0.0}
+
+
+def test_a_file_that_cannot_be_written_is_a_contestant_less(benchmark: Importer, tmp_path: Path) -> None:
+    graphs, points = benchmark("graphs"), benchmark("points")
+    threads = torch.get_num_threads()
+    found = graphs._run(graphs.Job(graphs.legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
+    torch.set_num_threads(threads)
+    with pytest.raises(benchmark("contestants").Missing, match="absent"):
+        graphs.path(found, graphs.LEGACY)
+    with pytest.raises(benchmark("contestants").Missing, match="left out of a quick run"):
+        graphs.path(found, graphs.STOCK)
+
+
+def test_one_of_ours_that_is_wrong_ends_the_run(benchmark: Importer) -> None:
+    grid, contestants = benchmark("grid"), benchmark("contestants")
+    x = torch.zeros(3, 2, 4)
+    wrong = {"deploy_rnn": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x)}
+    with pytest.raises(AssertionError, match="deploy_rnn is wrong by 5"):
+        grid.ready(wrong, x)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("cell", ["tanh", "LSTM"])
+def test_the_floor_has_every_product_once(benchmark: Importer, tmp_path: Path, cell: str, directions: int) -> None:
+    floor, points = benchmark("floor"), benchmark("points")
+    point = points.Point(points.Net(cell, 8, layers=2, directions=directions), 5, 3)
+    layer, x = point.net.layer(), point.input()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        floor.products(layer, x)()
+    gates = points.GATES[cell]
+    first, second = (8 + 8) * 8 * gates, (8 * directions + 8) * 8 * gates
+    assert counter.get_total_flops() == 2 * 5 * 3 * directions * (first + second)
+    floor.onnx_products(layer, x, tmp_path / "products.onnx", 1)()
+    nodes = onnx.load(tmp_path / "products.onnx").graph.node
+    assert [node.op_type for node in nodes] == ["MatMul"] * (2 * directions * (5 + 1))
+
+
+@pytest.mark.slow
+def test_lengths_group_rows_and_every_way_is_right(benchmark: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths, points = benchmark("lengths"), benchmark("points")
+    sequences = [np.ones((length, 2), np.float32) for length in (3, 1, 9, 2)]
+    come, grouped, buckets = (
+        lengths.batches(sequences, 2, grouped=grouped, buckets=buckets)
+        for grouped, buckets in ((False, ()), (True, ()), (True, (5, 10)))
+    )
+    assert [rows.x.shape[0] for rows in come] == [3, 9]
+    assert [rows.places for rows in grouped] == [[1, 3], [0, 2]]
+    assert [rows.x.shape[0] for rows in grouped] == [2, 9]
+    assert [rows.x.shape[0] for rows in buckets] == [5, 10]
+    monkeypatch.setattr(lengths, "LONGEST", 6)
+    monkeypatch.setattr(lengths, "BUCKETS", (3, 6))
+    monkeypatch.setattr(lengths, "BATCH", 2)
+    names = list(lengths.measure(points.Net("GRU", 4), 4, 1)["contestants"])
+    assert names[:3] == ["torch.nn, padded", "torch.nn, packed", "scan, padded"]
+    assert names[-1] == "unrolled, buckets"
+
+
+def test_the_native_operator_is_ours_but_not_against_itself(benchmark: Importer) -> None:
+    summary = benchmark("summary")
+    row = point(torch=8.0, ours=4.0, native=2.0)
+    assert summary.lead(row, summary.PEERS["torch.nn"]) == 4
+    assert summary.lead(row, summary.PEERS["native operator"]) == 0.5
+    assert summary.lead(row, summary.PEERS["OpenVINO"]) is None
+    assert summary.share(row) == 0.5
+
+
+def test_targets_are_met_or_not_by_the_figures(benchmark: Importer) -> None:
+    summary = benchmark("summary")
+    rows = [point(torch=8.0, ours=1.0, native=2.0), point(torch=2.0, ours=1.0, native=2.0, batch=1)]
+    found = {target.name: target for target in summary.targets({"rows": rows, "lengths": []})}
+    eager, native = found["RNN, against torch.nn"], found["RNN, against native operator"]
+    assert (eager.value, eager.met) == (pytest.approx(4), True)
+    assert eager.where == "2.00x at tanh, T=50, B=1, H=8"
+    assert (native.value, native.met) == (pytest.approx(2), False)
+    assert (found["GRU, against torch.nn"].value, found["GRU, against torch.nn"].met) == (None, None)
+
+
+def test_points_where_a_peer_is_ahead(benchmark: Importer) -> None:
+    summary = benchmark("summary")
+    rows = [point(torch=1.0, ours=2.0), point(torch=2.0, ours=2.05), point(torch=1.0, ours=3.0, stock=2.0)]
+    found = summary.behind({"device": "cpu", "rows": rows})
+    assert [(ahead, peer) for ahead, peer, _ in found] == [
+        (3.0, "torch.nn"), (2.0, "torch.nn"), (1.5, "torch.onnx.export"),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def measured(benchmark: Importer) -> dict[str, Any]:
+    """A quick grid with made-up times."""
+    points = benchmark("points").quick()
+    rows = [{**point(torch=8.0, ours=1.0, native=2.0), **each.where} for each in points]
+    return {"device": "cpu", "rows": rows, "lengths": [], "machine": MACHINE}
+
+
+def test_every_point_and_target_is_in_the_tables(benchmark: Importer, measured: dict[str, Any]) -> None:
+    sections = benchmark("tables").grid_sections(measured)
+    assert sections["grid_targets"].count("\n") == 1 + len(benchmark("summary").targets(measured))
+    assert sections["grid_points"].count("\n") == 1 + len(measured["rows"])
+    assert "| LSTM, B=32 | 8.00x (8.00x) | 2.00x (2.00x) | 100 % |" in sections["grid"]
+    assert sections["grid_behind"] == "Nowhere."
+
+
+def test_the_plot_has_a_panel_for_each_cell(benchmark: Importer, measured: dict[str, Any]) -> None:
+    figure = benchmark("plots").grid_plot(measured)
+    assert [axes.get_title() for axes in figure.axes] == ["tanh", "relu", "GRU", "LSTM"]
+
+
+@pytest.mark.skipif(not GRID.exists(), reason="no grid was committed yet; run python benchmarks/run.py --commit")
+def test_the_quick_grid_is_what_was_committed(benchmark: Importer) -> None:
+    points = [each.where for each in benchmark("points").quick()]
+    rows = [{key: row[key] for key in points[0]} for row in json.loads(GRID.read_text(encoding="utf-8"))["rows"]]
+    assert sorted(map(str, rows)) == sorted(map(str, points))
+
+
+def test_compare(tmp_path: Path) -> None:
+    old = {"rows": [point(ours=1.0, torch=4.0)], "machine": MACHINE}
+    new: Any = copy.deepcopy(old)
+    new["rows"][0]["contestants"]["deploy_rnn"]["median"] = 1.5
+    for name, result in (("old", old), ("new", new)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
+    files = tmp_path / "old.json", tmp_path / "new.json"
+    done = run("compare.py", *files)
+    assert done.returncode == 0, done.stderr
+    assert "| cell=tanh, H=8, layers=2, directions=2, T=50, B=32 | 1.50 | 1.00 |" in done.stdout
+    assert "| geometric mean | 1.50 | 1.00 |" in done.stdout
+    done = run("compare.py", *files, "--fail-above", "1.4")
+    assert done.returncode == 1
+    assert "deploy_rnn takes 1.50 times as long as before; the limit is 1.4." in done.stderr
+    assert run("compare.py", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode == 0
+    assert run("compare.py", *files, "--contestant", "nobody").returncode == 2
+    del new["rows"][0]["contestants"]["torch.nn"]
+    files[1].write_text(json.dumps(new), encoding="utf-8")
+    done = run("compare.py", *files, "--fail-above", "2")
+    assert done.returncode == 1
+    assert "torch.nn is gone from 1 points." in done.stderr
