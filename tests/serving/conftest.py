@@ -1,0 +1,65 @@
+"""Small bundles, each exported once in a session of tests."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy_rnn.export import export_bundle
+
+
+class Tagger(nn.Module):
+    """Tokens (B, T) -> scores (B, T, 3); with lengths where the constructor says so."""
+
+    def __init__(self, family: Any = nn.RNN, *, bidirectional: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.rnn = family(8, 16, 2, bidirectional=bidirectional, batch_first=True)
+        self.score = nn.Linear(32 if bidirectional else 16, 3)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        embedded = self.embed(tokens)
+        if lengths is None:
+            scores: Tensor = self.score(self.rnn(embedded)[0])
+            return scores
+        packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        padded = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])
+        return self.score(padded[0])  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def tagger() -> nn.Module:
+    torch.manual_seed(1)
+    return Tagger().eval()
+
+
+@pytest.fixture(scope="session")
+def padded(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tagger` with lengths, for any number of steps and for 16."""
+    folder = tmp_path_factory.mktemp("bundles") / "padded"
+    args = (torch.randint(20, (2, 12)), torch.tensor([12, 5]))
+    export_bundle(tagger, args, folder, forms=["native"], buckets=[16], sizes=(2,))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exact(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tagger` without lengths."""
+    folder = tmp_path_factory.mktemp("bundles") / "exact"
+    export_bundle(tagger, (torch.randint(20, (2, 12)),), folder, forms=["native"], sizes=(2,))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stream_model() -> nn.Module:
+    torch.manual_seed(2)
+    return Tagger(nn.LSTM, bidirectional=False).eval()
+
+
+@pytest.fixture(scope="session")
+def streaming(stream_model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "streaming"
+    export_bundle(stream_model, (torch.randint(20, (2, 12)),), folder, forms=["native"], streaming=True, sizes=(2,))
+    return folder
