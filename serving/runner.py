@@ -1,6 +1,7 @@
 """`Runner`: one opened graph, in its own layout."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +11,10 @@ import onnxruntime
 from deploy_rnn.errors import InputError, LoadError, RunError
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec, open_session, specs
 
-LARGE = 8 << 20
-"""Bytes of inputs and outputs above which a run gives its memory back to the system when it ends: the arena would keep
-what the largest run ever needed. Giving it back costs page faults in the next run, which a large one does not feel."""
+LARGE = 16_384
+"""Rows times steps above which a run gives its memory back to the system when it ends: onnxruntime would keep what the
+largest run ever needed. After 16 x 4,000 steps of a two-layer bidirectional GRU, H = 128, 361 MB stay instead of 747.
+Small runs keep theirs, since fetching it again took up to ten times as long as the run."""
 
 
 class Runner(Protocol):
@@ -64,7 +66,8 @@ class Session:
         self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        options = self._large if sum(array.nbytes for array in feeds.values()) > LARGE else self._small
+        large = any(prod(array.shape[:2]) > LARGE for array in feeds.values())
+        options = self._large if large else self._small
         return guarded(lambda: self._session.run(list(outputs), dict(feeds), options))
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
