@@ -26,7 +26,8 @@ class Engine:
     graphs do: (B, T, ...), states (B, ...). Its states and lengths may be left out: a state is then zeros, and every
     step of a row counts. A request is padded to a larger graph only if a trial has shown that the model does not mind.
 
-    NaN and infinity are accepted, and passed on: what comes of them is the model's affair, and stays in their row.
+    NaN and infinity are accepted, and passed on. What comes of them stays in their row, and is the graph's affair: the
+    GRU and LSTM operators of onnxruntime make numbers of them.
 
     Args:
         path: an .onnx file, such as `deploy_rnn.export.export_onnx` writes, or the folder of a bundle.

@@ -7,26 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deploy_rnn
 from deploy_rnn.export import export_bundle
 
 
 class Tagger(nn.Module):
     """Tokens (B, T) -> scores (B, T, 3); with lengths where the constructor says so."""
 
-    def __init__(self, family: Any = nn.RNN, *, bidirectional: bool = True) -> None:
+    def __init__(self, family: Any = deploy_rnn.RNN, *, bidirectional: bool = True) -> None:
         super().__init__()
         self.embed = nn.Embedding(20, 8)
         self.rnn = family(8, 16, 2, bidirectional=bidirectional, batch_first=True)
         self.score = nn.Linear(32 if bidirectional else 16, 3)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        embedded = self.embed(tokens)
-        if lengths is None:
-            scores: Tensor = self.score(self.rnn(embedded)[0])
-            return scores
-        packed = nn.utils.rnn.pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-        padded = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])
-        return self.score(padded[0])  # type: ignore[no-any-return]
+        scores: Tensor = self.score(self.rnn(self.embed(tokens), None, lengths)[0])
+        return scores
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +51,7 @@ def exact(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stream_model() -> nn.Module:
     torch.manual_seed(2)
-    return Tagger(nn.LSTM, bidirectional=False).eval()
+    return Tagger(deploy_rnn.LSTM, bidirectional=False).eval()
 
 
 @pytest.fixture(scope="session")

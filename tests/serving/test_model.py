@@ -41,6 +41,7 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.gate, self.rows = threading.Event(), threading.Event(), []
+        self.gate.set()
         real = module.execute
 
         def execute(engine: Any, lanes: Any) -> Any:
