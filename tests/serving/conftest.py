@@ -33,18 +33,18 @@ def tagger() -> nn.Module:
 
 @pytest.fixture(scope="session")
 def padded(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tagger` with lengths, for any number of steps and for 16."""
+    """`tagger` with lengths, for any number of steps, for 8 and for 16."""
     folder = tmp_path_factory.mktemp("bundles") / "padded"
     args = (torch.randint(20, (2, 12)), torch.tensor([12, 5]))
-    export_bundle(tagger, args, folder, forms=["native"], buckets=[16], sizes=(2,))
+    export_bundle(tagger, args, folder, forms=["native"], buckets=[8, 16], sizes=(2,))
     return folder
 
 
 @pytest.fixture(scope="session")
 def exact(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`tagger` without lengths."""
+    """`tagger` without lengths, for any number of steps and for 4."""
     folder = tmp_path_factory.mktemp("bundles") / "exact"
-    export_bundle(tagger, (torch.randint(20, (2, 12)),), folder, forms=["native"], sizes=(2,))
+    export_bundle(tagger, (torch.randint(20, (2, 12)),), folder, forms=["native"], buckets=[4], sizes=(2,))
     return folder
 
 

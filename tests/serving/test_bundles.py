@@ -123,40 +123,39 @@ def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Pa
         Engine(folder)
 
 
-def test_only_the_lengths_that_there_are_graphs_for(tagger: nn.Module, tmp_path: Path) -> None:
-    folder, example = tmp_path / "b", torch.randint(20, (2, 4))
-    export_bundle(tagger, (example,), folder, forms=["unrolled"], buckets=[4], sizes=(2,))
-    engine = Engine(folder)
-    assert not engine.pads
-    assert engine.rows_share
-    np.testing.assert_allclose(
-        engine.run({"tokens": tokens(3, 4)})["output"], expected(tagger, tokens(3, 4)), atol=1e-5
-    )
-    with pytest.raises(InputError, match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another"):
-        engine.run({"tokens": tokens(3, 5)})
-
-
-def keep(folder: Path, *files: str) -> Path:
-    """The bundle with these graphs only."""
+def keep(bundle: Path, folder: Path, *files: str) -> Path:
+    """A copy of the bundle with these graphs only."""
+    shutil.copytree(bundle, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["file"] in files]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def test_a_bundle_of_buckets_pads_all_that_is_shorter(tagger: nn.Module, tmp_path: Path) -> None:
-    args = (torch.randint(20, (2, 4)), torch.tensor([4, 2]))
-    export_bundle(tagger, args, tmp_path / "b", forms=["unrolled"], buckets=[4, 8], sizes=(2,))
-    for files in (("unrolled-4.onnx", "unrolled-8.onnx"), ("unrolled-8.onnx",)):
-        engine = Engine(keep(tmp_path / "b", *files))
-        engine.warm_up()
-        assert engine.pads
-        found = engine.run({"tokens": tokens(3, 5)})["output"]
-        np.testing.assert_allclose(found, expected(tagger, tokens(3, 5)), atol=1e-5)
-        with pytest.raises(
-            InputError, match="the inputs have 9 steps; the bundle's graphs take at most 8: export another"
-        ):
-            engine.run({"tokens": tokens(3, 9)})
+def test_only_the_steps_that_there_are_graphs_for(exact: Path, tagger: nn.Module, tmp_path: Path) -> None:
+    engine = Engine(keep(exact, tmp_path / "b", "unrolled-4.onnx"))
+    engine.warm_up()
+    assert not engine.pads
+    assert engine.rows_share
+    found = engine.run({"tokens": tokens(3, 4)})["output"]
+    np.testing.assert_allclose(found, expected(tagger, tokens(3, 4)), atol=1e-5)
+    with pytest.raises(InputError, match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another"):
+        engine.run({"tokens": tokens(3, 5)})
+
+
+@pytest.mark.parametrize("buckets", [["8", "16"], ["16"]])
+def test_a_bundle_of_buckets_pads_all_that_is_shorter(
+    buckets: list[str], padded: Path, tagger: nn.Module, tmp_path: Path
+) -> None:
+    engine = Engine(keep(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
+    engine.warm_up()
+    assert engine.pads
+    found = engine.run({"tokens": tokens(3, 11)})["output"]
+    np.testing.assert_allclose(found, expected(tagger, tokens(3, 11)), atol=1e-5)
+    with pytest.raises(
+        InputError, match="the inputs have 17 steps; the bundle's graphs take at most 16: export another"
+    ):
+        engine.run({"tokens": tokens(3, 17)})
 
 
 class Smoothed(nn.Module):
@@ -189,9 +188,8 @@ class Centred(nn.Module):
 def test_a_model_that_minds_padding_is_not_padded(tmp_path: Path) -> None:
     args = (torch.randn(2, 6, 3), torch.tensor([6, 4]))
     export_bundle(Smoothed(), args, tmp_path / "b", forms=["native"], buckets=[6], sizes=(2,))
-    shutil.copytree(tmp_path / "b", tmp_path / "c")
-    for folder in (keep(tmp_path / "b", "native.onnx"), keep(tmp_path / "c", "unrolled-6.onnx")):
-        engine = Engine(folder)
+    for file in ("native.onnx", "unrolled-6.onnx"):
+        engine = Engine(keep(tmp_path / "b", tmp_path / file, file))
         assert engine.rows_share
         assert not engine.pads
 
