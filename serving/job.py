@@ -20,6 +20,7 @@ class Job:
         deadline: when nobody waits for it any more; None for never.
         stream: that it is a chunk of.
         future: of its answer.
+        claimed: whether it may be run; None before that was asked.
     """
 
     feeds: Feeds
@@ -29,7 +30,7 @@ class Job:
     deadline: float | None
     stream: Stream | None = None
     future: "Future[Response]" = field(default_factory=Future)
-    claimed: bool = False
+    claimed: bool | None = None
 
     @property
     def rows(self) -> int:
@@ -45,8 +46,9 @@ class Job:
         return self.feeds.others
 
     def claim(self) -> bool:
-        """Whether it may be run; from then on it cannot be cancelled."""
-        self.claimed = self.claimed or self.future.set_running_or_notify_cancel()
+        """Whether it may be run, and not cancelled any more; if it was cancelled, those who wait for it are told."""
+        if self.claimed is None:
+            self.claimed = self.future.set_running_or_notify_cancel()
         return self.claimed
 
 

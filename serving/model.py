@@ -249,7 +249,7 @@ class Model:
         """Tell the one who waits; None if it was cancelled, and nobody does."""
         with self._changed:
             self._tally.failures += 1
-        if why is not None and job.claim():
+        if job.claim() and why is not None:
             job.future.set_exception(why)
 
     def _refuse_all(self) -> None:

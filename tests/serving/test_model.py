@@ -195,8 +195,27 @@ def test_who_does_not_wait_any_more_is_not_run(padded: Path, held: Held, open_mo
     assert kept.result(30).rows == 1
     with pytest.raises(DeadlineError, match=r"the request waited for .* s, and its deadline passed"):
         late.result(30)
+    assert not wait([gone], 30).not_done
     said = model.statistics()
     assert (said.successes, said.failures, said.executions) == (2, 2, 2)
+
+
+def test_one_that_is_cancelled_while_a_run_is_chosen(
+    padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded)
+    choose = model._waiting._chosen
+
+    def chosen_and_cancelled() -> Any:
+        gone.cancel()
+        return choose()
+
+    with held(model, ask(tokens(1, 5))):
+        gone, kept = (model.submit(ask(tokens(1, 5))) for _ in range(2))
+        model._waiting._chosen = chosen_and_cancelled  # type: ignore[method-assign]
+    assert kept.result(30).rows == 1
+    assert not wait([gone], 30).not_done
+    assert model.infer(ask(tokens(1, 5))).rows == 1
 
 
 def test_it_waits_for_more_rows_if_told_to(padded: Path, open_model: Callable[..., Model]) -> None:
