@@ -163,7 +163,6 @@ def sections() -> dict[str, str]:
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
-        "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
 
@@ -179,7 +178,6 @@ def filled(text: str) -> str:
 
 PAGES = (
     ROOT / "README.md",
-    ROOT / "docs" / "serving-engine.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
