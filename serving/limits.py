@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one model. docs/serving-engine.md has the measurements behind the defaults of a batch.
+    """Of one model; benchmarks/batching.py measures what those of a batch bring and cost.
 
     Attributes:
         max_rows: rows of one run; also of one request.
@@ -30,7 +30,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 1 if field.type == "int" or field.type is int else 0
+            value, least = getattr(self, field.name), 1 if field.type is int else 0
             if not value >= least:
                 raise ValueError(f"`{field.name}` (={value!r}) must be {least} or more.")
         if self.max_waste >= 1:
