@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Condition, Thread, current_thread
+from threading import TIMEOUT_MAX, Condition, Thread, current_thread
 from typing import Self
 
 from deploy_rnn.errors import BusyError, ClosedError, DeployError, InputError, StreamError
@@ -193,12 +193,12 @@ class Model:
             while not self._waiting and not self._closed:
                 self._streams.expire(self._clock())
                 expiry = self._streams.next_expiry()
-                self._changed.wait(None if expiry is None else max(0.0, expiry - self._clock()))
+                self._changed.wait(None if expiry is None else _bounded(expiry - self._clock()))
             while self._waiting and not self._waiting.full and not self._closed:
                 left = self._waiting.oldest.arrived + self._limits.max_wait - self._clock()
                 if left <= 0:
                     break
-                self._changed.wait(left)
+                self._changed.wait(_bounded(left))
             return bool(self._waiting)
 
     def _run(self, lanes: Sequence[Lane]) -> None:
@@ -208,10 +208,10 @@ class Model:
         try:
             executed = execute(self._engine, lanes)
         except Exception as error:  # whatever it is, those who wait are told
-            apart: list[Lane] = list(lanes) if len(lanes) > 1 else [[job] for job in lanes[0]]
-            if len(apart) == 1:
+            if len(lanes) == len(lanes[0]) == 1:
                 self._failed(lanes[0][0], error)
-            for lane in apart if len(apart) > 1 else ():
+                return
+            for lane in lanes if len(lanes) > 1 else [[job] for job in lanes[0]]:
                 self._run_if_whole(lane)
             return
         self._ran(lanes, executed, started, time.perf_counter() - before)
@@ -258,3 +258,8 @@ class Model:
             left = self._waiting.clear()
         for job in left:
             self._refuse(job, ClosedError(f"model {self.name!r} was unloaded before the request was run."))
+
+
+def _bounded(seconds: float) -> float:
+    """As a lock can wait: a limit may be infinite."""
+    return min(max(0.0, seconds), TIMEOUT_MAX)

@@ -465,6 +465,12 @@ def test_an_idle_stream_expires_by_the_clock(streaming: Path) -> None:
             send(model, "a", tokens(1, 3))
 
 
+def test_limits_may_be_infinite(streaming: Path, open_model: Callable[..., Model]) -> None:
+    model = open_model(streaming, stream_idle=float("inf"), max_wait=float("inf"), max_rows=1)
+    send(model, "a", tokens(1, 3), start=True).result(30)
+    assert send(model, "a", tokens(1, 3)).result(30)
+
+
 def test_streams_that_are_opened_and_abandoned(streaming: Path, open_model: Callable[..., Model]) -> None:
     model, array = open_model(streaming, max_streams=64, stream_keep=0.0, max_queue=4096), tokens(1, 1)
     for name in range(10_000):
