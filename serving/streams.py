@@ -116,8 +116,8 @@ class Streams:
 
     def _make_room(self, now: float) -> None:
         """Evict the stream that has been idle longest, if it is not in use."""
-        oldest = next(iter(self._live.values()))
-        if oldest.waiting or oldest.touched + self._limits.stream_keep > now:
+        oldest = next((stream for stream in self._live.values() if not stream.waiting), None)
+        if oldest is None or oldest.touched + self._limits.stream_keep > now:
             raise BusyError(
                 f"{len(self._live)} streams are live, the most that are held; end some, or try again later."
             )

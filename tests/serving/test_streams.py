@@ -80,6 +80,21 @@ def test_a_full_table_refuses_or_evicts_who_is_idle(streams: Streams) -> None:
     assert [number in streams for number in range(4)] == [True, False, True, True]
 
 
+def test_one_whose_chunk_waits_is_not_evicted(streams: Streams) -> None:
+    waits = streams.admit("a", 1, start=True, end=False, now=0.0)
+    for name in ("b", "c"):
+        chunk(streams, name, 1.0, start=True)
+    chunk(streams, "d", 20.0, start=True)
+    assert [name in streams for name in "abcd"] == [True, False, True, True]
+    streams.answered(waits, 30.0)
+    chunk(streams, "e", 31.0, start=True)
+    assert [name in streams for name in "acde"] == [True, False, True, True]
+    for name in "ade":
+        streams.admit(name, 1, start=False, end=False, now=32.0)
+    with pytest.raises(BusyError):
+        chunk(streams, "f", 90.0, start=True)
+
+
 def test_one_that_cannot_go_on_says_why(streams: Streams) -> None:
     stream = chunk(streams, 1, 0.0, start=True)
     streams.end(stream, "a chunk of it failed (no memory)")
