@@ -68,6 +68,14 @@ def test_it_does_not_expire_while_a_chunk_waits(streams: Streams) -> None:
     assert "a" not in streams
 
 
+def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: Streams) -> None:
+    for name in ("a", "b"):
+        chunk(streams, name, 0.0, start=True)
+    streams.admit("a", 1, start=False, end=False, now=50.0)
+    streams.expire(100.0)
+    assert [name in streams for name in "ab"] == [True, False]
+
+
 def test_a_full_table_refuses_or_evicts_who_is_idle(streams: Streams) -> None:
     for number in range(3):
         chunk(streams, number, float(number), start=True)
