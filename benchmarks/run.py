@@ -23,6 +23,7 @@ FULL = QUICK | {
     "compile_time": ["compile_time.py"],
     "torch_modules": ["torch_modules.py"],
     "grid_cpu_full": ["grid.py", "--full", *FILES],
+    "batching": ["batching.py"],
 }
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 Step = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
 
@@ -44,7 +43,7 @@ class Cell:
 
 def tanh(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
     """h[t] = tanh(projected[t] + h[t-1] @ W_hh.T)"""
-    return [_tanh(torch.baddbmm(projected, states[0], weights[0]))]
+    return [torch.tanh(torch.baddbmm(projected, states[0], weights[0]))]
 
 
 def relu(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -61,7 +60,7 @@ def gru(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[
     hidden = torch.baddbmm(weights[1], h, weights[0])  # (D, B, 3*H)
     size = 2 * h.size(-1)
     r, z = torch.sigmoid(projected[..., :size] + hidden[..., :size]).chunk(2, -1)
-    n = _tanh(torch.addcmul(projected[..., size:], r, hidden[..., size:]))
+    n = torch.tanh(torch.addcmul(projected[..., size:], r, hidden[..., size:]))
     return [torch.lerp(n, h, z)]
 
 
@@ -71,26 +70,11 @@ def lstm(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list
     h[t] = o * tanh(c[t]), times W_hr.T where there is a projection
     """
     i, f, g, o = torch.baddbmm(projected, states[0], weights[0]).chunk(4, -1)  # (D, B, H) each
-    c = torch.addcmul(torch.sigmoid(f) * states[1], torch.sigmoid(i), _tanh(g))
-    h = torch.sigmoid(o) * _tanh(c)
+    c = torch.addcmul(torch.sigmoid(f) * states[1], torch.sigmoid(i), torch.tanh(g))
+    h = torch.sigmoid(o) * torch.tanh(c)
     if len(weights) > 1:
         h = torch.bmm(h, weights[1])  # (D, B, P)
     return [h, c]
-
-
-# Elements from which a sigmoid and two more operations are not slower than PyTorch's tanh on the CPU; at four times as
-# many they take half its time (benchmarks/activations.py). Compiled code has its own way (compilation.py).
-TANH_BY_SIGMOID = 4096
-
-
-def _tanh(x: Tensor, by_sigmoid: int = TANH_BY_SIGMOID) -> Tensor:  # TorchScript knows no global numbers
-    """tanh(x) = 2 * sigmoid(2 * x) - 1, where that is faster and no gradient is asked for; within 2e-7."""
-    if not is_scripting():  # noqa: SIM102
-        if torch.compiler.is_compiling():
-            return torch.tanh(x)
-    if torch.is_grad_enabled() or x.is_cuda or x.dtype != torch.float32 or x.numel() < by_sigmoid:
-        return torch.tanh(x)
-    return torch.rsub(torch.sigmoid(x + x), -1, alpha=-2)  # -1 - (-2) * sigmoid
 
 
 CELLS = {

@@ -70,7 +70,7 @@ _SIZES_APART = _SizesApart()
 
 
 def _backend(graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
-    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}  # from one exponential: see `_tanh` in cells.py
+    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}  # from one exponential, in one vectorised loop
     if CPP_WRAPPER and not torch.is_grad_enabled():
         options["cpp_wrapper"] = True
     return cast(Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options))
