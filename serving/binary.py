@@ -25,7 +25,9 @@ def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memor
 
 def _length(header: str, available: int) -> int:
     if not (header.isascii() and header.isdigit() and len(header) < 20 and int(header) <= available):
-        raise InputError(f"{HEADER_LENGTH} (={header[:40]!r}) must be a number of at most {available}, the body's bytes.")
+        raise InputError(
+            f"{HEADER_LENGTH} (={header[:40]!r}) must be a number of at most {available}, the body's bytes."
+        )
     return int(header)
 
 

@@ -183,8 +183,11 @@ class Model:
         with self._lock:
             counts = {name: number if "seconds" in name else int(number) for name, number in self._counts.items()}
             return Statistics(
-                **counts, batch_rows=dict(self._batches), streams=len(self._streams), last_inference=self._last
-            )  # type: ignore[arg-type]
+                **counts,  # type: ignore[arg-type]
+                batch_rows=dict(self._batches),
+                streams=len(self._streams),
+                last_inference=self._last,
+            )
 
     def holds(self, sequence: int | str) -> bool:
         return sequence in self._streams

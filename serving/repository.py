@@ -10,7 +10,7 @@ from typing import Any
 from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.errors import BundleError, ClosedError, UnknownModelError
 
-from .model import Model
+from .model import Limits, Model
 from .oip import VERSION
 from .request import Request, Response
 
@@ -46,15 +46,16 @@ class Repository:
 
     Args:
         make: path, name -> a loaded model.
+        limits: what `make` gives to each.
 
     Raises:
         BundleError: there is no bundle at `path`.
     """
 
-    def __init__(self, path: str | Path, make: Callable[[Path, str], Model]) -> None:
-        self._path, self._make = Path(path), make
+    def __init__(self, path: str | Path, make: Callable[[Path, str], Model], limits: Limits | None = None) -> None:
+        self._path, self._make, self.limits = Path(path), make, limits or Limits()
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._loaded, self._closing = threading.Event(), threading.Event()
         self._retirements: list[threading.Thread] = []
         self._entries: dict[str, Entry] = {}
         self._look()
@@ -65,6 +66,7 @@ class Repository:
         """Raises: DeployError: a model that cannot be loaded."""
         for name in list(self._entries):
             self.load(name)
+        self._loaded.set()
 
     def load(self, name: str) -> None:
         """Load a model, or replace it: the new one takes over once it is ready, and the old one keeps its streams until
@@ -160,11 +162,8 @@ class Repository:
         return iter([model for model in found if model is not None])
 
     def ready(self) -> bool:
-        """Whether every model that was not unloaded answers, and the server is not about to stop."""
-        with self._lock:
-            entries = list(self._entries.values())
-        loaded = all(entry.model is not None or entry.reason == "unloaded" for entry in entries)
-        return loaded and not self._closing.is_set()
+        """Whether all models have been loaded, and the server is not about to stop."""
+        return self._loaded.is_set() and not self._closing.is_set()
 
     def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
         """Every bundle, those that came since included; `ready`: only those that answer."""
@@ -201,7 +200,9 @@ class Repository:
         return f"the models are {', '.join(sorted(self._entries))}."
 
     def _look(self) -> None:
-        """Enter the bundles that are at `path` now; a name once known stays."""
+        """Enter the bundles that are at `path` now; a name stays, even if the one bundle is given another."""
+        if self._path in [entry.path for entry in self._entries.values()]:
+            return
         for name, path in _bundles(self._path):
             with self._lock:
                 self._entries.setdefault(name, Entry(path))

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from deploy_rnn.errors import (
-    BusyError, ClosedError, DeadlineError, DeployError, InputError, StreamError, TooLargeError, UnknownModelError,
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    DeployError,
+    InputError,
+    StreamError,
+    TooLargeError,
+    UnknownModelError,
     UnsupportedError,
 )  # fmt: skip
 

@@ -76,7 +76,7 @@ def from_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: mem
             f"`{name}` has {len(raw)} bytes; {DATATYPE_OF[dtype.name]} {list(shape)} takes {expected}, "
             f"{dtype.itemsize} for each element."
         )
-    if dtype == bool and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
+    if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
         raise InputError(f"`{name}` is BOOL and has a byte other than 0 and 1.")
     return np.require(np.frombuffer(raw, dtype).reshape(shape), requirements="A")
 
@@ -95,7 +95,9 @@ def from_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: o
             f"{math.prod(shape)}, flat or nested like it."
         )
     if array.size and array.dtype.kind not in {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]:
-        raise InputError(f"`{name}` has values that are not {DATATYPE_OF[dtype.name]}, such as {_short(array.flat[0])}.")
+        raise InputError(
+            f"`{name}` has values that are not {DATATYPE_OF[dtype.name]}, such as {_short(array.flat[0])}."
+        )
     return _converted(name, array, dtype).reshape(shape)
 
 
@@ -115,7 +117,7 @@ def _converted(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray
             raise InputError(f"`{name}` has values beyond {DATATYPE_OF[dtype.name]}, {limits.min} to {limits.max}.")
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
-    if dtype.kind == "f" and not np.isfinite(converted).all():
+    if dtype.kind == "f" and not np.isfinite(converted[np.isfinite(array)]).all():
         raise InputError(f"`{name}` has values beyond {DATATYPE_OF[dtype.name]}.")
     return converted
 
