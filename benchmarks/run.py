@@ -14,6 +14,7 @@ PARTS = {
     "export": ["exporters.py"],
     "compile_time": ["compile_time.py"],
     "torch_modules": ["torch_modules.py"],
+    "batching": ["batching.py"],
 }
 
 

@@ -125,6 +125,22 @@ def rounding_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + "\n\n" + machine_line(result)
 
 
+def batching_table(result: dict[str, Any]) -> str:
+    """Throughput and padding of a flood of requests, latency at a steady rate."""
+    header = ["", "requests/s", "padding", "rows of a run", "p50 ms", "p99 ms"]
+    rows = [
+        [
+            row["contestant"],
+            f"{row['measured']['rate']:.0f}",
+            f"{row['measured']['waste']:.0%}",
+            f"{row['measured']['rows']:.1f}",
+            *(f"{row['measured'][at]:.1f}" for at in ("p50", "p99")),
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(header, rows) + "\n\n" + machine_line(result)
+
+
 def accuracy_line(metrics: dict[str, Any]) -> str:
     return (
         f"Accuracy on {metrics['held_out_files']} held-out files ({metrics['held_out_characters']:,} characters, white "

@@ -7,6 +7,7 @@ DeployError
 ├── TargetError          a model that the command line cannot get at (also a ValueError)
 ├── BundleError          a folder that is no bundle, or is damaged, or of a later release (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
+├── RunError             a run that failed inside onnxruntime (also a RuntimeError)
 ├── StreamError          a stream that is unknown, expired or evicted, or used against its order (also a ValueError)
 ├── BusyError            a queue or a table of streams that is full; try again later
 ├── DeadlineError        a request whose time ran out before it was run
@@ -53,6 +54,10 @@ class BundleError(DeployError, ValueError):
 
 class InputError(DeployError, ValueError):
     """A tensor that a graph does not accept."""
+
+
+class RunError(DeployError, RuntimeError):
+    """A run that failed inside onnxruntime."""
 
 
 class StreamError(DeployError, ValueError):

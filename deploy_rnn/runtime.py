@@ -32,6 +32,8 @@ def open_session(
     optimize: bool = True,
     threads: int | None = None,
     profile_to: Path | None = None,
+    serving: bool = False,
+    cuda_graph: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Open an .onnx file on one execution provider; what that provider lacks runs on the CPU.
 
@@ -41,6 +43,9 @@ def open_session(
         optimize: False runs the graph node by node as it is written.
         threads: cores of one node; None for all.
         profile_to: a folder for onnxruntime's profile of every node.
+        serving: for a process that waits for requests of any size: idle threads sleep, and no plan of memory is kept
+            for each shape that was ever seen.
+        cuda_graph: let the CUDA provider capture runs, one for each "gpu_graph_id" of the run options.
 
     Raises:
         ValueError: `threads` below 1.
@@ -66,7 +71,10 @@ def open_session(
     if profile_to is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_to / "profile")
-    chosen = [(provider, _OPTIONS.get(provider, {}))]
+    if serving:
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    chosen = [(provider, _OPTIONS.get(provider, {}) | ({"enable_cuda_graph": 1} if cuda_graph else {}))]
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=chosen)
     except Exception as error:  # onnxruntime has a dozen types, with no base of their own

@@ -1,16 +1,55 @@
-"""An exported graph answers requests, without torch and without onnx."""
+"""A bundle answers requests, without torch and without onnx."""
 
 from typing import TYPE_CHECKING
 
-from deploy_rnn.errors import InputError, LoadError, ProviderError
+from deploy_rnn.errors import (
+    BundleError,
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    InputError,
+    LoadError,
+    ProviderError,
+    RunError,
+    StreamError,
+)
 from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .limits import Limits
+    from .model import Model
+    from .request import Request, Response
+    from .statistics import Statistics
 
-__all__ = ["Engine", "InputError", "LoadError", "ProviderError"]
+__all__ = [
+    "BundleError",
+    "BusyError",
+    "ClosedError",
+    "DeadlineError",
+    "Engine",
+    "InputError",
+    "Limits",
+    "LoadError",
+    "Model",
+    "ProviderError",
+    "Request",
+    "Response",
+    "RunError",
+    "Statistics",
+    "StreamError",
+]
 
-__getattr__ = lazy_names(__name__, {"Engine": "engine"}, "onnxruntime")
+_HOMES = {
+    "Engine": "engine",
+    "Limits": "limits",
+    "Model": "model",
+    "Request": "request",
+    "Response": "request",
+    "Statistics": "statistics",
+}
+
+__getattr__ = lazy_names(__name__, _HOMES, "onnxruntime")
 
 
 def __dir__() -> list[str]:

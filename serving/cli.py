@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
     Example:
       deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001
     """
-    out = click.get_text_stream("stdout")
+    out = sys.stdout  # `answering` sends what is printed elsewhere
     with answering(as_json=False):
         try:
             from . import server  # noqa: F401
@@ -90,7 +91,8 @@ async def _serve(path: Path, host: str, http_port: int, grpc_port: int, given: d
 
 
 def _repository(path: Path, given: dict[str, Any]) -> "Repository":
-    from .model import Limits, Model
+    from .limits import Limits
+    from .model import Model
     from .repository import Repository
 
     limits = Limits(**_taken(given, LIMITS))

@@ -1,28 +1,51 @@
-"""`Engine`: one ONNX file in this process, its inputs checked before they reach onnxruntime."""
+"""`Engine`: one model in this process, its inputs checked before they reach onnxruntime."""
 
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from deploy_rnn.bundle import Graph, Manifest
 from deploy_rnn.errors import InputError
-from deploy_rnn.runtime import CPU, TensorSpec, open_session, specs
+from deploy_rnn.runtime import CPU, TensorSpec
+
+from .contract import Contract
+from .feeds import Feeds
+from .graphs import Graphs
+from .joined import joined, parted
+from .probe import example, padding_is_harmless, padding_is_not_read, rows_are_apart
+from .runner import Runner, open_runner
 
 
 class Engine:
-    """A loaded graph; `run` may be called from several threads at once.
+    """A loaded model; `run` may be called from several threads at once.
+
+    Of an .onnx file everything is in the graph's own layout. Of a bundle everything is batch-first, whatever the
+    graphs do: (B, T, ...), states (B, ...). Its states and lengths may be left out: a state is then zeros, and every
+    step of a row counts. A request is padded to a larger graph only if a trial has shown that the model does not mind.
+
+    NaN and infinity are accepted, and passed on. What comes of them stays in their row, and is the graph's affair: the
+    GRU and LSTM operators of onnxruntime make numbers of them.
 
     Args:
-        path: an .onnx file, such as `deploy_rnn.export.export_onnx` writes.
+        path: an .onnx file, such as `deploy_rnn.export.export_onnx` writes, or the folder of a bundle.
         provider: the onnxruntime execution provider; there is no silent fallback.
         threads: cores that one run may use; None for all.
 
     Attributes:
-        inputs: name, dtype and shape of what the graph takes; a dynamic axis has a name instead of a size.
+        name: of the model: the bundle's, or the file's.
+        inputs: name, dtype and shape of what the model takes; a dynamic axis has a name instead of a size.
         outputs: likewise, what it gives.
+        contract: which of them are lengths and states, and which axes are rows and steps.
+        rows_share: whether rows of several requests may share a run.
+        pads: whether rows of fewer steps may.
+        any_steps: whether there is a graph for any number of steps.
 
     Raises:
         FileNotFoundError: there is no such file.
+        BundleError: the folder is no bundle, or is damaged, or of a later release.
         LoadError: the file is no model.
         ProviderError: the provider is missing or did not start.
         ValueError: `threads` below 1.
@@ -32,60 +55,129 @@ class Engine:
     outputs: tuple[TensorSpec, ...]
 
     def __init__(self, path: str | Path, *, provider: str = CPU, threads: int | None = None) -> None:
-        if not Path(path).is_file():
+        path = Path(path)
+        opened = partial(open_runner, provider=provider, threads=threads)
+        if path.is_dir():
+            self.name, self.contract, self._graphs = _bundle(path, opened)
+            self.inputs, self.outputs = self.contract.outer_inputs, self.contract.outer_outputs
+        elif path.is_file():
+            runner, self.name = opened(path), path.stem
+            self.inputs, self.outputs = runner.specs()
+            self.contract = Contract.of_specs(self.inputs, self.outputs)
+            self._graphs = Graphs([Graph(path.name, "", None, 0, 0.0)], lambda graph: runner)
+        else:
             raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
-        self._session = open_session(path, provider, threads=threads)
-        self.inputs, self.outputs = specs(self._session)
+        self.any_steps = self._graphs.any_steps is not None
+        self.rows_share, self.pads = self._tried()
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Run the graph once.
+        """Run the model once.
 
         Args:
             inputs: one array for each input, of its dtype; sizes that share a name must be equal, and none may be 0.
             outputs: the names wanted; None for all.
 
         Raises:
-            InputError: an input that is missing, unknown, or of the wrong dtype or shape; an unknown output.
+            InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range; steps
+                that no graph takes; an unknown output.
+            RunError: onnxruntime failed.
         """
-        if not isinstance(inputs, Mapping):
-            raise InputError(f"`inputs` is a {type(inputs).__name__}; give a dict of arrays by name.")
+        feeds = self.feeds(inputs)
+        return self.run_together([feeds], self.wanted(outputs))[0]
+
+    def feeds(self, inputs: Mapping[str, np.ndarray]) -> Feeds:
+        """The inputs, checked and completed, for `run_together`.
+
+        Raises:
+            InputError: as for `run`.
+        """
+        feeds = Feeds.of(inputs, self.contract)
+        self.steps_of([feeds])
+        return feeds
+
+    def wanted(self, outputs: Sequence[str] | None) -> list[str]:
+        """The names of the outputs wanted, checked; None for all."""
         known = [spec.name for spec in self.outputs]
         if outputs is not None and (isinstance(outputs, str) or not outputs):
             raise InputError(f"`outputs` (={outputs!r}) must be a list of names, or None for all ({', '.join(known)}).")
         wanted = known if outputs is None else list(outputs)
         if unknown := [name for name in wanted if name not in known]:
             raise InputError(f"there is no output `{unknown[0]}`; the outputs are {', '.join(known)}.")
-        _check(inputs, self.inputs)
-        results = self._session.run(wanted, dict(inputs))
-        return dict(zip(wanted, results, strict=True))
+        return wanted
+
+    def joins(self, outputs: Sequence[str]) -> bool:
+        """Whether chunks of a stream may run end to end, and these outputs be cut apart again."""
+        tensors = self.contract.inputs
+        moving = all(each.time is not None or each.name in self.contract.states for each in tensors)
+        return moving and self.rows_share and self.contract.in_time.issuperset(outputs)
+
+    def steps_of(self, batch: Sequence[Feeds]) -> int | None:
+        """The steps that a run of these requests would have, padding included; None if the model has no such axis."""
+        return self._graphs.pick(_longest(batch), may_pad=self.pads)[1]
+
+    def run_together(self, batch: Sequence[Feeds], outputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """One run for several requests, which agree in `others`, and in their steps unless the engine pads.
+
+        Returns:
+            The outputs of each.
+        """
+        return self._run(batch, outputs, *self._graphs.pick(_longest(batch), may_pad=self.pads))
+
+    def _run(
+        self, batch: Sequence[Feeds], outputs: Sequence[str], runner: Runner, steps: int | None
+    ) -> list[dict[str, np.ndarray]]:
+        if runner.rounds_rows and self.rows_share:
+            batch = [*batch, *self._spare(batch)]
+        results = runner.run(joined(batch, self.contract, steps), outputs)
+        return parted(dict(zip(outputs, results, strict=True)), batch, self.contract, steps)
+
+    def _spare(self, batch: Sequence[Feeds]) -> list[Feeds]:
+        """Rows that make their number a power of 2, so that few captures serve all: copies of the first."""
+        rows = sum(each.rows for each in batch)
+        first = Feeds({name: array[:1] for name, array in batch[0].arrays.items()}, 1, batch[0].steps, batch[0].others)
+        return [first] * ((1 << (rows - 1).bit_length()) - rows)
+
+    def warm_up(self) -> None:
+        """Run each graph once, and measure from which length on padding to a bucket is worth its while."""
+        for steps, runner in self._graphs.buckets.items():
+            seconds = self._seconds(runner, steps)
+            if self.pads and self._graphs.any_steps is not None:
+                self._graphs.prefer(steps, seconds, self._seconds(self._graphs.any_steps, steps))
+        if self._graphs.any_steps is not None:
+            self._seconds(self._graphs.any_steps, 1)
+
+    def _seconds(self, runner: Runner, steps: int) -> float:
+        """Of one run of one row, the best of three."""
+        feeds, outputs, taken = example(self.contract, 1, steps), self.wanted(None), []
+        for _ in range(3):
+            started = time.perf_counter()
+            self._run([feeds], outputs, runner, feeds.steps)
+            taken.append(time.perf_counter() - started)
+        return min(taken)
+
+    def _tried(self) -> tuple[bool, bool]:
+        """`rows_share` and `pads`."""
+        outputs, buckets = self.wanted(None), list(self._graphs.buckets)
+
+        def run(batch: Sequence[Feeds], steps: int) -> list[dict[str, np.ndarray]]:
+            return self._run(batch, outputs, *self._graphs.pick(steps, may_pad=False))
+
+        self.rows_share = False  # a trial adds no rows
+        short, long = (3, 7) if self._graphs.any_steps is not None else (buckets[0], buckets[-1])
+        apart = rows_are_apart(run, self.contract, short)
+        if short == long:
+            return apart, apart and padding_is_not_read(run, self.contract, short)
+        return apart, apart and padding_is_harmless(run, self.contract, short, long)
 
 
-def _check(inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec]) -> None:
-    names = [spec.name for spec in specs]
-    if unknown := [name for name in inputs if name not in names]:
-        raise InputError(f"there is no input `{unknown[0]}`; the inputs are {', '.join(names)}.")
-    if missing := [name for name in names if name not in inputs]:
-        raise InputError(f"input `{missing[0]}` is missing; the inputs are {', '.join(names)}.")
-    sizes: dict[str, tuple[int, str]] = {}
-    for spec in specs:
-        _check_array(inputs[spec.name], spec)
-        for size, expected in zip(inputs[spec.name].shape, spec.shape, strict=True):
-            if isinstance(expected, str):
-                first, where = sizes.setdefault(expected, (size, spec.name))
-                if size != first:
-                    raise InputError(f"`{spec.name}` has {expected}={size}, `{where}` has {expected}={first}.")
+def _longest(batch: Sequence[Feeds]) -> int | None:
+    steps = [each.steps for each in batch if each.steps is not None]
+    return max(steps, default=None)
 
 
-def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"`{spec.name}` is a {type(array).__name__}; give a numpy array of {spec.dtype}.")
-    if array.dtype != spec.dtype:
-        raise InputError(
-            f"`{spec.name}` is {array.dtype}, the graph takes {spec.dtype}; use array.astype({spec.dtype!r})."
-        )
-    fits = len(array.shape) == len(spec.shape) and all(
-        size == expected if isinstance(expected, int) else size > 0
-        for size, expected in zip(array.shape, spec.shape, strict=True)
-    )
-    if not fits:
-        raise InputError(f"`{spec.name}` has shape {list(array.shape)}, the graph takes {spec} with no size 0.")
+def _bundle(folder: Path, opened: partial[Runner]) -> tuple[str, Contract, Graphs]:
+    manifest = Manifest.read(folder)
+    manifest.check(folder)
+    contract = Contract.of_manifest(manifest)
+    graphs = Graphs(manifest.graphs, lambda graph: opened(folder / graph.file, fixed=graph.steps is not None))
+    return manifest.name, contract, graphs

@@ -1,67 +1,49 @@
-"""`Model`: a bundle that answers requests one after the other, and holds the states of its streams."""
+"""`Model`: an engine whose requests share runs, and whose streams keep their states."""
 
-import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import TIMEOUT_MAX, Condition, Thread, current_thread
+from typing import Self
 
-import numpy as np
-
-from deploy_rnn.bundle import MANIFEST, Manifest, Tensor
-from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, StreamError
+from deploy_rnn.errors import BusyError, ClosedError, DeployError, InputError, StreamError
 from deploy_rnn.runtime import CPU, TensorSpec
 
 from .engine import Engine
+from .execution import Executed, execute
+from .job import Job, Lane
+from .limits import Limits
 from .request import Request, Response
-
-Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a model takes upon itself.
-
-    Attributes:
-        max_rows: rows of one run.
-        max_queue: requests that wait; one more is refused.
-        max_wait: seconds that a request waits for others.
-        max_waste: the share of a run that may be padding.
-        max_steps: steps of one request; None for any number.
-        max_streams: streams at a time.
-        stream_idle: seconds after which a stream that nobody asked is dropped.
-    """
-
-    max_rows: int = 64
-    max_queue: int = 1024
-    max_wait: float = 0.002
-    max_waste: float = 0.15
-    max_steps: int | None = None
-    max_streams: int = 10_000
-    stream_idle: float = 600.0
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Since the model was loaded; `batch_rows` has rows -> (executions, seconds)."""
-
-    successes: int = 0
-    failures: int = 0
-    executions: int = 0
-    rows: int = 0
-    queue_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    batch_rows: Mapping[int, tuple[int, float]] = field(default_factory=dict)
-    steps_real: int = 0
-    steps_padded: int = 0
-    queued: int = 0
-    streams: int = 0
-    last_inference: float = 0.0
+from .statistics import Statistics, Tally
+from .streams import Streams
+from .waiting import Waiting
 
 
 class Model:
-    """A bundle, or one .onnx file, in this process; every tensor is batch-first."""
+    """A loaded bundle that takes requests from any thread; one thread of its own runs them, several at a time.
+
+    An answer does not depend, but for rounding, on what else is in the run.
+
+    Args:
+        path: the folder of a bundle, or an .onnx file, whose requests run one by one.
+        name: None for the bundle's.
+        provider: the onnxruntime execution provider; there is no silent fallback.
+        threads: cores that one run may use; None for all.
+        limits: how much it takes on.
+        clock: what it measures waiting by.
+
+    Attributes:
+        inputs, outputs: batch-first, as those of `Engine`.
+        lengths: inputs that are the lengths of the rows.
+        states: inputs that carry a state -> the outputs that give it.
+        streaming: whether it holds streams.
+        optional: inputs that a client may leave out.
+        max_batch: rows of one request; 0 if its tensors have no axis of rows.
+
+    Raises:
+        as for `Engine`.
+    """
 
     def __init__(
         self,
@@ -71,132 +53,213 @@ class Model:
         provider: str = CPU,
         threads: int | None = None,
         limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.path, self._limits = Path(path), limits or Limits()
-        manifest = Manifest.read(self.path) if (self.path / MANIFEST).is_file() else None
-        if manifest:
-            manifest.check(self.path)
-        file = self.path / manifest.graphs[0].file if manifest else self.path
-        self._engine = Engine(file, provider=provider, threads=threads)
-        self.name = name or (manifest.name if manifest else self.path.stem)
-        self._axes = _batch_axes(manifest.inputs, manifest.outputs) if manifest else {}
-        self.inputs = tuple(self._spec(each) for each in self._engine.inputs)
-        self.outputs = tuple(self._spec(each) for each in self._engine.outputs)
-        self.lengths = frozenset(manifest.lengths if manifest else ())
-        self.states = dict(manifest.states if manifest else {})
-        self.streaming, self.optional = bool(self.states), frozenset(self.states)
-        self.max_batch = self._limits.max_rows
-        self._streams: dict[int | str, Arrays] = {}
-        self._lock, self._counts, self._batches = threading.Lock(), dict[str, float](), dict[int, tuple[int, float]]()
-        self._last, self._closed = 0.0, False
-        self._worker = ThreadPoolExecutor(1)
+        self.path = Path(path)
+        self._engine = Engine(path, provider=provider, threads=threads)
+        self.name = name or self._engine.name
+        self._engine.warm_up()
+        contract = self._engine.contract
+        self.inputs: tuple[TensorSpec, ...] = self._engine.inputs
+        self.outputs: tuple[TensorSpec, ...] = self._engine.outputs
+        self.lengths = frozenset(contract.lengths)
+        self.states: Mapping[str, str] = contract.states
+        self.streaming = bool(self.states)
+        self.optional = contract.optional
+        self._limits = limits or Limits()
+        self.max_batch = self._limits.max_rows if contract.rows_axis else 0
+        self._clock = clock
+        self._tally, self._streams = Tally(), Streams(self._limits)
+        self._waiting = Waiting(self._engine, self._limits, self._streams)
+        self._changed, self._closed = Condition(), False
+        self._thread = Thread(target=self._serve, name=f"deploy-rnn {self.name}", daemon=True)
+        self._thread.start()
 
-    def _spec(self, spec: TensorSpec) -> TensorSpec:
-        axis = self._axes.get(spec.name, 0)
-        return TensorSpec(spec.name, spec.dtype, (spec.shape[axis], *spec.shape[:axis], *spec.shape[axis + 1 :]))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
     def submit(self, request: Request) -> "Future[Response]":
-        with self._lock:
-            self._check(request)
-            self._count("queued", 1)
-            return self._worker.submit(self._answer, request, time.monotonic())
+        """Queue a request. Its future gets the answer, or a DeadlineError, StreamError, InputError or RunError.
 
-    def _check(self, request: Request) -> None:
-        if self._closed:
-            raise ClosedError(f"model `{self.name}` is being unloaded.")
-        if self._counts.get("queued", 0) >= self._limits.max_queue:
-            raise BusyError(f"`{self.name}` has {self._limits.max_queue} requests waiting; try again later.")
-        if unknown := [name for name in request.inputs if name not in {spec.name for spec in self.inputs}]:
-            raise InputError(f"there is no input `{unknown[0]}`.")
-        for spec in self.inputs:
-            if spec.name not in request.inputs and spec.name not in self.optional:
-                raise InputError(f"input `{spec.name}` is missing.")
-            array = request.inputs.get(spec.name)
-            if array is not None and (array.dtype != spec.dtype or array.ndim != len(spec.shape) or not array.size):
-                raise InputError(f"`{spec.name}` is {array.dtype} {list(array.shape)}, the model takes {spec}.")
-        if unwanted := set(request.outputs or ()) - {spec.name for spec in self.outputs}:
-            raise InputError(f"there is no output `{min(unwanted)}`.")
-        if request.sequence is not None:
-            self._check_stream(request)
+        A chunk of a stream gets the outputs that are no states, unless it names others.
 
-    def _check_stream(self, request: Request) -> None:
-        if not self.streaming:
-            raise StreamError(f"`{self.name}` has no states, so no streams.")
-        if request.start:
-            if len(self._streams) >= self._limits.max_streams:
-                raise BusyError(f"`{self.name}` has {self._limits.max_streams} streams; try again later.")
-            self._streams[request.sequence or 0] = {}
-        elif request.sequence not in self._streams:
-            raise StreamError(f"there is no stream {request.sequence!r}; begin it with `sequence_start`.")
-
-    def _answer(self, request: Request, arrived: float) -> Response:
-        started = time.monotonic()
-        with self._lock:
-            self._count("queued", -1)
+        Raises:
+            InputError: inputs that the model does not take, or too many rows or steps.
+            StreamError: a stream that is unknown or gone, or started twice.
+            BusyError: the queue is full, or the table of streams.
+            ClosedError: the model takes no more requests.
+        """
         try:
-            if request.deadline is not None and started > request.deadline:
-                raise DeadlineError("its time ran out before it was run.")
-            outputs, rows = self._run(request)
-        except Exception:
-            with self._lock:
-                self._count("failures", 1)
+            job = self._job(request)
+            with self._changed:
+                self._enter(job, request)
+                self._changed.notify()
+        except DeployError:
+            with self._changed:
+                self._tally.failures += 1
             raise
-        seconds = time.monotonic() - started
-        self._record(rows, started - arrived, seconds)
-        return Response(outputs, started - arrived, seconds, rows)
+        return job.future
 
-    def _run(self, request: Request) -> tuple[Arrays, int]:
-        given = dict(request.inputs)
-        rows = len(next(iter(given.values())))
-        held = self._streams.get(request.sequence) if request.sequence is not None else None
-        for spec in self.inputs:
-            if spec.name in self.states and spec.name not in given:
-                sizes = [rows if isinstance(size, str) else size for size in spec.shape]
-                given[spec.name] = (held or {}).get(spec.name, np.zeros(sizes, spec.dtype))
-        feeds = {name: np.ascontiguousarray(self._moved(name, array, back=True)) for name, array in given.items()}
-        outputs = {name: self._moved(name, array) for name, array in self._engine.run(feeds).items()}
-        if held is not None and request.sequence is not None:
-            held.update({first: outputs[last] for first, last in self.states.items()})
-            if request.end:
-                self._streams.pop(request.sequence, None)
-        wanted = request.outputs or [spec.name for spec in self.outputs]
-        return {name: outputs[name] for name in wanted}, rows
-
-    def _moved(self, name: str, array: np.ndarray, *, back: bool = False) -> np.ndarray:
-        axis = self._axes.get(name, 0)
-        return np.moveaxis(array, 0, axis) if back else np.moveaxis(array, axis, 0)
-
-    def _count(self, name: str, number: float) -> None:
-        self._counts[name] = self._counts.get(name, 0) + number
-
-    def _record(self, rows: int, queued: float, seconds: float) -> None:
-        with self._lock:
-            for name, number in {
-                "successes": 1, "executions": 1, "rows": rows, "queue_seconds": queued, "compute_seconds": seconds,
-            }.items():  # fmt: skip
-                self._count(name, number)
-            executions, spent = self._batches.get(rows, (0, 0.0))
-            self._batches[rows] = (executions + 1, spent + seconds)
-            self._last = time.time()
-
-    def statistics(self) -> Statistics:
-        with self._lock:
-            counts = {name: number if "seconds" in name else int(number) for name, number in self._counts.items()}
-            return Statistics(
-                **counts,  # type: ignore[arg-type]
-                batch_rows=dict(self._batches),
-                streams=len(self._streams),
-                last_inference=self._last,
-            )
+    def infer(self, request: Request) -> Response:
+        """`submit`, and wait."""
+        return self.submit(request).result()
 
     def holds(self, sequence: int | str) -> bool:
-        return sequence in self._streams
+        """Whether this stream lives here."""
+        with self._changed:
+            self._streams.expire(self._clock())
+            return sequence in self._streams
+
+    def statistics(self) -> Statistics:
+        """What it has done so far."""
+        with self._changed:
+            self._streams.expire(self._clock())
+            return self._tally.snapshot(len(self._waiting), len(self._streams))
 
     def close(self, timeout: float | None = None) -> None:
-        with self._lock:
+        """Take no more requests, and run those that wait.
+
+        Args:
+            timeout: seconds after which those that still wait get a ClosedError; None for as long as it takes.
+        """
+        with self._changed:
             self._closed = True
-        self._worker.shutdown(wait=True)
+            self._changed.notify_all()
+        if current_thread() is not self._thread:
+            self._thread.join(timeout)
+        if timeout is not None:
+            self._refuse_all()
+
+    def _job(self, request: Request) -> Job:
+        self._check_stream(request)
+        feeds = self._engine.feeds(request.inputs)
+        if feeds.rows > self._limits.max_rows:
+            raise InputError(f"the request has {feeds.rows} rows; send at most {self._limits.max_rows} at once.")
+        if (feeds.steps or 0) > self._limits.max_steps:
+            raise InputError(f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}.")
+        outputs = self._engine.wanted(self._named(request))
+        joins = self._engine.joins(outputs)
+        return Job(feeds, outputs, joins, self._clock(), request.deadline)
+
+    def _named(self, request: Request) -> Sequence[str] | None:
+        if request.outputs is not None or request.sequence is None:
+            return request.outputs
+        states = set(self.states.values())
+        return [spec.name for spec in self.outputs if spec.name not in states] or None
+
+    def _check_stream(self, request: Request) -> None:
+        if request.sequence is None:
+            if request.start or request.end:
+                raise StreamError("`start` or `end` is set without a `sequence`; name the stream that it is for.")
+            return
+        if not self.streaming:
+            raise StreamError(f"model {self.name!r} has no states and holds no streams; leave out `sequence`.")
+        if given := [name for name in self.states if name in request.inputs]:
+            raise StreamError(
+                f"`{given[0]}` is given together with a `sequence`, whose states the server holds; leave out one."
+            )
+
+    def _enter(self, job: Job, request: Request) -> None:
+        """Into the queue; a stream starts only if there is room for its chunk."""
+        if self._closed:
+            raise ClosedError(f"model {self.name!r} is being unloaded and takes no more requests.")
+        if len(self._waiting) >= self._limits.max_queue:
+            raise BusyError(f"{len(self._waiting)} requests wait for model {self.name!r}, its most; try again later.")
+        if request.sequence is not None:
+            job.stream = self._streams.admit(
+                request.sequence, job.rows, start=request.start, end=request.end, now=job.arrived
+            )
+        self._waiting.add(job)
+
+    def _serve(self) -> None:
+        """The thread: whatever ends it, nobody waits in vain."""
+        try:
+            while self._wait():
+                with self._changed:
+                    lanes, dead = self._waiting.take(self._clock())
+                for job, why in dead:
+                    self._refuse(job, why)
+                if lanes:
+                    self._run(lanes)
+        finally:
+            self._refuse_all()
+
+    def _wait(self) -> bool:
+        """Until there is something to run; False if there will be nothing any more."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._streams.expire(self._clock())
+                expiry = self._streams.next_expiry()
+                self._changed.wait(None if expiry is None else _bounded(expiry - self._clock()))
+            while self._waiting and not self._waiting.full and not self._closed:
+                left = self._waiting.oldest.arrived + self._limits.max_wait - self._clock()
+                if left <= 0:
+                    break
+                self._changed.wait(_bounded(left))
+            return bool(self._waiting)
+
+    def _run(self, lanes: Sequence[Lane]) -> None:
+        """1. All lanes in one run. 2. If that fails, each by itself: one request's fault is not that of the others.
+        3. If that fails too, chunk by chunk."""
+        started, before = self._clock(), time.perf_counter()
+        try:
+            executed = execute(self._engine, lanes)
+        except Exception as error:  # whatever it is, those who wait are told
+            if len(lanes) == len(lanes[0]) == 1:
+                self._failed(lanes[0][0], error)
+                return
+            for lane in lanes if len(lanes) > 1 else [[job] for job in lanes[0]]:
+                self._run_if_whole(lane)
+            return
+        self._ran(lanes, executed, started, time.perf_counter() - before)
+
+    def _run_if_whole(self, lane: Lane) -> None:
+        """Unless the chunk before has just failed."""
+        stream = lane[0].stream
+        if stream and stream.broken:
+            for job in lane:
+                self._refuse(job, StreamError(f"stream {stream.name!r} {stream.broken}."))
+        else:
+            self._run([lane])
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        if job.stream:
+            with self._changed:
+                self._streams.end(job.stream, f"a chunk of it failed ({error})")
+        self._refuse(job, error)
+
+    def _ran(self, lanes: Sequence[Lane], executed: Executed, started: float, seconds: float) -> None:
+        """Note what was run and where the streams stand; then answer."""
+        with self._changed:
+            self._tally.ran(executed.rows, seconds, executed.real, executed.padded)
+            for lane, state in zip(lanes, executed.states, strict=True):
+                for job in lane:
+                    self._tally.answered(job.rows, started - job.arrived)
+                    if job.stream:
+                        job.stream.states = state
+                        self._streams.answered(job.stream, self._clock())
+        for lane, answers in zip(lanes, executed.outputs, strict=True):
+            for job, answer in zip(lane, answers, strict=True):
+                job.future.set_result(Response(answer, started - job.arrived, seconds, executed.rows))
+
+    def _refuse(self, job: Job, why: Exception | None) -> None:
+        """Tell the one who waits; None if it was cancelled, and nobody does."""
+        with self._changed:
+            self._tally.failures += 1
+        if job.claim() and why is not None:
+            job.future.set_exception(why)
+
+    def _refuse_all(self) -> None:
+        with self._changed:
+            self._closed = True
+            left = self._waiting.clear()
+        for job in left:
+            self._refuse(job, ClosedError(f"model {self.name!r} was unloaded before the request was run."))
 
 
-def _batch_axes(*tensors: tuple[Tensor, ...]) -> dict[str, int]:
-    return {each.name: each.batch or 0 for group in tensors for each in group}
+def _bounded(seconds: float) -> float:
+    """As a lock can wait: a limit may be infinite."""
+    return min(max(0.0, seconds), TIMEOUT_MAX)

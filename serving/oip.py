@@ -13,8 +13,10 @@ from deploy_rnn import __version__
 from deploy_rnn.errors import InputError, UnsupportedError
 from deploy_rnn.runtime import TensorSpec
 
-from .model import Limits, Model, Statistics
+from .limits import Limits
+from .model import Model
 from .request import Request
+from .statistics import Statistics
 from .tensors import datatype
 
 VERSION = "1"
@@ -151,7 +153,7 @@ def model_statistics(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": VERSION,
-        "last_inference": round(found.last_inference * 1e3),
+        "last_inference": round((found.last_inference or 0.0) * 1e3),
         "inference_count": found.rows,
         "execution_count": found.executions,
         "inference_stats": _inference_statistics(found),

@@ -10,7 +10,8 @@ from typing import Any
 from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.errors import BundleError, ClosedError, UnknownModelError
 
-from .model import Limits, Model
+from .limits import Limits
+from .model import Model
 from .oip import VERSION
 from .request import Request, Response
 

@@ -113,6 +113,7 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         ("deploy_rnn.serving", "torch onnx onnxscript"),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
         ("deploy_rnn.serving.engine", "torch onnx onnxscript"),
+        ("deploy_rnn.serving.model", "torch onnx onnxscript"),
     ],
 )
 def test_what_an_import_brings_in(module: str, absent: str) -> None:
@@ -130,7 +131,10 @@ def test_public_names() -> None:
         "reports_html",
         "verify",
     ]  # fmt: skip
-    assert dir(deploy_rnn.serving) == ["Engine", "InputError", "LoadError", "ProviderError"]
+    assert dir(deploy_rnn.serving) == [
+        "BundleError", "BusyError", "ClosedError", "DeadlineError", "Engine", "InputError", "Limits", "LoadError",
+        "Model", "ProviderError", "Request", "Response", "RunError", "Statistics", "StreamError",
+    ]  # fmt: skip
     for package in (deploy_rnn, deploy_rnn.export, deploy_rnn.serving):
         assert sorted(package.__all__) == dir(package)
         for name in package.__all__:

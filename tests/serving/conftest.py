@@ -1,10 +1,10 @@
-"""What the tests of the server share: a model whose every answer is known, and servers on free ports."""
+"""What the tests share: a model whose every answer is known, servers on free ports, small bundles exported once."""
 
 import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import deploy_rnn
 from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, LoadError, StreamError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import TensorSpec
-from deploy_rnn.serving.model import Statistics
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.request import Request, Response
 from deploy_rnn.serving.rest import make_app
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
+from deploy_rnn.serving.statistics import Statistics
 
 
 class SumModel:
@@ -49,6 +50,7 @@ class SumModel:
         self._streams: dict[int | str, np.ndarray] = {}
         self._worker = ThreadPoolExecutor(1)
         self._successes = self._queued = 0
+        self._accepted: list[Future[Response]] = []
 
     def submit(self, request: Request) -> "Future[Response]":
         if self.closed:
@@ -63,7 +65,8 @@ class SumModel:
         if request.start and request.sequence is not None:
             self._streams[request.sequence] = np.zeros((len(x), 1), np.float32)
         self._queued += 1
-        return self._worker.submit(self._answer, request)
+        self._accepted.append(self._worker.submit(self._answer, request))
+        return self._accepted[-1]
 
     def _answer(self, request: Request) -> Response:
         self.gate.wait()
@@ -96,7 +99,8 @@ class SumModel:
 
     def close(self, timeout: float | None = None) -> None:
         self.closed = True
-        self._worker.shutdown(wait=True)
+        wait(self._accepted, timeout)
+        self._worker.shutdown(wait=False)
 
 
 def write_bundle(folder: Path, scale: str = "1") -> Path:
@@ -152,7 +156,7 @@ def client(repository: Repository) -> Client:
 
 
 @contextmanager
-def running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
+def _running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
     """A server on free ports, in a thread of its own."""
     started: Future[tuple[Server, asyncio.AbstractEventLoop]] = Future()
 
@@ -183,14 +187,14 @@ def running(repository: Repository, settings: Settings | None = None) -> Iterato
 
 @pytest.fixture
 def server(repository: Repository) -> Iterator[Server]:
-    with running(repository) as found:
+    with _running(repository) as found:
         yield found
 
 
-@pytest.fixture
-def serving() -> Callable[..., Any]:
-    """`running`, for tests with settings of their own."""
-    return running
+@pytest.fixture(scope="session")
+def running() -> Callable[..., Any]:
+    """Context manager: repository, settings -> a server on free ports, in a thread of its own."""
+    return _running
 
 
 @pytest.fixture
@@ -231,4 +235,54 @@ def real_bundles(real_models: dict[str, nn.Module], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("bundles")
     export_bundle(real_models["tagger"], torch.randint(20, (2, 5)), folder / "tagger", forms=["native"])
     export_bundle(real_models["stream"], torch.randn(2, 5, 3), folder / "stream", forms=["native"], streaming=True)
+    return folder
+
+
+class Scorer(nn.Module):
+    """Tokens (B, T) -> scores (B, T, 3); with lengths where the constructor says so."""
+
+    def __init__(self, family: Any = deploy_rnn.RNN, *, bidirectional: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        self.rnn = family(8, 16, 2, bidirectional=bidirectional, batch_first=True)
+        self.score = nn.Linear(32 if bidirectional else 16, 3)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+        scores: Tensor = self.score(self.rnn(self.embed(tokens), None, lengths)[0])
+        return scores
+
+
+@pytest.fixture(scope="session")
+def tagger() -> nn.Module:
+    torch.manual_seed(1)
+    return Scorer().eval()
+
+
+@pytest.fixture(scope="session")
+def padded(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tagger` with lengths, for any number of steps, for 8 and for 16."""
+    folder = tmp_path_factory.mktemp("bundles") / "padded"
+    args = (torch.randint(20, (2, 12)), torch.tensor([12, 5]))
+    export_bundle(tagger, args, folder, forms=["native"], buckets=[8, 16], sizes=(2,))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exact(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tagger` without lengths, for any number of steps and for 4."""
+    folder = tmp_path_factory.mktemp("bundles") / "exact"
+    export_bundle(tagger, (torch.randint(20, (2, 12)),), folder, forms=["native"], buckets=[4], sizes=(2,))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stream_model() -> nn.Module:
+    torch.manual_seed(2)
+    return Scorer(deploy_rnn.LSTM, bidirectional=False).eval()
+
+
+@pytest.fixture(scope="session")
+def streaming(stream_model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "streaming"
+    export_bundle(stream_model, (torch.randint(20, (2, 12)),), folder, forms=["native"], streaming=True, sizes=(2,))
     return folder

@@ -1,0 +1,37 @@
+"""`Limits`: how much a model takes on at once."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one model; benchmarks/batching.py measures what those of a batch bring and cost.
+
+    Attributes:
+        max_rows: rows of one run; also of one request.
+        max_queue: requests that wait; one more is refused.
+        max_wait: seconds that a run is put off for more rows. 0 runs what is there as soon as the run before is done:
+            what came in meanwhile shares the next.
+        max_waste: share of a run's steps that may be padding.
+        max_steps: steps of one request, and of chunks of a stream that are run as one.
+        max_streams: streams that are held at once.
+        stream_idle: seconds without a chunk after which a stream is dropped.
+        stream_keep: seconds for which a stream is safe from being dropped for a new one when the table is full.
+    """
+
+    max_rows: int = 32
+    max_queue: int = 1024
+    max_wait: float = 0.0
+    max_waste: float = 0.15
+    max_steps: int = 100_000
+    max_streams: int = 4096
+    stream_idle: float = 300.0
+    stream_keep: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 1 if field.type is int else 0
+            if not value >= least:
+                raise ValueError(f"`{field.name}` (={value!r}) must be {least} or more.")
+        if self.max_waste >= 1:
+            raise ValueError(f"`max_waste` (={self.max_waste!r}) must be below 1: it is a share.")

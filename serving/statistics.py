@@ -1,0 +1,70 @@
+"""`Statistics`: what a model has done so far."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A snapshot.
+
+    Attributes:
+        successes, failures: requests that were answered; that were refused, failed, or given up.
+        executions: runs.
+        rows: rows of the requests that were answered.
+        queue_seconds: sum over those requests, until their run began.
+        compute_seconds: sum over runs.
+        batch_rows: rows of a run -> (runs, their seconds).
+        steps_real: rows times steps, summed over requests as they were given.
+        steps_padded: steps that were run besides, as padding; waste is steps_padded / (steps_real + steps_padded).
+        queued: requests that wait now.
+        streams: streams that are held now.
+        last_inference: seconds since the epoch at the end of the last run; None before the first.
+    """
+
+    successes: int
+    failures: int
+    executions: int
+    rows: int
+    queue_seconds: float
+    compute_seconds: float
+    batch_rows: Mapping[int, tuple[int, float]]
+    steps_real: int
+    steps_padded: int
+    queued: int
+    streams: int
+    last_inference: float | None
+
+
+@dataclass
+class Tally:
+    """The sums behind `Statistics`; its user holds a lock."""
+
+    successes: int = 0
+    failures: int = 0
+    executions: int = 0
+    rows: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    batch_rows: dict[int, tuple[int, float]] = field(default_factory=dict)
+    steps_real: int = 0
+    steps_padded: int = 0
+    last_inference: float | None = None
+
+    def ran(self, rows: int, seconds: float, real: int, padded: int) -> None:
+        runs, before = self.batch_rows.get(rows, (0, 0.0))
+        self.batch_rows[rows] = (runs + 1, before + seconds)
+        self.executions += 1
+        self.compute_seconds += seconds
+        self.steps_real += real
+        self.steps_padded += padded
+        self.last_inference = time.time()
+
+    def answered(self, rows: int, queued: float) -> None:
+        self.successes += 1
+        self.rows += rows
+        self.queue_seconds += queued
+
+    def snapshot(self, queued: int, streams: int) -> Statistics:
+        return Statistics(**(vars(self) | {"batch_rows": dict(self.batch_rows)}), queued=queued, streams=streams)

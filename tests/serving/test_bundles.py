@@ -1,0 +1,223 @@
+"""`Engine` on a bundle: batch-first whatever the graphs do, padded where that is harmless, and complete."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy_rnn.errors import BundleError, InputError, RunError
+from deploy_rnn.export import export_bundle
+from deploy_rnn.runtime import CUDA
+from deploy_rnn.serving import Engine
+from deploy_rnn.serving.runner import guarded
+
+
+def tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(20, size=(rows, steps))
+
+
+def expected(model: nn.Module, *args: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        scores: np.ndarray = model(*map(torch.from_numpy, args)).numpy()
+        return scores
+
+
+@pytest.mark.parametrize("steps", [1, 5, 15, 16, 17, 40])
+def test_it_answers_as_the_model_does_at_any_length(steps: int, padded: Path, tagger: nn.Module) -> None:
+    engine = Engine(padded)
+    engine.warm_up()
+    given, lengths = tokens(3, steps), np.array([steps, 1, (steps + 1) // 2])
+    found = engine.run({"tokens": given, "lengths": lengths})["output"]
+    np.testing.assert_allclose(found, expected(tagger, given, lengths), atol=1e-5)
+    found = engine.run({"tokens": given})["output"]
+    np.testing.assert_allclose(found, expected(tagger, given), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+def test_tensors_are_batch_first_outside(tmp_path: Path) -> None:
+    layer = nn.LSTM(3, 5, 2, proj_size=4)
+    export_bundle(layer, torch.randn(6, 2, 3), tmp_path / "b", streaming=True, forms=["scan"], sizes=(2,))
+    engine = Engine(tmp_path / "b")
+    assert [str(each) for each in (*engine.inputs, *engine.outputs)] == [
+        "input: float32 [B, T, 3]", "h0: float32 [B, 2, 4]", "c0: float32 [B, 2, 5]",
+        "output: float32 [B, T, 4]", "h_n: float32 [B, 2, 4]", "c_n: float32 [B, 2, 5]",
+    ]  # fmt: skip
+    x, h0, c0 = torch.randn(7, 3, 3), torch.randn(2, 3, 4), torch.randn(2, 3, 5)
+    output, (h_n, c_n) = layer(x, (h0, c0))
+    rows = {"input": x.transpose(0, 1), "h0": h0.transpose(0, 1), "c0": c0.transpose(0, 1)}
+    found = engine.run({name: each.numpy() for name, each in rows.items()})
+    for name, whole in (("output", output), ("h_n", h_n), ("c_n", c_n)):
+        np.testing.assert_allclose(found[name], whole.transpose(0, 1).detach(), atol=1e-6)
+        assert found[name].flags.c_contiguous
+    found = engine.run({"input": rows["input"].numpy()}, ["output"])
+    np.testing.assert_allclose(found["output"], layer(x)[0].transpose(0, 1).detach(), atol=1e-6)
+
+
+def test_requests_in_one_run_get_what_they_get_alone(padded: Path) -> None:
+    engine = Engine(padded)
+    inputs = [{"tokens": tokens(rows, steps, steps)} for rows, steps in [(1, 9), (2, 30), (1, 1), (3, 16)]]
+    inputs.append({"tokens": tokens(2, 20), "lengths": np.array([3, 20])})
+    together = engine.run_together([engine.feeds(each) for each in inputs], ["output"])
+    for each, found in zip(inputs, together, strict=True):
+        np.testing.assert_allclose(found["output"], engine.run(each)["output"], atol=1e-5)
+
+
+def test_nan_stays_in_its_row(tmp_path: Path) -> None:
+    layer = nn.GRU(3, 5, bidirectional=True, batch_first=True)
+    export_bundle(layer, torch.randn(2, 6, 3), tmp_path / "b", forms=["native"], sizes=(2,))
+    engine, x = Engine(tmp_path / "b"), np.random.default_rng(0).normal(size=(3, 6, 3)).astype(np.float32)
+    clean = engine.run({"input": x})
+    x[1, 2, 0], x[1, 3, 0] = np.nan, np.inf
+    found = engine.run({"input": x})
+    for name in ("output", "h_n"):
+        np.testing.assert_array_equal(found[name][[0, 2]], clean[name][[0, 2]])
+        assert not np.array_equal(found[name][1], clean[name][1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tokens": None}, "input `tokens` is missing; the inputs are tokens, lengths."),
+        ({"x": np.zeros(3)}, "there is no input `x`; the inputs are tokens, lengths."),
+        ({"tokens": np.zeros((2, 6))}, "`tokens` is float64, the graph takes int64; use array.astype('int64')."),
+        ({"tokens": np.zeros(6, np.int64)}, "`tokens` has shape [6], the graph takes tokens: int64 [B, T] with no"),
+        ({"tokens": np.zeros((0, 6), np.int64)}, "`tokens` has shape [0, 6], the graph takes"),
+        ({"lengths": np.array([6, 6, 6])}, "`lengths` has B=3, `tokens` has B=2."),
+        ({"lengths": np.array([6, 0])}, "`lengths` has 0 in row 1; a row has 1 to 6 steps."),
+        ({"lengths": np.array([7, 6])}, "`lengths` has 7 in row 0; a row has 1 to 6 steps."),
+        ({"lengths": np.array([-1, 6])}, "`lengths` has -1 in row 0; a row has 1 to 6 steps."),
+        ({"tokens": np.full((2, 6), 20)}, "the graph cannot take these inputs: [ONNXRuntimeError] : 2 : INVALID"),
+    ],
+)
+def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message: str, padded: Path) -> None:
+    given = {"tokens": tokens(2, 6), "lengths": np.array([6, 3])} | change
+    with pytest.raises(InputError) as raised:
+        Engine(padded).run({name: each for name, each in given.items() if each is not None})
+    assert message in str(raised.value)
+
+
+def test_another_fault_of_onnxruntime_is_no_fault_of_the_inputs() -> None:
+    def fail() -> Any:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RunError, match="onnxruntime failed: out of memory"):
+        guarded(fail)
+
+
+def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
+        Engine(tmp_path)
+    folder = tmp_path / "copy"
+    shutil.copytree(padded, folder)
+    (folder / "native.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="is not the file that was exported: its sha256 is"):
+        Engine(folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(BundleError, match="has version 99; this deploy-rnn reads up to"):
+        Engine(folder)
+
+
+def keep(bundle: Path, folder: Path, *files: str) -> Path:
+    """A copy of the bundle with these graphs only."""
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["file"] in files]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_only_the_steps_that_there_are_graphs_for(exact: Path, tagger: nn.Module, tmp_path: Path) -> None:
+    engine = Engine(keep(exact, tmp_path / "b", "unrolled-4.onnx"))
+    engine.warm_up()
+    assert not engine.pads
+    assert engine.rows_share
+    found = engine.run({"tokens": tokens(3, 4)})["output"]
+    np.testing.assert_allclose(found, expected(tagger, tokens(3, 4)), atol=1e-5)
+    with pytest.raises(InputError, match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another"):
+        engine.run({"tokens": tokens(3, 5)})
+
+
+@pytest.mark.parametrize("buckets", [["8", "16"], ["16"]])
+def test_a_bundle_of_buckets_pads_all_that_is_shorter(
+    buckets: list[str], padded: Path, tagger: nn.Module, tmp_path: Path
+) -> None:
+    engine = Engine(keep(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
+    engine.warm_up()
+    assert engine.pads
+    found = engine.run({"tokens": tokens(3, 11)})["output"]
+    np.testing.assert_allclose(found, expected(tagger, tokens(3, 11)), atol=1e-5)
+    with pytest.raises(
+        InputError, match="the inputs have 17 steps; the bundle's graphs take at most 16: export another"
+    ):
+        engine.run({"tokens": tokens(3, 17)})
+
+
+class Smoothed(nn.Module):
+    """Looks one step beyond a row's end before its layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth = nn.Conv1d(3, 4, 3, padding=1)
+        self.rnn = nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        smooth = self.smooth(x.mT + 1).mT
+        packed = nn.utils.rnn.pack_padded_sequence(smooth, lengths, batch_first=True, enforce_sorted=False)
+        output = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
+        return output[0]
+
+
+class Centred(nn.Module):
+    """Subtracts the mean of all rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        return output - output.mean(0, keepdim=True)
+
+
+def test_a_model_that_minds_padding_is_not_padded(tmp_path: Path) -> None:
+    args = (torch.randn(2, 6, 3), torch.tensor([6, 4]))
+    export_bundle(Smoothed(), args, tmp_path / "b", forms=["native"], buckets=[6], sizes=(2,))
+    for file in ("native.onnx", "unrolled-6.onnx"):
+        engine = Engine(keep(tmp_path / "b", tmp_path / file, file))
+        assert engine.rows_share
+        assert not engine.pads
+
+
+def test_a_model_whose_rows_touch_each_other_runs_one_request_at_a_time(tmp_path: Path) -> None:
+    export_bundle(Centred(), (torch.randn(2, 6, 3),), tmp_path / "b", forms=["native"], sizes=(2,))
+    assert not Engine(tmp_path / "b").rows_share
+
+
+def test_a_model_without_rows(tmp_path: Path) -> None:
+    layer = nn.RNN(3, 5)
+    export_bundle(layer, torch.randn(6, 3), tmp_path / "b", forms=["native"], sizes=(2,))
+    engine, x = Engine(tmp_path / "b"), torch.randn(4, 3)
+    engine.warm_up()
+    assert not engine.rows_share
+    assert str(engine.inputs[0]) == "input: float32 [T, 3]"
+    np.testing.assert_allclose(engine.run({"input": x.numpy()})["output"], layer(x)[0].detach(), atol=1e-6)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("onnxruntime_cuda")
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8])
+def test_captured_graphs_answer_on_the_gpu(rows: int, padded: Path, tagger: nn.Module) -> None:
+    engine = Engine(padded, provider=CUDA)
+    engine.warm_up()
+    for seed in range(3):
+        for steps in (16, 11, 40):
+            given, lengths = tokens(rows, steps, seed), np.full(rows, steps)
+            lengths[0] = 1
+            found = engine.run({"tokens": given, "lengths": lengths})["output"]
+            np.testing.assert_allclose(found, expected(tagger, given, lengths), atol=1e-4)

@@ -1,0 +1,485 @@
+"""`Model`: requests share runs, streams keep their states, and whoever waits gets an answer or a reason."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, StreamError
+from deploy_rnn.serving import model as module
+from deploy_rnn.serving.limits import Limits
+from deploy_rnn.serving.model import Model
+from deploy_rnn.serving.request import Request, Response
+
+
+def tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(20, size=(rows, steps))
+
+
+def ask(array: np.ndarray, **options: Any) -> Request:
+    return Request({"tokens": array}, **options)
+
+
+def expected(model: nn.Module, array: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        scores: np.ndarray = model(torch.from_numpy(array)).numpy()
+        return scores
+
+
+class Held:
+    """Holds a model's runs back until told, so that requests queue up for certain."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered, self.gate, self.rows = threading.Event(), threading.Event(), []
+        self.gate.set()
+        real = module.execute
+
+        def execute(engine: Any, lanes: Any) -> Any:
+            self.entered.set()
+            assert self.gate.wait(30)
+            self.rows.append([len(lane) for lane in lanes])
+            return real(engine, lanes)
+
+        monkeypatch.setattr(module, "execute", execute)
+
+    @contextmanager
+    def __call__(self, model: Model, first: Request) -> Iterator["Future[Response]"]:
+        """`first` is running; what is submitted meanwhile waits."""
+        self.gate.clear()
+        self.entered.clear()
+        future = model.submit(first)
+        assert self.entered.wait(30)
+        try:
+            yield future
+        finally:
+            self.gate.set()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Held:
+    return Held(monkeypatch)
+
+
+@pytest.fixture
+def open_model() -> Iterator[Callable[..., Model]]:
+    opened = []
+
+    def open_(path: Path, **options: Any) -> Model:
+        opened.append(Model(path, threads=1, limits=Limits(**options)))
+        return opened[-1]
+
+    yield open_
+    for model in opened:
+        model.close()
+
+
+def test_it_says_what_it_is(padded: Path, streaming: Path, open_model: Callable[..., Model]) -> None:
+    model = open_model(padded, max_rows=7)
+    assert (model.name, model.path, model.max_batch) == ("padded", padded, 7)
+    assert [str(each) for each in (*model.inputs, *model.outputs)] == [
+        "tokens: int64 [B, T]", "lengths: int64 [B]", "output: float32 [B, T, 3]",
+    ]  # fmt: skip
+    assert (model.lengths, model.optional, model.streaming) == ({"lengths"}, {"lengths"}, False)
+    model = open_model(streaming)
+    assert model.states == {"rnn.h0": "rnn.h_n", "rnn.c0": "rnn.c_n"}
+    assert (model.optional, model.streaming) == ({"rnn.h0", "rnn.c0"}, True)
+    assert Model(streaming, name="other").name == "other"
+
+
+def test_requests_of_like_length_share_a_run(
+    padded: Path, tagger: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, asked = (
+        open_model(padded),
+        [tokens(rows, steps, steps) for rows, steps in [(1, 20), (2, 21), (1, 50), (3, 19)]],
+    )
+    with held(model, ask(tokens(1, 5))):
+        futures = [model.submit(ask(array)) for array in asked]
+        assert model.statistics().queued == 4
+    for array, future in zip(asked, futures, strict=True):
+        np.testing.assert_allclose(future.result(30).outputs["output"], expected(tagger, array), atol=1e-5)
+    assert [future.result().rows for future in futures] == [6, 6, 1, 6]
+    said = model.statistics()
+    assert (said.successes, said.failures, said.executions, said.rows, said.queued) == (5, 0, 3, 8, 0)
+    assert (said.steps_real, said.steps_padded) == (5 + 20 + 42 + 57 + 50, 1 + 6)
+    assert {rows: runs for rows, (runs, _) in said.batch_rows.items()} == {1: 2, 6: 1}
+    assert said.compute_seconds == pytest.approx(sum(seconds for _, seconds in said.batch_rows.values()))
+    assert said.queue_seconds > 0
+    assert abs(time.time() - (said.last_inference or 0)) < 60
+
+
+def test_without_lengths_only_equal_steps_share_a_run(
+    exact: Path, tagger: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, asked = open_model(exact), [tokens(1, steps, seed) for seed, steps in enumerate([20, 21, 20])]
+    with held(model, ask(tokens(1, 5))):
+        futures = [model.submit(ask(array)) for array in asked]
+    for array, future in zip(asked, futures, strict=True):
+        np.testing.assert_allclose(future.result(30).outputs["output"], expected(tagger, array), atol=1e-5)
+    assert [future.result().rows for future in futures] == [2, 1, 2]
+    assert model.statistics().steps_padded == 0
+
+
+def test_only_the_outputs_asked_for(streaming: Path, held: Held, open_model: Callable[..., Model]) -> None:
+    model = open_model(streaming)
+    with held(model, ask(tokens(1, 5))) as first:
+        one = model.submit(ask(tokens(1, 4), outputs=("output",)))
+        two = model.submit(ask(tokens(1, 4), outputs=("rnn.c_n",)))
+    assert set(first.result(30).outputs) == {"output", "rnn.h_n", "rnn.c_n"}
+    assert (set(one.result(30).outputs), set(two.result(30).outputs)) == ({"output"}, {"rnn.c_n"})
+    assert one.result().rows == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        (ask(tokens(9, 4)), InputError, "the request has 9 rows; send at most 8 at once"),
+        (ask(tokens(1, 101)), InputError, "the request has 101 steps; `max_steps` is 100"),
+        (ask(tokens(1, 4).astype(np.int32)), InputError, "`tokens` is int32, the graph takes int64"),
+        (ask(tokens(1, 4), outputs=("y",)), InputError, "there is no output `y`; the outputs are output"),
+        (ask(tokens(1, 4), outputs=()), InputError, "must be a list of names, or None for all"),
+        (ask(tokens(1, 4), start=True), StreamError, "`start` or `end` is set without a `sequence`; name the stream"),
+        (ask(tokens(1, 4), sequence=5, start=True), StreamError, "model 'padded' has no states and holds no streams"),
+    ],
+)
+def test_what_it_cannot_take_is_refused_at_once(
+    request_: Request, error: Any, message: str, padded: Path, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded, max_rows=8, max_steps=100)
+    with pytest.raises(error, match=message):
+        model.submit(request_)
+    assert model.statistics().failures == 1
+
+
+def test_the_fault_of_one_is_not_that_of_the_others(
+    padded: Path, tagger: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded)
+    with held(model, ask(tokens(1, 5))):
+        good = model.submit(ask(tokens(1, 10)))
+        bad = model.submit(ask(np.full((1, 10), 99)))
+        also_good = model.submit(ask(tokens(1, 10, 1)))
+    with pytest.raises(InputError, match=r"the graph cannot take these inputs: .*idx=99"):
+        bad.result(30)
+    np.testing.assert_allclose(good.result(30).outputs["output"], expected(tagger, tokens(1, 10)), atol=1e-5)
+    np.testing.assert_allclose(also_good.result(30).outputs["output"], expected(tagger, tokens(1, 10, 1)), atol=1e-5)
+    assert (model.statistics().successes, model.statistics().failures) == (3, 1)
+
+
+def test_a_full_queue_says_so_at_once(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
+    model = open_model(padded, max_queue=2)
+    with held(model, ask(tokens(1, 5))):
+        futures = [model.submit(ask(tokens(1, 5))) for _ in range(2)]
+        with pytest.raises(BusyError, match="2 requests wait for model 'padded', its most; try again later"):
+            model.submit(ask(tokens(1, 5)))
+    assert all(future.result(30) for future in futures)
+
+
+def test_who_does_not_wait_any_more_is_not_run(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
+    model = open_model(padded)
+    with held(model, ask(tokens(1, 5))):
+        late = model.submit(ask(tokens(1, 5), deadline=time.monotonic()))
+        gone = model.submit(ask(tokens(1, 5)))
+        assert gone.cancel()
+        kept = model.submit(ask(tokens(1, 5), deadline=time.monotonic() + 1000))
+    assert kept.result(30).rows == 1
+    with pytest.raises(DeadlineError, match=r"the request waited for .* s, and its deadline passed"):
+        late.result(30)
+    assert not wait([gone], 30).not_done
+    said = model.statistics()
+    assert (said.successes, said.failures, said.executions) == (2, 2, 2)
+
+
+def test_one_that_is_cancelled_while_a_run_is_chosen(
+    padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded)
+    choose = model._waiting._chosen
+
+    def chosen_and_cancelled() -> Any:
+        gone.cancel()
+        return choose()
+
+    with held(model, ask(tokens(1, 5))):
+        gone, kept = (model.submit(ask(tokens(1, 5))) for _ in range(2))
+        model._waiting._chosen = chosen_and_cancelled  # type: ignore[method-assign]
+    assert kept.result(30).rows == 1
+    assert not wait([gone], 30).not_done
+    assert model.infer(ask(tokens(1, 5))).rows == 1
+
+
+def test_it_waits_for_more_rows_if_told_to(padded: Path, open_model: Callable[..., Model]) -> None:
+    model = open_model(padded, max_wait=1000.0, max_rows=3)
+    futures = [model.submit(ask(tokens(1, 5))) for _ in range(3)]
+    assert [future.result(30).rows for future in futures] == [3, 3, 3]
+    late = model.submit(ask(tokens(1, 5)))
+    model.close()
+    assert late.result(0).rows == 1
+
+
+@pytest.mark.parametrize("timeout", [None, 0.0])
+def test_closing_under_load_answers_or_refuses_everyone(
+    timeout: float | None, padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, refused = open_model(padded, max_rows=1), []
+    futures: list[Future[Response]] = []
+    started = threading.Barrier(5)
+
+    def hammer() -> None:
+        started.wait()
+        while True:
+            try:
+                futures.append(model.submit(ask(tokens(1, 3))))
+            except BusyError:
+                time.sleep(0)
+            except ClosedError as error:
+                refused.append(str(error))
+                return
+
+    threads = [threading.Thread(target=hammer) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with held(model, ask(tokens(1, 3))) as first:
+        started.wait()
+        if timeout is not None:
+            model.close(timeout)
+    model.close()
+    for thread in threads:
+        thread.join()
+    assert set(refused) == {"model 'padded' is being unloaded and takes no more requests."}
+    assert first.result(30)
+    assert not wait(futures, 30).not_done
+    for future in futures:
+        error = future.exception()
+        assert error is None or (timeout is not None and "was unloaded before the request was run" in str(error))
+    said = model.statistics()
+    assert said.successes == 1 + sum(future.exception() is None for future in futures)
+
+
+def test_a_thread_that_dies_leaves_nobody_waiting(
+    padded: Path, monkeypatch: pytest.MonkeyPatch, open_model: Callable[..., Model]
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    model = open_model(padded)
+    monkeypatch.setattr(model._waiting, "take", lambda now: 1 / 0)
+    future = model.submit(ask(tokens(1, 3)))
+    with pytest.raises(ClosedError, match="model 'padded' was unloaded before the request was run"):
+        future.result(30)
+    with pytest.raises(ClosedError, match="is being unloaded"):
+        model.submit(ask(tokens(1, 3)))
+
+
+def test_many_threads_at_once(padded: Path, tagger: nn.Module, open_model: Callable[..., Model]) -> None:
+    model, wrong = open_model(padded), []
+
+    def hammer(seed: int) -> None:
+        for turn in range(15):
+            array = tokens(1 + turn % 3, 1 + (7 * seed + turn) % 40, seed)
+            found = model.infer(ask(array)).outputs["output"]
+            if not np.allclose(found, expected(tagger, array), atol=1e-5):
+                wrong.append((seed, turn))
+
+    threads = [threading.Thread(target=hammer, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert model.statistics().successes == 120
+
+
+def test_limits_that_make_no_sense() -> None:
+    with pytest.raises(ValueError, match=r"`max_rows` \(=0\) must be 1 or more"):
+        Limits(max_rows=0)
+    with pytest.raises(ValueError, match=r"`max_wait` \(=-1\) must be 0 or more"):
+        Limits(max_wait=-1)
+    with pytest.raises(ValueError, match=r"`max_wait` \(=nan\) must be 0 or more"):
+        Limits(max_wait=float("nan"))
+    with pytest.raises(ValueError, match=r"`max_waste` \(=1.0\) must be below 1: it is a share"):
+        Limits(max_waste=1.0)
+
+
+# Streams
+
+
+def send(model: Model, name: int | str, array: np.ndarray, **options: Any) -> "Future[Response]":
+    return model.submit(ask(array, sequence=name, **options))
+
+
+def chunks(model: Model, name: int | str, array: np.ndarray, sizes: list[int]) -> list["Future[Response]"]:
+    cuts = np.split(array, np.cumsum(sizes)[:-1], axis=1)
+    last = len(cuts) - 1
+    return [send(model, name, cut, start=at == 0, end=at == last) for at, cut in enumerate(cuts)]
+
+
+def whole(futures: list["Future[Response]"]) -> np.ndarray:
+    return np.concatenate([future.result(30).outputs["output"] for future in futures], 1)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=1, max_size=5), st.integers(1, 2))
+def test_any_chunking_of_any_streams_is_the_whole(
+    stream_model: nn.Module, shared: Model, cuts: list[list[int]], rows: int
+) -> None:
+    arrays = [tokens(rows, sum(sizes), seed) for seed, sizes in enumerate(cuts)]
+    futures = [chunks(shared, name, array, sizes) for name, (array, sizes) in enumerate(zip(arrays, cuts, strict=True))]
+    for array, answers in zip(arrays, futures, strict=True):
+        np.testing.assert_allclose(whole(answers), expected(stream_model, array), atol=1e-5)
+    assert shared.statistics().streams == 0
+
+
+@pytest.fixture(scope="module")
+def shared(streaming: Path) -> Iterator[Model]:
+    with Model(streaming, threads=1) as model:
+        yield model
+
+
+def test_chunks_that_queue_up_run_end_to_end_and_beside_other_streams(
+    streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, array = open_model(streaming), tokens(1, 30)
+    with held(model, ask(tokens(1, 1))):
+        one = chunks(model, 1, array, [10, 10, 10])
+        two = chunks(model, "1", array, [15, 15])
+        alone = model.submit(ask(array))
+    np.testing.assert_allclose(whole(one), expected(stream_model, array), atol=1e-5)
+    np.testing.assert_allclose(whole(two), expected(stream_model, array), atol=1e-5)
+    np.testing.assert_allclose(whole([alone]), expected(stream_model, array), atol=1e-5)
+    assert held.rows == [[1], [3, 2, 1]]
+    assert {future.result().rows for future in (*one, *two, alone)} == {3}
+
+
+def test_a_chunk_whose_state_is_asked_for_ends_a_run(
+    streaming: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, array = open_model(streaming), tokens(1, 20)
+    with held(model, ask(tokens(1, 1))):
+        first = send(model, 1, array[:, :10], start=True, outputs=("rnn.h_n",))
+        second = send(model, 1, array[:, 10:], outputs=("output", "rnn.h_n"))
+    for future, steps in ((first, 10), (second, 20)):
+        state = model.infer(ask(array[:, :steps])).outputs["rnn.h_n"]
+        np.testing.assert_allclose(future.result(30).outputs["rnn.h_n"], state, atol=1e-5)
+    assert send(model, 1, array).result(30).outputs.keys() == {"output"}
+
+
+def test_a_client_may_carry_the_states_itself(
+    streaming: Path, stream_model: nn.Module, open_model: Callable[..., Model]
+) -> None:
+    model, array = open_model(streaming), tokens(2, 12)
+    states: dict[str, np.ndarray] = {}
+    parts = []
+    for cut in np.split(array, [5, 6], axis=1):
+        found = model.infer(Request({"tokens": cut, **states})).outputs
+        states = {first: found[last] for first, last in model.states.items()}
+        parts.append(found["output"])
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected(stream_model, array), atol=1e-5)
+    with pytest.raises(
+        StreamError, match=r"`rnn.h0` is given together with a `sequence`, whose states the server holds"
+    ):
+        model.submit(Request({"tokens": array, **states}, sequence=1, start=True))
+    assert not model.holds(1)
+
+
+def test_a_chunk_that_is_refused_leaves_its_stream_as_it_was(
+    streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, array = open_model(streaming, max_queue=1, max_streams=1, stream_keep=1000.0), tokens(1, 20)
+    first = send(model, 1, array[:, :10], start=True)
+    first.result(30)
+    with pytest.raises(InputError, match="`tokens` has shape"):
+        send(model, 1, array[0])
+    with pytest.raises(InputError, match="stream 1 has 1 rows, this chunk has 2"):
+        send(model, 1, tokens(2, 5))
+    with pytest.raises(BusyError, match="1 streams are live, the most that are held"):
+        send(model, 2, array, start=True)
+    with held(model, ask(tokens(1, 5))):
+        waits = model.submit(ask(tokens(1, 5)))
+        with pytest.raises(BusyError, match="1 requests wait"):
+            send(model, 1, array[:, 10:])
+    waits.result(30)
+    np.testing.assert_allclose(whole([first, send(model, 1, array[:, 10:])]), expected(stream_model, array), atol=1e-5)
+    with pytest.raises(StreamError, match="stream 2 is unknown"):
+        send(model, 2, array)
+
+
+def test_a_chunk_that_fails_ends_its_stream_and_no_other(
+    streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, array, bad = open_model(streaming), tokens(1, 12), np.full((1, 6), 99)
+    with held(model, ask(tokens(1, 5))):
+        good = chunks(model, 1, array, [6, 6])
+        before = send(model, 2, array[:, :6], start=True)
+        fails = send(model, 2, bad)
+        after = send(model, 2, array[:, 6:], end=True)
+    np.testing.assert_allclose(whole(good), expected(stream_model, array), atol=1e-5)
+    np.testing.assert_allclose(whole([before]), expected(stream_model, array[:, :6]), atol=1e-5)
+    with pytest.raises(InputError, match="idx=99"):
+        fails.result(30)
+    with pytest.raises(StreamError, match=r"stream 2 was ended: a chunk of it failed .*idx=99.*; start it again"):
+        after.result(30)
+    assert not model.holds(2)
+
+
+def test_a_chunk_that_is_given_up_ends_its_stream(
+    streaming: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, array = open_model(streaming), tokens(1, 6)
+    for name in (1, 2):
+        send(model, name, array, start=True).result(30)
+    with held(model, ask(tokens(1, 5))):
+        send(model, 1, array).cancel()
+        late = send(model, 2, array, deadline=time.monotonic())
+        after = [send(model, name, array) for name in (1, 2)]
+    with pytest.raises(DeadlineError):
+        late.result(30)
+    with pytest.raises(StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"):
+        after[0].result(30)
+    with pytest.raises(
+        StreamError, match=r"stream 2 was ended: the request waited for .*deadline passed.; start it again"
+    ):
+        after[1].result(30)
+    with pytest.raises(StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"):
+        send(model, 1, array)
+
+
+def test_an_idle_stream_expires_by_the_clock(streaming: Path) -> None:
+    now = [0.0]
+    limits = Limits(stream_idle=60.0)
+    with Model(streaming, threads=1, limits=limits, clock=lambda: now[0]) as model:
+        send(model, "a", tokens(1, 3), start=True).result(30)
+        now[0] = 59.0
+        assert model.holds("a")
+        now[0] = 60.0
+        assert not model.holds("a")
+        with pytest.raises(StreamError, match="stream 'a' expired after 60 s without a chunk; start it again"):
+            send(model, "a", tokens(1, 3))
+
+
+def test_limits_may_be_infinite(streaming: Path, open_model: Callable[..., Model]) -> None:
+    model = open_model(streaming, stream_idle=float("inf"), max_wait=float("inf"), max_rows=1)
+    send(model, "a", tokens(1, 3), start=True).result(30)
+    assert send(model, "a", tokens(1, 3)).result(30)
+
+
+def test_streams_that_are_opened_and_abandoned(streaming: Path, open_model: Callable[..., Model]) -> None:
+    model, array = open_model(streaming, max_streams=64, stream_keep=0.0, max_queue=4096), tokens(1, 1)
+    for name in range(10_000):
+        while True:
+            try:
+                send(model, name, array, start=True)
+                break
+            except BusyError:  # every stream of the table waits for its run
+                time.sleep(1e-4)
+    model.close()
+    said = model.statistics()
+    assert (said.streams, said.queued, said.successes) == (64, 0, 10_000)

@@ -1,0 +1,103 @@
+"""`Streams`: who is held, who is not any more, and why; the clock is given."""
+
+import pytest
+
+from deploy_rnn.errors import BusyError, InputError, StreamError
+from deploy_rnn.serving.limits import Limits
+from deploy_rnn.serving.streams import REMEMBERED, Stream, Streams
+
+
+def chunk(streams: Streams, name: int | str, now: float, *, start: bool = False, end: bool = False) -> Stream:
+    stream = streams.admit(name, 1, start=start, end=end, now=now)
+    streams.answered(stream, now)
+    return stream
+
+
+@pytest.fixture
+def streams() -> Streams:
+    return Streams(Limits(max_streams=3, stream_idle=100.0, stream_keep=10.0))
+
+
+def test_a_stream_lives_from_start_to_end(streams: Streams) -> None:
+    with pytest.raises(StreamError, match=r"stream 7 is unknown; send its first chunk with `start`."):
+        chunk(streams, 7, 0.0)
+    stream = chunk(streams, 7, 0.0, start=True)
+    assert chunk(streams, 7, 1.0) is stream
+    assert 7 in streams
+    assert "7" not in streams
+    assert chunk(streams, 7, 2.0, end=True) is stream
+    assert len(streams) == 0
+    with pytest.raises(StreamError, match="stream 7 has ended; start it again to use its id again"):
+        chunk(streams, 7, 3.0)
+    assert chunk(streams, 7, 3.0, start=True) is not stream
+
+
+def test_it_is_refused_what_does_not_fit(streams: Streams) -> None:
+    chunk(streams, "a", 0.0, start=True)
+    with pytest.raises(StreamError, match="stream 'a' has already started; end it first, or use another id"):
+        chunk(streams, "a", 1.0, start=True)
+    with pytest.raises(InputError, match="stream 'a' has 1 rows, this chunk has 2; a stream keeps its rows"):
+        streams.admit("a", 2, start=False, end=False, now=1.0)
+    chunk(streams, "a", 2.0)
+
+
+def test_it_expires_when_idle(streams: Streams) -> None:
+    chunk(streams, "a", 0.0, start=True)
+    chunk(streams, "b", 60.0, start=True)
+    assert streams.next_expiry() == 100.0
+    streams.expire(99.9)
+    assert len(streams) == 2
+    chunk(streams, "a", 99.9)
+    streams.expire(160.0)
+    assert "b" not in streams
+    with pytest.raises(StreamError, match="stream 'b' expired after 100 s without a chunk; start it again"):
+        chunk(streams, "b", 161.0)
+    assert "a" in streams
+    streams.expire(1000.0)
+    assert streams.next_expiry() is None
+
+
+def test_it_does_not_expire_while_a_chunk_waits(streams: Streams) -> None:
+    stream = streams.admit("a", 1, start=True, end=False, now=0.0)
+    streams.expire(500.0)
+    assert "a" in streams
+    streams.answered(stream, 500.0)
+    streams.expire(599.0)
+    assert "a" in streams
+    streams.expire(600.0)
+    assert "a" not in streams
+
+
+def test_a_full_table_refuses_or_evicts_who_is_idle(streams: Streams) -> None:
+    for number in range(3):
+        chunk(streams, number, float(number), start=True)
+    with pytest.raises(BusyError, match="3 streams are live, the most that are held; end some, or try again later"):
+        chunk(streams, 3, 9.9, start=True)
+    chunk(streams, 0, 9.9)
+    chunk(streams, 3, 11.0, start=True)
+    with pytest.raises(StreamError, match="stream 1 was evicted for a new one, 3 being held; start it again"):
+        chunk(streams, 1, 12.0)
+    assert [number in streams for number in range(4)] == [True, False, True, True]
+
+
+def test_one_that_cannot_go_on_says_why(streams: Streams) -> None:
+    stream = chunk(streams, 1, 0.0, start=True)
+    streams.end(stream, "a chunk of it failed (no memory)")
+    streams.end(stream, "a second reason")
+    assert stream.broken == "was ended: a chunk of it failed (no memory); start it again"
+    with pytest.raises(StreamError, match=r"stream 1 was ended: a chunk of it failed \(no memory\); start it again"):
+        chunk(streams, 1, 1.0)
+    again = chunk(streams, 1, 2.0, start=True)
+    streams.end(stream, "late news of the old one")
+    assert chunk(streams, 1, 3.0) is again
+
+
+def test_streams_that_are_left_behind_do_not_leak() -> None:
+    streams = Streams(Limits(max_streams=100, stream_idle=100.0, stream_keep=0.0))
+    for number in range(2 * REMEMBERED):
+        chunk(streams, number, number * 1e-3, start=True)
+    assert len(streams) == 100
+    assert len(streams._gone) == REMEMBERED
+    streams.expire(1e6)
+    assert len(streams) == 0
+    assert len(streams._gone) == REMEMBERED
