@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class SumModel:
         self._streams: dict[int | str, np.ndarray] = {}
         self._worker = ThreadPoolExecutor(1)
         self._successes = self._queued = 0
+        self._accepted: list[Future[Response]] = []
 
     def submit(self, request: Request) -> "Future[Response]":
         if self.closed:
@@ -63,7 +64,8 @@ class SumModel:
         if request.start and request.sequence is not None:
             self._streams[request.sequence] = np.zeros((len(x), 1), np.float32)
         self._queued += 1
-        return self._worker.submit(self._answer, request)
+        self._accepted.append(self._worker.submit(self._answer, request))
+        return self._accepted[-1]
 
     def _answer(self, request: Request) -> Response:
         self.gate.wait()
@@ -96,7 +98,8 @@ class SumModel:
 
     def close(self, timeout: float | None = None) -> None:
         self.closed = True
-        self._worker.shutdown(wait=True)
+        wait(self._accepted, timeout)
+        self._worker.shutdown(wait=False)
 
 
 def write_bundle(folder: Path, scale: str = "1") -> Path:
@@ -152,7 +155,7 @@ def client(repository: Repository) -> Client:
 
 
 @contextmanager
-def running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
+def _running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
     """A server on free ports, in a thread of its own."""
     started: Future[tuple[Server, asyncio.AbstractEventLoop]] = Future()
 
@@ -183,14 +186,14 @@ def running(repository: Repository, settings: Settings | None = None) -> Iterato
 
 @pytest.fixture
 def server(repository: Repository) -> Iterator[Server]:
-    with running(repository) as found:
+    with _running(repository) as found:
         yield found
 
 
-@pytest.fixture
-def serving() -> Callable[..., Any]:
-    """`running`, for tests with settings of their own."""
-    return running
+@pytest.fixture(scope="session")
+def running() -> Callable[..., Any]:
+    """Context manager: repository, settings -> a server on free ports, in a thread of its own."""
+    return _running
 
 
 @pytest.fixture
