@@ -58,7 +58,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
     Example:
       deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001
     """
-    out = sys.stdout  # `answering` sends what is printed elsewhere
+    out = sys.stdout  # before `answering` sends what is printed to stderr
     with answering(as_json=False):
         try:
             from . import server  # noqa: F401

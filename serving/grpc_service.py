@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.json_format import ParseDict
 
-from deploy_rnn.errors import UnsupportedError
+from deploy_rnn.errors import UnknownModelError, UnsupportedError
 
 from . import oip
 from .grpc_messages import CLASSES, SERVICE
@@ -89,7 +89,10 @@ class Service:
         return CLASSES["ServerReadyResponse"](ready=self._repository.ready())
 
     async def _model_ready(self, message: Any, context: Context) -> Any:
-        self._repository.model(message.name, message.version)
+        try:
+            self._repository.model(message.name, message.version)
+        except UnknownModelError:  # Triton says so here, where HTTP has a status code for it
+            return CLASSES["ModelReadyResponse"](ready=False)
         return CLASSES["ModelReadyResponse"](ready=self._repository.ready())
 
     async def _server_metadata(self, message: Any, context: Context) -> Any:

@@ -126,9 +126,11 @@ class Repository:
             UnknownModelError: it is not there, not loaded, or has no such version.
         """
         entry = self._entries.get(name)
-        model = entry.model if entry else None
-        if model is None:
+        if entry is None:
             raise UnknownModelError(f"unknown model: `{name}` is not found; {self._known()}")
+        model = entry.model
+        if model is None:
+            raise UnknownModelError(f"unknown model: `{name}` is not loaded{entry.reason and f' ({entry.reason})'}.")
         if version not in ("", VERSION):
             raise UnknownModelError(f"`{name}` has no version {version!r}; it has {VERSION!r}.")
         return model
@@ -165,6 +167,10 @@ class Repository:
     def ready(self) -> bool:
         """Whether all models have been loaded, and the server is not about to stop."""
         return self._loaded.is_set() and not self._closing.is_set()
+
+    def stopping(self) -> bool:
+        """Whether the server has been told to stop."""
+        return self._closing.is_set()
 
     def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
         """Every bundle, those that came since included; `ready`: only those that answer."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -13,13 +14,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deploy_rnn.errors import DeadlineError, DeployError, TooLargeError, UnsupportedError
+from deploy_rnn.errors import ClosedError, DeadlineError, DeployError, TooLargeError, UnsupportedError
 
 from . import oip
 from .binary import HEADER_LENGTH, parse_json
 from .compression import chosen, compress, decompress
 from .metrics import CONTENT_TYPE, Metrics
 from .repository import Repository
+from .request import Response as ModelResponse
 from .rest_messages import Asked, read, write
 from .settings import Settings
 from .status import status
@@ -154,9 +156,17 @@ class Rest:
         asked = await _somewhere(len(body), read, body, length, self.settings)
         future = self.repository.submit(name, version, asked.request)
         async with _limit(self.settings.request_seconds, "the answer took"):
-            answer = await asyncio.wrap_future(future)
+            answer = await self._waited(future)
         size = sum(array.nbytes for array in answer.outputs.values())
         return await _somewhere(size, _answer, asked, name, answer, request.headers.get("Accept-Encoding", ""))
+
+    async def _waited(self, future: "Future[ModelResponse]") -> ModelResponse:
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if not self.repository.stopping():
+                raise
+            raise ClosedError("the server stopped before this was answered.") from None
 
     async def _body(self, request: HTTPRequest) -> bytes:
         encoding = request.headers.get("Content-Encoding", "").strip().lower()

@@ -37,13 +37,10 @@ def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
     """The little-endian numpy dtype of input `name`.
 
     Raises:
-        InputError: the protocol has no such datatype.
-        UnsupportedError: it has, but no model here takes it.
+        InputError: there is no such datatype, or no model here takes it, as with BYTES and BF16.
     """
-    if datatype in ("BYTES", "BF16"):
-        raise UnsupportedError(f"`{name}` is {datatype}; the models here take {', '.join(DATATYPES)}.")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise InputError(f"`{name}` has datatype {datatype!r}; it must be one of {', '.join(DATATYPES)}.")
+        raise InputError(f"`{name}` has datatype {_short(datatype)}; the models here take {', '.join(DATATYPES)}.")
     return np.dtype(DATATYPES[datatype]).newbyteorder("<")
 
 

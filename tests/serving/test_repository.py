@@ -39,8 +39,10 @@ def test_what_is_there(repository: Repository, folder: Path, new_bundle: Any, tm
         ("later", "UNAVAILABLE"),
         ("sum", "READY"),
     ]
-    with pytest.raises(UnknownModelError, match="unknown model: `later` is not found; the models are later, sum"):
+    with pytest.raises(UnknownModelError, match="unknown model: `later` is not loaded"):
         repository.model("later")
+    with pytest.raises(UnknownModelError, match="unknown model: `x` is not found; the models are later, sum"):
+        repository.model("x")
     repository.load("later")
     assert [model.name for model in repository.models()] == ["later", "sum"]
     with pytest.raises(UnknownModelError, match="`sum` has no version '2'; it has '1'"):

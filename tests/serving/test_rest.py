@@ -98,7 +98,8 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ({"inputs": 3}, "`inputs` must be a list of objects."),
         ({"inputs": [tensor(), tensor()]}, "an input is given twice; the inputs are x, x."),
         ({"id": 3}, "`id` is a int; give a text."),
-        ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; it must be one of BOOL,"),
+        ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; the models here take BOOL,"),
+        ({"inputs": [tensor(datatype="BYTES", data=["a"])]}, "`x` has datatype 'BYTES'; the models here take BOOL,"),
         ({"inputs": [tensor(shape=[-1, 3])]}, "`x` has size -1 in its shape; give whole numbers, none negative."),
         ({"inputs": [tensor(shape=[1.0, 3])]}, "`x` has size 1.0 in its shape"),
         ({"inputs": [tensor(shape=[1, 4])]}, "`x` has 3 values in [3]; its shape [1, 4] takes 4, flat or nested"),
@@ -180,7 +181,7 @@ def test_paths_that_are_not_there(method: str, path: str, status: int, client: A
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (tensor(datatype="BYTES", data=["a"]), "`x` is BYTES; the models here take BOOL,"),
+        (tensor(parameters={"shared_memory_region": "r"}, data=None), "`x` asks for shared memory"),
         (tensor(parameters={"shared_memory_region": "r"}), "`x` asks for shared memory (`shared_memory_region`)"),
     ],
 )
