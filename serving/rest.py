@@ -1,7 +1,7 @@
 """The protocol over HTTP, as an ASGI application."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import Future
 from importlib import resources
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploy_rnn.errors import ClosedError, DeadlineError, DeployError, TooLargeError, UnsupportedError
 
-from . import oip
+from . import oip, web_page
 from .binary import HEADER_LENGTH, parse_json
 from .compression import chosen, compress, decompress
 from .metrics import CONTENT_TYPE, Metrics
@@ -36,7 +36,7 @@ COMPRESS_FROM = 1024
 NOT_DONE = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
 Result = TypeVar("Result")
 OPEN = ("/v2/health/live", "/v2/health/ready")
-"""What needs no token: an orchestrator asks it."""
+"""What needs no token, beside the page, which asks for one: an orchestrator asks it."""
 
 
 def make_app(repository: Repository, settings: Settings | None = None) -> ASGIApp:
@@ -51,19 +51,21 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
         DeployError: _error,
         Exception: _error,
     }
-    app = Starlette(routes=rest.routes(), exception_handlers=errors)
-    return Guard(app, rest.settings.token)
+    page = web_page.routes()
+    app = Starlette(routes=[*rest.routes(), *page], exception_handlers=errors)
+    return Guard(app, rest.settings.token, {*OPEN, *(route.path for route in page)})
 
 
 class Guard:
-    """Refuses requests without the token; a pure ASGI middleware, which costs next to nothing."""
+    """Refuses requests without the token, but to the paths in `open`; a pure ASGI middleware, which costs next to
+    nothing."""
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, open: Set[str]) -> None:
+        self._app, self._token, self._open = app, token, open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in self._open:
             authorization = dict(scope["headers"]).get(b"authorization")
             if not allowed(authorization, self._token):
                 app = JSONResponse({"error": REFUSAL}, 401, {"WWW-Authenticate": "Bearer"})
