@@ -12,6 +12,9 @@ DeployError
 ├── BusyError            a queue or a table of streams that is full; try again later
 ├── DeadlineError        a request whose time ran out before it was run
 ├── ClosedError          a model that is being unloaded and takes no more requests
+├── UnknownModelError    a model, or a version of one, that a server does not have (also a LookupError)
+├── UnsupportedError     a part of a protocol that deploy-rnn does not do
+├── TooLargeError        a request that is larger than a server takes (also a ValueError)
 └── ExportError          a model that cannot become the file asked for (also a ValueError)
     ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
     └── VerificationError    a file whose numbers differ from the model's; has the `report`
@@ -71,6 +74,18 @@ class DeadlineError(DeployError, TimeoutError):
 
 class ClosedError(DeployError, RuntimeError):
     """A model that is being unloaded."""
+
+
+class UnknownModelError(DeployError, LookupError):
+    """A model, or a version of one, that a server does not have."""
+
+
+class UnsupportedError(DeployError, RuntimeError):
+    """A part of a protocol that deploy-rnn does not do."""
+
+
+class TooLargeError(DeployError, ValueError):
+    """A request that is larger than a server takes."""
 
 
 class ExportError(DeployError, ValueError):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .labels import LABELS
 
@@ -22,7 +23,10 @@ _CODES[[ord(character) for character in ALPHABET]] = np.arange(2, 2 + len(ALPHAB
 
 
 class Highlighter(nn.Module):
-    """Character numbers (B, T) int64 -> a score for each label (B, T, labels)."""
+    """Character numbers (B, T) int64 -> a score for each label (B, T, labels).
+
+    With `lengths` (B,) int64, what is beyond a row's end is not read.
+    """
 
     def __init__(self, embedding: int = 32, hidden: int = 128, layers: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
@@ -30,8 +34,13 @@ class Highlighter(nn.Module):
         self.rnn = nn.RNN(embedding, hidden, layers, batch_first=True, dropout=dropout, bidirectional=True)
         self.score = nn.Linear(2 * hidden, len(LABELS))
 
-    def forward(self, characters: Tensor) -> Tensor:
-        output, _ = self.rnn(self.embed(characters))
+    def forward(self, characters: Tensor, lengths: Tensor | None = None) -> Tensor:
+        embedded = self.embed(characters)
+        if lengths is None:
+            output, _ = self.rnn(embedded)
+        else:
+            packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+            output, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=characters.shape[1])
         scores: Tensor = self.score(output)
         return scores
 

@@ -1,17 +1,244 @@
-"""Small bundles, each exported once in a session of tests."""
+"""What the tests share: a model whose every answer is known, servers on free ports, small bundles exported once."""
 
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import deploy_rnn
+from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, LoadError, StreamError
 from deploy_rnn.export import export_bundle
+from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.request import Request, Response
+from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.server import Server
+from deploy_rnn.serving.settings import Settings
+from deploy_rnn.serving.statistics import Statistics
+
+
+class SumModel:
+    """Stands in for `Model`: y is the running sum of x over the steps, times the number in the file `scale`.
+
+    `gate` holds answers back while it is closed; `fails` is raised instead of an answer.
+    """
+
+    inputs = (TensorSpec("x", "float32", ("B", "T")), TensorSpec("total", "float32", ("B", 1)))
+    outputs = (TensorSpec("y", "float32", ("B", "T")), TensorSpec("total_n", "float32", ("B", 1)))
+    lengths: frozenset[str] = frozenset()
+    states = {"total": "total_n"}  # noqa: RUF012
+    streaming, optional, max_batch = True, frozenset({"total"}), 8
+
+    def __init__(self, path: Path, name: str) -> None:
+        written = (path / "scale").read_text(encoding="utf-8")
+        if not written.isdigit():
+            raise LoadError(f"{written!r} is no scale.")
+        self.path, self.name, self.scale = path, name, float(written)
+        self.gate, self.fails, self.max_queue = threading.Event(), None, 1000
+        self.gate.set()
+        self.closed = False
+        self._streams: dict[int | str, np.ndarray] = {}
+        self._worker = ThreadPoolExecutor(1)
+        self._successes = self._queued = 0
+        self._accepted: list[Future[Response]] = []
+
+    def submit(self, request: Request) -> "Future[Response]":
+        if self.closed:
+            raise ClosedError(f"model `{self.name}` is being unloaded.")
+        if self._queued >= self.max_queue:
+            raise BusyError("the queue is full.")
+        x = request.inputs.get("x")
+        if x is None or x.dtype != np.float32 or x.ndim != 2 or not x.size or set(request.inputs) - {"x", "total"}:
+            raise InputError("give `x`: float32 [B, T].")
+        if request.sequence is not None and not request.start and request.sequence not in self._streams:
+            raise StreamError(f"there is no stream {request.sequence!r}.")
+        if request.start and request.sequence is not None:
+            self._streams[request.sequence] = np.zeros((len(x), 1), np.float32)
+        self._queued += 1
+        self._accepted.append(self._worker.submit(self._answer, request))
+        return self._accepted[-1]
+
+    def _answer(self, request: Request) -> Response:
+        self.gate.wait()
+        self._queued -= 1
+        if self.fails is not None:
+            raise self.fails
+        if request.deadline is not None and time.monotonic() > request.deadline:
+            raise DeadlineError("its time ran out before it was run.")
+        x = request.inputs["x"]
+        total = request.inputs.get("total", self._streams.get(request.sequence or "", np.zeros((len(x), 1), "f")))
+        y = total + np.cumsum(x, axis=1, dtype=np.float32)
+        if request.sequence is not None:
+            self._streams[request.sequence] = y[:, -1:]
+            if request.end:
+                del self._streams[request.sequence]
+        self._successes += 1
+        outputs = {"y": y * np.float32(self.scale), "total_n": y[:, -1:]}
+        wanted = request.outputs or tuple(outputs)
+        return Response({name: outputs[name] for name in wanted}, 0.001, 0.002, len(x))
+
+    def statistics(self) -> Statistics:
+        return Statistics(
+            successes=self._successes, failures=1, executions=3, rows=5, queue_seconds=0.5, compute_seconds=0.25,
+            batch_rows={1: (2, 0.1), 3: (1, 0.15)}, steps_real=90, steps_padded=10, queued=self._queued,
+            streams=len(self._streams), last_inference=1000.0,
+        )  # fmt: skip
+
+    def holds(self, sequence: int | str) -> bool:
+        return sequence in self._streams
+
+    def close(self, timeout: float | None = None) -> None:
+        self.closed = True
+        wait(self._accepted, timeout)
+        self._worker.shutdown(wait=False)
+
+
+def write_bundle(folder: Path, scale: str = "1") -> Path:
+    """What `SumModel` and `Repository` need of one."""
+    folder.mkdir(exist_ok=True)
+    (folder / "scale").write_text(scale, encoding="utf-8")
+    (folder / "manifest.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of one bundle, `sum`."""
+    write_bundle(tmp_path / "sum")
+    return tmp_path
+
+
+@pytest.fixture
+def repository(folder: Path) -> Iterator[Repository]:
+    """Has a loaded `SumModel`, `sum`."""
+    made = Repository(folder, SumModel)  # type: ignore[arg-type]
+    made.load_all()
+    yield made
+    for model in made.models():
+        model.gate.set()  # type: ignore[attr-defined]
+    made.close(5)
+
+
+class Client:
+    """Asks an ASGI application in this process."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                return await client.request(method, path, **options)
+
+        return asyncio.run(ask())
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return self.request("POST", path, **options)
+
+
+@pytest.fixture
+def client(repository: Repository) -> Client:
+    return Client(make_app(repository))
+
+
+@contextmanager
+def _running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
+    """A server on free ports, in a thread of its own."""
+    started: Future[tuple[Server, asyncio.AbstractEventLoop]] = Future()
+
+    async def serve() -> None:
+        server = Server(repository, settings)
+        await server.start()
+        started.set_result((server, asyncio.get_running_loop()))
+        await server.run()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            raise
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    server, loop = started.result(30)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(server.stop)
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def server(repository: Repository) -> Iterator[Server]:
+    with _running(repository) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[..., Any]:
+    """Context manager: repository, settings -> a server on free ports, in a thread of its own."""
+    return _running
+
+
+@pytest.fixture
+def new_bundle() -> Callable[..., Path]:
+    return write_bundle
+
+
+@pytest.fixture
+def asking() -> type[Client]:
+    return Client
+
+
+@pytest.fixture
+def sum_model() -> type[SumModel]:
+    return SumModel
 
 
 class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.rnn = nn.RNN(6, 5, batch_first=True, bidirectional=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.rnn(self.embed(tokens))[0]
+        return scores
+
+
+@pytest.fixture(scope="session")
+def real_models() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"tagger": Tagger().eval(), "stream": nn.GRU(3, 4, batch_first=True).eval()}
+
+
+@pytest.fixture(scope="session")
+def real_bundles(real_models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two exported bundles: `tagger`, and `stream`, which carries its states."""
+    folder = tmp_path_factory.mktemp("bundles")
+    export_bundle(real_models["tagger"], torch.randint(20, (2, 5)), folder / "tagger", forms=["native"])
+    export_bundle(real_models["stream"], torch.randn(2, 5, 3), folder / "stream", forms=["native"], streaming=True)
+    return folder
+
+
+class Scorer(nn.Module):
     """Tokens (B, T) -> scores (B, T, 3); with lengths where the constructor says so."""
 
     def __init__(self, family: Any = deploy_rnn.RNN, *, bidirectional: bool = True) -> None:
@@ -28,7 +255,7 @@ class Tagger(nn.Module):
 @pytest.fixture(scope="session")
 def tagger() -> nn.Module:
     torch.manual_seed(1)
-    return Tagger().eval()
+    return Scorer().eval()
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +278,7 @@ def exact(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def stream_model() -> nn.Module:
     torch.manual_seed(2)
-    return Tagger(deploy_rnn.LSTM, bidirectional=False).eval()
+    return Scorer(deploy_rnn.LSTM, bidirectional=False).eval()
 
 
 @pytest.fixture(scope="session")

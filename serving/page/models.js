@@ -1,0 +1,87 @@
+// The models of the server: what they take and give, and their figures as /metrics has them.
+
+import { ask, modelPath } from "./server.js";
+
+const LINE = /^deploy_rnn_(\w+)\{model="((?:[^"\\]|\\.)*)"(?:,outcome="(\w+)")?\} (\S+)$/gm;
+
+const cards = new Map(); // name -> { card, figures }
+let before = { time: 0, figures: new Map() };
+
+// -> the names of the models that answer.
+export async function refresh() {
+  const index = await ask("v2/repository/index", { method: "POST", body: '{"ready": true}' });
+  const names = (await index.json()).map((model) => model.name);
+  await Promise.all(names.map(add));
+  for (const name of cards.keys()) if (!names.includes(name)) remove(name);
+  const text = await (await ask("metrics")).text();
+  const now = { time: performance.now(), figures: parse(text) };
+  for (const [name, figures] of now.figures) draw(name, figures, before.figures.get(name), (now.time - before.time) / 1e3);
+  before = now;
+  return { names, memory: Number(/^process_resident_memory_bytes (\S+)$/m.exec(text)?.[1] ?? NaN) };
+}
+
+// Prometheus' text -> model -> figure -> number.
+function parse(text) {
+  const found = new Map();
+  for (const [, figure, escaped, outcome, number] of text.matchAll(LINE)) {
+    const name = escaped.replace(/\\(.)/g, (_, character) => (character === "n" ? "\n" : character));
+    if (!found.has(name)) found.set(name, {});
+    found.get(name)[outcome ?? figure] = Number(number);
+  }
+  return found;
+}
+
+async function add(name) {
+  if (cards.has(name)) return;
+  const model = await (await ask(modelPath(name))).json();
+  if (cards.has(name)) return;
+  const card = document.getElementById("model").content.firstElementChild.cloneNode(true);
+  card.querySelector("h3").textContent = name;
+  card.querySelector(".takes").textContent = model.inputs.map(signature).join(", ");
+  card.querySelector(".gives").textContent = model.outputs.map(signature).join(", ");
+  cards.set(name, card);
+  const place = [...cards.keys()].sort().indexOf(name);
+  const models = document.getElementById("models");
+  models.insertBefore(card, models.children[place] ?? null);
+}
+
+function remove(name) {
+  cards.get(name).remove();
+  cards.delete(name);
+}
+
+const signature = ({ name, datatype, shape }) => `${name} ${datatype}[${shape.map((size) => (size < 0 ? "·" : size))}]`;
+
+// `last`: the figures `seconds` ago, of which a rate is made.
+function draw(name, now, last, seconds) {
+  const card = cards.get(name);
+  if (card === undefined) return;
+  const done = now.success ?? 0;
+  const rate = last === undefined || done < last.success ? 0 : (done - last.success) / seconds;
+  const steps = now.steps_real_total + now.steps_padded_total;
+  write(card.querySelector("dl"), {
+    requests: done.toLocaleString("en"),
+    "per second": rate.toFixed(rate < 10 ? 1 : 0),
+    "refused or failed": (now.failure ?? 0).toLocaleString("en"),
+    waiting: now.queued_requests,
+    "rows of a run": mean(now.rows_total, now.executions_total, 1),
+    padding: mean(100 * now.steps_padded_total, steps, 1, " %"),
+    "a run": mean(1e3 * now.compute_seconds_total, now.executions_total, 2, " ms"),
+    "wait in queue": mean(1e3 * now.queue_seconds_total, done, 2, " ms"),
+    streams: now.streams,
+  });
+}
+
+const mean = (sum, count, digits, unit = "") => (count ? `${(sum / count).toFixed(digits)}${unit}` : "–");
+
+function write(list, figures) {
+  if (!list.children.length) list.append(...Object.keys(figures).map(tile));
+  Object.values(figures).forEach((figure, index) => (list.children[index].lastChild.textContent = figure));
+}
+
+function tile(title) {
+  const made = document.createElement("div");
+  made.append(document.createElement("dt"), document.createElement("dd"));
+  made.firstChild.textContent = title;
+  return made;
+}

@@ -1,0 +1,230 @@
+"""What a server does when clients are slow or die, and when it is told to stop or is killed."""
+
+import asyncio
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+
+from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.server import Server
+from deploy_rnn.serving.settings import Settings
+
+BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+TOKENS = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]}]}
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def connected(server: Server) -> socket.socket:
+    host, _, port = server.http_address.rpartition(":")
+    found = socket.create_connection((host, int(port)), timeout=20)
+    found.settimeout(20)
+    return found
+
+
+def hung_up(connection: socket.socket) -> bool:
+    """Waits until the server ends the connection, one way or the other."""
+    try:
+        return connection.recv(1000) == b""
+    except ConnectionResetError:
+        return True
+
+
+def head(length: int) -> bytes:
+    return b"POST /v2/models/sum/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v2/models/sum/in", b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+def test_slow_headers_are_hung_up_on(sent: bytes, repository: Repository, running: Any) -> None:
+    with running(repository, Settings(header_seconds=0.1)) as server, connected(server) as slow:
+        slow.sendall(sent)
+        assert hung_up(slow)
+
+
+def test_slow_headers_of_a_second_request(repository: Repository, running: Any) -> None:
+    with running(repository, Settings(header_seconds=0.2)) as server, connected(server) as slow:
+        slow.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in slow.recv(10_000)
+        slow.sendall(b"GET /v2/health/")
+        assert hung_up(slow)
+
+
+def test_a_slow_body_is_answered_with_504(repository: Repository, running: Any) -> None:
+    with running(repository, Settings(body_seconds=0.1)) as server, connected(server) as slow:
+        slow.sendall(head(100) + b'{"inputs"')
+        answer = slow.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 504 ")
+        assert b"the body took more than 0.1 s." in answer + slow.recv(10_000)
+
+
+def test_slow_clients_do_not_hold_up_others(server: Server) -> None:
+    crowd = [connected(server) for _ in range(100)]
+    for each in crowd:
+        each.sendall(head(1000) + b"{")
+    answer = httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20)
+    assert answer.status_code == 200
+    for each in crowd:
+        each.close()
+
+
+@pytest.mark.parametrize("sent", [0.3, 1.0])
+def test_a_client_killed_in_the_middle(sent: float, server: Server, repository: Repository) -> None:
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    body = json.dumps(BODY).encode()
+    for _ in range(20):
+        with connected(server) as client:
+            client.sendall((head(len(body)) + body)[: round((len(body) + 90) * sent)])
+    model.gate.set()
+    answer = httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20)
+    assert answer.json()["outputs"][0]["data"] == [1, 3]
+    until(lambda: model.statistics().queued == 0)
+
+
+def given_x() -> list[Any]:
+    given = triton_grpc.InferInput("x", [1, 1], "FP32")
+    given.set_data_from_numpy(np.ones((1, 1), np.float32))
+    return [given]
+
+
+def test_a_stop_answers_what_was_accepted(repository: Repository, running: Any) -> None:
+    """1. An HTTP request, 2. a gRPC call and 3. the requests of a streaming call are on their way when it is told."""
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    found: queue.Queue[Any] = queue.Queue()
+    with running(repository) as server, triton_grpc.InferenceServerClient(server.grpc_address) as client:
+
+        def post() -> None:
+            found.put(httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20))
+
+        thread = threading.Thread(target=post)
+        thread.start()
+        client.async_infer("sum", given_x(), lambda result, error: found.put(result or error))
+        client.start_stream(lambda result, error: found.put(result or error))
+        for _ in range(5):
+            client.async_stream_infer("sum", given_x())
+        until(lambda: model.statistics().queued == 7)
+        stopping = threading.Thread(target=_stop, args=(server,))
+        stopping.start()
+        until(lambda: not repository.ready())
+        assert found.empty()
+        model.gate.set()
+        answers = [found.get(timeout=20) for _ in range(7)]
+        thread.join()
+        stopping.join()
+        client.stop_stream()
+    statuses = [each.status_code for each in answers if isinstance(each, httpx.Response)]
+    assert statuses == [200]
+    assert [each.as_numpy("y").item() for each in answers if not isinstance(each, httpx.Response)] == [1] * 6
+    assert "the server is stopping; everything sent was answered" in str(found.get(timeout=20))
+
+
+def _stop(server: Server) -> None:
+    server._http_task.get_loop().call_soon_threadsafe(server.stop)
+
+
+def test_a_stop_waits_for_a_while_only(repository: Repository, running: Any) -> None:
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    found: list[httpx.Response] = []
+    with running(repository, Settings(drain_seconds=0.5)) as server:
+        url = f"http://{server.http_address}/v2/models/sum/infer"
+        thread = threading.Thread(target=lambda: found.append(httpx.post(url, json=BODY, timeout=60)))
+        thread.start()
+        until(lambda: model.statistics().queued == 1)
+    thread.join(30)
+    assert [(each.status_code, each.json()) for each in found] == [
+        (503, {"error": "the server stopped before this was answered."})
+    ]
+    assert not model.gate.is_set()
+
+
+@contextmanager
+def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """`deploy-rnn serve` in a process of its own, and its two addresses."""
+    command = [sys.executable, "-m", "deploy_rnn", "serve", str(folder), "--threads", "1", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        try:
+            lines = [started.stdout.readline() for _ in range(3)] if started.stdout else []
+            assert lines[0].startswith("stream: input: float32 [B, T, 3]")
+            assert lines[1].startswith("tagger: tokens: int64 [B, T]")
+            http, grpc = lines[2].removeprefix("HTTP on ").rstrip().split(", gRPC on ")
+            yield started, http, grpc
+        finally:
+            started.kill()
+
+
+ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
+
+
+def test_sigterm_under_load(real_bundles: Path) -> None:
+    """Every request gets an answer, or its connection is refused or closed before the server took it."""
+    outcomes: list[str] = []
+
+    async def ask(url: str, process: subprocess.Popen[str]) -> None:
+        async with httpx.AsyncClient(timeout=20) as client:
+            while process.poll() is None:
+                try:
+                    answer = await client.post(f"{url}/v2/models/tagger/infer", json=TOKENS)
+                    outcomes.append(str(answer.status_code))
+                except httpx.HTTPError as error:
+                    outcomes.append(type(error).__name__)
+                    await asyncio.sleep(0.01)
+
+    async def load(url: str, process: subprocess.Popen[str]) -> None:
+        clients = [asyncio.create_task(ask(url, process)) for _ in range(8)]
+        while outcomes.count("200") < 50:
+            await asyncio.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.gather(*clients)
+
+    with process(real_bundles, *ANY_PORTS) as (started, http, _):
+        asyncio.run(asyncio.wait_for(load(http, started), 60))
+        assert started.wait(20) == 0
+    assert "200" in outcomes
+    assert "ReadTimeout" not in outcomes
+    assert set(outcomes) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError", "WriteError"}
+
+
+def test_killed_and_started_again(real_bundles: Path) -> None:
+    with process(real_bundles, *ANY_PORTS) as (started, http, grpc):
+        assert httpx.post(f"{http}/v2/models/tagger/infer", json=TOKENS, timeout=20).status_code == 200
+        os.kill(started.pid, signal.SIGKILL)
+        started.wait(20)
+    ports = ("--http-port", http.rpartition(":")[2], "--grpc-port", grpc.rpartition(":")[2])
+    with process(real_bundles, *ports) as (_, again, _):
+        assert again == http
+        assert httpx.post(f"{again}/v2/models/tagger/infer", json=TOKENS, timeout=20).status_code == 200
+
+
+@pytest.mark.parametrize("option", ["--http-port", "--grpc-port"])
+def test_a_port_that_is_taken(option: str, real_bundles: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ports = {"--http-port": "0", "--grpc-port": "0", option: port}
+        command = [sys.executable, "-m", "deploy_rnn", "serve", str(real_bundles), *sum(ports.items(), ())]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in found.stderr
+    assert f"give another `{option}`" in found.stderr
+    assert "Traceback" not in found.stderr

@@ -1,0 +1,229 @@
+"""The page at `/`: what is served, its constants beside Python's, and the whole of it in a headless Chromium."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import deploy_rnn.serving
+from deploy_rnn.examples.highlight import labels as highlight_labels
+from deploy_rnn.examples.highlight import model as highlight
+from deploy_rnn.export import export_bundle
+from deploy_rnn.serving.engine import Engine
+from deploy_rnn.serving.model import Model
+from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.settings import Settings
+
+PAGE = Path(deploy_rnn.serving.__file__).parent / "page"
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_the_page_is_served_to_everyone(token: str | None, repository: Repository, asking: Any) -> None:
+    client = asking(make_app(repository, Settings(token=token)))
+    for file in PAGE.iterdir():
+        answer = client.get("/" if file.name == "index.html" else f"/page/{file.name}")
+        assert answer.status_code == 200
+        assert answer.content == file.read_bytes()
+        assert answer.headers["content-type"] == f"{TYPES[file.suffix[1:]]}; charset=utf-8"
+        assert "default-src 'none'; script-src 'self'" in answer.headers["content-security-policy"]
+    assert client.get("/metrics").status_code == (401 if token else 200)
+
+
+@pytest.mark.parametrize("path", ["/page/nothing.js", "/page/", "/page/..%2Frest.py"])
+def test_nothing_else_is_served(path: str, client: Any) -> None:
+    assert client.get(path).status_code == 404
+
+
+def test_nothing_comes_from_elsewhere() -> None:
+    for file in PAGE.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert "//" not in re.sub(
+            r"^\s*// .*$|; // .*$| // (name|the names|characters|milliseconds|of one).*$", "", text, flags=re.M
+        )
+        assert "innerHTML" not in text
+        for link in re.findall(r'(?:src|href)="([^"]+)"', text):
+            assert link.startswith("data:") or not re.match(r"\w+:|/", link)
+
+
+def test_its_constants_are_those_of_the_model() -> None:
+    text = (PAGE / "highlight.js").read_text(encoding="utf-8")
+    found = {name: json.loads(value) for name, value in re.findall(r"^export const ([A-Z]+) = (.*);$", text, re.M)}
+    of_the_model = {name: getattr(highlight, name) for name in ("ALPHABET", "OUTSIDE", "OTHER", "WINDOW", "CONTEXT")}
+    assert found == {"LABELS": list(highlight_labels.LABELS), **of_the_model}
+
+
+def test_every_label_has_a_style() -> None:
+    styles = (PAGE / "page.css").read_text(encoding="utf-8")
+    unstyled = {"space", "name"}
+    assert {label for label in highlight_labels.LABELS if f"\n.{label} {{" not in styles} == unstyled
+
+
+class Browser:
+    """A headless Chromium, driven over a pipe by the DevTools protocol."""
+
+    def __init__(self, program: str, profile: Path) -> None:
+        read_here, write_there = os.pipe()
+        read_there, write_here = os.pipe()
+        flags = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+            "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
+        )
+        command = f"exec {shlex.quote(program)} {flags} --user-data-dir={shlex.quote(str(profile))} about:blank"
+        self._process = subprocess.Popen(
+            ["sh", "-c", f"{command} 3<&{read_there} 4>&{write_there}"],
+            pass_fds=(read_there, write_there), stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(read_there)
+        os.close(write_there)
+        self._from, self._to, self._numbers = os.fdopen(read_here, "rb"), os.fdopen(write_here, "wb"), count(1)
+        self._rest = b""
+        target = next(each for each in self._call("Target.getTargets")["targetInfos"] if each["type"] == "page")
+        attached = self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = {"sessionId": attached["sessionId"]}
+
+    _session: dict[str, str] = {}  # noqa: RUF012
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        self._to.write(json.dumps({"id": number, "method": method, "params": params, **self._session}).encode() + b"\0")
+        self._to.flush()
+        while (said := self._message()).get("id") != number:
+            pass
+        assert "error" not in said, said
+        return dict(said["result"])
+
+    def _message(self) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            piece = os.read(self._from.fileno(), 2**16)
+            assert piece, "Chromium has ended"
+            self._rest += piece
+        message, _, self._rest = self._rest.partition(b"\0")
+        return dict(json.loads(message))
+
+    def open(self, url: str) -> None:
+        self._call("Page.navigate", url=url)
+
+    def value(self, expression: str) -> Any:
+        found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        deadline = time.monotonic() + 30
+        while not self.value(expression):
+            assert time.monotonic() < deadline, self.value("document.body.innerText")
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._from.close()
+        self._to.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("there is no Chromium")
+    found = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def highlighter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "highlight"
+    example = torch.ones(2, highlight.WINDOW, dtype=torch.int64)
+    export_bundle(highlight.load(), (example,), folder, forms=["native"], sizes=(2,))
+    return folder
+
+
+COLOURED = '[...document.querySelectorAll("#coloured span")].map((each) => [each.className, each.textContent])'
+SHOWN = 'document.getElementById("{}").checkVisibility()'
+
+
+def labels_of(source: str, engine: Engine) -> list[str]:
+    scores = engine.run({"characters": highlight.windows(highlight.encode(source))})["output"]
+    return [highlight_labels.LABELS[label] for label in highlight.join(scores, len(source))]
+
+
+def typed(text: str) -> str:
+    return f"""{{
+        const source = document.getElementById("source");
+        source.value = {json.dumps(text)};
+        source.dispatchEvent(new Event("input"));
+    }}"""
+
+
+@pytest.mark.slow
+def test_the_highlighter_colours_what_is_typed(highlighter: Path, running: Any, browser: Browser) -> None:
+    """Characters and labels are those of the engine, for text of several requests and of strange characters too."""
+    repository = Repository(highlighter, lambda path, name: Model(path, name=name, threads=1))
+    repository.load_all()
+    engine = Engine(highlighter)
+    long = Path(highlight.__file__).read_text(encoding="utf-8") + "x = '\u00e9\U0001f600\t'\r\n"[:-2]
+    with running(repository) as server:
+        browser.open(f"http://{server.http_address}/")
+        browser.until('document.getElementById("latency").textContent')
+        texts = [browser.value('document.getElementById("source").value'), long, "def f(): pass", "&<b>" * 20, "x"]
+        for text in texts:
+            browser.value(typed(text))
+            browser.until(
+                f'document.getElementById("latency").textContent.startsWith("{len(text)} characters read in")'
+            )
+            spans = browser.value(COLOURED)
+            assert "".join(part for _, part in spans) == text
+            assert [label for label, part in spans for _ in part] == labels_of(text, engine)
+        browser.value(typed(""))
+        browser.until('document.getElementById("latency").textContent === ""')
+        assert browser.value(COLOURED) == []
+        browser.until('document.querySelector("dd").textContent > 5')
+        assert browser.value('document.querySelector("h3").textContent') == "highlight"
+        assert "characters INT64[·,·]" in browser.value('document.querySelector(".signature").textContent')
+    repository.close(5)
+    browser.until('document.getElementById("state").textContent === "the server cannot be reached"')
+
+
+@pytest.mark.slow
+def test_without_the_highlighter_and_with_a_token(
+    folder: Path, new_bundle: Any, sum_model: Any, running: Any, browser: Browser
+) -> None:
+    """Names are a stranger's words; and nothing is shown before the token is given."""
+    name = '<img src=x onerror=document.body.remove()> "\\\\'
+    new_bundle(folder / name)
+    repository = Repository(folder, sum_model)
+    repository.load_all()
+    with running(repository, Settings(token="secret")) as server:
+        browser.open(f"http://{server.http_address}/")
+        browser.until(SHOWN.format("token-text"))
+        assert not browser.value(SHOWN.format("highlight"))
+        for token in ("wrong", "secret"):
+            browser.value(f'document.getElementById("token-text").value = "{token}"')
+            browser.value('document.querySelector("#token button").click()')
+            if token == "wrong":
+                browser.until('document.getElementById("token-error").textContent === "It is not that one."')
+        browser.until(SHOWN.format("highlight-missing"))
+        assert not browser.value(SHOWN.format("token"))
+        assert "deploy-rnn serve build/demo/highlight" in browser.value(
+            'document.getElementById("highlight-missing").textContent'
+        )
+        names = browser.value('[...document.querySelectorAll("h3")].map((each) => each.textContent)')
+        assert names == [name, "sum"]
+        shown = '[...document.querySelectorAll("article:last-child dl div")].map((each) => each.innerText.split("\\n"))'
+        figures = {title: figure for figure, title in map(sorted, browser.value(shown))}
+        assert figures["padding"] == "10.0 %"
+        assert figures["rows of a run"] == "1.7"
+    repository.close(5)

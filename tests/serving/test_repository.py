@@ -1,0 +1,152 @@
+"""Models are loaded, replaced and unloaded while they answer, and nothing that was accepted is dropped."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy_rnn.errors import BundleError, ClosedError, LoadError, StreamError, UnknownModelError
+from deploy_rnn.serving import repository as module
+from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.request import Request
+
+
+def ask(repository: Repository, *, sequence: int | None = None, start: bool = False, end: bool = False) -> float:
+    request = Request({"x": np.ones((1, 1), np.float32)}, ("y",), sequence, start, end)
+    return float(repository.submit("sum", "", request).result(10).outputs["y"][0, 0])
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STREAMS_CHECKED_EVERY", 0.005)
+
+
+def test_what_is_there(repository: Repository, folder: Path, new_bundle: Any, tmp_path: Path) -> None:
+    new_bundle(folder / "later")
+    (folder / "no-bundle").mkdir()
+    assert [(each["name"], each["state"]) for each in repository.index()] == [
+        ("later", "UNAVAILABLE"),
+        ("sum", "READY"),
+    ]
+    with pytest.raises(UnknownModelError, match="unknown model: `later` is not loaded"):
+        repository.model("later")
+    with pytest.raises(UnknownModelError, match="unknown model: `x` is not found; the models are later, sum"):
+        repository.model("x")
+    repository.load("later")
+    assert [model.name for model in repository.models()] == ["later", "sum"]
+    with pytest.raises(UnknownModelError, match="`sum` has no version '2'; it has '1'"):
+        repository.model("sum", "2")
+    with pytest.raises(BundleError, match=r"has no bundle: give one, an \.onnx file, or a folder of bundles"):
+        Repository(folder / "no-bundle", lambda *_: pytest.fail("nothing to make"))
+
+
+def test_a_replaced_model_answers_what_it_accepted(repository: Repository, folder: Path, new_bundle: Any) -> None:
+    old: Any = repository.model("sum")
+    old.gate.clear()
+    waiting = repository.submit("sum", "", Request({"x": np.ones((1, 1), np.float32)}))
+    new_bundle(folder / "sum", "10")
+    repository.load("sum")
+    assert ask(repository) == 10
+    assert not waiting.done()
+    old.gate.set()
+    assert waiting.result(10).outputs["y"] == 1
+    until(lambda: old.closed)
+
+
+def test_streams_end_on_the_model_that_began_them(repository: Repository, folder: Path, new_bundle: Any) -> None:
+    old: Any = repository.model("sum")
+    assert ask(repository, sequence=7, start=True) == 1
+    new_bundle(folder / "sum", "10")
+    repository.load("sum")
+    assert ask(repository, sequence=8, start=True) == 10
+    assert ask(repository, sequence=7) == 2
+    assert not old.closed
+    assert ask(repository, sequence=7, end=True) == 3
+    until(lambda: old.closed)
+    assert ask(repository, sequence=8) == 20
+    with pytest.raises(StreamError):
+        ask(repository, sequence=7)
+
+
+def test_a_stream_that_begins_anew_is_the_new_model_s(repository: Repository, folder: Path, new_bundle: Any) -> None:
+    ask(repository, sequence=7, start=True)
+    new_bundle(folder / "sum", "10")
+    repository.load("sum")
+    assert ask(repository, sequence=7, start=True) == 10
+    assert ask(repository, sequence=7) == 20
+
+
+def test_a_bad_bundle_leaves_the_old_one(repository: Repository, folder: Path, new_bundle: Any) -> None:
+    new_bundle(folder / "sum", "broken")
+    with pytest.raises(LoadError, match="'broken' is no scale"):
+        repository.load("sum")
+    assert ask(repository) == 1
+    assert repository.ready()
+    assert repository.index()[0] | {"name": ""} == {
+        "name": "", "version": "1", "state": "READY", "reason": "'broken' is no scale.",
+    }  # fmt: skip
+
+
+def test_nothing_is_dropped_while_models_are_replaced(repository: Repository, folder: Path, new_bundle: Any) -> None:
+    found: list[float] = []
+    failed: list[Exception] = []
+    over = threading.Event()
+
+    def client() -> None:
+        while not over.is_set():
+            try:
+                found.append(ask(repository))
+            except Exception as error:
+                failed.append(error)
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for each in clients:
+        each.start()
+    for scale in range(2, 22):
+        new_bundle(folder / "sum", str(scale))
+        repository.load("sum")
+        until(lambda scale=scale: scale in found[-50:])
+    over.set()
+    for each in clients:
+        each.join()
+    assert not failed
+    assert set(found) <= {float(scale) for scale in range(1, 22)}
+
+
+def test_unload_and_close(repository: Repository) -> None:
+    model: Any = repository.model("sum")
+    ask(repository, sequence=1, start=True)
+    repository.unload("sum")
+    until(lambda: model.closed)
+    with pytest.raises(UnknownModelError, match="unknown model: `sum`"):
+        ask(repository)
+    repository.load("sum")
+    assert ask(repository) == 1
+    repository.close()
+    assert not repository.ready()
+    with pytest.raises(ClosedError):
+        ask(repository)
+
+
+def test_a_model_loaded_while_the_server_stops_is_closed(folder: Path, sum_model: Any) -> None:
+    made: list[Any] = []
+
+    def make(path: Path, name: str) -> Any:
+        repository.drain()
+        made.append(sum_model(path, name))
+        return made[-1]
+
+    repository = Repository(folder, make)
+    repository.load("sum")
+    assert made[0].closed

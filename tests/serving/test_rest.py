@@ -1,0 +1,310 @@
+"""The protocol over HTTP, in process: every endpoint, both framings, and what each error is called."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy_rnn.errors import DeadlineError
+from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.settings import Settings
+
+INFER = "/v2/models/sum/infer"
+
+
+def tensor(values: Any = ((1.0, 2.0, 3.0),), **more: Any) -> dict[str, Any]:
+    array = np.asarray(values, np.float32)
+    return {"name": "x", "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()} | more
+
+
+def asked(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"inputs": list(inputs or (tensor(),)), **more}
+
+
+def framed(fields: dict[str, Any], *pieces: bytes) -> dict[str, Any]:
+    """Arguments of a binary request."""
+    text = json.dumps(fields).encode()
+    return {"content": text + b"".join(pieces), "headers": {"Inference-Header-Content-Length": str(len(text))}}
+
+
+def test_json_in_and_json_out(client: Any) -> None:
+    answer = client.post(INFER, json=asked(id="7"))
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model_name": "sum", "model_version": "1", "id": "7",
+        "outputs": [
+            {"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 3.0, 6.0]},
+            {"name": "total_n", "datatype": "FP32", "shape": [1, 1], "data": [6.0]},
+        ],
+    }  # fmt: skip
+
+
+def test_binary_in_and_binary_out(client: Any) -> None:
+    raw = np.float32([[1, 2], [3, 4]]).tobytes()
+    head = {"name": "x", "datatype": "FP32", "shape": [2, 2], "parameters": {"binary_data_size": len(raw)}}
+    wanted = [{"name": "total_n", "parameters": {"binary_data": True}}, {"name": "y"}]
+    answer = client.post(INFER, **framed(asked(head, outputs=wanted), raw))
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    outputs = {each["name"]: each for each in json.loads(answer.content[:length])["outputs"]}
+    assert outputs["y"]["data"] == [1, 3, 3, 7]
+    assert outputs["total_n"]["parameters"] == {"binary_data_size": 8}
+    assert np.frombuffer(answer.content[length:], "<f4").tolist() == [3, 7]
+
+
+def test_all_outputs_binary(client: Any) -> None:
+    answer = client.post(INFER, json=asked(parameters={"binary_data_output": True}))
+    length = int(answer.headers["Inference-Header-Content-Length"])
+    assert len(answer.content) == length + 4 * (3 + 1)
+
+
+@pytest.mark.parametrize(("encoding", "packed"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_compressed_both_ways(encoding: str, packed: Callable[[bytes], bytes], client: Any) -> None:
+    body = json.dumps(asked(tensor(np.ones((1, 500))))).encode()
+    headers = {"Content-Encoding": encoding, "Accept-Encoding": encoding}
+    answer = client.post(INFER, content=packed(body), headers=headers)
+    assert answer.headers["Content-Encoding"] == encoding
+    assert answer.json()["outputs"][0]["data"][-1] == 500
+
+
+def test_an_uncompressed_answer_where_nobody_asked(client: Any) -> None:
+    long = asked(tensor(np.ones((1, 500))), parameters={"binary_data_output": True})
+    answer = client.post(INFER, json=long, headers={"Accept-Encoding": "gzip, deflate"})
+    assert "Content-Encoding" not in answer.headers
+
+
+def test_a_stream_by_number_and_by_name(client: Any) -> None:
+    for sequence in (5, "five"):
+        found = []
+        for step in range(3):
+            parameters = {"sequence_id": sequence, "sequence_start": step == 0, "sequence_end": step == 2}
+            answer = client.post(INFER, json=asked(tensor([[1.0]]), parameters=parameters))
+            found.append(answer.json()["outputs"][0]["data"][0])
+        assert found == [1, 2, 3]
+        over = client.post(INFER, json=asked(parameters={"sequence_id": sequence}))
+        assert over.status_code == 400
+        assert over.json() == {"error": f"there is no stream {sequence!r}."}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": []}, "the request has no `inputs`."),
+        ({"inputs": 3}, "`inputs` must be a list of objects."),
+        ({"inputs": [tensor(), tensor()]}, "an input is given twice; the inputs are x, x."),
+        ({"id": 3}, "`id` is a int; give a text."),
+        ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; the models here take BOOL,"),
+        ({"inputs": [tensor(datatype="BYTES", data=["a"])]}, "`x` has datatype 'BYTES'; the models here take BOOL,"),
+        ({"inputs": [tensor(shape=[-1, 3])]}, "`x` has size -1 in its shape; give whole numbers, none negative."),
+        ({"inputs": [tensor(shape=[1.0, 3])]}, "`x` has size 1.0 in its shape"),
+        ({"inputs": [tensor(shape=[1, 4])]}, "`x` has 3 values in [3]; its shape [1, 4] takes 4, flat or nested"),
+        ({"inputs": [tensor(data=[1, "2", 3])]}, "`x` has values that are not FP32, such as "),
+        ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is no tensor: "),
+        ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` has values beyond FP32."),
+        ({"inputs": [tensor(datatype="UINT8", data=[1, 2, 256])]}, "`x` has values beyond UINT8, 0 to 255."),
+        ({"inputs": [tensor(datatype="INT8", data=[1, 2, 2.5])]}, "`x` has values that are not INT8"),
+        ({"parameters": {"sequence_id": 1.5}}, "`sequence_id` is a float; give a number or a text."),
+        ({"parameters": {"sequence_start": True}}, "`sequence_start` is set, but there is no `sequence_id`"),
+        ({"parameters": {"sequence_id": 3, "sequence_end": 1}}, "`sequence_end` is a int; give true or false."),
+        ({"parameters": {"timeout": -1}}, "`timeout` (=-1) must be a whole number of microseconds."),
+    ],
+)
+def test_what_is_wrong_is_named(change: dict[str, Any], message: str, client: Any) -> None:
+    answer = client.post(INFER, json=asked() | change)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("size", "pieces", "message"),
+    [
+        (12, b"1234567", "`x` has binary_data_size 12, but 7 bytes are left in the body."),
+        (8, b"12345678", "`x` has 8 bytes; FP32 [1, 3] takes 12, 4 for each element."),
+        (12, b"123456789012345", "3 bytes of the body belong to no input; set binary_data_size of each."),
+        (-1, b"", "`x` has binary_data_size '-1'; give its number of bytes."),
+        (True, b"", "`x` has binary_data_size 'True'; give its number of bytes."),
+    ],
+)
+def test_binary_data_of_a_wrong_size(size: Any, pieces: bytes, message: str, client: Any) -> None:
+    head = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": size}}
+    answer = client.post(INFER, **framed(asked(head), pieces))
+    assert (answer.status_code, answer.json()) == (400, {"error": message})
+
+
+@pytest.mark.parametrize("header", ["-1", "x", "99999", "1" * 30, "", "1.5", "٣"])
+def test_a_header_length_that_is_none(header: str, client: Any) -> None:
+    headers = {"Inference-Header-Content-Length": header.encode()}
+    answer = client.post(INFER, content=b"{}", headers=headers)
+    assert answer.status_code == 400
+    assert "Inference-Header-Content-Length" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the request is not JSON"),
+        (b"[1]", "the request's JSON is a list; give an object."),
+        (b'{"inputs": [NaN]}', "NaN is no number there; send it as binary data"),
+        (b'{"a":' * 100_000, "the request's JSON is nested too deep."),
+        (b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the request's JSON is nested too deep."),
+        (b"\xff\xfe", "the request is not JSON"),
+        (b'{"id":' + b"9" * 10_000 + b"}", "the request is not JSON"),
+    ],
+)
+def test_json_that_is_none(body: bytes, message: str, client: Any) -> None:
+    answer = client.post(INFER, content=body)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/models/nobody", 404), ("POST", "/v2/models/nobody/infer", 404),
+        ("GET", "/v2/models/sum/versions/2", 404), ("POST", "/v2/models/sum/versions/2/infer", 404),
+        ("POST", "/v2/repository/models/nobody/load", 404), ("GET", "/nothing", 404), ("GET", INFER, 405),
+        ("GET", "/v2/systemsharedmemory/status", 501), ("POST", "/v2/cudasharedmemory/region/a/register", 501),
+        ("GET", "/v2/trace/setting", 501), ("POST", "/v2/models/sum/trace/setting", 501), ("GET", "/v2/logging", 501),
+    ],
+)  # fmt: skip
+def test_paths_that_are_not_there(method: str, path: str, status: int, client: Any) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json().keys() == {"error"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (tensor(parameters={"shared_memory_region": "r"}, data=None), "`x` asks for shared memory"),
+        (tensor(parameters={"shared_memory_region": "r"}), "`x` asks for shared memory (`shared_memory_region`)"),
+    ],
+)
+def test_extensions_that_are_not_done(fields: dict[str, Any], message: str, client: Any) -> None:
+    answer = client.post(INFER, json=asked(fields))
+    assert answer.status_code == 501
+    assert message in answer.json()["error"]
+
+
+def test_too_large(repository: Repository, asking: Any) -> None:
+    client = asking(make_app(repository, Settings(max_bytes=1000)))
+    for answer in (
+        client.post(INFER, content=b" " * 1001),
+        client.post(INFER, content=gzip.compress(b" " * 100_000), headers={"Content-Encoding": "gzip"}),
+        client.post(INFER, json=asked(tensor(shape=[2**40, 2**40]))),
+    ):
+        assert answer.status_code == 413
+        assert "1000 bytes" in answer.json()["error"]
+
+
+def test_a_damaged_or_unknown_encoding(client: Any) -> None:
+    packed = gzip.compress(json.dumps(asked()).encode())
+    for body, encoding, status in ((b"no", "gzip", 400), (packed[:-3], "gzip", 400), (packed, "br", 501)):
+        assert client.post(INFER, content=body, headers={"Content-Encoding": encoding}).status_code == status
+
+
+def test_busy_late_and_broken(repository: Repository, asking: Any) -> None:
+    client = asking(make_app(repository, Settings(request_seconds=0.05)))
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    assert client.post(INFER, json=asked()).status_code == 504
+    model.max_queue = 0
+    answer = client.post(INFER, json=asked())
+    assert (answer.status_code, answer.json()) == (503, {"error": "the queue is full."})
+    model.max_queue = 9
+    model.gate.set()
+    model.fails = DeadlineError("too late.")
+    assert client.post(INFER, json=asked()).status_code == 504
+    model.fails = ZeroDivisionError("a secret")
+    answer = client.post(INFER, json=asked())
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log has the reason."})
+
+
+def test_a_timeout_in_microseconds_reaches_the_model(client: Any) -> None:
+    assert client.post(INFER, json=asked(parameters={"timeout": 60_000_000})).status_code == 200
+    answer = client.post(INFER, json=asked(parameters={"timeout": 1}))
+    assert (answer.status_code, answer.json()) == (504, {"error": "its time ran out before it was run."})
+
+
+def test_nan_is_sent_as_binary_only(client: Any) -> None:
+    raw = np.float32([[np.nan]]).tobytes()
+    head = {"name": "x", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": 4}}
+    answer = client.post(INFER, **framed(asked(head), raw))
+    assert answer.status_code == 400
+    assert "output `y` has NaN or an infinity, which JSON has not" in answer.json()["error"]
+    answer = client.post(INFER, **framed(asked(head, parameters={"binary_data_output": True}), raw))
+    assert answer.status_code == 200
+
+
+def test_a_token(repository: Repository, asking: Any) -> None:
+    client = asking(make_app(repository, Settings(token="secret")))
+    assert client.get("/v2/health/ready").status_code == 200
+    for wrong in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
+        answer = client.get("/v2", headers=wrong)
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_health_follows_the_repository(folder: Path, asking: Any, sum_model: Any) -> None:
+    repository = Repository(folder, sum_model)
+    client = asking(make_app(repository))
+    paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/sum/ready")
+    assert [client.get(path).status_code for path in paths] == [200, 503, 404]
+    repository.load_all()
+    assert [client.get(path).status_code for path in paths] == [200, 200, 200]
+    repository.drain()
+    assert [client.get(path).status_code for path in paths] == [200, 503, 503]
+    assert client.post(INFER, json=asked()).status_code == 200  # what still arrives is answered
+    repository.close()
+    assert client.post(INFER, json=asked()).status_code == 503
+
+
+def test_what_a_model_says_of_itself(client: Any) -> None:
+    metadata = client.get("/v2/models/sum/versions/1").json()
+    assert metadata["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, -1]}
+    config = client.get("/v2/models/sum/config").json()
+    assert (config["max_batch_size"], config["input"][1]) == (
+        8, {"name": "total", "data_type": "TYPE_FP32", "dims": [1], "format": "FORMAT_NONE", "optional": True},
+    )  # fmt: skip
+    assert config["sequence_batching"].keys() == {"max_sequence_idle_microseconds", "oldest"}
+    stats = client.get("/v2/models/sum/stats").json()["model_stats"][0]
+    assert (stats["inference_count"], stats["execution_count"], stats["last_inference"]) == (5, 3, 1_000_000)
+    assert stats["inference_stats"]["queue"] == {"count": 0, "ns": 500_000_000}
+    assert [(each["batch_size"], each["compute_infer"]) for each in stats["batch_stats"]] == [
+        (1, {"count": 2, "ns": 100_000_000}), (3, {"count": 1, "ns": 150_000_000}),
+    ]  # fmt: skip
+    assert client.get("/v2").json()["name"] == "deploy-rnn"
+
+
+def test_metrics(client: Any) -> None:
+    text = client.get("/metrics").text
+    for line in (
+        "deploy_rnn_ready 1.0", 'deploy_rnn_requests_total{model="sum",outcome="failure"} 1.0',
+        'deploy_rnn_queue_seconds_total{model="sum"} 0.5', 'deploy_rnn_steps_padded_total{model="sum"} 10.0',
+        'deploy_rnn_batch_size_bucket{le="2",model="sum"} 2.0',
+        'deploy_rnn_batch_size_bucket{le="+Inf",model="sum"} 3.0',
+        'deploy_rnn_batch_size_sum{model="sum"} 5.0', 'deploy_rnn_streams{model="sum"} 0.0',
+    ):  # fmt: skip
+        assert line in text.splitlines()
+    assert "process_resident_memory_bytes" in text
+
+
+def test_load_and_unload(client: Any, folder: Path, new_bundle: Any) -> None:
+    new_bundle(folder / "sum", "2")
+    assert client.post("/v2/repository/models/sum/load", json={}).status_code == 200
+    assert client.post(INFER, json=asked()).json()["outputs"][0]["data"] == [2, 6, 12]
+    new_bundle(folder / "sum", "broken")
+    answer = client.post("/v2/repository/models/sum/load")
+    assert (answer.status_code, answer.json()) == (500, {"error": "'broken' is no scale."})
+    assert client.post(INFER, json=asked()).json()["outputs"][0]["data"] == [2, 6, 12]
+    assert client.post("/v2/repository/models/sum/load", json={"parameters": {"config": "{}"}}).status_code == 501
+    assert client.post("/v2/repository/models/sum/unload", json={}).status_code == 200
+    assert client.post(INFER, json=asked()).status_code == 404
+    index = client.post("/v2/repository/index", json={}).json()
+    assert index == [{"name": "sum", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}]
+    assert client.post("/v2/repository/index", json={"ready": True}).json() == []

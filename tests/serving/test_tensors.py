@@ -1,0 +1,147 @@
+"""Tensors and their framing against anything that a stranger may send."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from deploy_rnn.errors import InputError, TooLargeError, UnsupportedError
+from deploy_rnn.serving import rest_messages
+from deploy_rnn.serving.binary import HEADER_LENGTH
+from deploy_rnn.serving.request import Response
+from deploy_rnn.serving.settings import Settings
+from deploy_rnn.serving.tensors import DATATYPES, dtype_of, from_values
+
+# How fast the machine is decides nothing.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+TEXT = st.text('abxy0é"\\', max_size=5)
+ARRAYS = st.sampled_from(sorted(DATATYPES.values())).flatmap(
+    lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+)
+FINITE = st.sampled_from(sorted(DATATYPES.values())).flatmap(
+    lambda dtype: npst.arrays(
+        dtype, npst.array_shapes(max_dims=3, max_side=4), elements={"allow_nan": False, "allow_infinity": False}
+        if dtype.startswith("float") else {},
+    )
+)  # fmt: skip
+NAMES = {numpy: name for name, numpy in DATATYPES.items()}
+
+
+def head(array: np.ndarray, **more: Any) -> dict[str, Any]:
+    return {"name": "x", "datatype": NAMES[array.dtype.name], "shape": list(array.shape), **more}
+
+
+def read(fields: Any, *pieces: bytes, length: int | None = None) -> rest_messages.Asked:
+    text = json.dumps(fields).encode()
+    return rest_messages.read(
+        text + b"".join(pieces), str(len(text) if length is None else length), Settings(max_bytes=10_000)
+    )
+
+
+@patient
+@given(ARRAYS)
+def test_binary_there_and_back(array: np.ndarray) -> None:
+    raw = array.tobytes()
+    asked = read(
+        {
+            "inputs": [head(array, parameters={"binary_data_size": len(raw)})],
+            "parameters": {"binary_data_output": True},
+        },
+        raw,
+    )
+    found = asked.request.inputs["x"]
+    assert (found.dtype, found.shape, found.tobytes(), found.flags.aligned) == (array.dtype, array.shape, raw, True)
+    body, headers = rest_messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
+    length = int(headers[HEADER_LENGTH])
+    output = json.loads(body[:length])["outputs"][0]
+    assert (output["shape"], output["datatype"]) == (list(array.shape), NAMES[array.dtype.name])
+    assert body[length:] == raw
+
+
+@patient
+@given(FINITE, st.booleans())
+def test_json_there_and_back(array: np.ndarray, flat: bool) -> None:
+    asked = read({"inputs": [head(array, data=array.ravel().tolist() if flat else array.tolist())]})
+    found = asked.request.inputs["x"]
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+    body, _ = rest_messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
+    np.testing.assert_array_equal(
+        np.array(json.loads(body)["outputs"][0]["data"], array.dtype).reshape(array.shape), array
+    )
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+SIZES = st.integers(-3, 12) | st.integers() | ANYTHING
+INPUT = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["x", "y"]) | ANYTHING,
+        "datatype": st.sampled_from([*DATATYPES, "BYTES"]) | ANYTHING,
+        "shape": st.lists(SIZES, max_size=4) | ANYTHING,
+        "data": st.lists(st.integers() | st.floats(), max_size=4) | ANYTHING,
+        "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": SIZES}) | ANYTHING,
+    },
+)
+BODY = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": ANYTHING,
+        "inputs": st.lists(INPUT, max_size=3) | ANYTHING,
+        "outputs": st.lists(st.fixed_dictionaries({"name": ANYTHING}), max_size=2) | ANYTHING,
+        "parameters": st.dictionaries(
+            st.sampled_from(["sequence_id", "sequence_start", "sequence_end", "timeout"]), ANYTHING
+        ),
+    },
+)
+
+
+@settings(patient, max_examples=300)
+@given(BODY, st.binary(max_size=40), st.none() | st.integers(-5, 200))
+def test_whatever_comes_is_read_or_refused(fields: Any, rest: bytes, length: int | None) -> None:
+    try:
+        asked = read(fields, rest, length=length)
+    except (InputError, TooLargeError, UnsupportedError):
+        return
+    assert all(array.nbytes <= 10_000 for array in asked.request.inputs.values())
+
+
+@patient
+@given(st.binary(max_size=60), TEXT)
+def test_bytes_that_are_no_request(body: bytes, length: str) -> None:
+    with pytest.raises(InputError):
+        rest_messages.read(body, length, Settings())
+
+
+@pytest.mark.parametrize("cut", [1, 7])
+def test_a_tensor_between_words_is_aligned(cut: int) -> None:
+    raw = np.arange(3.0).tobytes()
+    fields = {
+        "inputs": [
+            {"name": "a", "datatype": "UINT8", "shape": [cut], "parameters": {"binary_data_size": cut}},
+            {"name": "x", "datatype": "FP64", "shape": [3], "parameters": {"binary_data_size": len(raw)}},
+        ]
+    }
+    found = read(fields, bytes(cut), raw).request.inputs["x"]
+    assert found.flags.aligned
+    assert found.tolist() == [0, 1, 2]
+
+
+def test_a_bool_is_0_or_1() -> None:
+    with pytest.raises(InputError, match="`x` is BOOL and has a byte other than 0 and 1"):
+        read({"inputs": [head(np.zeros(2, bool), parameters={"binary_data_size": 2})]}, b"\x00\x02")
+
+
+@pytest.mark.parametrize(("datatype", "value"), [("INT64", 2**63), ("UINT64", -1), ("INT8", 2**200), ("BOOL", 1)])
+def test_a_value_that_the_datatype_has_not(datatype: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"`x` has values (beyond|that are not) {datatype}"):
+        from_values("x", dtype_of("x", datatype), (1,), [value])
