@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..cells import Group, OnnxCell, dotted
 from ..derived import cell_of
 from ..graph import Builder
-from ..stack import Stack, fixed
+from ..stack import Direction, Stack, fixed
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,15 @@ class Side:
         return fixed(self.groups[group].weight_ih, 0)
 
 
-Walk = Callable[[Side], tuple[ir.Value, Sequence[ir.Value]]]
-"""-> output [T*B, P] in the order of time, and the states after the last step walked.
+Walked = tuple[ir.Value, Sequence[ir.Value]]
+"""Output [T*B, P] in the order of time, and the states after the last step walked.
 
 Beyond the end of a row the states stay as they are (so that the reverse direction starts at the row's own last step),
 and the output is of no account.
 """
+
+Walk = Callable[[Sequence[Side]], Sequence[Walked]]
+"""The directions of one layer, walked over."""
 
 
 def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
@@ -66,27 +69,40 @@ def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     starts = _starts(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
     for number, layer in enumerate(stack.layers):
-        sides = []
-        for which, direction in enumerate(layer):
-            name = f"l{number}{'fr'[which]}."
-            groups = cell.arrange(build, direction, name)
-            projected = {
-                group: build.op(
-                    "Gemm", sequence, weights.weight_ih, weights.bias, name=name + dotted(group, "x"), transB=1
-                )
-                for group, weights in groups.items()
-            }
-            side = Side(
-                build, stack, cell, groups, direction.weight_hr, projected, starts[len(finals)], mask, which == 1, name
-            )
-            output, final = walk(side)
+        sides = [
+            _side(build, stack, cell, direction, sequence, starts[len(finals) + which], mask, number, which)
+            for which, direction in enumerate(layer)
+        ]
+        outputs = []
+        for side, (output, final) in zip(sides, walk(sides), strict=True):
             if mask is not None:
-                output = build.op("Where", mask, output, zero(build, stack), name=f"{name}h.kept")
+                output = build.op("Where", mask, output, zero(build, stack), name=f"{side.name}h.kept")
             finals.append(final)
-            sides.append(output)
-        sequence = build.concat(sides, axis=1, name=f"l{number}.output")  # [T*B, D*P]
+            outputs.append(output)
+        sequence = build.concat(outputs, axis=1, name=f"l{number}.output")  # [T*B, D*P]
     output = to_steps(build, stack, sequence, len(stack.layers[0]) * stack.sizes[0], name="output")
     return [output, *_finals(build, stack, finals)]
+
+
+def _side(
+    build: Builder,
+    stack: Stack,
+    cell: OnnxCell,
+    direction: Direction,
+    sequence: ir.Value,
+    states: Sequence[ir.Value | None],
+    mask: ir.Value | None,
+    number: int,
+    which: int,
+) -> Side:
+    """Direction `which` (1: reverse) of layer `number`; `sequence` is what the layer reads, [T*B, N]."""
+    name = f"l{number}{'fr'[which]}."
+    groups = cell.arrange(build, direction, name)
+    projected = {
+        group: build.op("Gemm", sequence, weights.weight_ih, weights.bias, name=name + dotted(group, "x"), transB=1)
+        for group, weights in groups.items()
+    }
+    return Side(build, stack, cell, groups, direction.weight_hr, projected, states, mask, which == 1, name)
 
 
 def to_steps(

@@ -17,7 +17,7 @@ from .layers import Side, to_steps, write_layers, zero
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    return write_layers(build, stack, _walk)
+    return write_layers(build, stack, lambda sides: [_walk(side) for side in sides])
 
 
 def _walk(side: Side) -> tuple[ir.Value, Sequence[ir.Value]]:
