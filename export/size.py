@@ -1,5 +1,6 @@
 """How large a file with every step written out will be, before it is written."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from .stack import Stack
 # A node of such a file takes about as many bytes, with its names; the weights come on top.
 NODE_BYTES = 130
 
-# Above this many, onnxruntime takes about 3 s to open the file (docs/performance-forms.md), and "scan" runs as fast.
+# Above this many, onnxruntime takes over 4 s to open the file (docs/performance-forms.md), and "scan" runs as fast.
 MAX_NODES = 20_000
 
 
@@ -33,7 +34,7 @@ def check_size(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[str, int
 
 def load_seconds(nodes: int) -> float:
     """About how long onnxruntime takes to open a file of that many nodes (docs/performance-forms.md)."""
-    return 1.4e-4 * nodes
+    return 1.1 * math.pow(nodes / 8000, 1.5)
 
 
 def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
