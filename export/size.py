@@ -15,7 +15,7 @@ from .stack import Stack
 # A node of such a file takes about as many bytes, with its names; the weights come on top.
 NODE_BYTES = 130
 
-# Above this many, onnxruntime takes over 4 s to open the file (docs/performance-forms.md), and "scan" runs as fast.
+# Above this many, onnxruntime takes over 4 s to open the file (docs/performance-forms.md).
 MAX_NODES = 20_000
 
 
