@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..cells import Group, OnnxCell, dotted
 from ..derived import cell_of
 from ..graph import Builder
-from ..stack import Stack, fixed
+from ..stack import Direction, Stack, fixed
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,15 @@ class Side:
         return fixed(self.groups[group].weight_ih, 0)
 
 
-Walk = Callable[[Side], tuple[ir.Value, Sequence[ir.Value]]]
-"""-> output [T*B, P] in the order of time, and the states after the last step walked.
+Walked = tuple[ir.Value, Sequence[ir.Value]]
+"""Output [T*B, P] in the order of time, and the states after the last step walked.
 
 Beyond the end of a row the states stay as they are (so that the reverse direction starts at the row's own last step),
 and the output is of no account.
 """
+
+Walk = Callable[[Sequence[Side]], Sequence[Walked]]
+"""The directions of one layer, walked over."""
 
 
 def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
@@ -66,27 +69,40 @@ def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     starts = _starts(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
     for number, layer in enumerate(stack.layers):
-        sides = []
-        for which, direction in enumerate(layer):
-            name = f"l{number}{'fr'[which]}."
-            groups = cell.arrange(build, direction, name)
-            projected = {
-                group: build.op(
-                    "Gemm", sequence, weights.weight_ih, weights.bias, name=name + dotted(group, "x"), transB=1
-                )
-                for group, weights in groups.items()
-            }
-            side = Side(
-                build, stack, cell, groups, direction.weight_hr, projected, starts[len(finals)], mask, which == 1, name
-            )
-            output, final = walk(side)
+        sides = [
+            _side(build, stack, cell, direction, sequence, starts[len(finals) + which], mask, number, which)
+            for which, direction in enumerate(layer)
+        ]
+        outputs = []
+        for side, (output, final) in zip(sides, walk(sides), strict=True):
             if mask is not None:
-                output = build.op("Where", mask, output, zero(build, stack), name=f"{name}h.kept")
+                output = build.op("Where", mask, output, zero(build, stack), name=f"{side.name}h.kept")
             finals.append(final)
-            sides.append(output)
-        sequence = build.concat(sides, axis=1, name=f"l{number}.output")  # [T*B, D*P]
+            outputs.append(output)
+        sequence = build.concat(outputs, axis=1, name=f"l{number}.output")  # [T*B, D*P]
     output = to_steps(build, stack, sequence, len(stack.layers[0]) * stack.sizes[0], name="output")
     return [output, *_finals(build, stack, finals)]
+
+
+def _side(
+    build: Builder,
+    stack: Stack,
+    cell: OnnxCell,
+    direction: Direction,
+    sequence: ir.Value,
+    states: Sequence[ir.Value | None],
+    mask: ir.Value | None,
+    number: int,
+    which: int,
+) -> Side:
+    """Direction `which` (1: reverse) of layer `number`; `sequence` is what the layer reads, [T*B, N]."""
+    name = f"l{number}{'fr'[which]}."
+    groups = cell.arrange(build, direction, name)
+    projected = {
+        group: build.op("Gemm", sequence, weights.weight_ih, weights.bias, name=name + dotted(group, "x"), transB=1)
+        for group, weights in groups.items()
+    }
+    return Side(build, stack, cell, groups, direction.weight_hr, projected, states, mask, which == 1, name)
 
 
 def to_steps(
@@ -96,6 +112,22 @@ def to_steps(
     if isinstance(stack.steps, int):
         return build.reshape(rows, [stack.steps, *between, -1, width], name=name)
     return build.reshape(rows, [size(build, stack, 0), *between, size(build, stack, 1), width], name=name)
+
+
+def with_shape(
+    values: Sequence[ir.Value], stack: Stack, width: int, *, stacked: bool, dtype: ir.DataType | None = None
+) -> Sequence[ir.Value]:
+    """Note in the file that each is [B, width], or [1, B, width] for a derived cell, of the stack's dtype if not told.
+
+    onnxruntime cannot tell it from T*B rows in T parts. It never uses a buffer of unknown size again, and looks through
+    all of them for every node: 2,000 steps then take 18 s to open instead of 0.2 s (docs/performance-forms.md).
+    """
+    dtype = dtype or stack.input.dtype
+    assert dtype is not None
+    for value in values:
+        value.shape = ir.Shape([1, stack.batch, width] if stacked else [stack.batch, width])
+        value.dtype = dtype
+    return values
 
 
 def size(build: Builder, stack: Stack, axis: int) -> int | ir.Value:
@@ -146,7 +178,8 @@ def _starts(build: Builder, stack: Stack, cell: OnnxCell) -> list[Sequence[ir.Va
             kinds.append([None] * walks)
             continue
         rows = state if cell.stacked else build.reshape(state, [-1, width], name=f"{name}0.rows")
-        kinds.append(build.split(rows, walks, name=f"{name}0."))
+        parts = build.split(rows, walks, name=f"{name}0.")
+        kinds.append(with_shape(parts, stack, width, stacked=cell.stacked))
     return list(zip(*kinds, strict=True))
 
 

@@ -1,11 +1,12 @@
-"""Form "scan": one ONNX `Scan` for each direction of each layer, whose body is one step; any number of steps.
+"""Form "scan": one ONNX `Scan` for each layer, whose body is one step of every direction; any number of steps.
 
     [T*B, g*H] -> [T, B, g*H] -> Scan, the nodes of the cell (see `cells`) in its body -> [T, B, P] -> [T*B, P]
 
-The weights stay outside the body, so that a runtime can prepare them once. The reverse direction scans backwards.
+The weights stay outside the body, so that a runtime can prepare them once. The reverse direction scans backwards. One
+loop for both directions has half the iterations, each of which costs about as much as a small `Gemm`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from ..cells import Step, dotted
 from ..graph import Builder
 from ..stack import Stack
-from .layers import Side, size, to_steps, write_layers
+from .layers import Side, Walked, size, to_steps, write_layers
 
 
 def scan(build: Builder, stack: Stack) -> list[ir.Value]:
@@ -21,61 +22,102 @@ def scan(build: Builder, stack: Stack) -> list[ir.Value]:
     return write_layers(build, stack, _walk)
 
 
-def _walk(side: Side) -> tuple[ir.Value, Sequence[ir.Value]]:
+def _walk(sides: Sequence[Side]) -> Sequence[Walked]:
     """One `Scan`: states and sequences in, the last states and every output out."""
-    build, stack, name = side.build, side.stack, side.name
-    between = [1] if side.cell.stacked else []
-    sequences = {
-        group: to_steps(build, stack, rows, side.width(group), name=name + dotted(group, "steps"), between=between)
-        for group, rows in side.projected.items()
-    }
-    states = [
-        state or _zeros(build, stack, [*between, size(build, stack, 1), width])
-        for state, width in zip(side.states, stack.sizes, strict=True)
-    ]
-    walked = [*sequences.values()]
-    if side.mask is not None:
-        mask = side.mask
-        walked.append(
-            build.once(
-                (build, "mask", *between),
-                lambda: to_steps(build, stack, mask, 1, name="mask.steps", between=between),
-            )
-        )
-    direction = int(side.reverse)
-    *finals, outputs = build.op_many(
+    build, stack = sides[0].build, sides[0].stack
+    states = [state for side in sides for state in _states(side)]
+    sequences = [_sequences(side) for side in sides]
+    results = build.op_many(
         "Scan",
         *states,
-        *walked,
-        names=[*(f"{name}{kind}.last" for kind in stack.state_names), f"{name}h.steps"],
-        body=_body(side, list(sequences)),
-        num_scan_inputs=len(walked),
-        scan_input_directions=[direction] * len(walked),
-        scan_output_directions=[direction],
+        *(rows for of_side in sequences for rows in of_side.values()),
+        names=[
+            *(f"{side.name}{kind}.last" for side in sides for kind in stack.state_names),
+            *(f"{side.name}h.steps" for side in sides),
+        ],
+        body=_body(sides),
+        num_scan_inputs=sum(map(len, sequences)),
+        scan_input_directions=[int(side.reverse) for side, each in zip(sides, sequences, strict=True) for _ in each],
+        scan_output_directions=[int(side.reverse) for side in sides],
     )
-    return build.reshape(outputs, [-1, stack.sizes[0]], name=f"{name}h"), finals
+    kinds, outputs = len(stack.sizes), results[len(states) :]
+    return [
+        (
+            build.reshape(output, [-1, stack.sizes[0]], name=f"{side.name}h"),
+            results[number * kinds : (number + 1) * kinds],
+        )
+        for number, (side, output) in enumerate(zip(sides, outputs, strict=True))
+    ]
 
 
-def _body(side: Side, groups: Sequence[str]) -> ir.Graph:
-    """States, what the input contributes to each group at one step, whether that step counts -> states, output."""
-    stack, body = side.stack, side.build.body(f"{side.name}step.")
-    dtype, kinds = stack.input.dtype, stack.state_names
-    assert dtype is not None
-    before = [body.input(f"{kind}.before", dtype) for kind in kinds]
-    projected = {group: body.input(dotted(group, "x"), dtype) for group in groups}
-    inputs = [*before, *projected.values()]
-    after = side.cell.write(Step(body, side.groups, side.weight_hr, projected, before, "", 0))
-    if side.mask is None:
+def _states(side: Side) -> Sequence[ir.Value]:
+    """The first ones."""
+    build, stack = side.build, side.stack
+    return [
+        state or _zeros(build, stack, [*_between(side), size(build, stack, 1), width])
+        for state, width in zip(side.states, stack.sizes, strict=True)
+    ]
+
+
+def _sequences(side: Side) -> Mapping[str, ir.Value]:
+    """What is walked over: what the input contributes to each group, and with lengths the mask."""
+    build, stack, mask, between = side.build, side.stack, side.mask, _between(side)
+    found = {
+        dotted(group, "x"): to_steps(
+            build, stack, rows, side.width(group), name=side.name + dotted(group, "steps"), between=between
+        )
+        for group, rows in side.projected.items()
+    }
+    if mask is not None:
+        found["within"] = build.once(
+            (build, "mask", *between), lambda: to_steps(build, stack, mask, 1, name="mask.steps", between=between)
+        )
+    return found
+
+
+def _between(side: Side) -> Sequence[int]:
+    return [1] if side.cell.stacked else []
+
+
+def _body(sides: Sequence[Side]) -> ir.Graph:
+    """States, then sequences of every direction at one step -> states, then outputs."""
+    before: list[ir.Value] = []
+    given: list[ir.Value] = []
+    after: list[ir.Value] = []
+    outputs: list[ir.Value] = []
+    nodes: list[ir.Node] = []
+    for side in sides:
+        body, dtype = side.build.body(f"{side.name}step."), side.stack.input.dtype
+        assert dtype is not None
+        states = [body.input(f"{kind}.before", dtype) for kind in side.stack.state_names]
+        projected = {group: body.input(dotted(group, "x"), dtype) for group in side.projected}
+        within = None if side.mask is None else body.input("within", ir.DataType.BOOL)
+        new, output = _step(side, body, states, projected, within)
+        before += states
+        given += [*projected.values(), *([] if within is None else [within])]
+        after += new
+        outputs.append(output)
+        nodes += body.nodes
+    return ir.Graph([*before, *given], [*after, *outputs], nodes=nodes, name=f"{sides[0].name}step")
+
+
+def _step(
+    side: Side,
+    body: Builder,
+    states: Sequence[ir.Value],
+    projected: Mapping[str, ir.Value],
+    within: ir.Value | None,
+) -> tuple[Sequence[ir.Value], ir.Value]:
+    """-> the states after one step of one direction, its output"""
+    after = side.cell.write(Step(body, side.groups, side.weight_hr, projected, states, "", 0))
+    if within is None:
         # Its own value: a state and an output cannot be one.
-        output = body.op("Identity", after[0], name="output")
-    else:
-        output, within = after[0], body.input("within", ir.DataType.BOOL)
-        inputs.append(within)
-        after = [
-            body.op("Where", within, new, old, name=f"{kind}.kept")
-            for kind, new, old in zip(kinds, after, before, strict=True)
-        ]
-    return ir.Graph(inputs, [*after, output], nodes=body.nodes, name=f"{side.name}step")
+        return after, body.op("Identity", after[0], name="output")
+    kept = [
+        body.op("Where", within, new, old, name=f"{kind}.kept")
+        for kind, new, old in zip(side.stack.state_names, after, states, strict=True)
+    ]
+    return kept, after[0]
 
 
 def _zeros(build: Builder, stack: Stack, shape: Sequence[int | ir.Value]) -> ir.Value:

@@ -12,15 +12,15 @@ import onnx_ir as ir
 from ..cells import Step, dotted
 from ..graph import Builder
 from ..stack import Stack
-from .layers import Side, to_steps, write_layers, zero
+from .layers import Side, Walked, to_steps, with_shape, write_layers, zero
 
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    return write_layers(build, stack, _walk)
+    return write_layers(build, stack, lambda sides: [_walk(side) for side in sides])
 
 
-def _walk(side: Side) -> tuple[ir.Value, Sequence[ir.Value]]:
+def _walk(side: Side) -> Walked:
     """One direction over all steps.
 
     1. Forward: step t reads the states of t-1.
@@ -31,7 +31,7 @@ def _walk(side: Side) -> tuple[ir.Value, Sequence[ir.Value]]:
         group: _parts(side, rows, side.width(group), side.name + dotted(group, "x"))
         for group, rows in side.projected.items()
     }
-    masks = None if side.mask is None else _parts(side, side.mask, 1, "mask")
+    masks = None if side.mask is None else _parts(side, side.mask, 1, "mask", ir.DataType.BOOL)
     outputs: dict[int, ir.Value] = {}
     states: Sequence[ir.Value | None] = side.states
     after: Sequence[ir.Value] = []
@@ -51,13 +51,14 @@ def _walk(side: Side) -> tuple[ir.Value, Sequence[ir.Value]]:
     return joined, after
 
 
-def _parts(side: Side, rows: ir.Value, width: int, name: str) -> Sequence[ir.Value]:
+def _parts(side: Side, rows: ir.Value, width: int, name: str, dtype: ir.DataType | None = None) -> Sequence[ir.Value]:
     """[T*B, width] -> T times [B, width], or [1, B, width] for a derived cell; once for what several sides share."""
 
     def make() -> Sequence[ir.Value]:
         stacked = side.cell.stacked
         split = to_steps(side.build, side.stack, rows, width, name=f"{name}.steps") if stacked else rows
-        return side.build.split(split, _steps(side.stack), name=name)
+        parts = side.build.split(split, _steps(side.stack), name=name)
+        return with_shape(parts, side.stack, width, stacked=stacked, dtype=dtype)
 
     return side.build.once(("parts", rows, side.cell.stacked), make)
 

@@ -126,6 +126,20 @@ def test_the_number_of_nodes_at_a_hundred_steps(tmp_path: Path) -> None:
     assert report.inputs[0].shape == (100, "B", 8)
 
 
+def test_the_file_says_the_shape_of_every_step(tmp_path: Path) -> None:
+    """Without, opening it takes time quadratic in the steps."""
+    layer, h0 = nn.RNN(3, 4), torch.randn(1, 2, 4)
+    export_onnx(layer, (torch.randn(5, 2, 3), h0), tmp_path / "rnn.onnx", kwargs={"lengths": torch.tensor([5, 2])})
+    inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "rnn.onnx")).graph
+    shapes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in inferred.value_info
+    }
+    steps = [output for node in inferred.node if node.op_type == "Tanh" for output in node.output]
+    assert len(steps) == 5
+    assert [shapes[name] for name in steps] == 5 * [["B", 4]]
+
+
 @pytest.mark.parametrize("opset_version", [18, 19, 20])
 def test_opsets(opset_version: int, tmp_path: Path) -> None:
     report = export_onnx(
