@@ -15,7 +15,7 @@ from .stack import Stack
 # A node of such a file takes about as many bytes, with its names; the weights come on top.
 NODE_BYTES = 130
 
-# Above this many, onnxruntime takes over 4 s to open the file (docs/performance-forms.md).
+# Above this many, onnxruntime takes over 4 s to open the file (docs/performance.md).
 MAX_NODES = 20_000
 
 
@@ -33,7 +33,7 @@ def check_size(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[str, int
 
 
 def load_seconds(nodes: int) -> float:
-    """About how long onnxruntime takes to open a file of that many nodes (docs/performance-forms.md)."""
+    """About how long onnxruntime takes to open a file of that many nodes (docs/performance.md)."""
     return 1.1 * math.pow(nodes / 8000, 1.5)
 
 

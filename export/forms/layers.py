@@ -120,7 +120,7 @@ def with_shape(
     """Note in the file that each is [B, width], or [1, B, width] for a derived cell, of the stack's dtype if not told.
 
     onnxruntime cannot tell it from T*B rows in T parts. It never uses a buffer of unknown size again, and looks through
-    all of them for every node: 2,000 steps then take 18 s to open instead of 0.2 s (docs/performance-forms.md).
+    all of them for every node: 2,000 steps then take many times as long to open (docs/performance.md).
     """
     dtype = dtype or stack.input.dtype
     assert dtype is not None

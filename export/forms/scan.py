@@ -3,7 +3,7 @@
     [T*B, g*H] -> [T, B, g*H] -> Scan, the nodes of the cell (see `cells`) in its body -> [T, B, P] -> [T*B, P]
 
 The weights stay outside the body, so that a runtime can prepare them once. The reverse direction scans backwards. One
-loop for both directions has half the iterations, each of which costs about as much as a small `Gemm`.
+loop for both directions has half the iterations.
 """
 
 from collections.abc import Mapping, Sequence
