@@ -1,4 +1,4 @@
-"""Everything that runs a recurrent layer, side by side: `python benchmarks/grid.py`, or `--full` for hours.
+"""Everything that runs a recurrent layer, side by side: `python benchmarks/grid.py`; `--grid full` takes hours.
 
 Every contestant (contestants.py) is compared with torch.nn before it is timed; they take turns in blocks
 (deploy_rnn/timing.py), and among them, as if it were one more, the floor (floor.py). The files are written first, and
@@ -46,7 +46,7 @@ from deploy_rnn.timing import compare
 from floor import onnx_products, products
 from grid_tables import grid_summary, targets_table
 from machine import cores, publish
-from points import Net, Point, full, quick
+from points import GRIDS, Net, Point
 
 BLOCK = 0.08
 """Seconds that a block is to last, with at least three calls."""
@@ -163,7 +163,7 @@ def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: a
             before = point.net
         with TemporaryDirectory() as folder, torch.no_grad():
             openers, floors = contest(point, ours, files, Path(folder), options)
-            measured.append(measure(point, openers, floors, rounds=3 if options.full else 2))
+            measured.append(measure(point, openers, floors, rounds=3 if options.grid == "full" else 2))
     return measured
 
 
@@ -179,14 +179,14 @@ def contest(
     package = partial(graphs.path, files.get((point.net, 0), {}), graphs.PACKAGE)
     openers["deploy_rnn, packaged"] = lambda: torch_contestant(torch._inductor.aoti_load_package(str(package())), x)
     floors["onnxruntime"] = onnx_products(point.net.layer(), x, folder / "products.onnx", options.threads)
-    unroll = options.full and point.steps <= 50
+    unroll = options.grid == "full" and point.steps <= 50
     return openers | cpu_openers(point, written, x, options.threads, unrolled_by_torch=unroll), floors
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--full", action="store_true", help="every point and contestant: hours")
+    parser.add_argument("--grid", choices=list(GRIDS), default="quick", help="full has every point and contestant")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--files", type=Path, help="folder that keeps the files that are written")
     parser.add_argument("--threads", type=int, default=cores(), help="of each contestant")
@@ -197,7 +197,7 @@ def parse() -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> list[Point]:
     if not options.points:
-        return full() if options.full else quick()
+        return GRIDS[options.grid]()
     parts = [text.split(",") for text in options.points]
     return [Point(Net(cell, int(hidden)), int(steps), int(batch)) for cell, hidden, steps, batch in parts]
 
@@ -207,7 +207,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False
     points = sorted(chosen(options), key=lambda point: point.net.key)
-    compile = set() if options.no_compile else packaged(points, all=options.full)
+    compile = set() if options.no_compile else packaged(points, all=options.grid == "full")
     started, load = time.perf_counter(), os.getloadavg()
     if options.files:
         options.files.mkdir(parents=True, exist_ok=True)
@@ -218,16 +218,16 @@ def main() -> None:
             Path(folder),
             options.threads,
             packaged=set() if on_cuda else compile,
-            exported=set() if on_cuda else exported(points, all=options.full),
+            exported=set() if on_cuda else exported(points, all=options.grid == "full"),
         )
         wrote = time.perf_counter() - started
         measured = rows(points, files, compile, options)
-    mixed = [] if options.points or on_cuda else lengths.rows(options.threads, full=options.full)
+    mixed = [] if options.points or on_cuda else lengths.rows(options.threads, full=options.grid == "full")
     result = {
         "benchmark": "grid",
         "device": options.device,
         "settings": {
-            "grid": "full" if options.full else "quick",
+            "grid": options.grid,
             "threads": options.threads,
             "pause": PAUSE,
             "load average before": load,

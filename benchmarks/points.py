@@ -76,10 +76,16 @@ SINGLES = [
     Point(Net("relu", 32), 10, 128),
     Point(Net("GRU", 1024, layers=1, directions=1), 10, 8),
 ]
-"""What a quick run has besides its grid: other depths, one direction, long and short, narrow and wide."""
+"""What a standard run has besides its grid: other depths, one direction, long and short, narrow and wide."""
 
 
 def quick() -> list[Point]:
+    """Two layers in two directions: the cells that differ, at one T."""
+    sizes = itertools.product(("tanh", "GRU", "LSTM"), (64, 256), (1, 32))
+    return [Point(Net(cell, hidden), SHORT, batch) for cell, hidden, batch in sizes]
+
+
+def standard() -> list[Point]:
     """Two layers in two directions, small and large of H, T and B, but not all three large; and `SINGLES`."""
     sizes = itertools.product(CELLS, (64, 256), (SHORT, LONG), (1, 32))
     grid = [Point(Net(cell, hidden), steps, batch) for cell, hidden, steps, batch in sizes]
@@ -92,6 +98,10 @@ def full() -> list[Point]:
     grid = [Point(Net(cell, hidden), steps, batch) for cell, hidden, steps, batch in sizes]
     depths = itertools.product(CELLS, (64, 256), (1, 2, 4), (1, 2), (SHORT, LONG), (1, 32))
     grid += [Point(Net(cell, hidden, *shape), steps, batch) for cell, hidden, *shape, steps, batch in depths]
-    found = dict.fromkeys([*quick(), *grid])
+    found = dict.fromkeys([*standard(), *grid])
     nets = list(dict.fromkeys(point.net for point in found))
     return sorted((point for point in found if point.multiplications <= LARGEST), key=lambda each: nets.index(each.net))
+
+
+GRIDS = {"quick": quick, "standard": standard, "full": full}
+"""A few minutes, a quarter of an hour, hours."""

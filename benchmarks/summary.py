@@ -24,7 +24,7 @@ CUDA_PEERS: dict[str, tuple[str, ...]] = {
     "native operator": (NATIVE, f"{NATIVE}, CUDA graph"),
 }
 OPERATORS = frozenset({NATIVE, f"{NATIVE}, CUDA graph"})
-"""A form of ours and a peer: one of ours against all but itself, and the legacy exporter, which writes the same."""
+"""A form of ours, which `form="auto"` picks where it is fastest, and a peer: what a user of that form alone has."""
 RNN, GATED = ("tanh", "relu"), ("GRU", "LSTM")
 
 
@@ -32,22 +32,20 @@ def peers(result: Row) -> dict[str, tuple[str, ...]]:
     return CUDA_PEERS if result["device"] == "cuda" else PEERS
 
 
-def ours(row: Row, *, with_operator: bool = True) -> dict[str, float]:
+def ours(row: Row) -> dict[str, float]:
     """Milliseconds of each of ours that ran at a point."""
     others = {name for each in (PEERS | CUDA_PEERS).values() for name in each} - OPERATORS
-    hidden = others if with_operator else others | OPERATORS
-    return {name: each["median"] for name, each in row["contestants"].items() if name not in hidden}
+    return {name: each["median"] for name, each in row["contestants"].items() if name not in others}
 
 
-def best(row: Row, *, with_operator: bool = True) -> float:
-    return min(ours(row, with_operator=with_operator).values())
+def best(row: Row) -> float:
+    return min(ours(row).values())
 
 
 def lead(row: Row, names: Sequence[str]) -> float | None:
     """How many times as fast as the best of `names` our best is; None where none of them ran."""
     medians = [row["contestants"][name]["median"] for name in names if name in row["contestants"]]
-    against_itself = any("native" in name or "legacy" in name for name in names if not name.startswith("openvino"))
-    return min(medians) / best(row, with_operator=not against_itself) if medians else None
+    return min(medians) / best(row) if medians else None
 
 
 def share(row: Row) -> float:
