@@ -69,9 +69,7 @@ class Server:
         await self._grpc.start()
 
     def stop(self) -> None:
-        """Begin to stop; once more: do not wait for anything."""
-        if self._stop.is_set():
-            self._http.force_exit = True
+        """Begin to stop."""
         self._stop.set()
 
     async def run(self) -> None:
