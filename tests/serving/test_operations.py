@@ -86,6 +86,22 @@ def test_a_slow_body_is_answered_with_504(repository: Repository, running: Any) 
         assert hung_up(slow)
 
 
+def test_answers_are_sent_at_once(server: Server) -> None:
+    """Nagle's algorithm would hold each back until the client has acknowledged its headers: 40 ms."""
+    accepted = socket.socket.accept
+    flags: list[int] = []
+
+    def accept(listening: socket.socket) -> Any:
+        connection, address = accepted(listening)
+        flags.append(connection.proto)
+        return connection, address
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "accept", accept)
+        assert httpx.get(f"http://{server.http_address}/v2/health/live", timeout=20).status_code == 200
+    assert flags == [socket.IPPROTO_TCP]
+
+
 def test_slow_clients_do_not_hold_up_others(server: Server) -> None:
     crowd = [connected(server) for _ in range(100)]
     for each in crowd:
