@@ -59,7 +59,9 @@ def main() -> None:
         Route("/metrics", plain.statistics),
         Route("/v2/health/ready", ready),
     ]
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    listening = socket.socket(proto=socket.IPPROTO_TCP)  # of any other kind asyncio leaves Nagle's algorithm on
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(2048)
     print(f"HTTP on http://127.0.0.1:{listening.getsockname()[1]}, no gRPC", flush=True)
     config = uvicorn.Config(Starlette(routes=routes), log_level="warning", access_log=False)
     uvicorn.Server(config).run([listening])

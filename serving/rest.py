@@ -245,4 +245,6 @@ async def _gone(request: HTTPRequest, error: Exception) -> Response:
 
 async def _error(request: HTTPRequest, error: Exception) -> Response:
     found = status(error)
-    return JSONResponse({"error": found.message}, found.http)
+    # The rest of a body that was not read to its end would stand in the way of the next request.
+    headers = {"Connection": "close"} if found.http in (413, 504) else None
+    return JSONResponse({"error": found.message}, found.http, headers)
