@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import deploy_rnn.serving
 from deploy_rnn.examples.highlight import labels as highlight_labels
 from deploy_rnn.examples.highlight import model as highlight
-from deploy_rnn.export import export_bundle
 from deploy_rnn.serving.engine import Engine
 from deploy_rnn.serving.model import Model
 from deploy_rnn.serving.repository import Repository
@@ -146,14 +144,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found = Browser(program, tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def highlighter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "highlight"
-    example = torch.randint(len(highlight.ALPHABET), (2, highlight.WINDOW))
-    export_bundle(highlight.load(), (example,), folder, forms=["native"], sizes=(2,))
-    return folder
 
 
 COLOURED = '[...document.querySelectorAll("#coloured span")].map((each) => [each.className, each.textContent])'
