@@ -139,6 +139,24 @@ def batching_table(result: dict[str, Any]) -> str:
     return markdown(header, rows) + "\n\n" + machine_line(result)
 
 
+def serving_table(result: dict[str, Any]) -> str:
+    """Throughput within the limit, latency at a few rates that all were asked for, padding and overhead."""
+    common = [point["rate"] for point in min((row["points"] for row in result["rows"]), key=len)]
+    shown = common[:: max(1, len(common) // 2)][:2]
+    header = ["", f"requests/s within p99 {result['limit']:.0f} ms", "rows of a run", "padding", "overhead ms"]
+    header += [f"p50 / p95 / p99 ms at {rate:.0f}/s" for rate in shown]
+    rows = []
+    for row in result["rows"]:
+        best = row["best"] or {"rate": 0.0, "rows": 0.0}
+        at = {
+            point["rate"]: " / ".join(f"{point[name]:.1f}" for name in ("p50", "p95", "p99")) for point in row["points"]
+        }
+        waste = f"{best['waste']:.0%}" if "waste" in best else ""
+        rate, together = f"{best['rate']:.0f}", f"{best['rows']:.1f}"
+        rows.append([row["contestant"], rate, together, waste, f"{row['overhead']:.2f}", *(at[each] for each in shown)])
+    return markdown(header, rows) + "\n\n" + machine_line(result)
+
+
 def accuracy_line(metrics: dict[str, Any]) -> str:
     return (
         f"Accuracy on {metrics['held_out_files']} held-out files ({metrics['held_out_characters']:,} characters, white "

@@ -76,9 +76,7 @@ async def _serve(path: Path, host: str, http_port: int, grpc_port: int, given: d
     repository = _repository(path, given)
     server = Server(repository, Settings(**_taken(given, SETTINGS)))
     await server.start(host, http_port, grpc_port)
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, server.stop)
+    _stop_on_signals(server)
     running = asyncio.create_task(server.run())
     try:
         await asyncio.to_thread(repository.load_all)
@@ -88,6 +86,19 @@ async def _serve(path: Path, host: str, http_port: int, grpc_port: int, given: d
         await running
         raise
     await running
+
+
+def _stop_on_signals(server: "Server") -> None:
+    """The first begins to stop; the second does what it does to any program."""
+    loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+
+    def stop() -> None:
+        for each in signals:
+            loop.remove_signal_handler(each)
+        server.stop()
+
+    for each in signals:
+        loop.add_signal_handler(each, stop)
 
 
 def _repository(path: Path, given: dict[str, Any]) -> "Repository":

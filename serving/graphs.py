@@ -10,17 +10,20 @@ from .runner import Runner
 
 
 class Graphs:
-    """The fastest graph of any number of steps, and those of one number, the buckets.
+    """The graphs of any number of steps, and those of one number, the buckets.
 
     Attributes:
-        any_steps: the former; None if there is none.
+        dynamic: the former, the fastest first.
+        any_steps: the first of them; None if there is none.
+        any_steps_of_rows: that of them which runs several rows; the first, unless it is given another.
         buckets: the latter, by their steps in rising order.
     """
 
     def __init__(self, graphs: Sequence[Graph], open_graph: Callable[[Graph], Runner]) -> None:
         dynamic = sorted((graph for graph in graphs if graph.steps is None), key=lambda graph: graph.milliseconds)
         fixed = sorted((graph.steps, graph.file, graph) for graph in graphs if graph.steps is not None)
-        self.any_steps = open_graph(dynamic[0]) if dynamic else None
+        self.dynamic = [open_graph(graph) for graph in dynamic]
+        self.any_steps = self.any_steps_of_rows = self.dynamic[0] if dynamic else None
         self.buckets = {steps: open_graph(graph) for steps, _, graph in fixed}
         self._from = {steps: steps for steps in self.buckets}
 
@@ -33,7 +36,7 @@ class Graphs:
         """
         self._from[bucket] = max(1, ceil(bucket * min(1.0, seconds / seconds_any)))
 
-    def pick(self, steps: int | None, *, may_pad: bool) -> tuple[Runner, int | None]:
+    def pick(self, steps: int | None, *, may_pad: bool, rows: int = 1) -> tuple[Runner, int | None]:
         """A graph, and the number of steps that it is to be given.
 
         1. The bucket of exactly these steps.
@@ -43,22 +46,23 @@ class Graphs:
         Raises:
             InputError: no graph takes so many.
         """
+        any_steps = self.any_steps if rows == 1 else self.any_steps_of_rows
         if steps is None:
-            return self._of_no_steps()
+            return self._of_no_steps(any_steps)
         if steps in self.buckets:
             return self.buckets[steps], steps
         larger = next((bucket for bucket in self.buckets if bucket > steps), None) if may_pad else None
-        if larger is not None and (self.any_steps is None or steps >= self._from[larger]):
+        if larger is not None and (any_steps is None or steps >= self._from[larger]):
             return self.buckets[larger], larger
-        if self.any_steps is None:
+        if any_steps is None:
             rule = f"at most {max(self.buckets)}" if may_pad else f"exactly {' or '.join(map(str, self.buckets))}"
             raise InputError(f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket.")
-        return self.any_steps, steps
+        return any_steps, steps
 
-    def _of_no_steps(self) -> tuple[Runner, int | None]:
+    def _of_no_steps(self, any_steps: Runner | None) -> tuple[Runner, int | None]:
         """The model has no axis of steps that may vary, or several of different size."""
-        if self.any_steps is not None:
-            return self.any_steps, None
+        if any_steps is not None:
+            return any_steps, None
         if len(self.buckets) == 1:
             return next(iter(self.buckets.values())), None
         raise InputError("the inputs differ in their steps; the bundle's graphs take one number for all.")

@@ -73,7 +73,7 @@ class Guard:
 
 
 class Rest:
-    """The endpoints; docs/serving-protocol.md lists them."""
+    """The endpoints; docs/serving.md lists them."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self.repository, self.settings = repository, settings
@@ -245,4 +245,6 @@ async def _gone(request: HTTPRequest, error: Exception) -> Response:
 
 async def _error(request: HTTPRequest, error: Exception) -> Response:
     found = status(error)
-    return JSONResponse({"error": found.message}, found.http)
+    # The rest of a body that was not read to its end would stand in the way of the next request.
+    headers = {"Connection": "close"} if found.http in (413, 504) else None
+    return JSONResponse({"error": found.message}, found.http, headers)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -16,6 +17,9 @@ from .settings import Settings
 
 # Triton's clients keep connections for later and do not expect them to be closed; proxies commonly wait 60 s.
 KEEP_ALIVE_SECONDS = 75
+
+BACKLOG = 2048
+"""Connections that the kernel holds until the loop takes them, as in uvicorn."""
 
 
 class Server:
@@ -69,9 +73,7 @@ class Server:
         await self._grpc.start()
 
     def stop(self) -> None:
-        """Begin to stop; once more: do not wait for anything."""
-        if self._stop.is_set():
-            self._http.force_exit = True
+        """Begin to stop."""
         self._stop.set()
 
     async def run(self) -> None:
@@ -115,11 +117,18 @@ def _uvicorn(repository: Repository, settings: Settings) -> uvicorn.Server:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Only of a socket that says it is TCP does asyncio switch Nagle's algorithm off, which costs 40 ms an answer.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    if os.name == "posix":
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        found.bind((host, port))
+        found.listen(BACKLOG)
     except OSError as error:
+        found.close()
         reason = error.strerror or str(error)
         raise OSError(f"HTTP cannot listen on {_address(host, port)}: {reason}; give another `--http-port`.") from None
+    return found
 
 
 def _address(host: str, port: int) -> str:

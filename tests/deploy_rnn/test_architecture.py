@@ -97,9 +97,9 @@ def _type_checking_only(path: Path, module: str) -> bool:
     return path.name == "errors.py" and module == "deploy_rnn.export"
 
 
-@pytest.mark.parametrize("file", ["deploy_rnn/cli.py", "deploy_rnn/console.py", "export/cli.py"])
+@pytest.mark.parametrize("file", ["deploy_rnn/cli.py", "deploy_rnn/console.py", "export/cli.py", "serving/cli.py"])
 def test_the_command_line_loads_nothing_but_click(file: str) -> None:
-    heavy = {"torch", "onnx", "onnxruntime", "rich", "numpy"}
+    heavy = {"torch", "onnx", "onnxruntime", "rich", "numpy", "starlette", "uvicorn", "grpc"}
     assert not {module.partition(".")[0] for module in imports(ROOT / file, top_level=True)} & heavy
 
 
@@ -110,10 +110,12 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         ("deploy_rnn.cli", "torch onnx onnxscript onnxruntime numpy"),
         ("deploy_rnn.export.cli", "torch onnx onnxscript onnxruntime numpy rich"),
         ("deploy_rnn.export.inspection", "torch onnxscript onnxruntime"),
-        ("deploy_rnn.serving", "torch onnx onnxscript"),
+        ("deploy_rnn.serving", "torch onnx onnxscript starlette uvicorn grpc google.protobuf prometheus_client"),
+        ("deploy_rnn.serving.cli", "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc"),
+        ("deploy_rnn.serving.server", "torch onnx onnxscript tritonclient"),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
-        ("deploy_rnn.serving.engine", "torch onnx onnxscript"),
-        ("deploy_rnn.serving.model", "torch onnx onnxscript"),
+        ("deploy_rnn.serving.engine", "torch onnx onnxscript starlette grpc"),
+        ("deploy_rnn.serving.model", "torch onnx onnxscript starlette grpc"),
     ],
 )
 def test_what_an_import_brings_in(module: str, absent: str) -> None:

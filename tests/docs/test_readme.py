@@ -14,9 +14,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """All blocks, in order, as one session; a comment after `print(...)` is what it prints."""
+    """All blocks, in order, as one session; a comment after `print(...)` is what it prints. What is said to a server is
+    tried in tests/serving/test_readme.py."""
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+    here = re.sub(r"## Serve it\n.*?(?=\n## )", "", README, flags=re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", here, re.DOTALL))
     assert code
     exec(compile(code, "README.md", "exec"), {})
     promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
@@ -60,6 +62,6 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_linked_file_exists() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("[!_]*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import deploy_rnn
 from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, LoadError, StreamError
+from deploy_rnn.examples.highlight import model as highlight
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import TensorSpec
 from deploy_rnn.serving.repository import Repository
@@ -285,4 +286,13 @@ def stream_model() -> nn.Module:
 def streaming(stream_model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "streaming"
     export_bundle(stream_model, (torch.randint(20, (2, 12)),), folder, forms=["native"], streaming=True, sizes=(2,))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def highlighter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's model, `highlight`."""
+    folder = tmp_path_factory.mktemp("demo") / "highlight"
+    example = torch.randint(len(highlight.ALPHABET), (2, highlight.WINDOW))
+    export_bundle(highlight.load(), (example,), folder, forms=["native"], sizes=(2,))
     return folder

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import deploy_rnn.serving
 from deploy_rnn.serving.repository import Repository
@@ -30,7 +31,7 @@ def test_every_answer_is_as_described(path: str, method: str, repository: Reposi
     def check(case: Any) -> None:
         if "load" not in path:
             case.path_parameters = {name: {"model": "sum", "version": "1"}[name] for name in case.path_parameters or {}}
-        case.call_and_validate()
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])  # no schema says that data fits a shape
 
     check()
 

@@ -3,9 +3,8 @@
 import json
 import os
 import re
-import shlex
 import shutil
-import subprocess
+import signal
 import time
 from collections.abc import Iterator
 from itertools import count
@@ -13,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import deploy_rnn.serving
 from deploy_rnn.examples.highlight import labels as highlight_labels
 from deploy_rnn.examples.highlight import model as highlight
-from deploy_rnn.export import export_bundle
 from deploy_rnn.serving.engine import Engine
 from deploy_rnn.serving.model import Model
 from deploy_rnn.serving.repository import Repository
@@ -70,20 +67,25 @@ def test_every_label_has_a_style() -> None:
     assert {label for label in highlight_labels.LABELS if f"\n.{label} {{" not in styles} == unstyled
 
 
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-pipe",
+)  # fmt: skip
+
+
 class Browser:
     """A headless Chromium, driven over a pipe by the DevTools protocol."""
 
     def __init__(self, program: str, profile: Path) -> None:
         read_here, write_there = os.pipe()
         read_there, write_here = os.pipe()
-        flags = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-            "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
-        )
-        command = f"exec {shlex.quote(program)} {flags} --user-data-dir={shlex.quote(str(profile))} about:blank"
-        self._process = subprocess.Popen(
-            ["sh", "-c", f"{command} 3<&{read_there} 4>&{write_there}"],
-            pass_fds=(read_there, write_there), stderr=subprocess.DEVNULL,
+        self._pid = os.posix_spawn(
+            program, [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"], os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_DUP2, read_there, 3),
+                (os.POSIX_SPAWN_DUP2, write_there, 4),
+            ],
         )  # fmt: skip
         os.close(read_there)
         os.close(write_there)
@@ -114,6 +116,7 @@ class Browser:
 
     def open(self, url: str) -> None:
         self._call("Page.navigate", url=url)
+        self.until(f'location.href === "{url}" && document.readyState === "complete"')
 
     def value(self, expression: str) -> Any:
         found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
@@ -123,12 +126,12 @@ class Browser:
     def until(self, expression: str) -> None:
         deadline = time.monotonic() + 30
         while not self.value(expression):
-            assert time.monotonic() < deadline, self.value("document.body.innerText")
+            assert time.monotonic() < deadline, self.value("document.body?.innerText")
             time.sleep(0.02)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
         self._from.close()
         self._to.close()
 
@@ -141,14 +144,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     found = Browser(program, tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def highlighter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("demo") / "highlight"
-    example = torch.ones(2, highlight.WINDOW, dtype=torch.int64)
-    export_bundle(highlight.load(), (example,), folder, forms=["native"], sizes=(2,))
-    return folder
 
 
 COLOURED = '[...document.querySelectorAll("#coloured span")].map((each) => [each.className, each.textContent])'

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy_rnn.errors import DeadlineError
+from deploy_rnn.errors import DeadlineError, TooLargeError
+from deploy_rnn.serving.compression import decompress
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest import make_app
 from deploy_rnn.serving.settings import Settings
@@ -200,6 +202,17 @@ def test_too_large(repository: Repository, asking: Any) -> None:
     ):
         assert answer.status_code == 413
         assert "1000 bytes" in answer.json()["error"]
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb = gzip.compress(bytes(20_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooLargeError, match="more than 1000 bytes once decompressed"):
+            decompress(bomb, "gzip", 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_damaged_or_unknown_encoding(client: Any) -> None:
