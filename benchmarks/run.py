@@ -1,7 +1,7 @@
 """`make bench`: the quick grid on this machine's CPU, a few minutes; JSON, tables and a plot in build/bench.
 
-`--commit` takes the standard grid instead (a quarter of an hour), writes to benchmarks/results, and makes the tables and
-pictures of the README and docs anew. `--full` adds every other benchmark and the full grid, which take hours.
+`--commit` takes the standard grid instead (a quarter of an hour), writes to benchmarks/results, and makes the tables
+and pictures of the README and docs anew. `--full` adds every other benchmark and the full grid, which take hours.
 """
 
 import argparse
