@@ -15,6 +15,7 @@ PARTS = {
     "compile_time": ["compile_time.py"],
     "torch_modules": ["torch_modules.py"],
     "batching": ["batching.py"],
+    "serving": ["serve.py"],
 }
 
 

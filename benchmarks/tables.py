@@ -181,6 +181,7 @@ def sections() -> dict[str, str]:
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
+        "serving": serving_table(load(RESULTS / "serving.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
 
@@ -197,6 +198,7 @@ def filled(text: str) -> str:
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "serving.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
 )

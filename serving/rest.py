@@ -73,7 +73,7 @@ class Guard:
 
 
 class Rest:
-    """The endpoints; docs/serving-protocol.md lists them."""
+    """The endpoints; docs/serving.md lists them."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self.repository, self.settings = repository, settings
