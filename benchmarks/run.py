@@ -25,6 +25,7 @@ FULL = STANDARD | {
     "torch_modules": ["torch_modules.py"],
     "grid_cpu_full": ["grid.py", "--grid", "full", *FILES],
     "batching": ["batching.py"],
+    "serving": ["serve.py"],
 }
 
 

@@ -176,6 +176,7 @@ def sections() -> dict[str, str]:
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
         **(grid_sections(load(GRID)) if GRID.exists() else {}),
+        "serving": serving_table(load(RESULTS / "serving.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
 
@@ -209,6 +210,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "serving.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
 )

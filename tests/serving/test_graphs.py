@@ -51,3 +51,11 @@ def test_buckets_alone() -> None:
     with pytest.raises(InputError, match="the inputs differ in their steps"):
         picked(two, None)
     assert picked(graphs(8), None) == ("0.onnx", None)
+
+
+def test_several_rows_have_a_graph_of_their_own() -> None:
+    two = graphs(None, None, 8)
+    two.any_steps_of_rows = two.dynamic[1]
+    assert [two.pick(9, may_pad=True, rows=rows)[0].file for rows in (1, 2, 32)] == ["0.onnx", "1.onnx", "1.onnx"]
+    assert two.pick(None, may_pad=True, rows=2)[0].file == "1.onnx"
+    assert two.pick(8, may_pad=True, rows=2)[0].file == "2.onnx"

@@ -45,7 +45,7 @@ async def garbage(client: httpx.AsyncClient, drawn: random.Random) -> None:
 
 
 async def killed(client: httpx.AsyncClient, drawn: random.Random) -> None:
-    """A client that asks, or half asks, and resets its connection."""
+    """A client that asks, or half asks, and resets its connection; the next one comes once the server has time."""
     body = b'{"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 2], "data": [1, 2]}]}'
     head = b"POST /v2/models/tagger/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
@@ -53,6 +53,7 @@ async def killed(client: httpx.AsyncClient, drawn: random.Random) -> None:
     writer.write((head + body)[: drawn.randint(1, len(head + body))])
     await writer.drain()
     writer.transport.abort()
+    assert (await client.get("/v2/health/live")).status_code == 200
 
 
 async def load(url: str, until: float) -> int:
