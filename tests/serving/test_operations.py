@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +275,15 @@ def test_a_port_that_is_taken(option: str, real_bundles: Path) -> None:
     assert f"cannot listen on 127.0.0.1:{port}" in found.stderr
     assert f"give another `{option}`" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_endless_headers_are_hung_up_on(repository: Repository, running: Any) -> None:
+    with running(repository, Settings(header_seconds=60)) as server:
+        with connected(server) as flood, suppress(ConnectionError):
+            flood.sendall(b"GET /v2/health/live HTTP/1.1\r\n")
+            for _ in range(40):
+                flood.sendall(b"X-More: " + b"x" * 4000 + b"\r\n")
+            assert hung_up(flood)
+        with connected(server) as other:
+            other.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in received(other, b'{"live":true}')
