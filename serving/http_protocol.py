@@ -9,7 +9,7 @@ MAX_HEAD = 64 * 1024
 
 
 def limited_to(seconds: float) -> type[HttpToolsProtocol]:
-    """A protocol that hangs up on a client whose request line and headers take longer than `seconds` or are too long."""
+    """A protocol that hangs up on a client whose headers take longer than `seconds`, or are longer than `MAX_HEAD`."""
 
     class Limited(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
