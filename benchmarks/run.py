@@ -22,7 +22,7 @@ FULL = STANDARD | {
     "rnn_cpu": ["rnn.py"],
     "export": ["exporters.py"],
     "compile_time": ["compile_time.py"],
-    "torch_modules": ["torch_modules.py"],
+    "torch_modules": ["torch_modules.py", "--hidden", "64", "256"],
     "grid_cpu_full": ["grid.py", "--grid", "full", *FILES],
     "batching": ["batching.py"],
     "serving": ["serve.py"],
