@@ -2,8 +2,7 @@
 
 machine.json        GPU, driver, versions
 tests.json          every test marked `cuda`: passed, failed or skipped, with the reason
-rnn_cuda.json       the timings of benchmarks/rnn.py on the GPU
-grid_cuda.json      those of benchmarks/grid.py: cuDNN in every precision, onnxruntime with and without CUDA graphs
+grid_cuda.json      the timings of benchmarks/grid.py: cuDNN in every precision, onnxruntime with and without CUDA graphs
 modules_cuda.json   those of benchmarks/torch_modules.py, with H on both sides of cuDNN's persistent kernels (384)
 
 Exit code 0 if all passed, 1 if something failed or there is no GPU: nothing was checked then.
@@ -51,7 +50,6 @@ def outcome(case: ElementTree.Element) -> dict[str, Any]:
 
 TIMINGS = {
     "grid_cuda": ["grid.py"],
-    "rnn_cuda": ["rnn.py", "--no-stock"],
     "modules_cuda": ["torch_modules.py", "--hidden", "64", "256", "384", "512"],
 }
 

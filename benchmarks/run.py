@@ -19,7 +19,6 @@ FILES = ["--files", str(BUILD / "files")]
 QUICK = {"grid_cpu": ["grid.py", *FILES]}
 STANDARD = {"grid_cpu": ["grid.py", "--grid", "standard", *FILES]}
 FULL = STANDARD | {
-    "rnn_cpu": ["rnn.py"],
     "export": ["exporters.py"],
     "compile_time": ["compile_time.py"],
     "torch_modules": ["torch_modules.py", "--hidden", "64", "256"],

@@ -23,21 +23,6 @@ GRID = RESULTS / "grid_cpu.json"
 AT = ("median", "worst")
 
 
-def rnn_table(result: dict[str, Any]) -> str:
-    """Milliseconds of every contestant, and its speed against torch.nn.RNN."""
-    labels = [f"T={row['T']}, B={row['B']}, I={row['I']}, H={row['H']}" for row in result["rows"]]
-    return _speed_table(result, labels, "torch.nn.RNN")
-
-
-def _speed_table(result: dict[str, Any], labels: Sequence[str], base: str) -> str:
-    names = list(result["rows"][0]["contestants"])
-    rows = []
-    for label, row in zip(labels, result["rows"], strict=True):
-        medians = {name: row["contestants"][name]["median"] for name in names}
-        rows.append([label, *(f"{median:.2f} ({medians[base] / median:.1f}x)" for median in medians.values())])
-    return markdown(["ms (speed)", *names], rows) + "\n\n" + machine_line(result)
-
-
 def export_table(result: dict[str, Any]) -> str:
     """Seconds, nodes and megabytes (as a share of the weights) of each export, milliseconds to open it, memory."""
     header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open", "MB to export", "MB to open"]
@@ -80,7 +65,12 @@ def compile_table(result: dict[str, Any]) -> str:
 def modules_table(result: dict[str, Any]) -> str:
     """Milliseconds of every contestant at every point, and its speed against torch.nn."""
     labels = [f"{row['family']}, T={row['T']}, B={row['B']}, H={row['H']}" for row in result["rows"]]
-    return _speed_table(result, labels, "torch.nn")
+    names = list(result["rows"][0]["contestants"])
+    rows = []
+    for label, row in zip(labels, result["rows"], strict=True):
+        medians = {name: row["contestants"][name]["median"] for name in names}
+        rows.append([label, *(f"{ms:.2f} ({medians['torch.nn'] / ms:.1f}x)" for ms in medians.values())])
+    return markdown(["ms (speed)", *names], rows) + "\n\n" + machine_line(result)
 
 
 def modules_summary(result: dict[str, Any]) -> str:
@@ -169,7 +159,6 @@ def accuracy_line(metrics: dict[str, Any]) -> str:
 def sections() -> dict[str, str]:
     """Every generated part of the README, by the name in its markers."""
     return {
-        "rnn": rnn_table(load(RESULTS / "rnn_cpu.json")),
         "export": export_table(load(RESULTS / "export.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),

@@ -52,19 +52,6 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("fresh_compiler")
-def test_rnn(tmp_path: Path) -> None:
-    done = run("rnn.py", "--points", "1", "--no-stock", "--output", tmp_path / "rnn.json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "rnn.json").read_text(encoding="utf-8"))
-    assert list(result["rows"][0]["contestants"]) == [
-        "torch.nn.RNN", "deploy_rnn", "deploy_rnn, compiled", "deploy_rnn, onnxruntime",
-    ]  # fmt: skip
-    assert result["machine"]["torch"] == torch.__version__.partition("+")[0]
-    assert "| T=50, B=1, I=64, H=128 |" in done.stdout
-
-
-@pytest.mark.slow
 def test_export(tmp_path: Path) -> None:
     done = run("exporters.py", "--steps", "3", "--hidden", "8", "9", "--output", tmp_path / "export.json")
     assert done.returncode == 0, done.stderr
