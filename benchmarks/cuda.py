@@ -2,8 +2,8 @@
 
 machine.json        GPU, driver, versions
 tests.json          every test marked `cuda`: passed, failed or skipped, with the reason
-grid_cuda.json      the timings of benchmarks/grid.py: cuDNN in every precision, onnxruntime with and without CUDA graphs
-modules_cuda.json   those of benchmarks/torch_modules.py, with H on both sides of cuDNN's persistent kernels (384)
+grid_cuda.json      timings of benchmarks/grid.py: cuDNN in every precision, onnxruntime with and without CUDA graphs
+modules_cuda.json   timings of benchmarks/torch_modules.py, with H on both sides of cuDNN's persistent kernels (384)
 
 Exit code 0 if all passed, 1 if something failed or there is no GPU: nothing was checked then.
 """
