@@ -101,8 +101,7 @@ def draw(figure: Figure, path: Path) -> None:
 
 def main() -> None:
     draw(modules_plot(load(RESULTS / "torch_modules.json")), DOCS / "torch_modules.svg")
-    if GRID.exists():
-        draw(grid_plot(load(GRID)), DOCS / "grid.svg")
+    draw(grid_plot(load(GRID)), DOCS / "grid.svg")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from text import load, machine_line, markdown
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 GRID = RESULTS / "grid_cpu.json"
-"""Absent until `run.py --commit` has run on a quiet machine."""
 AT = ("median", "worst")
 
 
@@ -164,7 +163,7 @@ def sections() -> dict[str, str]:
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
-        **(grid_sections(load(GRID)) if GRID.exists() else {}),
+        **grid_sections(load(GRID)),
         "serving": serving_table(load(RESULTS / "serving.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }

@@ -8,24 +8,15 @@ from collections.abc import Hashable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
+from .batching import Item
 
-class Chunk(Protocol):
+
+class Chunk(Item, Protocol):
     """A chunk that waits.
 
     Attributes:
-        rows, steps: of its inputs.
-        key: only chunks of equal key can share a run.
         joins: whether another chunk may follow it in the same run: its answer does not need the state in between.
     """
-
-    @property
-    def rows(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def key(self) -> Hashable: ...
 
     @property
     def joins(self) -> bool: ...

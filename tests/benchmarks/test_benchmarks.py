@@ -261,7 +261,6 @@ def test_the_plot_has_a_panel_for_each_cell(benchmark: Importer, measured: dict[
     assert [axes.get_title() for axes in figure.axes] == ["tanh", "relu", "GRU", "LSTM"]
 
 
-@pytest.mark.skipif(not GRID.exists(), reason="no grid was committed yet; run python benchmarks/run.py --commit")
 def test_the_standard_grid_is_what_was_committed(benchmark: Importer) -> None:
     points = [each.where for each in benchmark("points").standard()]
     rows = [{key: row[key] for key in points[0]} for row in json.loads(GRID.read_text(encoding="utf-8"))["rows"]]
