@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 import deploy_rnn
 from deploy_rnn.runtime import CPU, CUDA, open_session
+from deploy_rnn.serving import Engine
 from deploy_rnn.timing import Timing, compare
 
 NATIVE = "native"
@@ -92,6 +94,16 @@ def onnx_contestant(path: Path, x: Tensor, threads: int | None = None) -> Contes
         return torch.from_numpy(session.run(["output"], feeds)[0])
 
     return Contestant(lambda: session.run(None, feeds), output, costs=costs)
+
+
+def engine_contestant(folder: Path, x: Tensor, threads: int) -> Contestant:
+    """A bundle in our engine, which picks the form and shares out the rows among the cores."""
+    started = time.perf_counter()
+    engine = Engine(folder, threads=threads)
+    engine.warm_up()
+    load = time.perf_counter() - started
+    call = partial(engine.run, {"input": np.ascontiguousarray(x.numpy().swapaxes(0, 1))})
+    return Contestant(call, lambda: torch.from_numpy(call()["output"].swapaxes(0, 1)), costs={"load": load})
 
 
 def cuda_graph_contestant(path: Path, x: Tensor) -> Contestant:

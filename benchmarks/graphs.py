@@ -1,6 +1,7 @@
 """The files that contestants run, written in several processes before anything is timed."""
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import deploy_rnn
 from contestants import LEGACY, STOCK, Missing
 from deploy_rnn.errors import DeployError
+from deploy_rnn.export import export_bundle
 from deploy_rnn.export.forms import FORMS
 from deploy_rnn.export.prepared import Prepared
 from deploy_rnn.export.size import MAX_NODES
@@ -25,7 +27,7 @@ STOCK_STEPS = 200
 """Steps, over all layers and directions, above which torch.onnx.export takes more than a minute."""
 
 
-PACKAGE = "package"
+BUNDLE, PACKAGE = "bundle", "package"
 Found = dict[str, Path | str]
 """name -> a file, or why there is none."""
 
@@ -103,20 +105,33 @@ def package(net: Net, _: int, folder: Path) -> Found:
     return {PACKAGE: path}
 
 
+def bundle(net: Net, _: int, folder: Path) -> Found:
+    """Checked, unlike the forms by themselves, for every T and B."""
+    path = folder / f"{net.key}-bundle"
+    shutil.rmtree(path, ignore_errors=True)
+    export_bundle(net.layer(), (torch.randn(8, 2, net.hidden),), path, forms=["scan", "native"], sizes=(2,))
+    return {BUNDLE: path}
+
+
 Files = dict[tuple[Net, int], Found]
 """(net, T) -> its files; T=0: those that serve every T."""
 
 
-def write(points: Sequence[Point], folder: Path, processes: int, *, packaged: set[Net], exported: set[Net]) -> Files:
+def write(
+    points: Sequence[Point], folder: Path, processes: int, *, packaged: set[Net], exported: set[Net], bundled: bool
+) -> Files:
     """Everything that the points need, by so many processes.
 
     Args:
         packaged: nets that `deploy_rnn.package` compiles.
         exported: nets that torch.onnx.export exports.
+        bundled: whether each net becomes a bundle, too.
     """
     traces = dict.fromkeys((point.net, point.steps) for point in points)
     jobs = [Job(stock, *trace, folder) for trace in traces if trace[0] in exported]
-    jobs += [Job(package, net, 0, folder) for net in dict.fromkeys(point.net for point in points) if net in packaged]
+    nets = dict.fromkeys(point.net for point in points)
+    jobs += [Job(package, net, 0, folder) for net in nets if net in packaged]
+    jobs += [Job(bundle, net, 0, folder) for net in nets if bundled]
     jobs += [Job(each, *trace, folder) for trace in traces for each in (forms, legacy)]
     found: Files = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
@@ -137,6 +152,7 @@ NAMES: dict[Callable[..., Found], Sequence[str]] = {
     legacy: [LEGACY],
     stock: [STOCK],
     package: [PACKAGE],
+    bundle: [BUNDLE],
 }
 
 

@@ -32,6 +32,7 @@ from contestants import (
     Missing,
     compiled,
     cuda_graph_contestant,
+    engine_contestant,
     milliseconds,
     modules,
     onnx_contestant,
@@ -42,10 +43,11 @@ from contestants import (
     traced,
 )
 from deploy_rnn.export.forms import FORMS
+from deploy_rnn.runtime import usable_cores
 from deploy_rnn.timing import compare
-from floor import onnx_products, products
+from floor import onnx_products, products, rows_apart
 from grid_tables import grid_summary, targets_table
-from machine import cores, publish
+from machine import publish
 from points import GRIDS, Net, Point
 
 BLOCK = 0.08
@@ -176,9 +178,12 @@ def contest(
     floors: Floors = {"torch": products(ours[EAGER], x)}
     if options.device == "cuda":
         return openers | cuda_openers(point, written, x), floors
-    package = partial(graphs.path, files.get((point.net, 0), {}), graphs.PACKAGE)
+    package, bundle = (partial(graphs.path, files[point.net, 0], each) for each in (graphs.PACKAGE, graphs.BUNDLE))
     openers["deploy_rnn, packaged"] = lambda: torch_contestant(torch._inductor.aoti_load_package(str(package())), x)
+    openers["deploy_rnn, Engine"] = lambda: engine_contestant(bundle(), x, options.threads)
     floors["onnxruntime"] = onnx_products(point.net.layer(), x, folder / "products.onnx", options.threads)
+    if point.batch > 1:
+        floors["onnxruntime, rows apart"] = rows_apart(point.net.layer(), x, folder / "parts.onnx", options.threads)
     unroll = options.grid == "full" and point.steps <= 50
     return openers | cpu_openers(point, written, x, options.threads, unrolled_by_torch=unroll), floors
 
@@ -189,7 +194,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--grid", choices=list(GRIDS), default="quick", help="full has every point and contestant")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--files", type=Path, help="folder that keeps the files that are written")
-    parser.add_argument("--threads", type=int, default=cores(), help="of each contestant")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of each contestant")
     parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="these points, two layers in two directions")
     parser.add_argument("--no-compile", action="store_true", help="without contestants that are compiled")
     return parser.parse_args()
@@ -219,6 +224,7 @@ def main() -> None:
             options.threads,
             packaged=set() if on_cuda else compile,
             exported=set() if on_cuda else exported(points, all=options.grid == "full"),
+            bundled=not on_cuda,
         )
         wrote = time.perf_counter() - started
         measured = rows(points, files, compile, options)

@@ -5,6 +5,8 @@ padded     in the order they come, every batch padded to its longest, no mask: w
 lengths    the same batches, and each row ends where it ends
 grouped    rows of similar length together, and each ends where it ends: what an engine does that batches by length
 buckets    grouped, by unrolled graphs of a few fixed T
+
+The engine is ours, with a bundle of both forms: it shares out the rows of a batch among the cores.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +23,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from contestants import milliseconds
+from deploy_rnn.export import export_bundle
 from deploy_rnn.export.prepared import Prepared
 from deploy_rnn.export.size import MAX_NODES
 from deploy_rnn.runtime import open_session
+from deploy_rnn.serving import Engine
 from deploy_rnn.timing import compare
 from points import CELLS, Net
 
@@ -99,6 +103,20 @@ def graph_runner(layer: nn.RNNBase, path: Path, threads: int, *, form: str, step
     return run
 
 
+def engine_runner(layer: nn.RNNBase, folder: Path, threads: int) -> Runner:
+    kwargs = {"lengths": torch.tensor([8, 3])}
+    export_bundle(layer, (torch.randn(8, 2, layer.input_size),), folder, kwargs=kwargs, forms=FORMS, sizes=(2,))
+    engine = Engine(folder, threads=threads)
+    engine.warm_up()
+
+    def run(rows: Rows) -> np.ndarray:
+        inputs = {"input": rows.x.swapaxes(0, 1), "lengths": rows.lengths}
+        output: np.ndarray = engine.run(inputs, ["output"])["output"].swapaxes(0, 1)
+        return output
+
+    return run
+
+
 def bucketed(runners: dict[int, Runner], rows: Rows) -> np.ndarray:
     return runners[len(rows.x)](rows)
 
@@ -124,6 +142,7 @@ def plans(net: Net, sequences: Sequence[np.ndarray], folder: Path, threads: int)
     }
     in_buckets = batches(sequences, BATCH, grouped=True, buckets=BUCKETS)
     found["unrolled, buckets"] = (partial(bucketed, graphs), in_buckets)
+    found["Engine, grouped"] = (engine_runner(layer, folder / "bundle", threads), grouped)
     return found
 
 

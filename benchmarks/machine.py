@@ -1,7 +1,6 @@
 """What a figure was measured on, and how a result is written down."""
 
 import json
-import os
 import platform
 import subprocess
 from importlib import metadata
@@ -10,21 +9,18 @@ from typing import Any
 
 import torch
 
+from deploy_rnn.runtime import usable_cores
+
 
 def describe() -> dict[str, Any]:
     """Processor, GPU and driver if there is one, and the versions of all that takes part."""
     return {
         "cpu": _cpu(),
-        "cores": cores(),
+        "cores": usable_cores(),
         **_gpu(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rnn")},
     }
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """onnxruntime sessions, opened the same way by export and serving: one provider, and no silent fallback."""
 
 import ctypes
+import os
 import re
 import sys
 from collections import Counter
@@ -83,6 +84,11 @@ def open_session(
     if provider not in session.get_providers():
         raise ProviderError(f"{provider} did not start; onnxruntime's log on stderr has the reason.")
     return session
+
+
+def usable_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

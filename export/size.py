@@ -48,5 +48,4 @@ def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
     cell.write(step)
     before = len(scratch.nodes)
     cell.write(step)  # without what all steps share
-    per_step = len(scratch.nodes) - before + (len(stack.sizes) if stack.lengths is not None else 0)
-    return stack.steps * sum(map(len, stack.layers)) * per_step
+    return stack.steps * sum(map(len, stack.layers)) * (len(scratch.nodes) - before)

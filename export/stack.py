@@ -95,6 +95,8 @@ class Stack:
         layers: L layers of D directions each.
         cell: what one step does.
         sizes: P, H ...: the last axis of each state.
+        kept: how many kinds of state are of use beyond the step after: 1 if of the last states h_n at most is read,
+            else all.
     """
 
     input: ir.Value
@@ -103,6 +105,7 @@ class Stack:
     layers: tuple[tuple[Direction, ...], ...]
     cell: Cell
     sizes: tuple[int, ...]
+    kept: int
 
     @classmethod
     def of(cls, node: ir.Node) -> "Stack":
@@ -122,6 +125,7 @@ class Stack:
             ),
             cell=layer.cell,
             sizes=tuple(layer._state_sizes()),
+            kept=count if any(value.uses() or value.is_graph_output() for value in node.outputs[2:]) else 1,
         )
 
     @property

@@ -12,15 +12,17 @@ from deploy_rnn.errors import InputError
 from deploy_rnn.runtime import CPU, TensorSpec
 
 from .contract import Contract
+from .cores import Cores
 from .feeds import Feeds
 from .graphs import Graphs
 from .joined import joined, parted
+from .opening import open_runner
 from .probe import example, padding_is_harmless, padding_is_not_read, rows_are_apart
-from .runner import Runner, open_runner
+from .runner import Runner
 
-# The RNN operator of onnxruntime takes rows in turn, where a loop of products takes them at once: for one row it is the
-# faster of the two by 1.2x, for 4 the slower by 2x, for 32 by 3x (a two-layer bidirectional RNN, H=128).
-TRIED_ROWS, TRIED_STEPS = 4, 32
+TRIED_ROWS, TRIED_STEPS = (1, 2, 4, 16), 64
+"""Where `warm_up` measures. Several rows are another matter than one: onnxruntime's RNN operator takes them in turn, a
+loop of products at once."""
 
 
 class Engine:
@@ -143,19 +145,30 @@ class Engine:
         return [first] * ((1 << (rows - 1).bit_length()) - rows)
 
     def warm_up(self) -> None:
-        """Run each graph, and measure from which length on padding to a bucket is worth its while, and which graph is
-        for several rows."""
+        """Run each graph, and measure what is the fastest: how to use the cores, whether to pad to a bucket from which
+        length on, which graph of any number of steps for how many rows.
+        """
+        tried = TRIED_ROWS if self.rows_share else TRIED_ROWS[:1]
+        for steps, runner in [*self._graphs.buckets.items(), *((TRIED_STEPS, each) for each in self._graphs.dynamic)]:
+            if isinstance(runner, Cores):
+                self._tune(runner, steps, tried)
+        for rows in tried if self._graphs.dynamic else ():
+            taken = {self._seconds(runner, TRIED_STEPS, rows): runner for runner in self._graphs.dynamic}
+            self._graphs.assign(rows, taken[min(taken)])
         for steps, runner in self._graphs.buckets.items():
             seconds = self._seconds(runner, steps)
             if self.pads and self._graphs.any_steps is not None:
                 self._graphs.prefer(steps, seconds, self._seconds(self._graphs.any_steps, steps))
-        if self._graphs.dynamic:
-            taken = {self._seconds(runner, TRIED_STEPS, self._tried_rows): runner for runner in self._graphs.dynamic}
-            self._graphs.any_steps_of_rows = taken[min(taken)]
 
-    @property
-    def _tried_rows(self) -> int:
-        return TRIED_ROWS if self.rows_share else 1
+    def _tune(self, runner: Cores, steps: int, tried: Sequence[int]) -> None:
+        tensors = (*self.contract.inputs, *self.contract.outputs)
+        axes = {each.name: each.batch for each in tensors if each.batch is not None} if self.rows_share else {}
+
+        def inputs(rows: int) -> dict[str, np.ndarray]:
+            feeds = example(self.contract, rows, steps)
+            return joined([feeds], self.contract, feeds.steps)
+
+        runner.tune(inputs, self.wanted(None), axes, tried)
 
     def _seconds(self, runner: Runner, steps: int, rows: int = 1) -> float:
         """Of one run, the best of three."""

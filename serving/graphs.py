@@ -14,8 +14,7 @@ class Graphs:
 
     Attributes:
         dynamic: the former, the fastest first.
-        any_steps: the first of them; None if there is none.
-        any_steps_of_rows: that of them which runs several rows; the first, unless it is given another.
+        any_steps: that of them which runs one row, the first unless `assign` says otherwise; None if there is none.
         buckets: the latter, by their steps in rising order.
     """
 
@@ -23,9 +22,17 @@ class Graphs:
         dynamic = sorted((graph for graph in graphs if graph.steps is None), key=lambda graph: graph.milliseconds)
         fixed = sorted((graph.steps, graph.file, graph) for graph in graphs if graph.steps is not None)
         self.dynamic = [open_graph(graph) for graph in dynamic]
-        self.any_steps = self.any_steps_of_rows = self.dynamic[0] if dynamic else None
+        self._of_rows = {1: self.dynamic[0]} if dynamic else {}
         self.buckets = {steps: open_graph(graph) for steps, _, graph in fixed}
         self._from = {steps: steps for steps in self.buckets}
+
+    @property
+    def any_steps(self) -> Runner | None:
+        return self._of_rows.get(1)
+
+    def assign(self, rows: int, runner: Runner) -> None:
+        """Let one of `dynamic` run so many rows and more, up to the next number that has been assigned."""
+        self._of_rows[rows] = runner
 
     def prefer(self, bucket: int, seconds: float, seconds_any: float) -> None:
         """Let shorter requests be padded to a bucket where it is the faster way, by what one run of its steps takes.
@@ -46,7 +53,7 @@ class Graphs:
         Raises:
             InputError: no graph takes so many.
         """
-        any_steps = self.any_steps if rows == 1 else self.any_steps_of_rows
+        any_steps = self._of_rows[max(each for each in self._of_rows if each <= rows)] if self._of_rows else None
         if steps is None:
             return self._of_no_steps(any_steps)
         if steps in self.buckets:

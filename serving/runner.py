@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import onnxruntime
 
-from deploy_rnn.errors import InputError, LoadError, RunError
-from deploy_rnn.runtime import CPU, CUDA, TensorSpec, open_session, specs
+from deploy_rnn.errors import InputError, RunError
+from deploy_rnn.runtime import CPU, CUDA, TensorSpec, specs
 
 LARGE = 16_384
 """Rows times steps above which a run gives its memory back to the system when it ends: onnxruntime would keep what the
@@ -37,21 +36,6 @@ class Runner(Protocol):
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """What the graph takes, and what it gives."""
         ...
-
-
-def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool = False) -> Runner:
-    """
-    Args:
-        fixed: the graph is for one number of steps, with every step written out: on CUDA it is captured if it can be.
-    """
-    if provider == CUDA and fixed:
-        from .cuda import CudaGraph
-
-        try:
-            return CudaGraph(open_session(path, provider, threads=threads, serving=True, cuda_graph=True))
-        except LoadError:
-            pass  # onnxruntime captures no graph of which the CPU runs a node
-    return Session(open_session(path, provider, threads=threads, serving=True), provider)
 
 
 class Session:

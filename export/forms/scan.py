@@ -32,21 +32,24 @@ def _walk(sides: Sequence[Side]) -> Sequence[Walked]:
         *states,
         *(rows for of_side in sequences for rows in of_side.values()),
         names=[
-            *(f"{side.name}{kind}.last" for side in sides for kind in stack.state_names),
-            *(f"{side.name}h.steps" for side in sides),
+            *(f"{side.name}{kind}.end" for side in sides for kind in stack.state_names),
+            *(f"{side.name}{kind}.steps" for side in sides for kind in stack.state_names[: side.kept]),
         ],
         body=_body(sides),
         num_scan_inputs=sum(map(len, sequences)),
         scan_input_directions=[int(side.reverse) for side, each in zip(sides, sequences, strict=True) for _ in each],
-        scan_output_directions=[int(side.reverse) for side in sides],
+        scan_output_directions=[int(side.reverse) for side in sides for _ in range(side.kept)],
     )
-    kinds, outputs = len(stack.sizes), results[len(states) :]
+    ends, steps = iter(results[: len(states)]), iter(results[len(states) :])
     return [
         (
-            build.reshape(output, [-1, stack.sizes[0]], name=f"{side.name}h"),
-            results[number * kinds : (number + 1) * kinds],
+            [
+                build.reshape(next(steps), [-1, width], name=f"{side.name}{kind}")
+                for kind, width in list(zip(stack.state_names, stack.sizes, strict=True))[: side.kept]
+            ],
+            [next(ends) for _ in stack.sizes],
         )
-        for number, (side, output) in enumerate(zip(sides, outputs, strict=True))
+        for side in sides
     ]
 
 
@@ -60,19 +63,18 @@ def _states(side: Side) -> Sequence[ir.Value]:
 
 
 def _sequences(side: Side) -> Mapping[str, ir.Value]:
-    """What is walked over: what the input contributes to each group, and with lengths the mask."""
-    build, stack, mask, between = side.build, side.stack, side.mask, _between(side)
-    found = {
+    """What is walked over: what the input contributes to each group."""
+    return {
         dotted(group, "x"): to_steps(
-            build, stack, rows, side.width(group), name=side.name + dotted(group, "steps"), between=between
+            side.build,
+            side.stack,
+            rows,
+            side.width(group),
+            name=side.name + dotted(group, "steps"),
+            between=_between(side),
         )
         for group, rows in side.projected.items()
     }
-    if mask is not None:
-        found["within"] = build.once(
-            (build, "mask", *between), lambda: to_steps(build, stack, mask, 1, name="mask.steps", between=between)
-        )
-    return found
 
 
 def _between(side: Side) -> Sequence[int]:
@@ -80,44 +82,25 @@ def _between(side: Side) -> Sequence[int]:
 
 
 def _body(sides: Sequence[Side]) -> ir.Graph:
-    """States, then sequences of every direction at one step -> states, then outputs."""
+    """States, then sequences of every direction at one step -> states, then those kept."""
     before: list[ir.Value] = []
     given: list[ir.Value] = []
     after: list[ir.Value] = []
-    outputs: list[ir.Value] = []
+    kept: list[ir.Value] = []
     nodes: list[ir.Node] = []
     for side in sides:
         body, dtype = side.build.body(f"{side.name}step."), side.stack.input.dtype
         assert dtype is not None
         states = [body.input(f"{kind}.before", dtype) for kind in side.stack.state_names]
         projected = {group: body.input(dotted(group, "x"), dtype) for group in side.projected}
-        within = None if side.mask is None else body.input("within", ir.DataType.BOOL)
-        new, output = _step(side, body, states, projected, within)
+        new = side.cell.write(Step(body, side.groups, side.weight_hr, projected, states, "", 0))
         before += states
-        given += [*projected.values(), *([] if within is None else [within])]
+        given += projected.values()
         after += new
-        outputs.append(output)
+        # Values of their own: a state and an output cannot be one.
+        kept += [body.op("Identity", state, name=f"kept.{kind}") for kind, state in enumerate(new[: side.kept])]
         nodes += body.nodes
-    return ir.Graph([*before, *given], [*after, *outputs], nodes=nodes, name=f"{sides[0].name}step")
-
-
-def _step(
-    side: Side,
-    body: Builder,
-    states: Sequence[ir.Value],
-    projected: Mapping[str, ir.Value],
-    within: ir.Value | None,
-) -> tuple[Sequence[ir.Value], ir.Value]:
-    """-> the states after one step of one direction, its output"""
-    after = side.cell.write(Step(body, side.groups, side.weight_hr, projected, states, "", 0))
-    if within is None:
-        # Its own value: a state and an output cannot be one.
-        return after, body.op("Identity", after[0], name="output")
-    kept = [
-        body.op("Where", within, new, old, name=f"{kind}.kept")
-        for kind, new, old in zip(side.stack.state_names, after, states, strict=True)
-    ]
-    return kept, after[0]
+    return ir.Graph([*before, *given], [*after, *kept], nodes=nodes, name=f"{sides[0].name}step")
 
 
 def _zeros(build: Builder, stack: Stack, shape: Sequence[int | ir.Value]) -> ir.Value:

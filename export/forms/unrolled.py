@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ..cells import Step, dotted
 from ..graph import Builder
 from ..stack import Stack
-from .layers import Side, Walked, to_steps, with_shape, write_layers, zero
+from .layers import Side, Walked, to_steps, with_shape, write_layers
 
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
@@ -31,36 +31,31 @@ def _walk(side: Side) -> Walked:
         group: _parts(side, rows, side.width(group), side.name + dotted(group, "x"))
         for group, rows in side.projected.items()
     }
-    masks = None if side.mask is None else _parts(side, side.mask, 1, "mask", ir.DataType.BOOL)
-    outputs: dict[int, ir.Value] = {}
+    kept: dict[int, Sequence[ir.Value]] = {}
     states: Sequence[ir.Value | None] = side.states
     after: Sequence[ir.Value] = []
     # Case 2: walk the steps backwards, but write to the same index.
     for t in reversed(range(count)) if side.reverse else range(count):
         projected = {group: of_group[t] for group, of_group in parts.items()}
         after = side.cell.write(Step(build, side.groups, side.weight_hr, projected, states, side.name, t))
-        if masks is not None and t > 0:  # every row has a first step
-            after = [
-                build.op("Where", masks[t], new, old or zero(build, side.stack), name=f"{side.name}{kind}.kept{t}")
-                for kind, new, old in zip(side.stack.state_names, after, states, strict=True)
-            ]
-        states, outputs[t] = after, after[0]
-    joined = build.concat([outputs[t] for t in range(count)], axis=0, name=f"{side.name}h")
-    if side.cell.stacked:
-        joined = build.reshape(joined, [-1, side.stack.sizes[0]], name=f"{side.name}h.rows")
-    return joined, after
+        states, kept[t] = after, after[: side.kept]
+    rows = [_joined(side, [kept[t][kind] for t in range(count)], kind) for kind in range(side.kept)]
+    return rows, after
 
 
-def _parts(side: Side, rows: ir.Value, width: int, name: str, dtype: ir.DataType | None = None) -> Sequence[ir.Value]:
-    """[T*B, width] -> T times [B, width], or [1, B, width] for a derived cell; once for what several sides share."""
+def _joined(side: Side, steps: Sequence[ir.Value], kind: int) -> ir.Value:
+    """A state at every step -> [T*B, P]"""
+    build, name = side.build, f"{side.name}{side.stack.state_names[kind]}"
+    joined = build.concat(steps, axis=0, name=name)
+    return build.reshape(joined, [-1, side.stack.sizes[kind]], name=f"{name}.rows") if side.cell.stacked else joined
 
-    def make() -> Sequence[ir.Value]:
-        stacked = side.cell.stacked
-        split = to_steps(side.build, side.stack, rows, width, name=f"{name}.steps") if stacked else rows
-        parts = side.build.split(split, _steps(side.stack), name=name)
-        return with_shape(parts, side.stack, width, stacked=stacked, dtype=dtype)
 
-    return side.build.once(("parts", rows, side.cell.stacked), make)
+def _parts(side: Side, rows: ir.Value, width: int, name: str) -> Sequence[ir.Value]:
+    """[T*B, width] -> T times [B, width], or [1, B, width] for a derived cell."""
+    stacked = side.cell.stacked
+    split = to_steps(side.build, side.stack, rows, width, name=f"{name}.steps") if stacked else rows
+    parts = side.build.split(split, _steps(side.stack), name=name)
+    return with_shape(parts, side.stack, width, stacked=stacked)
 
 
 def _steps(stack: Stack) -> int:

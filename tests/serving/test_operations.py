@@ -250,6 +250,8 @@ def refused(host: str, port: int) -> bool:
         socket.create_connection((host, port), timeout=20).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the port was closed while the connection waited to be taken
+        return False
     return False
 
 

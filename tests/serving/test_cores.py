@@ -1,0 +1,163 @@
+"""`Cores`: rows of their own for each core, where that is faster; the answer is the same."""
+
+import gc
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deploy_rnn.errors import RunError
+from deploy_rnn.export import export_bundle
+from deploy_rnn.serving import Engine
+from deploy_rnn.serving.cores import TOGETHER, Cores
+
+AXES = {"x": 1, "scale": 0, "y": 1, "last": 0}
+OUTPUTS = ["y", "last"]
+
+
+class Clock:
+    """Time that passes when a session runs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Scaled:
+    """A session of (T, B) `x` and (B,) `scale`: y is their product, last its last step. A row takes `seconds`."""
+
+    rounds_rows = False
+
+    def __init__(self, clock: Clock, seconds: Callable[[int], float]) -> None:
+        self.clock, self.seconds = clock, seconds
+        self.ran: list[int] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        y = feeds["x"] * feeds["scale"]
+        self.ran.append(y.shape[1])
+        self.clock.now += self.seconds(y.shape[1])
+        if np.isnan(y).any():
+            raise RunError("a row of nan.")
+        found = {"y": y, "last": y[-1]}
+        return [found[name] for name in outputs]
+
+    def specs(self) -> Any:
+        return (), ()
+
+
+def inputs(rows: int) -> dict[str, np.ndarray]:
+    return {"x": np.arange(3.0 * rows).reshape(3, rows), "scale": np.arange(1.0, rows + 1)}
+
+
+def opened(together: Callable[[int], float], alone: Callable[[int], float], cores: int) -> tuple[Cores, Any]:
+    """-> tuned for 1, 4 and 16 rows, its sessions by their cores"""
+    clock, sessions = Clock(), weakref.WeakValueDictionary[int, Scaled]()
+
+    def open_with(threads: int) -> Scaled:
+        session = sessions[threads] = Scaled(clock, alone if threads == 1 else together)
+        return session
+
+    found = Cores(open_with, cores, clock)
+    found.tune(inputs, OUTPUTS, AXES, [1, 4, 16])
+    gc.collect()
+    return found, sessions
+
+
+def cut_for_many(cores: int) -> tuple[Cores, Any]:
+    """All cores on one row, each core on rows of its own from 4 rows on."""
+    return opened(lambda rows: 10.0 * rows, lambda rows: 11.0 if rows == 1 and cores != 3 else 1.0 * rows, cores)
+
+
+@pytest.mark.parametrize("cores", [2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 33])
+def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> None:
+    runner = cut_for_many(cores)[0]
+    y, last = runner.run(inputs(rows), OUTPUTS)
+    np.testing.assert_array_equal(y, inputs(rows)["x"] * inputs(rows)["scale"])
+    np.testing.assert_array_equal(last, y[-1])
+    np.testing.assert_array_equal(runner.run(inputs(rows), ["last"])[0], last)
+
+
+def test_each_core_has_rows_of_its_own_where_that_was_faster() -> None:
+    runner, sessions = cut_for_many(2)
+    assert [runner.parts(rows) for rows in (1, 3, 4, 15, 100)] == [TOGETHER, TOGETHER, 1, 1, 1]
+    halves, sessions = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
+    assert [halves.parts(rows) for rows in (1, 3, 4, 100)] == [1, 1, 2, 2]
+    sessions[1].ran.clear()
+    halves.run(inputs(9), OUTPUTS)
+    assert sorted(sessions[1].ran) == [4, 5]
+
+
+def test_as_many_parts_as_is_fastest() -> None:
+    runner, sessions = opened(lambda rows: 1e6, lambda rows: 1.0 if rows == 8 else 100.0, 6)
+    assert runner.parts(16) == 2
+    runner, sessions = opened(lambda rows: 1e6, lambda rows: float(rows**3), 6)
+    assert [runner.parts(rows) for rows in (1, 4, 16)] == [1, 4, 6]
+    sessions[1].ran.clear()
+    runner.run(inputs(16), OUTPUTS)
+    assert sorted(sessions[1].ran) == [2, 2, 3, 3, 3, 3]
+
+
+def test_a_session_that_is_never_the_faster_is_closed() -> None:
+    assert set(cut_for_many(2)[1]) == set()
+    runner, sessions = cut_for_many(2)
+    assert set(sessions) == {1, 2}
+    runner, sessions = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows, 2)
+    assert set(sessions) == {1}
+    assert runner.run(inputs(2), ["last"])[0].shape == (2,)
+    assert runner.specs() == ((), ())
+    runner, sessions = opened(lambda rows: 1.0, lambda rows: 5.0, 2)
+    assert set(sessions) == {2}
+    assert runner.run(inputs(2), ["last"])[0].shape == (2,)
+
+
+def test_rows_that_may_not_be_cut_apart_stay_together() -> None:
+    clock = Clock()
+    sessions = {threads: Scaled(clock, lambda rows, threads=threads: 1.0 * threads) for threads in (1, 2)}
+    runner = Cores(sessions.__getitem__, 2, clock)
+    runner.tune(inputs, OUTPUTS, {}, [1])
+    sessions[1].ran.clear()
+    runner.run(inputs(8), OUTPUTS)
+    assert sessions[1].ran == [8]
+
+
+@pytest.mark.parametrize("row", [0, 8])
+def test_an_error_in_any_part_is_raised(row: int) -> None:
+    runner, _ = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
+    given = inputs(9)
+    given["x"][:, row] = np.nan
+    with pytest.raises(RunError, match="a row of nan"):
+        runner.run(given, OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def layer() -> nn.LSTM:
+    return nn.LSTM(3, 5, 2, bidirectional=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(layer: nn.LSTM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cores") / "b"
+    export_bundle(layer, (torch.randn(6, 2, 3),), folder, forms=["scan", "native"], buckets=[6], sizes=(2,))
+    return folder
+
+
+@pytest.mark.parametrize("steps", [6, 4])
+def test_an_engine_whose_runs_are_cut(
+    steps: int, layer: nn.LSTM, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cores, "_seconds", lambda self, feeds, outputs, parts: -parts)  # the more parts the better
+    engine = Engine(bundle, threads=2)
+    engine.warm_up()
+    x = torch.randn(steps, 7, 3)
+    output, (h_n, c_n) = layer(x)
+    found = engine.run({"input": x.transpose(0, 1).contiguous().numpy()})
+    for name, expected in {"output": output, "h_n": h_n, "c_n": c_n}.items():
+        np.testing.assert_allclose(found[name], expected.transpose(0, 1).detach(), atol=1e-5)
