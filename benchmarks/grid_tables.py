@@ -46,11 +46,13 @@ def targets_table(result: Row) -> str:
             f"{'<=' if target.at_most else '>='} {target.goal:g}{_unit(target.unit)}",
             "not measured" if target.value is None else f"{target.value:.2f}{_unit(target.unit)}",
             {None: "", True: "yes", False: "**no**"}[target.met],
+            "" if target.bound is None else f"{target.bound:.2f}{_unit(target.unit)}",
             target.where,
         ]
         for target in targets(result)
     ]
-    return markdown(["geometric means over the grid", "target", "measured", "met", "worst point"], lines)
+    header = ["geometric means over the grid", "target", "measured", "met", "the products alone", "worst point"]
+    return markdown(header, lines)
 
 
 def _unit(unit: str) -> str:

@@ -5,13 +5,15 @@ of a server sleep meanwhile; with rows of its own a core waits once, at the end.
 the other way round, so that it is measured.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import count
 
 import numpy as np
 
-from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.runtime import TensorSpec, usable_cores
 
 from .runner import Runner
 
@@ -40,7 +42,7 @@ class Cores:
         self._alone: Runner | None = None
         self._axes: Mapping[str, int] = {}
         self._parts = {1: TOGETHER}
-        self._pool = ThreadPoolExecutor(cores - 1, thread_name_prefix="deploy-rnn rows")
+        self._pool = ThreadPoolExecutor(cores, "deploy-rnn rows", initializer=_placed(cores))
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         return self._run(feeds, outputs, self.parts(self._rows(feeds)))
@@ -93,14 +95,30 @@ class Cores:
         if parts == 1:
             return alone.run(feeds, outputs)
         cut = {name: np.array_split(array, parts, self._axes[name]) for name, array in feeds.items()}
-        first, *others = ({name: arrays[part] for name, arrays in cut.items()} for part in range(parts))
-        futures = [self._pool.submit(alone.run, other, outputs) for other in others]
-        try:
-            results = [alone.run(first, outputs)]
-        finally:
-            wait(futures)
-        results += [future.result() for future in futures]
+        rows = ({name: arrays[part] for name, arrays in cut.items()} for part in range(parts))
+        futures = [self._pool.submit(alone.run, each, outputs) for each in rows]
+        wait(futures)
+        results = [future.result() for future in futures]
         return [
-            np.concatenate(arrays, self._axes[name])
-            for name, arrays in zip(outputs, zip(*results, strict=True), strict=True)
+            _whole(arrays, self._axes[name]) for name, arrays in zip(outputs, zip(*results, strict=True), strict=True)
         ]
+
+
+def _placed(cores: int) -> Callable[[], None]:
+    """Each thread that calls it takes a core of its own, if the threads are to use all of them.
+
+    Linux would wake the threads of an idle pool on one core, and part them some ten milliseconds later.
+    """
+    if cores != usable_cores() or not hasattr(os, "sched_setaffinity"):
+        return lambda: None
+    free = count()
+    places = sorted(os.sched_getaffinity(0))
+    return lambda: os.sched_setaffinity(0, {places[next(free) % cores]})
+
+
+def _whole(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """The parts joined; in memory the rows come first, as a client gets them."""
+    others = np.moveaxis(parts[0], axis, 0).shape[1:]
+    rows = sum(part.shape[axis] for part in parts)
+    whole = np.moveaxis(np.empty((rows, *others), parts[0].dtype), 0, axis)
+    return np.concatenate(parts, axis, out=whole)

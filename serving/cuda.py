@@ -9,7 +9,7 @@ import onnxruntime
 
 from deploy_rnn.runtime import TensorSpec, specs
 
-from .runner import guarded, quiet
+from .runner import contiguous, guarded, quiet
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class CudaGraph:
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         with self._lock:
-            return guarded(lambda: self._run(feeds, outputs))
+            return guarded(lambda: self._run(contiguous(feeds), outputs))
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         return specs(self._session)

@@ -12,7 +12,7 @@ from .feeds import Feeds
 
 
 def joined(batch: Sequence[Feeds], contract: Contract, steps: int | None) -> dict[str, np.ndarray]:
-    """One array for each input, in the graph's layout.
+    """One array for each input, in the graph's layout, though not always in the order of memory.
 
     Args:
         batch: requests that agree in all but rows and steps.
@@ -32,7 +32,7 @@ def _joined(arrays: Sequence[np.ndarray], tensor: Tensor, steps: int | None) -> 
     if tensor.batch is not None and tensor.time is not None and steps is not None:
         shape[1] = steps
     if len(arrays) == 1 and shape == list(arrays[0].shape):
-        return np.ascontiguousarray(arrays[0].transpose(np.argsort(axes)))
+        return arrays[0].transpose(np.argsort(axes))
     whole = np.zeros([shape[axes.index(axis)] for axis in range(len(axes))], arrays[0].dtype)
     outside = whole.transpose(axes)  # a view: batch-first
     for array, (start, stop) in zip(arrays, pairwise(accumulate(rows, initial=0)), strict=True):

@@ -52,10 +52,15 @@ class Session:
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         large = any(prod(array.shape[:2]) > LARGE for array in feeds.values())
         options = self._large if large else self._small
-        return guarded(lambda: self._session.run(list(outputs), dict(feeds), options))
+        return guarded(lambda: self._session.run(list(outputs), contiguous(feeds), options))
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         return specs(self._session)
+
+
+def contiguous(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In the order of memory that onnxruntime reads."""
+    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
 
 
 def quiet() -> onnxruntime.RunOptions:

@@ -66,22 +66,25 @@ Walk = Callable[[Sequence[Side]], Sequence[Walked]]
 def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
     cell, ends = cell_of(build, stack), _Ends.of(build, stack)
-    sequence, width = build.reshape(stack.input, [-1, fixed(stack.input, 2)], name="input"), fixed(stack.input, 2)
+    sequence = build.reshape(stack.input, [-1, fixed(stack.input, 2)], name="input")  # [T*B, I]
     starts = _starts(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
     for number, layer in enumerate(stack.layers):
         sources = [sequence]
         if len(layer) == 2:
-            sources.append(ends.turned(sequence, width, name=f"l{number}r.input") if ends else sequence)
+            sources.append(ends.turned(sequence, name=f"l{number}r.input") if ends else sequence)
         sides = [
             _side(build, stack, cell, direction, sources[which], starts[len(finals) + which], number, which)
             for which, direction in enumerate(layer)
         ]
         outputs = []
         for which, (side, (rows, final)) in enumerate(zip(sides, walk(sides), strict=True)):
-            outputs.append(ends.output(rows[0], side.name, turned=which == 1) if ends else rows[0])
+            outputs.append(ends.turned(rows[0], name=f"{side.name}h.in_time") if ends and which == 1 else rows[0])
             finals.append(ends.last(rows, side.name) if ends else final)
-        sequence, width = build.concat(outputs, axis=1, name=f"l{number}.output"), len(layer) * stack.sizes[0]
+        sequence = build.concat(outputs, axis=1, name=f"l{number}.output")  # [T*B, D*P]
+    if ends:
+        sequence = ends.cleared(sequence)
+    width = len(stack.layers[0]) * stack.sizes[0]
     return [to_steps(build, stack, sequence, width, name="output"), *_finals(build, stack, finals)]
 
 
@@ -116,15 +119,13 @@ def to_steps(
     return build.reshape(rows, [size(build, stack, 0), *between, size(build, stack, 1), width], name=name)
 
 
-def with_shape(
-    values: Sequence[ir.Value], stack: Stack, width: int, *, stacked: bool, dtype: ir.DataType | None = None
-) -> Sequence[ir.Value]:
-    """Note in the file that each is [B, width], or [1, B, width] for a derived cell, of the stack's dtype if not told.
+def with_shape(values: Sequence[ir.Value], stack: Stack, width: int, *, stacked: bool) -> Sequence[ir.Value]:
+    """Note in the file that each is [B, width], or [1, B, width] for a derived cell, and of the stack's dtype.
 
     onnxruntime cannot tell it from T*B rows in T parts. It never uses a buffer of unknown size again, and looks through
     all of them for every node: 2,000 steps then take many times as long to open (docs/performance.md).
     """
-    dtype = dtype or stack.input.dtype
+    dtype = stack.input.dtype
     assert dtype is not None
     for value in values:
         value.shape = ir.Shape([1, stack.batch, width] if stacked else [stack.batch, width])
@@ -170,48 +171,69 @@ class _Ends:
             return None
         return cls(build, stack, build.cast(stack.lengths, ir.DataType.INT64, name="lengths"))
 
-    def turned(self, rows: ir.Value, width: int, *, name: str) -> ir.Value:
-        """[T*B, width], each row turned around within its length; its own inverse."""
-        steps = to_steps(self.build, self.stack, rows, width, name=f"{name}.steps")
-        back = self.build.op("ReverseSequence", steps, self.lengths, name=f"{name}.turned", time_axis=0, batch_axis=1)
-        return self.build.reshape(back, [-1, width], name=name)
+    def turned(self, rows: ir.Value, *, name: str) -> ir.Value:
+        """[T*B, N], each row turned around within its length; its own inverse."""
+        return self.build.op("Gather", rows, self._once("turned", self._turned), name=name, axis=0)
 
-    def output(self, rows: ir.Value, name: str, *, turned: bool) -> ir.Value:
-        """[T*B, P] in the order of time, zeros beyond the end of a row."""
-        if turned:
-            rows = self.turned(rows, self.stack.sizes[0], name=f"{name}h.in_time")
-        return self.build.op("Where", self._within(), rows, zero(self.build, self.stack), name=f"{name}h.kept")
+    def cleared(self, rows: ir.Value) -> ir.Value:
+        """[T*B, N], zeros beyond the end of a row."""
+        within = self._once("mask", lambda: self.build.reshape(self._within, [-1, 1], name="mask"))
+        return self.build.op("Where", within, rows, zero(self.build, self.stack), name="output.rows")
 
     def last(self, rows: Sequence[ir.Value], name: str) -> Sequence[ir.Value]:
         """States at every step, [T*B, P] ..., as they were walked -> after each row's own last step, [B, P] ..."""
-        at = self.build.once(("ends", self.lengths, str(self.stack.batch)), self._index)
+        at = self._once("ends", lambda: self._place(self._last_step, name="ends"))
         kinds = zip(self.stack.state_names, rows, strict=False)
         found = [self.build.op("Gather", each, at, name=f"{name}{kind}.last", axis=0) for kind, each in kinds]
         return found + found[:1] * (len(self.stack.sizes) - len(found))  # those that nobody reads
 
-    def _index(self) -> ir.Value:
-        """Of each row's last step among T*B rows: (length - 1) * B + b."""
-        build = self.build
-        batch, zero, one = size(build, self.stack, 1), *(self._number(each) for each in (0, 1))
-        count = self._number(batch) if isinstance(batch, int) else build.op("Squeeze", batch, name="ends.B")
-        first = build.op("Mul", build.op("Sub", self.lengths, one, name="ends.step"), count, name="ends.first")
-        return build.op("Add", first, build.op("Range", zero, count, one, name="ends.row"), name="ends")
+    def _turned(self) -> ir.Value:
+        """Which of T*B rows stands where: step length - 1 - t of the same row at step t within it, itself beyond."""
+        back = self.build.op("Sub", self._last_step, self._steps, name="back")
+        step = self.build.op("Where", self._within, back, self._steps, name="turned.step")
+        return self.build.reshape(self._place(step, name="turned.place"), [-1], name="turned")
 
+    def _place(self, step: ir.Value, *, name: str) -> ir.Value:
+        """Steps, [T, B] or [B] -> where they are among T*B rows."""
+        batch = size(self.build, self.stack, 1)
+        first = self.build.op("Mul", step, self._as_number(batch, "B"), name=f"{name}.first")
+        row = self._once("row", lambda: self._count(batch, "B"))
+        return self.build.op("Add", first, row, name=name)
+
+    @property
     def _within(self) -> ir.Value:
-        """Whether step t is within row b, [T*B, 1]; stacks of the same lengths share it."""
-        return self.build.once(("mask", self.lengths, str(self.stack.steps)), self._mask)
+        """Whether step t is within row b, [T, B]."""
+        return self._once("within", lambda: self.build.op("Less", self._steps, self.lengths, name="within"))
 
-    def _mask(self) -> ir.Value:
-        build, steps = self.build, size(self.build, self.stack, 0)
-        if isinstance(steps, int):
-            count = build.constant(np.arange(steps).reshape(-1, 1), name="steps")
-        else:
-            zero, number, one = self._number(0), build.op("Squeeze", steps, name="steps.T"), self._number(1)
-            count = build.reshape(build.op("Range", zero, number, one, name="steps"), [-1, 1], name="steps.rows")
-        return build.reshape(build.op("Less", count, self.lengths, name="within"), [-1, 1], name="mask")
+    @property
+    def _last_step(self) -> ir.Value:
+        """Of each row, [B]."""
+        return self._once("last", lambda: self.build.op("Sub", self.lengths, self._number(1), name="last_step"))
+
+    @property
+    def _steps(self) -> ir.Value:
+        """0, 1 ... T-1, [T, 1]."""
+        count = self._once("count", lambda: self._count(size(self.build, self.stack, 0), "T"))
+        return self._once("steps", lambda: self.build.reshape(count, [-1, 1], name="steps"))
+
+    def _count(self, upto: int | ir.Value, name: str) -> ir.Value:
+        """0, 1 ... upto-1"""
+        if isinstance(upto, int):
+            return self.build.constant(np.arange(upto), name=f"{name}.count")
+        ends = self._number(0), self._as_number(upto, name), self._number(1)
+        return self.build.op("Range", *ends, name=f"{name}.count")
+
+    def _as_number(self, value: int | ir.Value, name: str) -> ir.Value:
+        if isinstance(value, int):
+            return self._number(value)
+        return self.build.once(("number", value), lambda: self.build.op("Squeeze", value, name=f"{name}.number"))
 
     def _number(self, value: int) -> ir.Value:
         return self.build.once(("number", value), lambda: self.build.constant(np.array(value), name=f"number.{value}"))
+
+    def _once(self, what: str, make: Callable[[], ir.Value]) -> ir.Value:
+        """Stacks of the same lengths, T and B share it."""
+        return self.build.once(("ends", what, self.lengths, str(self.stack.steps), str(self.stack.batch)), make)
 
 
 def _starts(build: Builder, stack: Stack, cell: OnnxCell) -> list[Sequence[ir.Value | None]]:

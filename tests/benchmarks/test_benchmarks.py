@@ -121,14 +121,15 @@ def test_grid(tmp_path: Path) -> None:
         assert {
             "torch.nn", "torch.nn, traced", "deploy_rnn", "onnxruntime, unrolled", "onnxruntime, scan",
             "onnxruntime, native", "onnxruntime, torch.onnx.export", "onnxruntime, torch.onnx.export, legacy",
-            "openvino, native", "openvino, unrolled",
+            "openvino, native", "openvino, unrolled", "deploy_rnn, Engine",
         } <= set(ran)  # fmt: skip
         absent = {name for name in row["missing"] if not name.startswith("openvino")}
         stock = {"onnxruntime, torch.onnx.export"} if row["cell"] == "relu" else set()
         assert absent == {"deploy_rnn, packaged"} | stock, row["missing"]
         assert all(each["low"] <= each["median"] <= each["high"] for each in row["contestants"].values())
         assert row["contestants"]["onnxruntime, unrolled"]["bytes"] > 0
-        assert set(row["products"]) == {"torch", "onnxruntime"}
+        apart = {"onnxruntime, rows apart"} if row["B"] > 1 else set()
+        assert set(row["products"]) == {"torch", "onnxruntime"} | apart
     assert result["settings"]["threads"] == 1
     assert result["machine"]["torch"] == torch.__version__.partition("+")[0]
     assert "| LSTM, B=1 |" in done.stdout
@@ -207,7 +208,7 @@ def test_lengths_group_rows_and_every_way_is_right(benchmark: Importer, monkeypa
     monkeypatch.setattr(lengths, "BATCH", 2)
     names = list(lengths.measure(points.Net("GRU", 4), 4, 1)["contestants"])
     assert names[:3] == ["torch.nn, padded", "torch.nn, packed", "scan, padded"]
-    assert names[-1] == "unrolled, buckets"
+    assert names[-2:] == ["unrolled, buckets", "Engine, grouped"]
 
 
 def test_the_native_operator_is_ours_too(benchmark: Importer) -> None:
@@ -227,6 +228,7 @@ def test_targets_are_met_or_not_by_the_figures(benchmark: Importer) -> None:
     eager, native = found["RNN, against torch.nn"], found["RNN, against native operator"]
     assert (eager.value, eager.met) == (pytest.approx(4), True)
     assert eager.where == "2.00x at tanh, T=50, B=1, H=8"
+    assert eager.bound == pytest.approx(4 * 1.0)
     assert (native.value, native.met) == (pytest.approx(2), False)
     assert (found["GRU, against torch.nn"].value, found["GRU, against torch.nn"].met) == (None, None)
 
