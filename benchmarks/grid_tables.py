@@ -7,6 +7,7 @@ from summary import behind, leads, mean, ours, peers, place, share, targets
 from text import machine_line, markdown
 
 Row = dict[str, Any]
+SESSIONS = ("onnxruntime, unrolled", "onnxruntime, scan", "onnxruntime, native")
 
 
 def grid_summary(result: Row) -> str:
@@ -87,6 +88,22 @@ def points_table(result: Row) -> str:
 
 def _time(measured: Row | None) -> str:
     return f"{measured['median']:.2f} ({measured['low']:.2f}-{measured['high']:.2f})" if measured else ""
+
+
+def engine_table(result: Row) -> str:
+    """Several rows: a session of onnxruntime whose cores share each node, and the engine, which may share out rows."""
+    name = "deploy_rnn, Engine"
+    lines = []
+    for row in result["rows"]:
+        plain = {each: times["median"] for each, times in row["contestants"].items() if each in SESSIONS}
+        if row["B"] > 1 and name in row["contestants"] and plain:
+            fastest, ours = min(plain, key=lambda each: plain[each]), row["contestants"][name]["median"]
+            alone, apart = (row["products"].get(each) for each in ("onnxruntime", "onnxruntime, rows apart"))
+            products = f"{alone:.2f}, {apart:.2f}" if alone and apart else ""
+            form, speed = fastest.partition(", ")[2], plain[fastest] / ours
+            lines.append([place(row), f"{plain[fastest]:.2f} ({form})", f"{ours:.2f}", f"{speed:.2f}x", products])
+    header = ["ms", "session, fastest form", "Engine", "speed", "products alone: together, rows apart"]
+    return markdown(header, lines) if lines else "Not measured."
 
 
 def missing_table(result: Row) -> str:

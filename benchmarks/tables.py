@@ -7,6 +7,7 @@ from typing import Any
 
 from grid_tables import (
     behind_table,
+    engine_table,
     grid_summary,
     lengths_table,
     load_table,
@@ -178,6 +179,7 @@ def grid_sections(result: dict[str, Any]) -> dict[str, str]:
         "grid": grid_summary(result),
         "grid_targets": targets_table(result),
         "grid_behind": behind_table(result),
+        "grid_engine": engine_table(result),
         "grid_lengths": lengths_table(result),
         "grid_load": load_table(result),
         "grid_points": points_table(result),

@@ -6,7 +6,7 @@ steps is projected in one `Gemm`, and a form only says how a direction walks ove
 Lengths are no affair of the walk. Every direction walks on beyond the end of a row: what came before does not depend on
 it, and nothing there is read. The reverse direction walks a sequence of which each row has been turned around within
 its length, so that it starts at the row's own last step; its output is turned back. A last state is that of the row's
-own last step. A mask at every step would cost up to 40 % of the time.
+own last step. A mask at every step costs an RNN a third of its time.
 """
 
 from collections.abc import Callable, Mapping, Sequence

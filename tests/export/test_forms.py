@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import deploy_rnn
 from deploy_rnn.call import Call
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture import capture
@@ -148,6 +149,19 @@ def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states:
         tensors = Call.of(reference, (), given).tensors
         feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
         assert_equal(session.run(None, feeds), expected, labels)
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan"])
+def test_what_lies_beyond_the_end_of_a_row_is_not_read(form: str, tmp_path: Path) -> None:
+    layer, lengths = deploy_rnn.LSTM(3, 4, 2, bidirectional=True).eval(), torch.tensor([5, 1, 3])
+    x = torch.randn(5, 3, 3)
+    export_onnx(layer, (x,), tmp_path / "lengths.onnx", {"lengths": lengths}, form=form, sizes=(2,))
+    with torch.no_grad():
+        output, (h_n, c_n) = layer(x, None, lengths)
+    for row, length in enumerate(lengths):
+        x[length:, row] = torch.nan
+    found = open_session(tmp_path / "lengths.onnx").run(None, {"input": x.numpy(), "lengths": lengths.numpy()})
+    assert_equal(found, [output, h_n, c_n], ["output", "h_n", "c_n"])
 
 
 class Labels(nn.Module):

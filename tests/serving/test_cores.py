@@ -1,6 +1,7 @@
 """`Cores`: rows of their own for each core, where that is faster; the answer is the same."""
 
 import gc
+import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -135,6 +136,21 @@ def test_an_error_in_any_part_is_raised(row: int) -> None:
     given["x"][:, row] = np.nan
     with pytest.raises(RunError, match="a row of nan"):
         runner.run(given, OUTPUTS)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed here")
+def test_parts_that_use_all_cores_run_on_a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more cores than there are, the threads go where they like."""
+    places: list[set[int]] = []
+    monkeypatch.setattr(Scaled, "seconds", lambda self, rows: places.append(os.sched_getaffinity(0)) or rows**2.0)
+    cores = len(os.sched_getaffinity(0))
+    for count in (cores, cores + 1):
+        runner = Cores(lambda threads: Scaled(Clock(), lambda rows: 1.0), count)
+        runner.tune(inputs, OUTPUTS, AXES, [1])
+        runner._parts = {1: count}
+        places.clear()
+        runner._run(inputs(2 * count), OUTPUTS, count)
+        assert all(len(place) == (1 if count == cores else cores) for place in places)
 
 
 @pytest.fixture(scope="module")
