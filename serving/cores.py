@@ -14,6 +14,7 @@ from itertools import count
 import numpy as np
 
 from deploy_rnn.runtime import TensorSpec, usable_cores
+from deploy_rnn.timing import quickest
 
 from .runner import Runner
 
@@ -80,13 +81,7 @@ class Cores:
         return next((feeds[name].shape[axis] for name, axis in self._axes.items() if name in feeds), 1)
 
     def _seconds(self, feeds: Arrays, outputs: Sequence[str], parts: int) -> float:
-        """Of one run, the best of three."""
-        taken = []
-        for _ in range(3):
-            started = self._clock()
-            self._run(feeds, outputs, parts)
-            taken.append(self._clock() - started)
-        return min(taken)
+        return quickest(lambda: self._run(feeds, outputs, parts), self._clock)
 
     def _run(self, feeds: Arrays, outputs: Sequence[str], parts: int) -> list[np.ndarray]:
         alone = self._alone

@@ -1,6 +1,5 @@
 """`Engine`: one model in this process, its inputs checked before they reach onnxruntime."""
 
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from deploy_rnn.bundle import Graph, Manifest
 from deploy_rnn.errors import InputError
 from deploy_rnn.runtime import CPU, TensorSpec
+from deploy_rnn.timing import quickest
 
 from .contract import Contract
 from .cores import Cores
@@ -171,13 +171,8 @@ class Engine:
         runner.tune(inputs, self.wanted(None), axes, tried)
 
     def _seconds(self, runner: Runner, steps: int, rows: int = 1) -> float:
-        """Of one run, the best of three."""
-        feeds, outputs, taken = example(self.contract, rows, steps), self.wanted(None), []
-        for _ in range(3):
-            started = time.perf_counter()
-            self._run([feeds], outputs, runner, feeds.steps)
-            taken.append(time.perf_counter() - started)
-        return min(taken)
+        feeds, outputs = example(self.contract, rows, steps), self.wanted(None)
+        return quickest(lambda: self._run([feeds], outputs, runner, feeds.steps))
 
     def _tried(self) -> tuple[bool, bool]:
         """`rows_share` and `pads`."""

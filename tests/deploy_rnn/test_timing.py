@@ -15,3 +15,15 @@ def test_blocks_take_turns_and_every_call_is_made(monkeypatch: pytest.MonkeyPatc
     a, b = ["pause"] + ["a"] * 4, ["pause"] + ["b"] * 4
     assert made == [*a, *b, *b, *a]
     assert found == {name: timing.Timing(1.0, 1.0, 1.0) for name in "ab"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"), [([0.1, 0.05, 0.2, 0.01], 0.05), ([0.4, 0.3, 0.1], 0.3), ([0.6, 0.1], 0.6)]
+)
+def test_the_quickest_of_three_unless_they_take_long(seconds: list[float], best: float) -> None:
+    now, left = [0.0], iter(seconds)
+
+    def call() -> None:
+        now[0] += next(left)
+
+    assert timing.quickest(call, lambda: now[0]) == pytest.approx(best)

@@ -139,18 +139,22 @@ def test_an_error_in_any_part_is_raised(row: int) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed here")
-def test_parts_that_use_all_cores_run_on_a_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_use_all_cores_run_on_a_core_each() -> None:
     """Of more cores than there are, the threads go where they like."""
     places: list[set[int]] = []
-    monkeypatch.setattr(Scaled, "seconds", lambda self, rows: places.append(os.sched_getaffinity(0)) or rows**2.0)
+
+    def seconds(rows: int) -> float:
+        places.append(os.sched_getaffinity(0))
+        return 1.0
+
     cores = len(os.sched_getaffinity(0))
-    for count in (cores, cores + 1):
-        runner = Cores(lambda threads: Scaled(Clock(), lambda rows: 1.0), count)
+    for count, each in ((cores, 1), (cores + 1, cores)):
+        runner = Cores(lambda threads: Scaled(Clock(), seconds), count)
         runner.tune(inputs, OUTPUTS, AXES, [1])
-        runner._parts = {1: count}
         places.clear()
         runner._run(inputs(2 * count), OUTPUTS, count)
-        assert all(len(place) == (1 if count == cores else cores) for place in places)
+        assert [len(place) for place in places] == [each] * count
+    assert len(os.sched_getaffinity(0)) == cores
 
 
 @pytest.fixture(scope="module")
