@@ -155,7 +155,7 @@ def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states:
 def test_what_lies_beyond_the_end_of_a_row_is_not_read(form: str, tmp_path: Path) -> None:
     layer, lengths = deploy_rnn.LSTM(3, 4, 2, bidirectional=True).eval(), torch.tensor([5, 1, 3])
     x = torch.randn(5, 3, 3)
-    export_onnx(layer, (x,), tmp_path / "lengths.onnx", {"lengths": lengths}, form=form, sizes=(2,))
+    export_onnx(layer, (x,), tmp_path / "lengths.onnx", kwargs={"lengths": lengths}, form=form, sizes=(2,))
     with torch.no_grad():
         output, (h_n, c_n) = layer(x, None, lengths)
     for row, length in enumerate(lengths):
