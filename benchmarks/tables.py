@@ -166,6 +166,7 @@ def sections() -> dict[str, str]:
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
         **grid_sections(load(GRID)),
         "serving": serving_table(load(RESULTS / "serving.json")),
+        "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
 
