@@ -79,7 +79,7 @@ def cut_for_many(cores: int) -> tuple[Cores, Any]:
 @pytest.mark.parametrize("cores", [2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 33])
 def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> None:
-    runner = cut_for_many(cores)[0]
+    runner = opened(lambda rows: 1e6, lambda rows: float(rows**3), cores)[0]  # as many parts as can be
     y, last = runner.run(inputs(rows), OUTPUTS)
     np.testing.assert_array_equal(y, inputs(rows)["x"] * inputs(rows)["scale"])
     np.testing.assert_array_equal(last, y[-1])
