@@ -57,7 +57,7 @@ class Cores:
 
     def tune(
         self, example: Callable[[int], Arrays], outputs: Sequence[str], axes: Mapping[str, int], tried: Sequence[int]
-    ) -> None:
+    ) -> dict[int, float]:
         """Measure what is the fastest for how many rows, and close the session that never is.
 
         Args:
@@ -65,17 +65,22 @@ class Cores:
             outputs: the names of all.
             axes: of the rows, in every input and output; empty if rows may not be cut apart.
             tried: numbers of rows, from 1 upwards.
+
+        Returns:
+            Rows -> seconds of one run in the way that was the fastest.
         """
+        fastest: dict[int, float] = {}
         self._alone, self._axes = self._alone or self._open(1), axes
         for rows in tried:
             feeds, most = example(rows), min(rows, self._cores) if axes else 1
             choices = [TOGETHER, *(1 << power for power in range(most.bit_length())), most]
             taken = {parts: self._seconds(feeds, outputs, parts) for parts in dict.fromkeys(choices)}
-            self._parts[rows] = min(taken, key=lambda parts: taken[parts])
+            self._parts[rows], fastest[rows] = min(taken.items(), key=lambda each: each[1])
         if TOGETHER not in self._parts.values():
             self._together = self._alone
         if set(self._parts.values()) == {TOGETHER}:
             self._alone = None
+        return fastest
 
     def _rows(self, feeds: Arrays) -> int:
         return next((feeds[name].shape[axis] for name, axis in self._axes.items() if name in feeds), 1)

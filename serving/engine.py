@@ -149,18 +149,18 @@ class Engine:
         length on, which graph of any number of steps for how many rows.
         """
         tried = TRIED_ROWS if self.rows_share else TRIED_ROWS[:1]
-        for steps, runner in [*self._graphs.buckets.items(), *((TRIED_STEPS, each) for each in self._graphs.dynamic)]:
-            if isinstance(runner, Cores):
-                self._tune(runner, steps, tried)
-        for rows in tried if self._graphs.dynamic else ():
-            taken = {self._seconds(runner, TRIED_STEPS, rows): runner for runner in self._graphs.dynamic}
-            self._graphs.assign(rows, taken[min(taken)])
+        taken = [(runner, self._measured(runner, TRIED_STEPS, tried)) for runner in self._graphs.dynamic]
+        for rows in tried if taken else ():
+            self._graphs.assign(rows, min(taken, key=lambda each: each[1][rows])[0])
         for steps, runner in self._graphs.buckets.items():
-            seconds = self._seconds(runner, steps)
+            seconds = self._measured(runner, steps, tried if isinstance(runner, Cores) else (1,))[1]
             if self.pads and self._graphs.any_steps is not None:
                 self._graphs.prefer(steps, seconds, self._seconds(self._graphs.any_steps, steps))
 
-    def _tune(self, runner: Cores, steps: int, tried: Sequence[int]) -> None:
+    def _measured(self, runner: Runner, steps: int, tried: Sequence[int]) -> dict[int, float]:
+        """Rows -> seconds of one run, with the cores used in the best way."""
+        if not isinstance(runner, Cores):
+            return {rows: self._seconds(runner, steps, rows) for rows in tried}
         tensors = (*self.contract.inputs, *self.contract.outputs)
         axes = {each.name: each.batch for each in tensors if each.batch is not None} if self.rows_share else {}
 
@@ -168,7 +168,7 @@ class Engine:
             feeds = example(self.contract, rows, steps)
             return joined([feeds], self.contract, feeds.steps)
 
-        runner.tune(inputs, self.wanted(None), axes, tried)
+        return runner.tune(inputs, self.wanted(None), axes, tried)
 
     def _seconds(self, runner: Runner, steps: int, rows: int = 1) -> float:
         feeds, outputs = example(self.contract, rows, steps), self.wanted(None)
