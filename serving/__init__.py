@@ -16,11 +16,11 @@ from deploy_rnn.errors import (
 from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .engine import Engine
-    from .limits import Limits
-    from .model import Model
-    from .request import Request, Response
-    from .statistics import Statistics
+    from .engine.engine import Engine
+    from .scheduling.limits import Limits
+    from .scheduling.model import Model
+    from .scheduling.request import Request, Response
+    from .scheduling.statistics import Statistics
 
 __all__ = [
     "BundleError",
@@ -41,12 +41,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Engine": "engine",
-    "Limits": "limits",
-    "Model": "model",
-    "Request": "request",
-    "Response": "request",
-    "Statistics": "statistics",
+    "Engine": "engine.engine",
+    "Limits": "scheduling.limits",
+    "Model": "scheduling.model",
+    "Request": "scheduling.request",
+    "Response": "scheduling.request",
+    "Statistics": "scheduling.statistics",
 }
 
 __getattr__ = lazy_names(__name__, _HOMES, "onnxruntime")

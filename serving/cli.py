@@ -11,8 +11,8 @@ import click
 from deploy_rnn.console import Refused, answering, printable
 
 if TYPE_CHECKING:
-    from .model import Model
     from .repository import Repository
+    from .scheduling.model import Model
     from .server import Server
 
 # The name of an option (its second one, if it has two) is the field that it is passed as; what is not given keeps the
@@ -102,9 +102,9 @@ def _stop_on_signals(server: "Server") -> None:
 
 
 def _repository(path: Path, given: dict[str, Any]) -> "Repository":
-    from .limits import Limits
-    from .model import Model
     from .repository import Repository
+    from .scheduling.limits import Limits
+    from .scheduling.model import Model
 
     limits = Limits(**_taken(given, LIMITS))
     options = _taken(given, ("provider", "threads"))

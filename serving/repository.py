@@ -10,10 +10,10 @@ from typing import Any
 from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.errors import BundleError, ClosedError, UnknownModelError
 
-from .limits import Limits
-from .model import Model
-from .oip import VERSION
-from .request import Request, Response
+from .protocol.oip import VERSION
+from .scheduling.limits import Limits
+from .scheduling.model import Model
+from .scheduling.request import Request, Response
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 

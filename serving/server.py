@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import grpc
 import uvicorn
 
-from .grpc_service import Service
-from .http_protocol import limited_to
+from .grpc.service import Service
 from .repository import Repository
-from .rest import make_app
+from .rest.app import make_app
+from .rest.header_limits import limited_to
 from .settings import Settings
 
 # Triton's clients keep connections for later and do not expect them to be closed; proxies commonly wait 60 s.

@@ -114,8 +114,8 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         ("deploy_rnn.serving.cli", "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc"),
         ("deploy_rnn.serving.server", "torch onnx onnxscript tritonclient"),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
-        ("deploy_rnn.serving.engine", "torch onnx onnxscript starlette grpc"),
-        ("deploy_rnn.serving.model", "torch onnx onnxscript starlette grpc"),
+        ("deploy_rnn.serving.engine.engine", "torch onnx onnxscript starlette grpc"),
+        ("deploy_rnn.serving.scheduling.model", "torch onnx onnxscript starlette grpc"),
     ],
 )
 def test_what_an_import_brings_in(module: str, absent: str) -> None:

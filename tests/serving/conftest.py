@@ -21,11 +21,11 @@ from deploy_rnn.examples.highlight import model as highlight
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import TensorSpec
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.request import Request, Response
-from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.rest.app import make_app
+from deploy_rnn.serving.scheduling.request import Request, Response
+from deploy_rnn.serving.scheduling.statistics import Statistics
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
-from deploy_rnn.serving.statistics import Statistics
 
 
 class SumModel:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy_rnn.serving.batching import choose
+from deploy_rnn.serving.scheduling.batching import choose
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from deploy_rnn.errors import BundleError, InputError, RunError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import CUDA
 from deploy_rnn.serving import Engine
-from deploy_rnn.serving.runner import guarded
+from deploy_rnn.serving.engine.session import guarded
 
 
 def tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:

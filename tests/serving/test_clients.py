@@ -20,8 +20,8 @@ from torch import nn
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from deploy_rnn.serving.model import Model
 from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.scheduling.model import Model
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy_rnn.serving.coalescing import choose
+from deploy_rnn.serving.scheduling.coalescing import choose
 
 
 @dataclass(frozen=True)

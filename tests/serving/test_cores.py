@@ -15,7 +15,7 @@ from torch import nn
 from deploy_rnn.errors import RunError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.serving import Engine
-from deploy_rnn.serving.cores import TOGETHER, Cores
+from deploy_rnn.serving.engine.cores import TOGETHER, Cores
 
 AXES = {"x": 1, "scale": 0, "y": 1, "last": 0}
 OUTPUTS = ["y", "last"]

@@ -6,7 +6,7 @@ import pytest
 
 from deploy_rnn.bundle import Graph
 from deploy_rnn.errors import InputError
-from deploy_rnn.serving.graphs import Graphs
+from deploy_rnn.serving.engine.graphs import Graphs
 
 
 def graphs(*steps: int | None) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from deploy_rnn.serving.grpc_messages import CLASSES, ENUMS
+from deploy_rnn.serving.grpc.messages import CLASSES, ENUMS
 
 
 def theirs(name: str) -> Any:

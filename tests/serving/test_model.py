@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, StreamError
-from deploy_rnn.serving import model as module
-from deploy_rnn.serving.limits import Limits
-from deploy_rnn.serving.model import Model
-from deploy_rnn.serving.request import Request, Response
+from deploy_rnn.serving.scheduling import model as module
+from deploy_rnn.serving.scheduling.limits import Limits
+from deploy_rnn.serving.scheduling.model import Model
+from deploy_rnn.serving.scheduling.request import Request, Response
 
 
 def tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:

@@ -11,9 +11,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import deploy_rnn.serving
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.rest.app import make_app
 
-PATHS = json.loads((Path(deploy_rnn.serving.__file__).parent / "openapi.json").read_text(encoding="utf-8"))["paths"]
+PATHS = json.loads((Path(deploy_rnn.serving.__file__).parent / "rest" / "openapi.json").read_text(encoding="utf-8"))[
+    "paths"
+]
 OPERATIONS = [(path, method) for path, methods in PATHS.items() for method in methods]
 
 

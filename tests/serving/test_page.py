@@ -16,13 +16,13 @@ import pytest
 import deploy_rnn.serving
 from deploy_rnn.examples.highlight import labels as highlight_labels
 from deploy_rnn.examples.highlight import model as highlight
-from deploy_rnn.serving.engine import Engine
-from deploy_rnn.serving.model import Model
+from deploy_rnn.serving.engine.engine import Engine
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.rest.app import make_app
+from deploy_rnn.serving.scheduling.model import Model
 from deploy_rnn.serving.settings import Settings
 
-PAGE = Path(deploy_rnn.serving.__file__).parent / "page"
+PAGE = Path(deploy_rnn.serving.__file__).parent / "rest" / "page"
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 

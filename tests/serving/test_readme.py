@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deploy_rnn.serving.model import Model
 from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.scheduling.model import Model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

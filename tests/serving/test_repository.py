@@ -12,7 +12,7 @@ import pytest
 from deploy_rnn.errors import BundleError, ClosedError, LoadError, StreamError, UnknownModelError
 from deploy_rnn.serving import repository as module
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.request import Request
+from deploy_rnn.serving.scheduling.request import Request
 
 
 def ask(repository: Repository, *, sequence: int | None = None, start: bool = False, end: bool = False) -> float:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from deploy_rnn.errors import DeadlineError, TooLargeError
-from deploy_rnn.serving.compression import decompress
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.rest import make_app
+from deploy_rnn.serving.rest.app import make_app
+from deploy_rnn.serving.rest.compression import decompress
 from deploy_rnn.serving.settings import Settings
 
 INFER = "/v2/models/sum/infer"

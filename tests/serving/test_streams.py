@@ -3,8 +3,8 @@
 import pytest
 
 from deploy_rnn.errors import BusyError, InputError, StreamError
-from deploy_rnn.serving.limits import Limits
-from deploy_rnn.serving.streams import REMEMBERED, Stream, Streams
+from deploy_rnn.serving.scheduling.limits import Limits
+from deploy_rnn.serving.scheduling.streams import REMEMBERED, Stream, Streams
 
 
 def chunk(streams: Streams, name: int | str, now: float, *, start: bool = False, end: bool = False) -> Stream:

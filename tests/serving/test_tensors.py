@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from deploy_rnn.errors import InputError, TooLargeError, UnsupportedError
-from deploy_rnn.serving import rest_messages
-from deploy_rnn.serving.binary import HEADER_LENGTH
-from deploy_rnn.serving.request import Response
+from deploy_rnn.serving.protocol.tensors import DATATYPES, dtype_of, from_values
+from deploy_rnn.serving.rest import messages
+from deploy_rnn.serving.rest.binary import HEADER_LENGTH
+from deploy_rnn.serving.scheduling.request import Response
 from deploy_rnn.serving.settings import Settings
-from deploy_rnn.serving.tensors import DATATYPES, dtype_of, from_values
 
 # How fast the machine is decides nothing.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -36,9 +36,9 @@ def head(array: np.ndarray, **more: Any) -> dict[str, Any]:
     return {"name": "x", "datatype": NAMES[array.dtype.name], "shape": list(array.shape), **more}
 
 
-def read(fields: Any, *pieces: bytes, length: int | None = None) -> rest_messages.Asked:
+def read(fields: Any, *pieces: bytes, length: int | None = None) -> messages.Asked:
     text = json.dumps(fields).encode()
-    return rest_messages.read(
+    return messages.read(
         text + b"".join(pieces), str(len(text) if length is None else length), Settings(max_bytes=10_000)
     )
 
@@ -56,7 +56,7 @@ def test_binary_there_and_back(array: np.ndarray) -> None:
     )
     found = asked.request.inputs["x"]
     assert (found.dtype, found.shape, found.tobytes(), found.flags.aligned) == (array.dtype, array.shape, raw, True)
-    body, headers = rest_messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
+    body, headers = messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
     length = int(headers[HEADER_LENGTH])
     output = json.loads(body[:length])["outputs"][0]
     assert (output["shape"], output["datatype"]) == (list(array.shape), NAMES[array.dtype.name])
@@ -70,7 +70,7 @@ def test_json_there_and_back(array: np.ndarray, flat: bool) -> None:
     found = asked.request.inputs["x"]
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
-    body, _ = rest_messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
+    body, _ = messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
     np.testing.assert_array_equal(
         np.array(json.loads(body)["outputs"][0]["data"], array.dtype).reshape(array.shape), array
     )
@@ -119,7 +119,7 @@ def test_whatever_comes_is_read_or_refused(fields: Any, rest: bytes, length: int
 @given(st.binary(max_size=60), TEXT)
 def test_bytes_that_are_no_request(body: bytes, length: str) -> None:
     with pytest.raises(InputError):
-        rest_messages.read(body, length, Settings())
+        messages.read(body, length, Settings())
 
 
 @pytest.mark.parametrize("cut", [1, 7])

@@ -11,15 +11,15 @@ from google.protobuf.json_format import ParseDict
 
 from deploy_rnn.errors import UnknownModelError, UnsupportedError
 
-from . import oip
-from .grpc_messages import CLASSES, SERVICE
-from .grpc_tensors import read, write
-from .repository import Repository
-from .request import Response
-from .settings import Settings
-from .status import status
-from .streaming import Streams
-from .token import REFUSAL, allowed
+from ..protocol import oip
+from ..protocol.status import status
+from ..repository import Repository
+from ..scheduling.request import Response
+from ..settings import Settings
+from ..token import REFUSAL, allowed
+from .messages import CLASSES, SERVICE
+from .streaming_calls import Streams
+from .tensors import read, write
 
 logger = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from typing import Self
 from deploy_rnn.errors import BusyError, ClosedError, DeployError, InputError, StreamError
 from deploy_rnn.runtime import CPU, TensorSpec
 
-from .engine import Engine
+from ..engine.engine import Engine
 from .execution import Executed, execute
 from .job import Job, Lane
 from .limits import Limits
+from .queue import Waiting
 from .request import Request, Response
 from .statistics import Statistics, Tally
 from .streams import Streams
-from .waiting import Waiting
 
 
 class Model:

@@ -16,16 +16,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deploy_rnn.errors import ClosedError, DeadlineError, DeployError, TooLargeError, UnsupportedError
 
-from . import oip, web_page
+from ..metrics import CONTENT_TYPE, Metrics
+from ..protocol import oip
+from ..protocol.status import status
+from ..repository import Repository
+from ..scheduling.request import Response as ModelResponse
+from ..settings import Settings
+from ..token import REFUSAL, allowed
+from . import page
 from .binary import HEADER_LENGTH, parse_json
 from .compression import chosen, compress, decompress
-from .metrics import CONTENT_TYPE, Metrics
-from .repository import Repository
-from .request import Response as ModelResponse
-from .rest_messages import Asked, read, write
-from .settings import Settings
-from .status import status
-from .token import REFUSAL, allowed
+from .messages import Asked, read, write
 
 # Reading this many bytes of JSON takes about 2 ms; a larger body is read in a thread, so that others need not wait.
 READ_IN_A_THREAD = 128 * 1024
@@ -51,9 +52,9 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
         DeployError: _error,
         Exception: _error,
     }
-    page = web_page.routes()
-    app = Starlette(routes=[*rest.routes(), *page], exception_handlers=errors)
-    return Guard(app, rest.settings.token, {*OPEN, *(route.path for route in page)})
+    page_routes = page.routes()
+    app = Starlette(routes=[*rest.routes(), *page_routes], exception_handlers=errors)
+    return Guard(app, rest.settings.token, {*OPEN, *(route.path for route in page_routes)})
 
 
 class Guard:

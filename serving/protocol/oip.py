@@ -13,10 +13,10 @@ from deploy_rnn import __version__
 from deploy_rnn.errors import InputError, UnsupportedError
 from deploy_rnn.runtime import TensorSpec
 
-from .limits import Limits
-from .model import Model
-from .request import Request
-from .statistics import Statistics
+from ..scheduling.limits import Limits
+from ..scheduling.model import Model
+from ..scheduling.request import Request
+from ..scheduling.statistics import Statistics
 from .tensors import datatype
 
 VERSION = "1"

@@ -7,11 +7,11 @@ import numpy as np
 
 from deploy_rnn.errors import InputError
 
-from . import oip
-from .grpc_messages import CLASSES
-from .request import Request, Response
-from .settings import Settings
-from .tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..protocol import oip
+from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..scheduling.request import Request, Response
+from ..settings import Settings
+from .messages import CLASSES
 
 CONTENTS = {
     "BOOL": "bool_contents",

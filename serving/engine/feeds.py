@@ -9,7 +9,7 @@ from deploy_rnn.bundle import Tensor
 from deploy_rnn.errors import InputError
 from deploy_rnn.tensor_spec import TensorSpec
 
-from .contract import Contract
+from .signature import Contract
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import onnxruntime
 
 from deploy_rnn.runtime import TensorSpec, specs
 
-from .runner import contiguous, guarded, quiet
+from .session import contiguous, guarded, quiet
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from deploy_rnn.errors import DeployError
 
-from .contract import Contract
 from .feeds import Feeds
+from .signature import Contract
 
 Run = Callable[[Sequence[Feeds], int], list[dict[str, np.ndarray]]]
 """Requests to one run of so many steps, and their outputs."""

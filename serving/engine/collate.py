@@ -7,8 +7,8 @@ import numpy as np
 
 from deploy_rnn.bundle import Tensor
 
-from .contract import Contract, order
 from .feeds import Feeds
+from .signature import Contract, order
 
 
 def joined(batch: Sequence[Feeds], contract: Contract, steps: int | None) -> dict[str, np.ndarray]:

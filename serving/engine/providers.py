@@ -6,7 +6,7 @@ from deploy_rnn.errors import LoadError
 from deploy_rnn.runtime import CPU, CUDA, open_session, usable_cores
 
 from .cores import Cores
-from .runner import Runner, Session
+from .session import Runner, Session
 
 
 def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool = False) -> Runner:
@@ -20,7 +20,7 @@ def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool =
         return Session(open_session(path, provider, threads=threads, serving=True), provider)
 
     if provider == CUDA and fixed:
-        from .cuda import CudaGraph
+        from .cuda_graph import CudaGraph
 
         try:
             return CudaGraph(open_session(path, provider, threads=threads, serving=True, cuda_graph=True))

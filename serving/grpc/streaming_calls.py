@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy_rnn.errors import ClosedError
 
-from .request import Response
+from ..scheduling.request import Response
 
 Begun = Future[Response] | Exception
 Begin = Callable[[Any, float | None], Awaitable["Future[Response]"]]

@@ -11,14 +11,14 @@ from deploy_rnn.errors import InputError
 from deploy_rnn.runtime import CPU, TensorSpec
 from deploy_rnn.timing import quickest
 
-from .contract import Contract
+from .collate import joined, parted
 from .cores import Cores
 from .feeds import Feeds
 from .graphs import Graphs
-from .joined import joined, parted
-from .opening import open_runner
 from .probe import example, padding_is_harmless, padding_is_not_read, rows_are_apart
-from .runner import Runner
+from .providers import open_runner
+from .session import Runner
+from .signature import Contract
 
 TRIED_ROWS, TRIED_STEPS = (1, 2, 4, 16), 64
 """Where `warm_up` measures. Several rows are another matter than one: onnxruntime's RNN operator takes them in turn, a

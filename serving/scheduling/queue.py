@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from deploy_rnn.errors import DeadlineError, DeployError, StreamError
 
+from ..engine.engine import Engine
 from . import batching, coalescing
-from .engine import Engine
 from .job import Job, Lane
 from .limits import Limits
 from .streams import Streams

@@ -8,11 +8,11 @@ import numpy as np
 
 from deploy_rnn.errors import InputError
 
-from . import oip
+from ..protocol import oip
+from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..scheduling.request import Request, Response
+from ..settings import Settings
 from .binary import Pieces, join, split
-from .request import Request, Response
-from .settings import Settings
-from .tensors import check_shape, datatype, dtype_of, from_bytes, from_values
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from math import ceil
 from deploy_rnn.bundle import Graph
 from deploy_rnn.errors import InputError
 
-from .runner import Runner
+from .session import Runner
 
 
 class Graphs:

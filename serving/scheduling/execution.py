@@ -6,9 +6,9 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from .contract import Contract
-from .engine import Engine
-from .feeds import Feeds
+from ..engine.engine import Engine
+from ..engine.feeds import Feeds
+from ..engine.signature import Contract
 from .job import Lane
 
 Outputs = dict[str, np.ndarray]

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from .feeds import Feeds
+from ..engine.feeds import Feeds
 from .request import Response
 from .streams import Stream
 

@@ -16,7 +16,7 @@ import numpy as np
 from deploy_rnn.runtime import TensorSpec, usable_cores
 from deploy_rnn.timing import quickest
 
-from .runner import Runner
+from .session import Runner
 
 Arrays = Mapping[str, np.ndarray]
 
