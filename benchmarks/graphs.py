@@ -18,9 +18,9 @@ import deploy_rnn
 from contestants import LEGACY, STOCK, Missing
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import export_bundle
+from deploy_rnn.export.capture.captured import Prepared
 from deploy_rnn.export.forms import FORMS
-from deploy_rnn.export.prepared import Prepared
-from deploy_rnn.export.size import MAX_NODES
+from deploy_rnn.export.forms.node_count import MAX_NODES
 from points import Net, Point
 
 STOCK_STEPS = 200

@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from contestants import milliseconds
 from deploy_rnn.export import export_bundle
-from deploy_rnn.export.prepared import Prepared
-from deploy_rnn.export.size import MAX_NODES
+from deploy_rnn.export.capture.captured import Prepared
+from deploy_rnn.export.forms.node_count import MAX_NODES
 from deploy_rnn.runtime import open_session
 from deploy_rnn.serving import Engine
 from deploy_rnn.timing import compare

@@ -12,7 +12,7 @@ from deploy_rnn import __version__
 from deploy_rnn.console import Failed, Refused
 from deploy_rnn.errors import DeployError
 
-ELSEWHERE = {name: f"deploy_rnn.export.cli:{name}" for name in ("export", "inspect", "verify")} | {
+ELSEWHERE = {name: f"deploy_rnn.export.cli.commands:{name}" for name in ("export", "inspect", "verify")} | {
     "serve": "deploy_rnn.serving.cli:serve"
 }
 """Subcommands of other folders, `module:command`; such a module too imports only click until its command is called."""

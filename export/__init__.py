@@ -9,9 +9,9 @@ from deploy_rnn.lazy import lazy_names
 if TYPE_CHECKING:
     from .bundle import export_bundle
     from .exporter import export_onnx
-    from .page import reports_html
-    from .report import Report
-    from .verification import verify
+    from .verification.html import reports_html
+    from .verification.report import Report
+    from .verification.verify import verify
 
 __all__ = [
     "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
@@ -19,9 +19,12 @@ __all__ = [
 ]  # fmt: skip
 
 HOMES = {
-    "export_bundle": "bundle", "export_onnx": "exporter", "verify": "verification", "Report": "report",
-    "reports_html": "page",
-}  # fmt: skip
+    "export_bundle": "bundle",
+    "export_onnx": "exporter",
+    "verify": "verification.verify",
+    "Report": "verification.report",
+    "reports_html": "verification.html",
+}
 
 __getattr__ = lazy_names(__name__, HOMES, "export,onnxruntime")
 

@@ -18,13 +18,13 @@ from deploy_rnn.runtime import CPU
 from deploy_rnn.tensor_spec import TensorSpec
 from deploy_rnn.trials import resized
 
+from .capture.captured import Prepared
 from .forms import FIXED_TIME, FORMS
-from .page import reports_html
-from .prepared import Prepared
-from .report import Report
+from .forms.node_count import MAX_NODES
 from .shared_weights import SharedWeights
-from .size import MAX_NODES
-from .verification import SIZES, check
+from .verification.html import reports_html
+from .verification.report import Report
+from .verification.verify import SIZES, check
 
 
 def export_bundle(

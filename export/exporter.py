@@ -12,12 +12,12 @@ from deploy_rnn.comparison import Limits
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 
-from .fastest import fastest
+from .auto import fastest
+from .capture.captured import Prepared
 from .forms import FIXED_TIME, FORMS
-from .prepared import Prepared
-from .report import Report
-from .size import MAX_NODES
-from .verification import SIZES, check
+from .forms.node_count import MAX_NODES
+from .verification.report import Report
+from .verification.verify import SIZES, check
 
 OPSETS = (18, 19, 20)
 AUTO = "auto"

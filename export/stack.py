@@ -20,7 +20,7 @@ from deploy_rnn.cells import Cell
 from deploy_rnn.errors import ExportError
 from deploy_rnn.recurrent import Recurrent
 
-from .packing import Packing
+from .capture.packing import Packing
 
 DOMAIN = "deploy_rnn"
 

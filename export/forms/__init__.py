@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from ..graph import Builder
 from ..stack import Stack
+from .builder import Builder
 from .native import native
 from .scan import scan
 from .unrolled import unrolled

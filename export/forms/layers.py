@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..cells import Group, OnnxCell, dotted
-from ..derived import cell_of
-from ..graph import Builder
 from ..stack import Direction, Stack, fixed
+from .builder import Builder
+from .cells import Group, OnnxCell, dotted
+from .derived import cell_of
 
 
 @dataclass(frozen=True)

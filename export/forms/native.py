@@ -12,8 +12,8 @@ import onnx_ir as ir
 from deploy_rnn import cells
 from deploy_rnn.errors import ExportError
 
-from ..graph import Builder
 from ..stack import Direction, Stack
+from .builder import Builder
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..cells import Step, dotted
-from ..graph import Builder
 from ..stack import Stack
+from .builder import Builder
+from .cells import Step, dotted
 from .layers import Side, Walked, size, to_steps, write_layers
 
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ..cells import Step, dotted
-from ..graph import Builder
 from ..stack import Stack
+from .builder import Builder
+from .cells import Step, dotted
 from .layers import Side, Walked, to_steps, with_shape, write_layers
 
 

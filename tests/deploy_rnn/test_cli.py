@@ -18,9 +18,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from deploy_rnn.cli import main
-from deploy_rnn.export import cli, export_bundle, export_onnx, verify
+from deploy_rnn.export import export_bundle, export_onnx, verify
+from deploy_rnn.export.cli import commands
+from deploy_rnn.export.cli.target import from_weights
 from deploy_rnn.export.forms import FORMS
-from deploy_rnn.export.target import from_weights
 
 MODULE = """
 import sys
@@ -235,13 +236,18 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_is_one_of_the_function() -> None:
     takes = {
-        cli.export: {each for make in (export_onnx, export_bundle) for each in inspect.signature(make).parameters},
-        cli.verify: {*inspect.signature(verify).parameters},
+        commands.export: {each for make in (export_onnx, export_bundle) for each in inspect.signature(make).parameters},
+        commands.verify: {*inspect.signature(verify).parameters},
     }
     for command, known in takes.items():
-        names = {str(parameter.name) for parameter in command.params} - {"target", "as_json", "report_to", *cli.WEIGHTS}
+        names = {str(parameter.name) for parameter in command.params} - {
+            "target",
+            "as_json",
+            "report_to",
+            *commands.WEIGHTS,
+        }
         assert names <= {*known, "path"}
-    assert set(cli.WEIGHTS) == inspect.signature(from_weights).parameters.keys() - {"path"}
+    assert set(commands.WEIGHTS) == inspect.signature(from_weights).parameters.keys() - {"path"}
 
 
 @pytest.mark.parametrize(
@@ -433,7 +439,7 @@ def test_help_has_an_example_and_every_form() -> None:
         assert done.exit_code == 0
         assert f"\n    deploy-rnn {command} " in done.stdout
         assert f"  {command} " in run("--help").stdout
-    form = next(parameter for parameter in cli.export.params if parameter.name == "forms")
+    form = next(parameter for parameter in commands.export.params if parameter.name == "forms")
     assert all(name in str(getattr(form, "help", "")) for name in FORMS)
 
 

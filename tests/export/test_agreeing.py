@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from deploy_rnn.call import Call
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.agreeing import with_agreeing
+from deploy_rnn.export.capture.tied_axes import with_agreeing
 from deploy_rnn.runtime import open_session
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deploy_rnn import LSTM, Cell, Recurrent
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.cells import CELLS
+from deploy_rnn.export.forms.cells import CELLS
 from deploy_rnn.runtime import open_session
 
 

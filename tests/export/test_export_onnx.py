@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 from deploy_rnn import RNN
 from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.capture import _name_axes
+from deploy_rnn.export.capture.capture import _name_axes
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec
 
 

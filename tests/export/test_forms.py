@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import deploy_rnn
 from deploy_rnn.call import Call
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.capture import capture
-from deploy_rnn.export.lower import lower
+from deploy_rnn.export.capture.capture import capture
+from deploy_rnn.export.forms.lower import lower
 from deploy_rnn.runtime import open_session
 
 FORMS = ("unrolled", "scan", "native")

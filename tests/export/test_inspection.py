@@ -15,7 +15,7 @@ from torch import nn
 
 from deploy_rnn.errors import LoadError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.inspection import inspect
+from deploy_rnn.export.onnx_file import inspect
 
 
 def test_a_file_of_ours(tmp_path: Path) -> None:

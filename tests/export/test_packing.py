@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.capture import capture
+from deploy_rnn.export.capture.capture import capture
 from deploy_rnn.runtime import open_session
 
 STEPS = 5
@@ -242,7 +242,7 @@ def test_torch_has_its_functions_again_whatever_happens(monkeypatch: pytest.Monk
 
     from deploy_rnn.call import Call
 
-    monkeypatch.setattr("deploy_rnn.export.capture.trace", traced)
+    monkeypatch.setattr("deploy_rnn.export.capture.capture.trace", traced)
     model = Packing(is_sorted, nn.GRU)
     call = Call.of(model, (torch.randn(STEPS, 2, 3), torch.tensor([2, 1])))
     with pytest.raises(KeyboardInterrupt):

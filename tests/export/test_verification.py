@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deploy_rnn import cells
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
-from deploy_rnn.export.cells import CELLS, OnnxCell, Step
+from deploy_rnn.export.forms.cells import CELLS, OnnxCell, Step
 
 STEPS = 6
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploy_rnn.errors import TargetError
-from deploy_rnn.export.target import from_weights, load_target
-from deploy_rnn.export.weights import read_layer
+from deploy_rnn.export.cli.target import from_weights, load_target
+from deploy_rnn.export.cli.weights import read_layer
 
 FAMILIES: list[tuple[type[nn.RNNBase], dict[str, Any]]] = [
     (nn.RNN, {}),

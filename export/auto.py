@@ -11,9 +11,9 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.runtime import open_session
 from deploy_rnn.timing import compare
 
-from .cases import example_feeds
+from .capture.captured import Prepared
 from .forms import FORMS
-from .prepared import Prepared
+from .verification.cases import example_feeds
 
 
 def fastest(prepared: Prepared, *, max_nodes: int) -> tuple[str, dict[str, float | str]]:

@@ -11,9 +11,9 @@ from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
 from deploy_rnn.recurrent import Recurrent
 
+from ..stack import Stack, make_symbolic, name_layers, stack_nodes
+from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
 from .packing import Packing
-from .stack import Stack, make_symbolic, name_layers, stack_nodes
-from .tracing import AUTO, DYNAMIC, fixed_axis, trace
 
 
 def capture(model: nn.Module, call: Call, axes: Sequence[Axes], *, opset_version: int) -> ir.Model:

@@ -16,10 +16,10 @@ from deploy_rnn import cells
 from deploy_rnn.errors import ExportError
 from deploy_rnn.recurrent import right_hand
 
+from ..stack import Stack, fixed
+from ..torch_onnx import DYNAMIC, trace
+from .builder import Builder
 from .cells import CELLS, OnnxCell, Step
-from .graph import Builder
-from .stack import Stack, fixed
-from .tracing import DYNAMIC, trace
 
 
 def cell_of(build: Builder, stack: Stack) -> OnnxCell:

@@ -17,9 +17,9 @@ from deploy_rnn.comparison import Limits
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec
 
+from ..bare_layer import with_lengths
+from ..metadata import Notes
 from .cases import Case, cases, example_sizes, long_case, unvaried
-from .layer import with_lengths
-from .notes import Notes
 from .report import Report
 from .runs import Plan, run_on
 from .time_axes import Time, time_axes

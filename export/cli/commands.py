@@ -16,8 +16,8 @@ from deploy_rnn.files import folder_target, replace_file
 from deploy_rnn.files import target as writable
 
 if TYPE_CHECKING:
-    from .inspection import Inspection
-    from .report import Report
+    from ..onnx_file import Inspection
+    from ..verification.report import Report
     from .target import Target
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -194,7 +194,7 @@ def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **opt
     options = _given(options)
     weights = _taken(options, WEIGHTS)
     with answering(as_json=as_json):
-        from .inspection import inspect as read
+        from ..onnx_file import inspect as read
 
         read(path)  # a file that is not there, or is no ONNX, is bad input; beyond that it is a wrong file
         found = _loaded(target, weights)
@@ -235,7 +235,7 @@ def _manifest(path: Path) -> "Manifest":
 
 
 def _inspected(path: Path) -> "Inspection":
-    from .inspection import inspect as read
+    from ..onnx_file import inspect as read
 
     return read(path)
 

@@ -9,10 +9,10 @@ from onnx_ir.passes import common
 
 from deploy_rnn.errors import DynamicAxisError
 
-from .forms import FIXED_TIME, FORMS
-from .graph import Builder
-from .size import MAX_NODES, check_size
-from .stack import DOMAIN, Stack, stack_nodes
+from ..stack import DOMAIN, Stack, stack_nodes
+from . import FIXED_TIME, FORMS
+from .builder import Builder
+from .node_count import MAX_NODES, check_size
 
 
 def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model:

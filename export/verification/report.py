@@ -178,7 +178,7 @@ class Report:
 
     def to_html(self) -> str:
         """One page that needs nothing else: what the file is, how far it differs, where in time, how fast, on what."""
-        from .page import reports_html
+        from .html import reports_html
 
         return reports_html([self], Path(self.path).name)
 

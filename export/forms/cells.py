@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from deploy_rnn import cells
 
-from .graph import Builder
-from .stack import Direction
+from ..stack import Direction
+from .builder import Builder
 
 
 @dataclass(frozen=True)

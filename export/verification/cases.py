@@ -16,7 +16,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.runtime import TensorSpec, specs
 from deploy_rnn.trials import Reference, constant, draw, resized, settings
 
-from .layer import is_layer, state_names
+from ..bare_layer import is_layer, state_names
 from .report import Report
 
 

@@ -14,8 +14,8 @@ from torch import nn
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 
-from .notes import Notes
-from .stack import FIRST_STATE, Stack, layer_path, stack_nodes
+from ..metadata import Notes
+from ..stack import FIRST_STATE, Stack, layer_path, stack_nodes
 
 
 def check_can_stream(model: nn.Module) -> None:

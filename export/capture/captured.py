@@ -14,15 +14,15 @@ from deploy_rnn.call import Axes, Call, on_cpu
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 
-from .agreeing import with_agreeing
+from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
+from ..forms.lower import lower
+from ..metadata import Notes
+from ..stack import Stack, row_lengths, stack_nodes
 from .capture import capture, find_axes
-from .layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
-from .lower import lower
-from .names import name_ends
-from .notes import Notes
+from .io_names import name_ends
 from .packing import refuse_packed
-from .stack import Stack, row_lengths, stack_nodes
 from .streaming import check_can_stream, open_states
+from .tied_axes import with_agreeing
 
 
 @dataclass(frozen=True)

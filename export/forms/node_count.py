@@ -7,10 +7,10 @@ import onnx_ir as ir
 
 from deploy_rnn.errors import ExportError
 
+from ..stack import Stack
+from .builder import Builder
 from .cells import Step
 from .derived import cell_of
-from .graph import Builder
-from .stack import Stack
 
 # A node of such a file takes about as many bytes, with its names; the weights come on top.
 NODE_BYTES = 130

@@ -12,7 +12,7 @@ import onnx
 from deploy_rnn.errors import LoadError
 from deploy_rnn.tensor_spec import DTYPES, TensorSpec
 
-from .notes import PREFIX, Notes
+from .metadata import PREFIX, Notes
 
 SHOWN = 10
 """Types of nodes that are shown; the rest are counted together."""

@@ -1,0 +1,1 @@
+"""A PyTorch model becomes a graph with one symbolic node for each recurrent stack."""
