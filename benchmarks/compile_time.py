@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import nn
 
 import deploy_rnn
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import Recurrent
 from machine import publish
 from tables import compile_table
 

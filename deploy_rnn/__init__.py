@@ -10,14 +10,14 @@ from deploy_rnn.errors import DeployError
 from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from deploy_rnn.cells import Cell
     from deploy_rnn.compilation import compile
     from deploy_rnn.conversion import convert
-    from deploy_rnn.gru import GRU
-    from deploy_rnn.lstm import LSTM
-    from deploy_rnn.packaging import Package, package
-    from deploy_rnn.recurrent import Recurrent
-    from deploy_rnn.rnn import RNN
+    from deploy_rnn.nn.cells import Cell
+    from deploy_rnn.nn.gru import GRU
+    from deploy_rnn.nn.lstm import LSTM
+    from deploy_rnn.nn.recurrent import Recurrent
+    from deploy_rnn.nn.rnn import RNN
+    from deploy_rnn.packaging.package import Package, package
 
 __all__ = [
     "GRU", "LSTM", "RNN", "Cell", "DeployError", "Package", "Recurrent", "__version__", "compile", "convert", "package",
@@ -27,11 +27,18 @@ __version__ = metadata.version("deploy-rnn")
 __getattr__ = lazy_names(
     __name__,
     {
-        "Cell": "cells", "GRU": "gru", "LSTM": "lstm", "RNN": "rnn", "Recurrent": "recurrent",
-        "compile": "compilation", "convert": "conversion", "Package": "packaging", "package": "packaging",
+        "Cell": "nn.cells",
+        "GRU": "nn.gru",
+        "LSTM": "nn.lstm",
+        "RNN": "nn.rnn",
+        "Recurrent": "nn.recurrent",
+        "compile": "compilation",
+        "convert": "conversion",
+        "Package": "packaging.package",
+        "package": "packaging.package",
     },
     "torch",
-)  # fmt: skip
+)
 
 
 def __dir__() -> list[str]:

@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from deploy_rnn.errors import ConversionError
-from deploy_rnn.gru import GRU
-from deploy_rnn.lstm import LSTM
-from deploy_rnn.recurrent import Recurrent
-from deploy_rnn.rnn import RNN
+from deploy_rnn.nn.gru import GRU
+from deploy_rnn.nn.lstm import LSTM
+from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.nn.rnn import RNN
 
 LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 """What each layer becomes."""

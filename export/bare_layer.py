@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.call import Axes, Call
-from deploy_rnn.lstm import LSTM
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.checking.example_call import Axes, Call
+from deploy_rnn.nn.lstm import LSTM
+from deploy_rnn.nn.recurrent import Recurrent
 
 
 class WithLengths(nn.Module):

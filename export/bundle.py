@@ -11,12 +11,12 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
-from deploy_rnn.comparison import Limits
+from deploy_rnn.checking.tolerance import Limits
+from deploy_rnn.checking.trials import resized
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.runtime import CPU
 from deploy_rnn.tensor_spec import TensorSpec
-from deploy_rnn.trials import resized
 
 from .capture.captured import Prepared
 from .forms import FIXED_TIME, FORMS

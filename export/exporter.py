@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from deploy_rnn.comparison import Limits
+from deploy_rnn.checking.tolerance import Limits
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 

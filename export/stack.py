@@ -16,9 +16,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from deploy_rnn.cells import Cell
 from deploy_rnn.errors import ExportError
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.cells import Cell
+from deploy_rnn.nn.recurrent import Recurrent
 
 from .capture.packing import Packing
 

@@ -22,7 +22,7 @@ from rich.text import Text
 from torch import nn
 
 import deploy_rnn
-from deploy_rnn.comparison import Expected, Limits, difference
+from deploy_rnn.checking.tolerance import Expected, Limits, difference
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import Manifest, export_bundle
 from deploy_rnn.serving import Engine

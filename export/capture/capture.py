@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 from torch import nn
 
-from deploy_rnn.call import Axes, Call
+from deploy_rnn.checking.example_call import Axes, Call
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import Recurrent
 
 from ..stack import Stack, make_symbolic, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace

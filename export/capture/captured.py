@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import deploy_rnn
-from deploy_rnn.call import Axes, Call, on_cpu
+from deploy_rnn.checking.example_call import Axes, Call, on_cpu
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 

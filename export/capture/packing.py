@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import Recurrent
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from deploy_rnn.call import Axes, Call
-from deploy_rnn.trials import resized
+from deploy_rnn.checking.example_call import Axes, Call
+from deploy_rnn.checking.trials import resized
 
 Place = tuple[int, int]
 """The number of a tensor of the call, and an axis of it."""

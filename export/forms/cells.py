@@ -1,4 +1,4 @@
-"""What one time step is in ONNX: the twin of `deploy_rnn.cells`, one small function per cell.
+"""What one time step is in ONNX: the twin of `deploy_rnn.nn.cells`, one small function per cell.
 
 Tensors are two-dimensional: a state is [B, P] or [B, H]. Gates with an activation in common form a group, which has one
 product; what the input contributes to a group of g gates is [B, g*H]. So a step has one `Gemm` for each group, and
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from deploy_rnn import cells
+from deploy_rnn.nn import cells
 
 from ..stack import Direction
 from .builder import Builder

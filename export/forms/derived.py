@@ -12,9 +12,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn import cells
 from deploy_rnn.errors import ExportError
-from deploy_rnn.recurrent import right_hand
+from deploy_rnn.nn import cells
+from deploy_rnn.nn.recurrent import right_hand
 
 from ..stack import Stack, fixed
 from ..torch_onnx import DYNAMIC, trace

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from deploy_rnn import cells
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn import cells
 
 from ..stack import Direction, Stack
 from .builder import Builder

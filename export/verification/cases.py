@@ -10,11 +10,11 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.call import Call
-from deploy_rnn.comparison import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
+from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
+from deploy_rnn.checking.trials import Reference, constant, draw, resized, settings
 from deploy_rnn.errors import ExportError
 from deploy_rnn.runtime import TensorSpec, specs
-from deploy_rnn.trials import Reference, constant, draw, resized, settings
 
 from ..bare_layer import is_layer, state_names
 from .report import Report

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from onnxruntime import InferenceSession
 
-from deploy_rnn.comparison import Expected, Limits, difference, magnitudes
+from deploy_rnn.checking.tolerance import Expected, Limits, difference, magnitudes
 from deploy_rnn.errors import ExportError, ProviderError, VerificationError
 from deploy_rnn.runtime import CPU, CUDA, RanNode, has_cuda_device, open_session, ran_nodes
 from deploy_rnn.timing import compare

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.call import Call
+from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.trials import resized
 from deploy_rnn.conversion import is_recurrent
-from deploy_rnn.trials import resized
 
 from .report import Report
 

@@ -12,8 +12,8 @@ import onnxruntime
 import torch
 from torch import nn
 
-from deploy_rnn.call import Call, on_cpu
-from deploy_rnn.comparison import Limits
+from deploy_rnn.checking.example_call import Call, on_cpu
+from deploy_rnn.checking.tolerance import Limits
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec
 

@@ -137,7 +137,7 @@ def test_without_h0_layers_do_not_share_their_zeros() -> None:
 @pytest.mark.parametrize(("cls", "options"), FAMILIES)
 def test_gradients_through_the_compiled_loop(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
     """Two bidirectional layers, zeros or states to start from: where scan's own gradient, or a shared constant, is
-    wrong (see deploy_rnn/scan.py).
+    wrong (see deploy_rnn/nn/scan.py).
     """
     layer = deploy_rnn.convert(cls(5, 9, 2, bidirectional=True, **options))
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils import _pytree as pytree
 
 from deploy_rnn import GRU, LSTM, RNN
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import Recurrent
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 

@@ -17,8 +17,9 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
-from deploy_rnn import aot, packaging
 from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError, VerificationError
+from deploy_rnn.packaging import aot
+from deploy_rnn.packaging import package as packaging
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 

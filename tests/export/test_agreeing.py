@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from deploy_rnn.call import Call
+from deploy_rnn.checking.example_call import Call
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.tied_axes import with_agreeing

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import deploy_rnn
-from deploy_rnn.call import Call
+from deploy_rnn.checking.example_call import Call
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.capture import capture
 from deploy_rnn.export.forms.lower import lower

@@ -240,7 +240,7 @@ def test_torch_has_its_functions_again_whatever_happens(monkeypatch: pytest.Monk
         seen.append(of_torch())
         raise KeyboardInterrupt
 
-    from deploy_rnn.call import Call
+    from deploy_rnn.checking.example_call import Call
 
     monkeypatch.setattr("deploy_rnn.export.capture.capture.trace", traced)
     model = Packing(is_sorted, nn.GRU)

@@ -12,10 +12,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from deploy_rnn import cells
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
 from deploy_rnn.export.forms.cells import CELLS, OnnxCell, Step
+from deploy_rnn.nn import cells
 
 STEPS = 6
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn.call import Call
-from deploy_rnn.comparison import Expected
+from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.tolerance import Expected
 from deploy_rnn.errors import ExportError
 
 Axis = TypeVar("Axis")

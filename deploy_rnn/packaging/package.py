@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn import aot, torchscript
-from deploy_rnn.axes import Axis, DynamicCall
-from deploy_rnn.call import Call, on_cpu
-from deploy_rnn.comparison import Expected, Limits, difference
+from deploy_rnn.checking.example_call import Call, on_cpu
+from deploy_rnn.checking.tolerance import Expected, Limits, difference
+from deploy_rnn.checking.trials import Reference, settings
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.files import replace_file, target
-from deploy_rnn.trials import Reference, settings
+from deploy_rnn.packaging import aot, torchscript
+from deploy_rnn.packaging.axes import Axis, DynamicCall
 
 BEYOND = (0, 1, 2, 6, 32)
 """How far above the least size of a dynamic axis a package is tried."""

@@ -1,7 +1,7 @@
 """`GRU`: `torch.nn.GRU` in plain tensor operations."""
 
-from deploy_rnn.cells import CELLS
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.cells import CELLS
+from deploy_rnn.nn.recurrent import Recurrent
 
 
 class GRU(Recurrent):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.call import Call
+from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.trials import draw
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
-from deploy_rnn.trials import draw
 
 NO_LIMIT = 2**63 - 1
 

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.cells import CELLS
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.cells import CELLS
+from deploy_rnn.nn.recurrent import Recurrent
 
 
 class LSTM(Recurrent):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan, scan_op
 
-from deploy_rnn.cells import Step
+from deploy_rnn.nn.cells import Step
 
 
 def scan_steps(

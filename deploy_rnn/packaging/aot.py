@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.axes import NO_LIMIT, Axes, Axis
-from deploy_rnn.call import Call
+from deploy_rnn.checking.example_call import Call
 from deploy_rnn.compilation import CPP_WRAPPER
 from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
 
 
 @torch.library.custom_op("deploy_rnn::checked", mutates_args=())

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 import torch
 
-from deploy_rnn.cells import CELLS
-from deploy_rnn.recurrent import Recurrent
+from deploy_rnn.nn.cells import CELLS
+from deploy_rnn.nn.recurrent import Recurrent
 
 
 class RNN(Recurrent):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.cells import CELLS, Cell
-from deploy_rnn.lengths import check_lengths, repack, reverse_rows, step_mask, unpack
-from deploy_rnn.scan import scan_steps, zeros
+from deploy_rnn.nn.cells import CELLS, Cell
+from deploy_rnn.nn.lengths import check_lengths, repack, reverse_rows, step_mask, unpack
+from deploy_rnn.nn.scan import scan_steps, zeros
 
 
 class Recurrent(nn.Module):

@@ -1,0 +1,1 @@
+"""What every file is checked on: example calls, trial sizes, tolerances."""

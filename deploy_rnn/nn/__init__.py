@@ -1,0 +1,1 @@
+"""The networks: recurrent layers in plain tensor operations. Imports only torch."""
