@@ -44,11 +44,11 @@ lint: $(READY)
 # Seldom needed, so not in `install`; where it cannot be had, its columns say so.
 bench: $(READY)
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed; it is left out."
-	@$(RUN) benchmarks/run.py
+	@$(RUN) -m benchmarks.run
 
 # Everything that needs a GPU: the tests marked cuda, and the timings; a JSON for each part in OUT.
 cuda: $(READY)
-	@$(RUN) benchmarks/cuda.py $(OUT)
+	@$(RUN) -m benchmarks.cuda $(OUT)
 
 clean:
 	rm -rf build dist .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

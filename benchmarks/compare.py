@@ -1,4 +1,4 @@
-"""What has become faster or slower: `python benchmarks/compare.py OLD.json NEW.json`, two results of one benchmark.
+"""What has become faster or slower: `python -m benchmarks.compare OLD.json NEW.json`, two results of one benchmark.
 
 Each contestant's time at each point, NEW as a multiple of OLD, and the geometric mean. `--fail-above 1.1` exits 1 if a
 contestant's mean is above, or if one is gone from a point that both have; `--contestant NAME` looks at that one alone.
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from text import load, machine_line, markdown
+from benchmarks.reporting.text import load, machine_line, markdown
 
 Times = dict[str, dict[str, float]]
 """contestant -> point -> milliseconds."""

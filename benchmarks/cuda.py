@@ -2,8 +2,8 @@
 
 machine.json        GPU, driver, versions
 tests.json          every test marked `cuda`: passed, failed or skipped, with the reason
-grid_cuda.json      timings of benchmarks/grid.py: cuDNN in every precision, onnxruntime with and without CUDA graphs
-modules_cuda.json   timings of benchmarks/torch_modules.py, with H on both sides of cuDNN's persistent kernels (384)
+grid_cuda.json      benchmarks.grid.measure: cuDNN in every precision, onnxruntime with and without CUDA graphs
+modules_cuda.json   benchmarks.studies.torch_modules, with H on both sides of cuDNN's persistent kernels (384)
 
 Exit code 0 if all passed, 1 if something failed or there is no GPU: nothing was checked then.
 """
@@ -19,16 +19,15 @@ from typing import Any
 
 import torch
 
-from machine import describe
-
-HERE = Path(__file__).parent
+from benchmarks import ROOT
+from benchmarks.reporting.machine import describe
 
 
 def tests(folder: Path) -> bool:
     """Run the marked tests; -> whether some ran and none failed."""
     junit = folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
-    code = subprocess.run(command, cwd=HERE.parent, check=False).returncode
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
     rows = [outcome(case) for case in ElementTree.parse(junit).iter("testcase")]
     junit.unlink()
     write(folder / "tests.json", {"counts": dict(Counter(row["outcome"] for row in rows)), "tests": rows})
@@ -49,16 +48,16 @@ def outcome(case: ElementTree.Element) -> dict[str, Any]:
 
 
 TIMINGS = {
-    "grid_cuda": ["grid.py"],
-    "modules_cuda": ["torch_modules.py", "--hidden", "64", "256", "384", "512"],
+    "grid_cuda": ["grid.measure"],
+    "modules_cuda": ["studies.torch_modules", "--hidden", "64", "256", "384", "512"],
 }
 
 
 def timings(folder: Path, name: str) -> bool:
-    script, *arguments = TIMINGS[name]
-    output = str(folder / f"{name}.json")
-    command = [sys.executable, str(HERE / script), *arguments, "--device", "cuda", "--output", output]
-    return subprocess.run(command, check=False).returncode == 0
+    module, *arguments = TIMINGS[name]
+    output = str((folder / f"{name}.json").resolve())
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--device", "cuda", "--output", output]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
 def write(path: Path, content: dict[str, Any]) -> None:

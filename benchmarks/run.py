@@ -9,23 +9,27 @@ import subprocess
 import sys
 from pathlib import Path
 
-from plots import draw, grid_plot
-from tables import RESULTS, ROOT, grid_sections
-from text import load
+from benchmarks import RESULTS, ROOT
+from benchmarks.reporting.plots import draw, grid_plot
+from benchmarks.reporting.tables import grid_sections
+from benchmarks.reporting.text import load
 
-HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "bench"
 FILES = ["--files", str(BUILD / "files")]
-QUICK = {"grid_cpu": ["grid.py", *FILES]}
-STANDARD = {"grid_cpu": ["grid.py", "--grid", "standard", *FILES]}
+QUICK = {"grid_cpu": ["grid.measure", *FILES]}
+STANDARD = {"grid_cpu": ["grid.measure", "--grid", "standard", *FILES]}
 FULL = STANDARD | {
-    "export": ["exporters.py"],
-    "compile_time": ["compile_time.py"],
-    "torch_modules": ["torch_modules.py", "--hidden", "64", "256"],
-    "grid_cpu_full": ["grid.py", "--grid", "full", *FILES],
-    "batching": ["batching.py"],
-    "serving": ["serve.py"],
+    "export": ["studies.exporters"],
+    "compile_time": ["studies.compile_time"],
+    "torch_modules": ["studies.torch_modules", "--hidden", "64", "256"],
+    "grid_cpu_full": ["grid.measure", "--grid", "full", *FILES],
+    "batching": ["serving.batching"],
+    "serving": ["serving.serve"],
 }
+
+
+def run_module(name: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, check=True)
 
 
 def show(output: Path) -> None:
@@ -49,15 +53,15 @@ def main() -> None:
         each.mkdir(parents=True, exist_ok=True)
     only = ["--points", *options.points, "--no-compile"] if options.points else []
     parts = FULL if options.full else STANDARD if options.commit else QUICK
-    for name, (script, *arguments) in parts.items():
+    for name, (module, *arguments) in parts.items():
         output = folder / f"{name}.json"
         print(f"\n{name} -> {output}\n", flush=True)
-        subprocess.run([sys.executable, HERE / script, *arguments, *only, "--output", output], check=True)
-        if script == "grid.py":
+        run_module(module, *arguments, *only, "--output", str(output))
+        if module == "grid.measure":
             show(output)
     if options.commit:
-        for page in ("tables.py", "plots.py"):
-            subprocess.run([sys.executable, HERE / page], check=True)
+        for module in ("reporting.tables", "reporting.plots"):
+            run_module(module)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one model; benchmarks/batching.py measures what those of a batch bring and cost.
+    """Of one model; benchmarks/serving/batching.py measures what those of a batch bring and cost.
 
     Attributes:
         max_rows: rows of one run; also of one request.

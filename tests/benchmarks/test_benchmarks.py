@@ -1,13 +1,10 @@
 """The benchmarks run, at their smallest; what they measure is nobody's test."""
 
 import copy
-import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,23 +13,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-GRID = BENCHMARKS / "results" / "grid_cpu.json"
+from benchmarks import RESULTS, ROOT
+from benchmarks.grid import contestants, floor, graphs, lengths, measure, points
+from benchmarks.reporting import plots, summary, tables
+
+GRID = RESULTS / "grid_cpu.json"
 MACHINE = {
     "cpu": "a", "cores": 2, "python": "1", "torch": "2", "onnxruntime": "3", "onnx": "4", "onnxscript": "5",
 }  # fmt: skip
-Importer = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Importer]:
-    """Imports a file of benchmarks/, and forgets afterwards all that came with it."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield importlib.import_module
-    for path in BENCHMARKS.glob("*.py"):
-        if path.stem not in before:
-            sys.modules.pop(path.stem, None)
 
 
 def point(cell: str = "tanh", batch: int = 32, **medians: float) -> dict[str, Any]:
@@ -46,14 +34,14 @@ def point(cell: str = "tanh", batch: int = 32, **medians: float) -> dict[str, An
     return {**where, "contestants": contestants, "missing": {}, "products": {"torch": 1.0}}
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_export(tmp_path: Path) -> None:
-    done = run("exporters.py", "--steps", "3", "--hidden", "8", "9", "--output", tmp_path / "export.json")
+    done = run("studies.exporters", "--steps", "3", "--hidden", "8", "9", "--output", tmp_path / "export.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))["rows"]
     assert [(row["exporter"], row["H"]) for row in rows] == [
@@ -67,16 +55,15 @@ def test_export(tmp_path: Path) -> None:
     assert "| deploy_rnn, native, T=3, H=9 |" in done.stdout
 
 
-def test_an_export_that_was_stopped_is_shown_as_such(benchmark: Importer) -> None:
-    tables = benchmark("tables")
-    result = tables.load(tables.RESULTS / "export.json")
+def test_an_export_that_was_stopped_is_shown_as_such() -> None:
+    result = tables.load(RESULTS / "export.json")
     result["rows"] = [{**result["rows"][0], "measured": None}]
     assert f"H=128 | > {result['limit']} |  |  |  |" in tables.export_table(result)
 
 
 @pytest.mark.slow
 def test_compile_time(tmp_path: Path) -> None:
-    done = run("compile_time.py", "--steps", "3", "--families", "GRU", "--output", tmp_path / "compile.json")
+    done = run("studies.compile_time", "--steps", "3", "--families", "GRU", "--output", tmp_path / "compile.json")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "compile.json").read_text(encoding="utf-8"))["rows"]
     assert [row["contestant"] for row in rows] == ["deploy_rnn.compile"]
@@ -88,7 +75,7 @@ def test_compile_time(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_modules(tmp_path: Path) -> None:
     done = run(
-        "torch_modules.py", "--families", "GRU", "--hidden", "8", "--steps", "3", "--output", tmp_path / "t.json"
+        "studies.torch_modules", "--families", "GRU", "--hidden", "8", "--steps", "3", "--output", tmp_path / "t.json"
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["rows"]
@@ -101,7 +88,7 @@ def test_torch_modules(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
-    done = run("cuda.py", tmp_path / "out")
+    done = run("cuda", tmp_path / "out")
     assert done.returncode == 1
     assert "There is no CUDA GPU here" in done.stderr
     assert "nothing was checked" in done.stderr
@@ -112,7 +99,7 @@ def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
 def test_grid(tmp_path: Path) -> None:
     points = ["relu,8,3,2", "LSTM,8,3,1"]
     arguments = ["--points", *points, "--no-compile", "--threads", "1", "--output", tmp_path / "grid.json"]
-    done = run("grid.py", *arguments, "--files", tmp_path / "files")
+    done = run("grid.measure", *arguments, "--files", tmp_path / "files")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))
     assert [(row["cell"], row["B"]) for row in result["rows"]] == [("LSTM", 1), ("relu", 2)]
@@ -136,14 +123,13 @@ def test_grid(tmp_path: Path) -> None:
     assert len(list((tmp_path / "files" / "stock").glob("*.onnx"))) == 1  # kept, for the next run
 
 
-def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported(benchmark: Importer) -> None:
-    grid, contestants = benchmark("grid"), benchmark("contestants")
+def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported() -> None:
     x, expected = torch.zeros(3, 2, 4), torch.zeros(3, 2, 4)
 
     def absent() -> None:
         raise contestants.Missing("openvino is not installed")
 
-    found, missing, differences = grid.ready(
+    found, missing, differences = measure.ready(
         {
             "right": lambda: contestants.torch_contestant(lambda x: (x,), x),
             "wrong": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x),
@@ -156,29 +142,26 @@ def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported(benchmark: Impo
     assert differences == {"right": 0.0}
 
 
-def test_a_file_that_cannot_be_written_is_a_contestant_less(benchmark: Importer, tmp_path: Path) -> None:
-    graphs, points = benchmark("graphs"), benchmark("points")
+def test_a_file_that_cannot_be_written_is_a_contestant_less(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     found = graphs._run(graphs.Job(graphs.legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
     torch.set_num_threads(threads)
-    with pytest.raises(benchmark("contestants").Missing, match="absent"):
+    with pytest.raises(contestants.Missing, match="absent"):
         graphs.path(found, graphs.LEGACY)
-    with pytest.raises(benchmark("contestants").Missing, match="left out of a quick run"):
+    with pytest.raises(contestants.Missing, match="left out of a quick run"):
         graphs.path(found, graphs.STOCK)
 
 
-def test_one_of_ours_that_is_wrong_ends_the_run(benchmark: Importer) -> None:
-    grid, contestants = benchmark("grid"), benchmark("contestants")
+def test_one_of_ours_that_is_wrong_ends_the_run() -> None:
     x = torch.zeros(3, 2, 4)
     wrong = {"deploy_rnn": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x)}
     with pytest.raises(AssertionError, match="deploy_rnn is wrong by 5"):
-        grid.ready(wrong, x)
+        measure.ready(wrong, x)
 
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["tanh", "LSTM"])
-def test_the_floor_has_every_product_once(benchmark: Importer, tmp_path: Path, cell: str, directions: int) -> None:
-    floor, points = benchmark("floor"), benchmark("points")
+def test_the_floor_has_every_product_once(tmp_path: Path, cell: str, directions: int) -> None:
     point = points.Point(points.Net(cell, 8, layers=2, directions=directions), 5, 3)
     layer, x = point.net.layer(), point.input()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -192,8 +175,7 @@ def test_the_floor_has_every_product_once(benchmark: Importer, tmp_path: Path, c
 
 
 @pytest.mark.slow
-def test_lengths_group_rows_and_every_way_is_right(benchmark: Importer, monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths, points = benchmark("lengths"), benchmark("points")
+def test_lengths_group_rows_and_every_way_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = [np.ones((length, 2), np.float32) for length in (3, 1, 9, 2)]
     come, grouped, buckets = (
         lengths.batches(sequences, 2, grouped=grouped, buckets=buckets)
@@ -211,8 +193,7 @@ def test_lengths_group_rows_and_every_way_is_right(benchmark: Importer, monkeypa
     assert names[-2:] == ["unrolled, buckets", "Engine, grouped"]
 
 
-def test_the_native_operator_is_ours_too(benchmark: Importer) -> None:
-    summary = benchmark("summary")
+def test_the_native_operator_is_ours_too() -> None:
     row = point(torch=8.0, ours=4.0, native=2.0)
     assert summary.lead(row, summary.PEERS["torch.nn"]) == 4
     assert summary.lead(row, summary.PEERS["native operator"]) == 1
@@ -221,8 +202,7 @@ def test_the_native_operator_is_ours_too(benchmark: Importer) -> None:
     assert summary.share(row) == 0.5
 
 
-def test_targets_are_met_or_not_by_the_figures(benchmark: Importer) -> None:
-    summary = benchmark("summary")
+def test_targets_are_met_or_not_by_the_figures() -> None:
     rows = [point(torch=8.0, ours=1.0, native=2.0), point(torch=2.0, ours=1.0, native=2.0, batch=1)]
     found = {target.name: target for target in summary.targets({"rows": rows, "lengths": []})}
     eager, native = found["RNN, against torch.nn"], found["RNN, against native operator"]
@@ -233,8 +213,7 @@ def test_targets_are_met_or_not_by_the_figures(benchmark: Importer) -> None:
     assert (found["GRU, against torch.nn"].value, found["GRU, against torch.nn"].met) == (None, None)
 
 
-def test_points_where_a_peer_is_ahead(benchmark: Importer) -> None:
-    summary = benchmark("summary")
+def test_points_where_a_peer_is_ahead() -> None:
     rows = [point(torch=1.0, ours=2.0), point(torch=2.0, ours=2.05), point(torch=1.0, ours=3.0, stock=2.0)]
     found = summary.behind({"device": "cpu", "rows": rows})
     assert [(ahead, peer) for ahead, peer, _ in found] == [
@@ -243,30 +222,29 @@ def test_points_where_a_peer_is_ahead(benchmark: Importer) -> None:
 
 
 @pytest.fixture
-def measured(benchmark: Importer) -> dict[str, Any]:
+def measured() -> dict[str, Any]:
     """A standard grid with made-up times."""
-    points = benchmark("points").standard()
-    rows = [{**point(torch=8.0, ours=1.0, native=2.0), **each.where} for each in points]
+    rows = [{**point(torch=8.0, ours=1.0, native=2.0), **each.where} for each in points.standard()]
     return {"device": "cpu", "rows": rows, "lengths": [], "machine": MACHINE}
 
 
-def test_every_point_and_target_is_in_the_tables(benchmark: Importer, measured: dict[str, Any]) -> None:
-    sections = benchmark("tables").grid_sections(measured)
-    assert sections["grid_targets"].count("\n") == 1 + len(benchmark("summary").targets(measured))
+def test_every_point_and_target_is_in_the_tables(measured: dict[str, Any]) -> None:
+    sections = tables.grid_sections(measured)
+    assert sections["grid_targets"].count("\n") == 1 + len(summary.targets(measured))
     assert sections["grid_points"].count("\n") == 1 + len(measured["rows"])
     assert "| LSTM, B=32 | 8.00x (8.00x) | 2.00x (2.00x) | 100 % |" in sections["grid"]
     assert sections["grid_behind"] == "Nowhere."
 
 
-def test_the_plot_has_a_panel_for_each_cell(benchmark: Importer, measured: dict[str, Any]) -> None:
-    figure = benchmark("plots").grid_plot(measured)
+def test_the_plot_has_a_panel_for_each_cell(measured: dict[str, Any]) -> None:
+    figure = plots.grid_plot(measured)
     assert [axes.get_title() for axes in figure.axes] == ["tanh", "relu", "GRU", "LSTM"]
 
 
-def test_the_standard_grid_is_what_was_committed(benchmark: Importer) -> None:
-    points = [each.where for each in benchmark("points").standard()]
-    rows = [{key: row[key] for key in points[0]} for row in json.loads(GRID.read_text(encoding="utf-8"))["rows"]]
-    assert sorted(map(str, rows)) == sorted(map(str, points))
+def test_the_standard_grid_is_what_was_committed() -> None:
+    expected = [each.where for each in points.standard()]
+    rows = [{key: row[key] for key in expected[0]} for row in json.loads(GRID.read_text(encoding="utf-8"))["rows"]]
+    assert sorted(map(str, rows)) == sorted(map(str, expected))
 
 
 def test_compare(tmp_path: Path) -> None:
@@ -276,17 +254,17 @@ def test_compare(tmp_path: Path) -> None:
     for name, result in (("old", old), ("new", new)):
         (tmp_path / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
     files = tmp_path / "old.json", tmp_path / "new.json"
-    done = run("compare.py", *files)
+    done = run("compare", *files)
     assert done.returncode == 0, done.stderr
     assert "| cell=tanh, H=8, layers=2, directions=2, T=50, B=32 | 1.50 | 1.00 |" in done.stdout
     assert "| geometric mean | 1.50 | 1.00 |" in done.stdout
-    done = run("compare.py", *files, "--fail-above", "1.4")
+    done = run("compare", *files, "--fail-above", "1.4")
     assert done.returncode == 1
     assert "deploy_rnn takes 1.50 times as long as before; the limit is 1.4." in done.stderr
-    assert run("compare.py", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode == 0
-    assert run("compare.py", *files, "--contestant", "nobody").returncode == 2
+    assert run("compare", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode == 0
+    assert run("compare", *files, "--contestant", "nobody").returncode == 2
     del new["rows"][0]["contestants"]["torch.nn"]
     files[1].write_text(json.dumps(new), encoding="utf-8")
-    done = run("compare.py", *files, "--fail-above", "2")
+    done = run("compare", *files, "--fail-above", "2")
     assert done.returncode == 1
     assert "torch.nn is gone from 1 points." in done.stderr

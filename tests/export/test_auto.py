@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.export import export_onnx, fastest
+from deploy_rnn.export import auto, export_onnx
 from deploy_rnn.timing import Timing
 
 
@@ -22,7 +22,7 @@ def test_auto_takes_the_fastest_and_says_how_fast_the_others_are(
             name: Timing(seconds, seconds, seconds) for name, seconds in zip(runs, [0.003, 0.001, 0.002], strict=True)
         }
 
-    monkeypatch.setattr(fastest, "compare", compare)
+    monkeypatch.setattr(auto, "compare", compare)
     report = export_onnx(nn.GRU(4, 6), torch.randn(3, 2, 4), tmp_path / "gru.onnx", form="auto")
     assert (report.form, report.forms) == ("scan", {"unrolled": 3.0, "scan": 1.0, "native": 2.0})
     assert "  native: 2.00 ms" in str(report)

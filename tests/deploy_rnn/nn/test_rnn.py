@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn import RNN, reference
+from deploy_rnn import RNN
+from deploy_rnn.nn import reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}

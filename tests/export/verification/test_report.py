@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deploy_rnn.errors import ProviderError, VerificationError
-from deploy_rnn.export import Report, export_onnx, reports_html, runs, verify
+from deploy_rnn.export import Report, export_onnx, reports_html, verify
+from deploy_rnn.export.verification import runs
 from deploy_rnn.export.verification.plots import WIDTH, error_over_time
 from deploy_rnn.export.verification.report import ErrorOverTime
 from deploy_rnn.runtime import CPU, CUDA, RanNode, placement

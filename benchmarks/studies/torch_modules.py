@@ -1,4 +1,4 @@
-"""The networks by themselves, beside torch.nn's: `python benchmarks/torch_modules.py`.
+"""The networks by themselves, beside torch.nn's: `python -m benchmarks.studies.torch_modules`.
 
 Two bidirectional layers with I = H, inference. Contestants take turns (see deploy_rnn/timing.py), each is compared with
 torch.nn before it is timed, and one compilation serves all points of one family and H.
@@ -19,11 +19,11 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import deploy_rnn
-from contestants import side_by_side, torch_contestant
+from benchmarks.grid.contestants import side_by_side, torch_contestant
+from benchmarks.grid.floor import products
+from benchmarks.reporting.machine import publish
+from benchmarks.reporting.tables import modules_summary, modules_table
 from deploy_rnn.timing import compare
-from floor import products
-from machine import publish
-from tables import modules_summary, modules_table
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 HIDDEN, STEPS, BATCH = [64, 128, 256, 512], [50, 200], [1, 32]

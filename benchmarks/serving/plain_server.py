@@ -1,7 +1,7 @@
 """What one writes without deploy-rnn: Starlette, and one `session.run` per request in a pool of threads.
 
-`python benchmarks/plain_server.py MODEL.onnx` serves the same bytes at the same path as `deploy-rnn serve`, as far as
-the benchmark needs them, and nothing else: no checks, no limits, no streams. It prints its port.
+`python -m benchmarks.serving.plain_server MODEL.onnx` serves the same bytes at the same path as `deploy-rnn serve`, as
+far as the benchmark needs them, and nothing else: no checks, no limits, no streams. It prints its port.
 """
 
 import json

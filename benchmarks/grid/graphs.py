@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import deploy_rnn
-from contestants import LEGACY, STOCK, Missing
+from benchmarks.grid.contestants import LEGACY, STOCK, Missing
+from benchmarks.grid.points import Net, Point
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.export.capture.captured import Prepared
 from deploy_rnn.export.forms import FORMS
 from deploy_rnn.export.forms.node_count import MAX_NODES
-from points import Net, Point
 
 STOCK_STEPS = 200
 """Steps, over all layers and directions, above which torch.onnx.export takes more than a minute."""

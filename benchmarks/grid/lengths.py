@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from contestants import milliseconds
+from benchmarks.grid.contestants import milliseconds
+from benchmarks.grid.points import CELLS, Net
 from deploy_rnn.export import export_bundle
 from deploy_rnn.export.capture.captured import Prepared
 from deploy_rnn.export.forms.node_count import MAX_NODES
 from deploy_rnn.runtime import open_session
 from deploy_rnn.serving import Engine
 from deploy_rnn.timing import compare
-from points import CELLS, Net
 
 LONGEST, BATCH = 200, 32
 BUCKETS = (50, 100, 150, 200)

@@ -1,10 +1,10 @@
-"""How far rounding moves a trained network: `python benchmarks/rounding.py FREE_CHECKPOINT`.
+"""How far rounding moves a trained network: `python -m benchmarks.studies.rounding FREE_CHECKPOINT`.
 
 The highlighter's scores on held-out files, in float32 by torch.nn.RNN and by deploy_rnn, against float64, for the
 checkpoint in the repository and for one that was trained without a limit on its recurrent weights:
 
     python -m deploy_rnn.examples.highlight.train --max-gain inf --folder free
-    python benchmarks/rounding.py free/checkpoint.safetensors
+    python -m benchmarks.studies.rounding free/checkpoint.safetensors
 """
 
 import argparse
@@ -18,10 +18,10 @@ from rich.progress import track
 from safetensors.torch import load_model
 
 import deploy_rnn
+from benchmarks.reporting.machine import publish
+from benchmarks.reporting.tables import rounding_table
 from deploy_rnn.examples.highlight.model import CHECKPOINT, Highlighter, windows
 from deploy_rnn.examples.highlight.train import read
-from machine import publish
-from tables import rounding_table
 
 FILES = 20
 

@@ -1,4 +1,4 @@
-"""The README's pictures, made from the JSON in benchmarks/results: `python benchmarks/plots.py` draws them again."""
+"""The README's pictures, drawn from the JSON in benchmarks/results: `python -m benchmarks.reporting.plots`."""
 
 from pathlib import Path
 from statistics import geometric_mean
@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-from summary import PEERS, ours, place
-from tables import GRID, RESULTS, ROOT, speeds
-from text import load, machine_line
+from benchmarks import RESULTS, ROOT
+from benchmarks.reporting.summary import PEERS, ours, place
+from benchmarks.reporting.tables import GRID, speeds
+from benchmarks.reporting.text import load, machine_line
 
 DOCS = ROOT / "docs"
 STYLES = {1: "-", 32: "--"}

@@ -1,11 +1,11 @@
-"""The README's tables, made from the JSON in benchmarks/results: `python benchmarks/tables.py` writes them again."""
+"""The README's tables, made from the JSON in benchmarks/results: `python -m benchmarks.reporting.tables`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from grid_tables import (
+from benchmarks import RESULTS, ROOT
+from benchmarks.reporting.grid_tables import (
     behind_table,
     engine_table,
     grid_summary,
@@ -15,10 +15,8 @@ from grid_tables import (
     points_table,
     targets_table,
 )
-from text import load, machine_line, markdown
+from benchmarks.reporting.text import load, machine_line, markdown
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 GRID = RESULTS / "grid_cpu.json"
 AT = ("median", "worst")
 

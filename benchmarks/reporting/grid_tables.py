@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from summary import behind, leads, mean, ours, peers, place, share, targets
-from text import machine_line, markdown
+from benchmarks.reporting.summary import behind, leads, mean, ours, peers, place, share, targets
+from benchmarks.reporting.text import machine_line, markdown
 
 Row = dict[str, Any]
 SESSIONS = ("onnxruntime, unrolled", "onnxruntime, scan", "onnxruntime, native")

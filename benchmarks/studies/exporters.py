@@ -1,4 +1,4 @@
-"""What an export costs, beside PyTorch's own exporter: `python benchmarks/exporters.py`.
+"""What an export costs, beside PyTorch's own exporter: `python -m benchmarks.studies.exporters`.
 
 Each export runs in a fresh process, after torch is imported, and is timed from the call to the finished file. Ours
 includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core, in a process
@@ -21,10 +21,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from benchmarks import ROOT
+from benchmarks.grid.graphs import stock_export
+from benchmarks.reporting.machine import publish
+from benchmarks.reporting.tables import export_table
 from deploy_rnn.runtime import open_session
-from graphs import stock_export
-from machine import publish
-from tables import export_table
 
 STEPS = [10, 100, 1000]
 FORMS = ["unrolled", "scan", "native"]
@@ -84,8 +85,10 @@ def peak_memory() -> int:
 
 def call(*arguments: str, limit: int | None = None) -> str:
     """The last line that this script prints in a process of its own."""
-    command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit).stdout.splitlines()[-1]
+    command = [sys.executable, "-m", "benchmarks.studies.exporters", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=limit
+    ).stdout.splitlines()[-1]
 
 
 def count(graph: onnx.GraphProto) -> int:

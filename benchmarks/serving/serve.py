@@ -26,12 +26,12 @@ from urllib.request import urlopen
 import torch
 from rich.console import Console
 
+from benchmarks import ROOT
+from benchmarks.reporting.machine import publish
+from benchmarks.reporting.tables import serving_table
 from deploy_rnn.examples.highlight.model import ALPHABET, load
 from deploy_rnn.export import export_bundle
-from machine import publish
-from tables import serving_table
 
-HERE = Path(__file__).parent
 PLAIN = "Starlette, one `session.run` per request"
 SERVE = (sys.executable, "-m", "deploy_rnn", "serve", "--http-port", "0", "--grpc-port", "0")
 CONTESTANTS = {
@@ -54,9 +54,9 @@ def bundle(folder: Path) -> Path:
 @contextmanager
 def server(name: str, path: Path) -> Iterator[int]:
     """The port of a contestant that answers."""
-    plain = [sys.executable, str(HERE / "plain_server.py"), str(path / "native.onnx")]
+    plain = [sys.executable, "-m", "benchmarks.serving.plain_server", str(path / "native.onnx")]
     command = plain if name == PLAIN else [*SERVE, *CONTESTANTS[name], str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             found = next(filter(None, (re.match(r"HTTP on \S+:(\d+),", line) for line in process.stdout)))
@@ -68,8 +68,10 @@ def server(name: str, path: Path) -> Iterator[int]:
 def ask(port: int, rate: float, seconds: float, *, pad: bool) -> dict[str, float]:
     """Latencies in milliseconds, and what the server says of its runs meanwhile."""
     before = figures(port)
-    command = [sys.executable, str(HERE / "load.py"), str(port), str(rate), str(seconds), *(["--pad"] if pad else [])]
-    found: dict[str, float] = json.loads(subprocess.check_output(command))
+    command = [sys.executable, "-m", "benchmarks.serving.load", str(port), str(rate), str(seconds)]
+    if pad:
+        command.append("--pad")
+    found: dict[str, float] = json.loads(subprocess.check_output(command, cwd=ROOT))
     ran = {name: value - before.get(name, 0.0) for name, value in figures(port).items()}
     runs, steps = ran["executions"], ran.get("steps_real", 0.0) + ran.get("steps_padded", 0.0)
     found["run"] = 1e3 * ran["compute_seconds"] / max(1.0, runs)

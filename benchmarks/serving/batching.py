@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from benchmarks.reporting.machine import publish
+from benchmarks.reporting.tables import batching_table
 from deploy_rnn.export import export_bundle
 from deploy_rnn.serving import Limits, Model, Request
-from machine import publish
-from tables import batching_table
 
 INPUT, HIDDEN = 64, 128
 ONE = "one run per request"

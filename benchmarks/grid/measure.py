@@ -1,4 +1,4 @@
-"""Everything that runs a recurrent layer, side by side: `python benchmarks/grid.py`; `--grid full` takes hours.
+"""Everything that runs a recurrent layer, side by side: `python -m benchmarks.grid.measure`; `--grid full` takes hours.
 
 Every contestant (contestants.py) is compared with torch.nn before it is timed; they take turns in blocks
 (deploy_rnn/timing.py), and among them, as if it were one more, the floor (floor.py). The files are written first, and
@@ -21,9 +21,8 @@ import torch._inductor
 from rich.console import Console
 from rich.progress import track
 
-import graphs
-import lengths
-from contestants import (
+from benchmarks.grid import graphs, lengths
+from benchmarks.grid.contestants import (
     EAGER,
     LEGACY,
     NATIVE,
@@ -42,13 +41,13 @@ from contestants import (
     torch_contestant,
     traced,
 )
+from benchmarks.grid.floor import onnx_products, products, rows_apart
+from benchmarks.grid.points import GRIDS, Net, Point
+from benchmarks.reporting.grid_tables import grid_summary, targets_table
+from benchmarks.reporting.machine import publish
 from deploy_rnn.export.forms import FORMS
 from deploy_rnn.runtime import usable_cores
 from deploy_rnn.timing import compare
-from floor import onnx_products, products, rows_apart
-from grid_tables import grid_summary, targets_table
-from machine import publish
-from points import GRIDS, Net, Point
 
 BLOCK = 0.08
 """Seconds that a block is to last, with at least three calls."""

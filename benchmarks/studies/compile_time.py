@@ -1,4 +1,4 @@
-"""What compiling costs as sequences grow: `python benchmarks/compile_time.py`.
+"""What compiling costs as sequences grow: `python -m benchmarks.studies.compile_time`.
 
 From the call to the first result, in a fresh process without caches, once torch.compile has compiled a sum (the first
 time, it looks for the compiler and the processor's instructions): `deploy_rnn.compile`, and the same layers with their
@@ -20,9 +20,10 @@ from rich.console import Console
 from torch import nn
 
 import deploy_rnn
+from benchmarks import ROOT
+from benchmarks.reporting.machine import publish
+from benchmarks.reporting.tables import compile_table
 from deploy_rnn.nn.recurrent import Recurrent
-from machine import publish
-from tables import compile_table
 
 STEPS = [32, 256, 2048]
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
@@ -56,10 +57,12 @@ def python_loop(self: Recurrent, projected: Any, mask: Any, states: Any, weights
 def apart(contestant: str, family: str, steps: int) -> float | None:
     """`one` in a process of its own; None if it does not finish in time."""
     with TemporaryDirectory() as cache:
-        command = [sys.executable, __file__, "--one", contestant, family, str(steps)]
+        command = [sys.executable, "-m", "benchmarks.studies.compile_time", "--one", contestant, family, str(steps)]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
         try:
-            said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True)
+            said = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True
+            )
         except subprocess.TimeoutExpired:
             return None
         return float(said.stdout.split()[-1])

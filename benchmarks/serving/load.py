@@ -1,4 +1,4 @@
-"""An open-loop load: `python benchmarks/load.py PORT RATE SECONDS` asks at random times (Poisson),
+"""An open-loop load: `python -m benchmarks.serving.load PORT RATE SECONDS` asks at random times (Poisson),
 whatever the answers do.
 
 A latency runs from when a request should have been sent to the last byte of its answer, so that a server that stalls
