@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from deploy_rnn import __version__
-from deploy_rnn.console import Failed, Refused
+from deploy_rnn.console import CheckFailed, UsageError
 from deploy_rnn.errors import DeployError
 
 ELSEWHERE = {name: f"deploy_rnn.export.cli.commands:{name}" for name in ("export", "inspect", "verify")} | {
@@ -56,10 +56,12 @@ def demo(file: Path | None, output: Path, as_json: bool) -> None:
     try:
         from deploy_rnn.examples.highlight import demo as highlight
     except ModuleNotFoundError as error:
-        raise Refused(f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'") from None
+        raise UsageError(
+            f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
+        ) from None
     try:
         highlight.run(file, output, as_json=as_json)
     except highlight.Unusable as error:
-        raise Refused(str(error)) from None
+        raise UsageError(str(error)) from None
     except DeployError as error:
-        raise Failed(str(error)) from None
+        raise CheckFailed(str(error)) from None

@@ -40,7 +40,7 @@ def compile(model: nn.Module) -> nn.Module:
     return cast(nn.Module, compiled)
 
 
-class _SizesApart:
+class _NoDuckShapes:
     """While it is held, torch.compile does not take two sizes for one because they are equal in its first call.
 
     Otherwise T=5, B=5 compiles once, and T=5, B=7 again. It is a setting of the process, hence the count: several
@@ -66,7 +66,7 @@ class _SizesApart:
                 shape_config.use_duck_shape = self._before
 
 
-_SIZES_APART = _SizesApart()
+_SIZES_APART = _NoDuckShapes()
 
 
 def _backend(graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:

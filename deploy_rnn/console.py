@@ -15,13 +15,13 @@ import click
 from deploy_rnn.errors import DeployError, ProviderError, VerificationError
 
 
-class Refused(click.ClickException):
+class UsageError(click.ClickException):
     """Bad input: one line, exit code 2."""
 
     exit_code = 2
 
 
-class Failed(click.ClickException):
+class CheckFailed(click.ClickException):
     """A check that failed: one line, exit code 1."""
 
     exit_code = 1
@@ -32,7 +32,7 @@ CHECKS: tuple[type[DeployError], ...] = (VerificationError, ProviderError)
 
 
 @contextmanager
-def answering(*, as_json: bool, failed: tuple[type[DeployError], ...] = CHECKS) -> Iterator[None]:
+def command_errors(*, as_json: bool, failed: tuple[type[DeployError], ...] = CHECKS) -> Iterator[None]:
     """For the work of a subcommand: what is printed meanwhile goes to stderr, and an error becomes an exit code.
 
     With `as_json` stdout gets the error as JSON, with the report if there is one.
@@ -46,14 +46,16 @@ def answering(*, as_json: bool, failed: tuple[type[DeployError], ...] = CHECKS) 
             yield
     except ModuleNotFoundError as error:
         missing = f"this needs `{error.name}`; run: pip install 'deploy-rnn[export,onnxruntime]'"
-        raise _told(Refused, missing, as_json=as_json) from None
+        raise _format_error(UsageError, missing, as_json=as_json) from None
     except failed as error:
-        raise _told(Failed, str(error), as_json=as_json, report=getattr(error, "report", None)) from None
+        raise _format_error(CheckFailed, str(error), as_json=as_json, report=getattr(error, "report", None)) from None
     except (DeployError, OSError, TypeError, ValueError) as error:
-        raise _told(Refused, str(error), as_json=as_json) from None
+        raise _format_error(UsageError, str(error), as_json=as_json) from None
 
 
-def _told(kind: type[click.ClickException], text: str, *, as_json: bool, report: Any = None) -> click.ClickException:
+def _format_error(
+    kind: type[click.ClickException], text: str, *, as_json: bool, report: Any = None
+) -> click.ClickException:
     text = printable(text)
     if as_json:
         show_json({"error": text} | (json.loads(report.to_json()) if report else {}))

@@ -11,12 +11,12 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.runtime import open_session
 from deploy_rnn.timing import compare
 
-from .capture.captured import Prepared
+from .capture.captured import CapturedModel
 from .forms import FORMS
 from .verification.cases import example_feeds
 
 
-def fastest(prepared: Prepared, *, max_nodes: int) -> tuple[str, dict[str, float | str]]:
+def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[str, float | str]]:
     """The fastest form in onnxruntime on the CPU; and for every form its milliseconds, or why it does not fit.
 
     Raises:
@@ -27,14 +27,14 @@ def fastest(prepared: Prepared, *, max_nodes: int) -> tuple[str, dict[str, float
     with TemporaryDirectory() as folder:
         for form in FORMS:
             try:
-                graph = prepared.written(form, max_nodes=max_nodes)
+                graph = captured.written(form, max_nodes=max_nodes)
             except ExportError as error:
                 found[form] = str(error)
                 continue
             path = Path(folder) / f"{form}.onnx"
             ir.save(graph, path)
             session = open_session(path)
-            runs[form] = partial(session.run, None, example_feeds(session, prepared.call))
+            runs[form] = partial(session.run, None, example_feeds(session, captured.call))
         if not runs:
             raise ExportError("no form fits: " + " ".join(f"{form}: {why}" for form, why in found.items()))
         times = compare(runs, rounds=2, calls=7)

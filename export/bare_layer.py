@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.example_call import Axes, Call
+from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.nn.lstm import LSTM
 from deploy_rnn.nn.recurrent import Recurrent
 
@@ -52,7 +52,7 @@ def state_names(layer: nn.Module) -> list[str]:
     return ["h", "c"] if isinstance(_base(layer), (nn.LSTM, LSTM)) else ["h"]
 
 
-def with_zero_states(model: nn.Module, call: Call) -> Call:
+def with_zero_states(model: nn.Module, call: ExampleCall) -> ExampleCall:
     """For a bare layer: the call with the states that it would start with."""
     if not is_layer(model) or call.arguments.get("hx") is not None:
         return call
@@ -61,7 +61,7 @@ def with_zero_states(model: nn.Module, call: Call) -> Call:
     return call.with_argument("hx", pytree.tree_map(torch.zeros_like, final))
 
 
-def layer_names(layer: nn.Module, call: Call) -> tuple[list[str], list[str]]:
+def layer_names(layer: nn.Module, call: ExampleCall) -> tuple[list[str], list[str]]:
     """What the graph takes and gives: input, h0 (, c0) if there are states -> output, h_n (, c_n)."""
     names = state_names(layer)
     takes = {"input": ["input"], "hx": [f"{name}0" for name in names], "lengths": ["lengths"]}
@@ -69,7 +69,7 @@ def layer_names(layer: nn.Module, call: Call) -> tuple[list[str], list[str]]:
     return inputs, ["output", *(f"{name}_n" for name in names)]
 
 
-def layer_axes(layer: nn.Module, call: Call, dynamic_shapes: Any, *, time: bool) -> list[Axes]:
+def layer_axes(layer: nn.Module, call: ExampleCall, dynamic_shapes: Any, *, time: bool) -> list[Axes]:
     """The batch axis, and with `time` also that of the steps, is open unless something else is asked; whatever has a
     batch shares that of the input.
     """

@@ -11,14 +11,14 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
-from deploy_rnn.checking.tolerance import Limits
+from deploy_rnn.checking.tolerance import Tolerance
 from deploy_rnn.checking.trials import resized
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.runtime import CPU
 from deploy_rnn.tensor_spec import TensorSpec
 
-from .capture.captured import Prepared
+from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .forms.node_count import MAX_NODES
 from .shared_weights import SharedWeights
@@ -71,7 +71,7 @@ def export_bundle(
     if unknown := [form for form in forms or () if form not in FORMS]:
         raise ExportError(f"`forms` has {unknown[0]!r}; use {' or '.join(map(repr, FORMS))}.")
     prepare = partial(
-        Prepared.of,
+        CapturedModel.of,
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
@@ -84,13 +84,13 @@ def export_bundle(
         weights = SharedWeights(temporary / bundle.WEIGHTS)
         graphs, reports = [], []
         for form, steps in todo:
-            prepared = whole if steps is None else _of_steps(prepare, whole, steps)
+            captured = whole if steps is None else _of_steps(prepare, whole, steps)
             file = temporary / (f"{form}.onnx" if steps is None else f"{form}-{steps}.onnx")
-            written = prepared.written(form, max_nodes=max_nodes)
+            written = captured.written(form, max_nodes=max_nodes)
             weights.take(written)
             ir.save(written, file)
             shown = folder / file.name
-            reports.append(check(file, prepared.model, prepared.call, Limits(atol, rtol), sizes, shown_as=shown))
+            reports.append(check(file, captured.model, captured.call, Tolerance(atol, rtol), sizes, shown_as=shown))
             graphs.append(Graph(file.name, form, steps, reports[-1].nodes, reports[-1].latency[CPU]["example"]))
         title = name or folder.resolve().name
         _write_reports(temporary, reports, title)
@@ -102,7 +102,7 @@ def export_bundle(
 
 
 def _graphs(
-    whole: Prepared, forms: Sequence[str] | None, buckets: Sequence[int] | None, max_nodes: int
+    whole: CapturedModel, forms: Sequence[str] | None, buckets: Sequence[int] | None, max_nodes: int
 ) -> list[tuple[str, int | None]]:
     """Form, and number of steps or None for any, of each graph."""
     asked = [form for form in forms or FORMS if form not in FIXED_TIME]
@@ -114,7 +114,7 @@ def _graphs(
     return [*graphs, *(("unrolled", steps) for steps in sorted(set(buckets or ())))]
 
 
-def _fits(whole: Prepared, form: str, max_nodes: int) -> bool:
+def _fits(whole: CapturedModel, form: str, max_nodes: int) -> bool:
     try:
         whole.written(form, max_nodes=max_nodes)
     except ExportError:
@@ -122,7 +122,7 @@ def _fits(whole: Prepared, form: str, max_nodes: int) -> bool:
     return True
 
 
-def _of_steps(prepare: Callable[..., Prepared], whole: Prepared, steps: int) -> Prepared:
+def _of_steps(prepare: Callable[..., CapturedModel], whole: CapturedModel, steps: int) -> CapturedModel:
     """The same model with this fixed number of steps: its example cut, or repeated from its beginning."""
     if not whole.time_names:
         raise ExportError(f"the model fixes its steps at {whole.example_steps}; leave out `buckets`.")
@@ -132,7 +132,7 @@ def _of_steps(prepare: Callable[..., Prepared], whole: Prepared, steps: int) -> 
         for axis, name in names.items():
             if name in whole.time_names:
                 tensor = resized(tensor, [*tensor.shape[:axis], steps, *tensor.shape[axis + 1 :]])
-        tensors.append(tensor.clamp(max=steps) if value.name in whole.notes.lengths else tensor)
+        tensors.append(tensor.clamp(max=steps) if value.name in whole.metadata.lengths else tensor)
         axes.append({axis: name for axis, name in names.items() if name not in whole.time_names})
     call = whole.call.with_tensors(tensors)
     return prepare(
@@ -145,7 +145,7 @@ def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:
     (folder / "report.json").write_text(f"[{', '.join(report.to_json() for report in reports)}]\n", encoding="utf-8")
 
 
-def _manifest(whole: Prepared, name: str, opset: int, graphs: Sequence[Graph], folder: Path) -> Manifest:
+def _manifest(whole: CapturedModel, name: str, opset: int, graphs: Sequence[Graph], folder: Path) -> Manifest:
     ends = whole.graph.graph
     return Manifest(
         version=bundle.VERSION,
@@ -154,14 +154,14 @@ def _manifest(whole: Prepared, name: str, opset: int, graphs: Sequence[Graph], f
         opset=opset,
         inputs=tuple(_tensor(whole, value) for value in ends.inputs),
         outputs=tuple(_tensor(whole, value) for value in ends.outputs),
-        lengths=whole.notes.lengths,
-        states=whole.notes.states,
+        lengths=whole.metadata.lengths,
+        states=whole.metadata.states,
         graphs=tuple(graphs),
         sha256={path.name: bundle.sha256(path) for path in sorted(folder.iterdir())},
     )
 
 
-def _tensor(whole: Prepared, value: ir.Value) -> Tensor:
+def _tensor(whole: CapturedModel, value: ir.Value) -> Tensor:
     assert value.shape is not None
     assert value.dtype is not None
     spec = TensorSpec.of(

@@ -8,12 +8,12 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from deploy_rnn.checking.tolerance import Limits
+from deploy_rnn.checking.tolerance import Tolerance
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 
-from .auto import fastest
-from .capture.captured import Prepared
+from .auto import choose_form
+from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .forms.node_count import MAX_NODES
 from .verification.report import Report
@@ -91,8 +91,8 @@ def export_onnx(
     """
     path = target(path, "model.onnx")
     _check_options(form, opset_version)
-    limits = Limits(atol, rtol)
-    prepared = Prepared.of(
+    limits = Tolerance(atol, rtol)
+    captured = CapturedModel.of(
         model,
         args,
         kwargs,
@@ -104,15 +104,15 @@ def export_onnx(
         streaming=streaming,
     )
     if form == AUTO:
-        form, forms = fastest(prepared, max_nodes=max_nodes)
+        form, forms = choose_form(captured, max_nodes=max_nodes)
     else:
         forms = {}
-    graph = prepared.written(form, max_nodes=max_nodes)
+    graph = captured.written(form, max_nodes=max_nodes)
 
     def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
         return check(
-            temporary, prepared.model, prepared.call, limits, sizes, shown_as=path, require_provider=require_provider
+            temporary, captured.model, captured.call, limits, sizes, shown_as=path, require_provider=require_provider
         )
 
     return replace(replace_file(path, save_and_check), forms=forms)

@@ -9,7 +9,7 @@ PREFIX = "deploy_rnn."
 
 
 @dataclass(frozen=True)
-class Notes:
+class FileMetadata:
     """Metadata of a file.
 
     Attributes:
@@ -25,7 +25,7 @@ class Notes:
     time: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> "Notes":
+    def of(cls, metadata: Mapping[str, str]) -> "FileMetadata":
         """From the metadata of any file."""
 
         def noted(name: str) -> Any:

@@ -12,7 +12,7 @@ import onnx
 from deploy_rnn.errors import LoadError
 from deploy_rnn.tensor_spec import DTYPES, TensorSpec
 
-from .metadata import PREFIX, Notes
+from .metadata import PREFIX, FileMetadata
 
 SHOWN = 10
 """Types of nodes that are shown; the rest are counted together."""
@@ -88,7 +88,7 @@ def inspect(path: str | Path) -> Inspection:
     path = Path(path)
     model = _parsed(path)
     noted = {entry.key: entry.value for entry in model.metadata_props}
-    notes = _notes(path, noted)
+    metadata = _file_metadata(path, noted)
     graphs = list(_graphs(model.graph))
     stored = {tensor.name for tensor in model.graph.initializer}  # old files list weights among the inputs, too
     inputs = tuple(_spec(value) for value in model.graph.input if value.name not in stored)
@@ -96,9 +96,9 @@ def inspect(path: str | Path) -> Inspection:
     tensors = [tensor for graph in graphs for tensor in _tensors(graph)]
     return Inspection(
         path=str(path),
-        form=notes.form,
-        lengths=notes.lengths,
-        states=notes.states,
+        form=metadata.form,
+        lengths=metadata.lengths,
+        states=metadata.states,
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opsets={entry.domain: entry.version for entry in model.opset_import},
         inputs=inputs,
@@ -126,10 +126,10 @@ def _parsed(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _notes(path: Path, metadata: Mapping[str, str]) -> Notes:
+def _file_metadata(path: Path, properties: Mapping[str, str]) -> FileMetadata:
     try:
-        notes = Notes.of(metadata)
-        return Notes(notes.form, dict(notes.lengths), dict(notes.states), dict(notes.time))
+        metadata = FileMetadata.of(properties)
+        return FileMetadata(metadata.form, dict(metadata.lengths), dict(metadata.states), dict(metadata.time))
     except (ValueError, TypeError):
         raise LoadError(f"{str(path)!r} has metadata of deploy-rnn that is no JSON object.") from None
 

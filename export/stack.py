@@ -72,7 +72,7 @@ def layer_path(node: ir.Node) -> str:
 
 
 @dataclass(frozen=True)
-class Direction:
+class DirectionWeights:
     """One direction of one layer: weight_ih (G*H, I or D*P), weight_hh (G*H, P) or (G*H,), biases (G*H,), weight_hr
     (P, H); None for what it does not have.
     """
@@ -102,7 +102,7 @@ class Stack:
     input: ir.Value
     lengths: ir.Value | None
     states: tuple[ir.Value | None, ...]
-    layers: tuple[tuple[Direction, ...], ...]
+    layers: tuple[tuple[DirectionWeights, ...], ...]
     cell: Cell
     sizes: tuple[int, ...]
     kept: int
@@ -159,12 +159,12 @@ def stack_nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.domain == DOMAIN]
 
 
-def _direction(weights: dict[str, ir.Value | None], end: str) -> Direction:
+def _direction(weights: dict[str, ir.Value | None], end: str) -> DirectionWeights:
     weight_ih, weight_hh = weights[f"weight_ih{end}"], weights[f"weight_hh{end}"]
     assert weight_ih is not None
     assert weight_hh is not None
     bias_ih, bias_hh, weight_hr = (weights.get(f"{kind}{end}") for kind in ("bias_ih", "bias_hh", "weight_hr"))
-    return Direction(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
+    return DirectionWeights(weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
 
 
 def row_lengths(graph: ir.Graph) -> dict[str, int | str]:

@@ -40,7 +40,7 @@ def trace(
                 verbose=False,
             )
         except Exception as error:  # torch raises many types here
-            raise _explained(error) from error
+            raise _format_error(error) from error
     assert program is not None
     common.InlinePass()(program.model)
     _write_fixed_sizes(program)
@@ -64,7 +64,7 @@ def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxi
     )
 
 
-def _explained(error: Exception) -> ExportError:
+def _format_error(error: Exception) -> ExportError:
     """Torch's error in one paragraph: its first cause, and what to do if that is a fixed axis."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy_rnn.console import Refused, answering, printable
+from deploy_rnn.console import UsageError, command_errors, printable
 
 if TYPE_CHECKING:
     from .repository import Repository
@@ -58,13 +58,13 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
     Example:
       deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001
     """
-    out = sys.stdout  # before `answering` sends what is printed to stderr
-    with answering(as_json=False):
+    out = sys.stdout  # before `command_errors` sends what is printed to stderr
+    with command_errors(as_json=False):
         try:
             from . import server  # noqa: F401
         except ModuleNotFoundError as error:
             missing = f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
-            raise Refused(missing) from None
+            raise UsageError(missing) from None
         given = {name: value for name, value in options.items() if value is not None}
         asyncio.run(_serve(path, host, http_port, grpc_port, given, out))
 

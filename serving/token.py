@@ -3,7 +3,7 @@
 import hmac
 
 
-def allowed(authorization: str | bytes | None, token: str | None) -> bool:
+def is_authorized(authorization: str | bytes | None, token: str | None) -> bool:
     """Whether an `Authorization` header or metadata entry opens a server with that `token`."""
     if token is None:
         return True

@@ -19,7 +19,7 @@ from benchmarks.grid.contestants import LEGACY, STOCK, Missing
 from benchmarks.grid.points import Net, Point
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import export_bundle
-from deploy_rnn.export.capture.captured import Prepared
+from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.forms import FORMS
 from deploy_rnn.export.forms.node_count import MAX_NODES
 
@@ -49,7 +49,7 @@ class Job:
 def forms(net: Net, steps: int, folder: Path) -> Found:
     """Every form of ours, from one trace; unchecked, since each contestant is before it is timed."""
     x = torch.randn(steps, 2, net.hidden)
-    prepared = Prepared.of(
+    captured = CapturedModel.of(
         net.layer(), (x,), None, dynamic_shapes=None, input_names=None, output_names=None, opset_version=18,
         dynamic_time=False, streaming=False,
     )  # fmt: skip
@@ -57,7 +57,7 @@ def forms(net: Net, steps: int, folder: Path) -> Found:
     for form in FORMS:
         path = folder / f"{net.key}-t{steps}-{form}.onnx"
         try:
-            ir.save(prepared.written(form, max_nodes=MAX_NODES), path)
+            ir.save(captured.written(form, max_nodes=MAX_NODES), path)
         except DeployError as error:
             found[form] = str(error)
         else:

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from benchmarks.grid.contestants import milliseconds
 from benchmarks.grid.points import CELLS, Net
 from deploy_rnn.export import export_bundle
-from deploy_rnn.export.capture.captured import Prepared
+from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.forms.node_count import MAX_NODES
 from deploy_rnn.runtime import open_session
 from deploy_rnn.serving import Engine
@@ -88,11 +88,11 @@ def packed(layer: nn.RNNBase, rows: Rows) -> np.ndarray:
 def graph_runner(layer: nn.RNNBase, path: Path, threads: int, *, form: str, steps: int | None, masked: bool) -> Runner:
     """A graph of `layer`: of T = `steps`, or of any T if that is None; with lengths if `masked`."""
     x, kwargs = torch.randn(steps or 5, 2, layer.input_size), {"lengths": torch.tensor([steps or 5, 3])}
-    prepared = Prepared.of(
+    captured = CapturedModel.of(
         layer, (x,), kwargs if masked else None, dynamic_shapes=None, input_names=None, output_names=None,
         opset_version=18, dynamic_time=steps is None, streaming=False,
     )  # fmt: skip
-    ir.save(prepared.written(form, max_nodes=MAX_NODES), path)
+    ir.save(captured.written(form, max_nodes=MAX_NODES), path)
     session = open_session(path, threads=threads)
     names = [each.name for each in session.get_inputs()]
 

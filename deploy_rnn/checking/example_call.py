@@ -18,7 +18,7 @@ Axes = dict[int, Any]
 
 
 @dataclass(frozen=True)
-class Call:
+class ExampleCall:
     """`model(*args, **kwargs)`, as `torch.onnx.export` takes it, in the order of the parameters of `model.forward`.
 
     There is one order of tensors, whatever the order in which the keywords were given: that of `tensors`, of the
@@ -28,7 +28,7 @@ class Call:
     bound: inspect.BoundArguments
 
     @classmethod
-    def of(cls, model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> "Call":
+    def of(cls, model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> "ExampleCall":
         """Raises: TypeError: arguments that `model.forward` does not take, or none of them a tensor."""
         if isinstance(args, Mapping):
             raise TypeError("`args` is a dict; give keyword arguments as `kwargs`, or a dict argument as `args=(it,)`.")
@@ -68,15 +68,15 @@ class Call:
         leaves: Any = pytree.tree_leaves_with_path(self.arguments)
         return [f"{path[0].key}{pytree.keystr(path[1:])}" for path, leaf in leaves if isinstance(leaf, Tensor)]
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> "Call":
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "ExampleCall":
         """The same call with other tensors."""
-        return Call(inspect.BoundArguments(self.bound.signature, self._mapped(tensors, other=lambda leaf: leaf)))
+        return ExampleCall(inspect.BoundArguments(self.bound.signature, self._mapped(tensors, other=lambda leaf: leaf)))
 
-    def with_argument(self, name: str, value: Any) -> "Call":
+    def with_argument(self, name: str, value: Any) -> "ExampleCall":
         """The same call with another value for one argument."""
         given = {**self.arguments, name: value}
         in_order = {each: given[each] for each in self.bound.signature.parameters if each in given}
-        return Call(inspect.BoundArguments(self.bound.signature, in_order))
+        return ExampleCall(inspect.BoundArguments(self.bound.signature, in_order))
 
     def shapes(self, axes: Sequence[Axes]) -> dict[str, Any]:
         """One entry for each tensor, in the structure that `dynamic_shapes` has."""
@@ -138,7 +138,7 @@ def _tensor_axes(where: str, tensor: Tensor, asked: Any) -> Axes:
     return axes
 
 
-def on_cpu(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+def on_cpu(model: nn.Module, call: ExampleCall) -> tuple[nn.Module, ExampleCall]:
     """Both on the CPU, where float32 is float32 (cuDNN may round to TensorFloat-32); copied only if they are not."""
     held = itertools.chain(model.parameters(), model.buffers(), call.tensors)
     if all(tensor.device.type == "cpu" for tensor in held):

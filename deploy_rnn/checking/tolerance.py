@@ -38,7 +38,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerance:
     """The differences that pass, |a - b| <= atol + rtol * |b|; both None for the default of each output's dtype.
 
     Raises:

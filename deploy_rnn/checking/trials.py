@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import Expected
 from deploy_rnn.errors import ExportError
 
 Axis = TypeVar("Axis")
 
 
-def settings(axes: Sequence[Axis], sizes: Sequence[int]) -> list[dict[Axis, int]]:
+def size_assignments(axes: Sequence[Axis], sizes: Sequence[int]) -> list[dict[Axis, int]]:
     """A size for each of `axes`, as many times as there are sizes; two axes never have the same if they can."""
     if not axes:
         return [{}]
@@ -51,11 +51,11 @@ class Reference:
         self._model = copy.deepcopy(model).eval()  # a copy: a forward may count its calls in a buffer
         self._exact = copy.deepcopy(self._model).double()
 
-    def outputs(self, call: Call) -> list[Tensor]:
+    def outputs(self, call: ExampleCall) -> list[Tensor]:
         """Raises: Exception: whatever the model's own code raises."""
         return call.run(self._model)
 
-    def expected(self, call: Call, outputs: list[Tensor], label: str) -> list[Expected]:
+    def expected(self, call: ExampleCall, outputs: list[Tensor], label: str) -> list[Expected]:
         """`outputs`, those of the same call, with their rounding.
 
         Raises:
@@ -68,7 +68,7 @@ class Reference:
             raise ExportError(f"an output of the PyTorch model has no finite value on {label}: nothing to compare.")
         return [Expected.of(*each) for each in zip(arrays, self._in_float64(call) or arrays, strict=True)]
 
-    def _in_float64(self, call: Call) -> list[np.ndarray] | None:
+    def _in_float64(self, call: ExampleCall) -> list[np.ndarray] | None:
         """None if the model does not run so, having a dtype written into its code."""
         wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
         try:

@@ -90,12 +90,12 @@ class Recurrent(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
-        self._use(cell)
+        self._set_cell(cell)
         for name, shape in self.weight_shapes().items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
-    def _use(self, cell: Cell) -> None:
+    def _set_cell(self, cell: Cell) -> None:
         """Each on its own: TorchScript has no attribute for a dataclass with a function in it."""
         self.cell = cell
         self._step = cell.step
@@ -110,7 +110,7 @@ class Recurrent(nn.Module):
         nn.Module.__init__(layer)
         theirs = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
         layer.__dict__.update({name: value for name, value in vars(module).items() if name not in theirs})
-        layer._use(CELLS[module.mode])
+        layer._set_cell(CELLS[module.mode])
         return layer
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -134,7 +134,7 @@ class Recurrent(nn.Module):
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each direction of each layer."""
         weights = self._weights()
-        kinds = len(weights) // self._walks()
+        kinds = len(weights) // self._num_states()
         return [weights[at : at + kinds] for at in range(0, len(weights), kinds)]
 
     def reset_parameters(self) -> None:
@@ -231,7 +231,7 @@ class Recurrent(nn.Module):
         return input, [torch.cat([final[kind] for final in finals]) for kind in range(self._states)]
 
     def _zeros(self, input: Tensor) -> list[Tensor]:
-        shapes = [[self._walks(), input.size(1), size] for size in self._state_sizes()]
+        shapes = [[self._num_states(), input.size(1), size] for size in self._state_sizes()]
         if not is_scripting():  # noqa: SIM102
             if torch.compiler.is_compiling():
                 return [zeros(shape, input) for shape in shapes]
@@ -294,7 +294,7 @@ class Recurrent(nn.Module):
         """P, then H for every other state."""
         return [self.proj_size if self.proj_size > 0 else self.hidden_size] + [self.hidden_size] * (self._states - 1)
 
-    def _walks(self) -> int:
+    def _num_states(self) -> int:
         return self.num_layers * (2 if self.bidirectional else 1)
 
     def _weights(self) -> list[Tensor]:
@@ -375,9 +375,9 @@ class Recurrent(nn.Module):
         for kind, state in enumerate(states):
             size = self.proj_size if kind == 0 and self.proj_size > 0 else self.hidden_size
             got = [state.size(0), batch if state.dim() == 2 else state.size(1), state.size(-1)]
-            if got != [self._walks(), batch, size]:
+            if got != [self._num_states(), batch, size]:
                 which = "hidden" if len(states) == 1 else f"hidden[{kind}]"
-                expected = f"({self._walks()}, {batch}, {size})"
+                expected = f"({self._num_states()}, {batch}, {size})"
                 raise RuntimeError(f"Expected {which} size {expected}, got {got}")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.compilation import CPP_WRAPPER
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
@@ -74,7 +74,7 @@ inline AOTITorchError aoti_torch_cpu_checked(
 }"""
 
 
-def compile_file(model: nn.Module, call: Call, axes: Sequence[Axes], path: Path) -> None:
+def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path: Path) -> None:
     """Compile `model` to a `.pt2` file for the CPU, with `axes` open.
 
     Args:
@@ -95,7 +95,7 @@ def compile_file(model: nn.Module, call: Call, axes: Sequence[Axes], path: Path)
         try:
             made = _compiled(_exported(model, call, axes), Path(folder) / "model.pt2")
         except Exception as error:  # torch raises many types here
-            raise _explained(error) from error
+            raise _format_error(error) from error
         shutil.copyfile(made, path)
 
 
@@ -104,7 +104,7 @@ def load_file(path: Path) -> Callable[..., Any]:
     return torch._inductor.aoti_load_package(str(path))
 
 
-def _refuse_constants(call: Call) -> None:
+def _refuse_constants(call: ExampleCall) -> None:
     """AOTInductor compiles a number or string in, and its loader ignores whatever is given in its place."""
     for name, value in call.arguments.items():
         for leaf in pytree.tree_leaves(value):
@@ -115,7 +115,7 @@ def _refuse_constants(call: Call) -> None:
                 )
 
 
-def _checks(call: Call, axes: Sequence[Axes]) -> Callable[..., Any]:
+def _checks(call: ExampleCall, axes: Sequence[Axes]) -> Callable[..., Any]:
     """A hook that sends every tensor of a call through `checked`."""
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -133,7 +133,7 @@ def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
     return copy
 
 
-def _exported(model: nn.Module, call: Call, axes: Sequence[Axes]) -> ExportedProgram:
+def _exported(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> ExportedProgram:
     known = {axis for named in axes for axis in named.values()}
     dims = {axis: Dim(axis.name, min=axis.least, max=axis.most if axis.most < NO_LIMIT else None) for axis in known}
     shapes = call.shapes([{number: dims[axis] for number, axis in named.items()} for named in axes])
@@ -145,7 +145,7 @@ def _compiled(program: ExportedProgram, path: Path) -> str:
     return torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
-def _explained(error: Exception) -> ExportError:
+def _format_error(error: Exception) -> ExportError:
     """Torch's error in a sentence, where it is one that people meet."""
     said = str(error).strip()
     if "C++ compiler" in said:

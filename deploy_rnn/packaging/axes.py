@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import draw
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
@@ -39,11 +39,11 @@ class DynamicCall:
     """A call of a model, and what is dynamic in each of `call.tensors`."""
 
     model: nn.Module
-    call: Call
+    call: ExampleCall
     axes: list[Axes]
 
     @classmethod
-    def of(cls, model: nn.Module, call: Call, dynamic_shapes: Any) -> "DynamicCall":
+    def of(cls, model: nn.Module, call: ExampleCall, dynamic_shapes: Any) -> "DynamicCall":
         """`dynamic_shapes`: see `package`; None is T and B of a bare layer, and nothing of other models.
 
         Raises:
@@ -73,7 +73,7 @@ class DynamicCall:
         """With other ranges."""
         return replace(self, axes=[{number: axes[axis] for number, axis in named.items()} for named in self.axes])
 
-    def drawn(self, sizes: Mapping[Axis, int], random: torch.Generator) -> Call:
+    def drawn(self, sizes: Mapping[Axis, int], random: torch.Generator) -> ExampleCall:
         """The same call with random tensors of other sizes."""
         tensors = []
         for tensor, named in zip(self.call.tensors, self.axes, strict=True):
@@ -86,7 +86,7 @@ class DynamicCall:
         return drawn
 
 
-def _of_layer(layer: nn.Module, call: Call) -> dict[str, Any]:
+def _of_layer(layer: nn.Module, call: ExampleCall) -> dict[str, Any]:
     """T and B wherever a layer's arguments have them."""
     if not isinstance(call.arguments["input"], Tensor):
         raise ExportError("a file takes tensors: give a padded `input` and its `lengths` in place of a PackedSequence.")
@@ -104,7 +104,7 @@ def _axis(dim: Any) -> Axis:
     return Axis(name) if isinstance(dim, str) else Axis(name, int(dim.min), int(min(dim.max, NO_LIMIT)))
 
 
-def _check_names(call: Call, axes: Sequence[Axes]) -> None:
+def _check_names(call: ExampleCall, axes: Sequence[Axes]) -> None:
     known: dict[str, tuple[int, Axis]] = {}
     for tensor, named in zip(call.tensors, axes, strict=True):
         for number, axis in named.items():

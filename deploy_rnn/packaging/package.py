@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn.checking.example_call import Call, on_cpu
-from deploy_rnn.checking.tolerance import Expected, Limits, difference
-from deploy_rnn.checking.trials import Reference, settings
+from deploy_rnn.checking.example_call import ExampleCall, on_cpu
+from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
+from deploy_rnn.checking.trials import Reference, size_assignments
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.files import replace_file, target
@@ -51,7 +51,7 @@ class Trial:
     """One call, and what PyTorch makes of it."""
 
     label: str
-    call: Call
+    call: ExampleCall
     sizes: dict[Axis, int]
     expected: list[Expected]
 
@@ -99,8 +99,8 @@ def package(
     path = target(path, "model.pt2")
     if path.suffix not in (".pt2", ".pt"):
         raise ExportError(f"`path` (={str(path)!r}) must end in .pt2 (AOTInductor) or .pt (TorchScript).")
-    limits = Limits(atol, rtol)
-    model, call = on_cpu(model, Call.of(model, args, kwargs))
+    limits = Tolerance(atol, rtol)
+    model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     reference = Reference(model)
     example = _from_one(reference, DynamicCall.of(model, call, dynamic_shapes))
     trials = list(_trials(reference, example))
@@ -129,7 +129,7 @@ def _trials(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
     sizes, random = example.sizes, torch.Generator().manual_seed(0)
     yield _example_trial(reference, example)
     varied = {axis for axis in sizes if axis.most <= 2}
-    for beyond in settings(list(sizes), BEYOND):
+    for beyond in size_assignments(list(sizes), BEYOND):
         at = {axis: min(axis.least + more, axis.most) for axis, more in beyond.items()}
         drawn = example.drawn(at, random)
         if outputs := _tried(reference, drawn):
@@ -154,7 +154,7 @@ def _example_trial(reference: Reference, example: DynamicCall) -> Trial:
     return Trial("the example", example.call, example.sizes, expected)
 
 
-def _tried(reference: Reference, call: Call) -> list[Tensor] | None:
+def _tried(reference: Reference, call: ExampleCall) -> list[Tensor] | None:
     try:
         return reference.outputs(call)
     except Exception:  # whatever the model's own code raises
@@ -173,7 +173,7 @@ def _write(model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path
     return aot.load_file(path)
 
 
-def _compared(run: Callable[..., Any], trials: Sequence[Trial], limits: Limits, name: str) -> tuple[float, ...]:
+def _compared(run: Callable[..., Any], trials: Sequence[Trial], limits: Tolerance, name: str) -> tuple[float, ...]:
     """Everything twice: TorchScript optimises after its first calls, and no call may depend on the one before."""
     worst = [0.0] * len(trials[0].expected)
     for trial in [*trials, *trials]:
@@ -189,7 +189,7 @@ def _compared(run: Callable[..., Any], trials: Sequence[Trial], limits: Limits, 
     return tuple(worst)
 
 
-def _apart(expected: Expected, output: Tensor, limits: Limits, where: str) -> float:
+def _apart(expected: Expected, output: Tensor, limits: Tolerance, where: str) -> float:
     """The largest difference; raises VerificationError if it is too large anywhere."""
     actual = output.numpy()
     if actual.shape != expected.values.shape or actual.dtype != expected.values.dtype:

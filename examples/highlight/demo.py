@@ -22,7 +22,7 @@ from rich.text import Text
 from torch import nn
 
 import deploy_rnn
-from deploy_rnn.checking.tolerance import Expected, Limits, difference
+from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import Manifest, export_bundle
 from deploy_rnn.serving import Engine
@@ -162,7 +162,7 @@ def contest(
     times = compare({name: partial(reader, batches[0]) for name, reader in able.items()})
     truth = next(iter(scores))
     expected = Expected.of(scores[truth], _read_all(exact, batches))
-    allowed = Limits().allowed(expected)
+    allowed = Tolerance().allowed(expected)
     results: dict[str, Result] = {}
     for name, reader in readers.items():
         if isinstance(reader, str):

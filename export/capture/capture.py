@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 from torch import nn
 
-from deploy_rnn.checking.example_call import Axes, Call
+from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
@@ -16,7 +16,7 @@ from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
 from .packing import Packing
 
 
-def capture(model: nn.Module, call: Call, axes: Sequence[Axes], *, opset_version: int) -> ir.Model:
+def capture(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], *, opset_version: int) -> ir.Model:
     """Trace a copy of `model`, in evaluation mode, into ONNX with its stacks as `deploy_rnn::Recurrent` nodes.
 
     `axes`: what is to be dynamic in each of `call.tensors`; these axes have the names that they were given.
@@ -73,7 +73,7 @@ def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str 
     return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), size.value)
 
 
-def find_axes(model: nn.Module, call: Call, *, time: bool, opset_version: int) -> list[Axes]:
+def find_axes(model: nn.Module, call: ExampleCall, *, time: bool, opset_version: int) -> list[Axes]:
     """The axes through which the batch of the recurrent layers enters the model, called "B", and with `time` those of
     their steps, called "T" ("T1", ... if there are several), and no other axis.
 

@@ -10,23 +10,23 @@ import torch
 from torch import nn
 
 import deploy_rnn
-from deploy_rnn.checking.example_call import Axes, Call, on_cpu
+from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
-from ..metadata import Notes
+from ..metadata import FileMetadata
 from ..stack import Stack, row_lengths, stack_nodes
 from .capture import capture, find_axes
-from .io_names import name_ends
+from .io_names import name_inputs_and_outputs
 from .packing import refuse_packed
 from .streaming import check_can_stream, open_states
-from .tied_axes import with_agreeing
+from .tied_axes import with_tied_axes
 
 
 @dataclass(frozen=True)
-class Prepared:
+class CapturedModel:
     """A model, an example call of it, and its graph in which each recurrent stack is still one node.
 
     Attributes:
@@ -37,9 +37,9 @@ class Prepared:
     """
 
     model: nn.Module
-    call: Call
+    call: ExampleCall
     graph: ir.Model
-    notes: Notes
+    metadata: FileMetadata
 
     @classmethod
     def of(
@@ -54,10 +54,10 @@ class Prepared:
         opset_version: int,
         dynamic_time: bool,
         streaming: bool,
-    ) -> "Prepared":
+    ) -> "CapturedModel":
         """Arguments and errors: see `export_onnx`; `dynamic_time`: whether the time axis is open unless asked."""
         model = with_lengths(model, kwargs)
-        model, call = on_cpu(model, Call.of(model, args, kwargs))
+        model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
         _check_layers(model)
         if streaming:
@@ -70,12 +70,12 @@ class Prepared:
             axes = _model_axes(model, call, dynamic_shapes, opset_version, time=dynamic_time)
             inputs, outputs = None, None
         graph = capture(model, call, axes, opset_version=opset_version)
-        name_ends(graph.graph, input_names or inputs, output_names or outputs)
-        notes = Notes(lengths=row_lengths(graph.graph))
+        name_inputs_and_outputs(graph.graph, input_names or inputs, output_names or outputs)
+        metadata = FileMetadata(lengths=row_lengths(graph.graph))
         if streaming:
-            notes = open_states(graph.graph, notes, lambda: _time_axes(model, call, opset_version))
+            metadata = open_states(graph.graph, metadata, lambda: _time_axes(model, call, opset_version))
         graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
-        return cls(model, call, graph, notes)
+        return cls(model, call, graph, metadata)
 
     @property
     def example_steps(self) -> int:
@@ -110,7 +110,9 @@ class Prepared:
         """
         graph = self.graph.clone()
         lower(graph, form, max_nodes=max_nodes)
-        graph.metadata_props.update(Notes(form, self.notes.lengths, self.notes.states, self.notes.time).metadata())
+        graph.metadata_props.update(
+            FileMetadata(form, self.metadata.lengths, self.metadata.states, self.metadata.time).metadata()
+        )
         return graph
 
 
@@ -127,11 +129,13 @@ def _check_layers(model: nn.Module) -> None:
             )
 
 
-def _model_axes(model: nn.Module, call: Call, dynamic_shapes: Any, opset_version: int, *, time: bool) -> list[Axes]:
+def _model_axes(
+    model: nn.Module, call: ExampleCall, dynamic_shapes: Any, opset_version: int, *, time: bool
+) -> list[Axes]:
     """For a whole model: what is asked, or the batch (and steps) of its recurrent layers wherever these enter."""
     if dynamic_shapes is not None:
         return call.axes(dynamic_shapes)
-    axes = with_agreeing(model, call, find_axes(model, call, time=time, opset_version=opset_version))
+    axes = with_tied_axes(model, call, find_axes(model, call, time=time, opset_version=opset_version))
     found = {name for each in axes for name in each.values()}
     if missing := [what for what, name in (("a batch", "B"), ("steps", "T"))[: 1 + time] if name not in found]:
         warnings.warn(
@@ -142,7 +146,7 @@ def _model_axes(model: nn.Module, call: Call, dynamic_shapes: Any, opset_version
     return axes
 
 
-def _time_axes(model: nn.Module, call: Call, opset_version: int) -> list[int | None]:
+def _time_axes(model: nn.Module, call: ExampleCall, opset_version: int) -> list[int | None]:
     """Which axis of each of the call's tensors is the steps."""
     if is_layer(model):
         axes = layer_axes(model, call, None, time=True)

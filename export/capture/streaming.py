@@ -14,7 +14,7 @@ from torch import nn
 from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
 
-from ..metadata import Notes
+from ..metadata import FileMetadata
 from ..stack import FIRST_STATE, Stack, layer_path, stack_nodes
 
 
@@ -28,13 +28,13 @@ def check_can_stream(model: nn.Module) -> None:
             )
 
 
-def open_states(graph: ir.Graph, notes: Notes, time_axes: Callable[[], Sequence[int | None]]) -> Notes:
+def open_states(graph: ir.Graph, metadata: FileMetadata, time_axes: Callable[[], Sequence[int | None]]) -> FileMetadata:
     """Let every state be an input and an output of the graph; those that it lacks come last, named after the layer.
 
     Raises:
         ExportError: rows of different length, or a first state that the model computes.
     """
-    if notes.lengths:
+    if metadata.lengths:
         raise ExportError("a streaming file has no `lengths`: every row of a chunk goes on; leave them out.")
     time = {str(value.name): axis for value, axis in zip(graph.inputs, time_axes(), strict=True) if axis is not None}
     states: dict[str, str] = {}
@@ -46,7 +46,7 @@ def open_states(graph: ir.Graph, notes: Notes, time_axes: Callable[[], Sequence[
                 last.name = _free(graph, f"{path}{name}_n")
                 graph.outputs.append(last)
             states[str(first.name)] = str(last.name)
-    return replace(notes, states=states, time=time)
+    return replace(metadata, states=states, time=time)
 
 
 def _first(graph: ir.Graph, node: ir.Node, kind: int, name: str) -> ir.Value:

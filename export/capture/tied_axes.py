@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from deploy_rnn.checking.example_call import Axes, Call
+from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.checking.trials import resized
 
 Place = tuple[int, int]
 """The number of a tensor of the call, and an axis of it."""
 
 
-def with_agreeing(model: nn.Module, call: Call, axes: Sequence[Axes]) -> list[Axes]:
+def with_tied_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> list[Axes]:
     """`axes`, each name also where another axis of the example's size has to grow with it.
 
     Every named axis becomes one longer, and one shorter. If PyTorch refuses either call, others of that size change
@@ -31,7 +31,7 @@ def with_agreeing(model: nn.Module, call: Call, axes: Sequence[Axes]) -> list[Ax
     return found
 
 
-def _candidates(call: Call, axes: Sequence[Axes], name: str) -> Iterator[list[Place]]:
+def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[list[Place]]:
     named = [(number, axis) for number, each in enumerate(axes) for axis in each if each[axis] == name]
     size = call.tensors[named[0][0]].size(named[0][1])
     others = [
@@ -45,7 +45,7 @@ def _candidates(call: Call, axes: Sequence[Axes], name: str) -> Iterator[list[Pl
     yield [*named, *others]
 
 
-def _runs(model: nn.Module, call: Call, places: Sequence[Place], by: int) -> bool:
+def _runs(model: nn.Module, call: ExampleCall, places: Sequence[Place], by: int) -> bool:
     """Whether PyTorch takes the example with these axes longer by so many; none becomes empty."""
     tensors = [
         resized(tensor, [max(1, size + by * ((number, axis) in places)) for axis, size in enumerate(tensor.shape)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from deploy_rnn.bundle import MANIFEST, Manifest
-from deploy_rnn.console import CHECKS, answering, printable, show_json, step
+from deploy_rnn.console import CHECKS, command_errors, printable, show_json, step
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.files import folder_target, replace_file
 from deploy_rnn.files import target as writable
@@ -134,7 +134,7 @@ def export(target: str, path: Path, report_to: Path | None, as_json: bool, **opt
     """
     options = _given(options)
     weights = _taken(options, WEIGHTS)
-    with answering(as_json=as_json):
+    with command_errors(as_json=as_json):
         make = _maker(path, options, {"report"} if report_to else set())
         _writable(path)
         found = _loaded(target, weights)
@@ -193,12 +193,12 @@ def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **opt
     """
     options = _given(options)
     weights = _taken(options, WEIGHTS)
-    with answering(as_json=as_json):
+    with command_errors(as_json=as_json):
         from ..onnx_file import inspect as read
 
         read(path)  # a file that is not there, or is no ONNX, is bad input; beyond that it is a wrong file
         found = _loaded(target, weights)
-    with answering(as_json=as_json, failed=(*CHECKS, ExportError)):
+    with command_errors(as_json=as_json, failed=(*CHECKS, ExportError)):
         from deploy_rnn.export import verify as check
 
         with step(f"checking {path.name}"), _reporting(report_to):
@@ -220,7 +220,7 @@ def inspect(path: Path, as_json: bool) -> None:
     Example:
       deploy-rnn inspect tagger.onnx
     """
-    with answering(as_json=as_json):
+    with command_errors(as_json=as_json):
         found = _manifest(path) if path.is_dir() else _inspected(path)
     if as_json:
         show_json(found.to_dict())

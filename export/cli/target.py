@@ -90,7 +90,7 @@ def from_factory(name: str) -> Target:
     try:
         given = factory()
     except (Exception, SystemExit) as error:
-        raise TargetError(f"`{name}` raised {_told(error)}") from error
+        raise TargetError(f"`{name}` raised {_format_error(error)}") from error
     model, args, kwargs = _checked(name, given)
     return Target(model, args, kwargs, f"{name}: {type(model).__name__}")
 
@@ -108,7 +108,7 @@ def _imported(name: str) -> ModuleType:
                 f"there is no module `{error.name}`, neither in the current folder ({folder}) nor on Python's path; "
                 "go to the folder that holds it, or install it."
             ) from None
-        raise TargetError(f"importing `{name}` raised {_told(error)}") from error
+        raise TargetError(f"importing `{name}` raised {_format_error(error)}") from error
 
 
 def _found(module: ModuleType, attribute: str) -> Callable[[], Any]:
@@ -141,7 +141,7 @@ def _checked(name: str, given: Any) -> tuple[nn.Module, Any, Mapping[str, Any] |
     return model, args, kwargs
 
 
-def _told(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     """The error and the line that it came from: there is no traceback on the command line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     where = f"{last.filename}, line {last.lineno}"

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from deploy_rnn.nn import cells
 
-from ..stack import Direction
+from ..stack import DirectionWeights
 from .builder import Builder
 
 
@@ -36,7 +36,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepBuild:
     """One step of one direction, to be written.
 
     Attributes:
@@ -81,7 +81,7 @@ class Step:
         return self.op("Gemm", self.states[0], self.groups[group].weight_hh, plus, name=dotted(group, "g"), transB=1)
 
 
-Write = Callable[[Step], Sequence[ir.Value]]
+Write = Callable[[StepBuild], Sequence[ir.Value]]
 """Writes one step; returns the states after it."""
 
 
@@ -98,28 +98,28 @@ class OnnxCell:
 
     write: Write
     groups: Mapping[str, Sequence[int]]
-    late: frozenset[str] = frozenset()
+    bias_in_step: frozenset[str] = frozenset()
     stacked: bool = False
 
-    def arrange(self, build: Builder, direction: Direction, name: str) -> dict[str, Group]:
+    def split_weights(self, build: Builder, direction: DirectionWeights, name: str) -> dict[str, Group]:
         """The weights of each group."""
         return {group: self._group(build, direction, group, name) for group in self.groups}
 
-    def _group(self, build: Builder, direction: Direction, group: str, name: str) -> Group:
+    def _group(self, build: Builder, direction: DirectionWeights, group: str, name: str) -> Group:
         count = sum(map(len, self.groups.values()))
 
         def rows(value: ir.Value, what: str) -> ir.Value:
             return build.blocks(value, self.groups[group], count, name=name + dotted(group, what))
 
-        early, late = [direction.bias_ih, direction.bias_hh], None
-        if group in self.late:
-            early, late = early[:1], direction.bias_hh
+        early, bias_in_step = [direction.bias_ih, direction.bias_hh], None
+        if group in self.bias_in_step:
+            early, bias_in_step = early[:1], direction.bias_hh
         bias = build.add([each for each in early if each is not None], name=f"{name}bias")
         return Group(
             weight_ih=rows(direction.weight_ih, "weight_ih"),
             bias=bias and rows(bias, "bias"),
             weight_hh=rows(direction.weight_hh, "weight_hh"),
-            bias_hh=late and rows(late, "bias_hh"),
+            bias_hh=bias_in_step and rows(bias_in_step, "bias_hh"),
         )
 
 
@@ -128,17 +128,17 @@ def dotted(group: str, name: str) -> str:
     return f"{group}.{name}" if group else name
 
 
-def tanh(step: Step) -> list[ir.Value]:
+def tanh(step: StepBuild) -> list[ir.Value]:
     """1 Gemm, 1 Tanh."""
     return [step.op("Tanh", step.total(), name="h")]
 
 
-def relu(step: Step) -> list[ir.Value]:
+def relu(step: StepBuild) -> list[ir.Value]:
     """1 Gemm, 1 Relu."""
     return [step.op("Relu", step.total(), name="h")]
 
 
-def gru(step: Step) -> list[ir.Value]:
+def gru(step: StepBuild) -> list[ir.Value]:
     """2 Gemm, 1 Split, 7 others; h[t] = n + z * (h[t-1] - n), as (1-z) * n + z * h[t-1] has one node more."""
     r, z = step.gates(step.op("Sigmoid", step.total("rz"), name="rz"), "r", "z")
     total, hidden = step.projected["n"], step.hidden("n")
@@ -152,7 +152,7 @@ def gru(step: Step) -> list[ir.Value]:
     return [step.op("Add", n, step.op("Mul", z, apart, name="kept"), name="h")]
 
 
-def lstm(step: Step) -> list[ir.Value]:
+def lstm(step: StepBuild) -> list[ir.Value]:
     """2 Gemm, 1 Split, 7 others, and 1 Gemm for a projection."""
     i, f, o = step.gates(step.op("Sigmoid", step.total("ifo"), name="ifo"), "i", "f", "o")
     c = step.op("Mul", i, step.op("Tanh", step.total("g"), name="g"), name="new")
@@ -167,7 +167,7 @@ def lstm(step: Step) -> list[ir.Value]:
 CELLS: dict[cells.Step, OnnxCell] = {
     cells.tanh: OnnxCell(tanh, {"": [0]}),
     cells.relu: OnnxCell(relu, {"": [0]}),
-    cells.gru: OnnxCell(gru, {"rz": [0, 1], "n": [2]}, late=frozenset({"n"})),
+    cells.gru: OnnxCell(gru, {"rz": [0, 1], "n": [2]}, bias_in_step=frozenset({"n"})),
     cells.lstm: OnnxCell(lstm, {"ifo": [0, 1, 3], "g": [2]}),
 }
 """PyTorch's step -> its twin."""

@@ -19,7 +19,7 @@ from deploy_rnn.nn.recurrent import right_hand
 from ..stack import Stack, fixed
 from ..torch_onnx import DYNAMIC, trace
 from .builder import Builder
-from .cells import CELLS, OnnxCell, Step
+from .cells import CELLS, OnnxCell, StepBuild
 
 
 def cell_of(build: Builder, stack: Stack) -> OnnxCell:
@@ -35,8 +35,8 @@ def derived(build: Builder, stack: Stack) -> OnnxCell:
             states than the cell has.
     """
     cell, direction = stack.cell, stack.layers[0][0]
-    late = frozenset([""] if cell.bias_in_step else [])
-    weights = _recurrent(direction.weight_hh, direction.bias_hh if late else None, direction.weight_hr)
+    bias_in_step = frozenset([""] if cell.bias_in_step else [])
+    weights = _recurrent(direction.weight_hh, direction.bias_hh if bias_in_step else None, direction.weight_hr)
     assert direction.weight_ih.dtype is not None
     example = _Example(
         cell,
@@ -46,7 +46,7 @@ def derived(build: Builder, stack: Stack) -> OnnxCell:
         dtype=direction.weight_ih.dtype.numpy(),
     )
     traced = build.once(example, lambda: _Traced(example, build.opset))
-    return OnnxCell(traced.write, {"": range(cell.gates)}, late, stacked=True)
+    return OnnxCell(traced.write, {"": range(cell.gates)}, bias_in_step, stacked=True)
 
 
 def _recurrent(*weights: ir.Value | None) -> list[ir.Value]:
@@ -126,7 +126,7 @@ class _Traced:
                 self._of_step.append(node)
                 changing.update(node.outputs)
 
-    def write(self, step: Step) -> list[ir.Value]:
+    def write(self, step: StepBuild) -> list[ir.Value]:
         """Repeat the nodes for one step."""
         group = step.groups[""]
         weights = _recurrent(group.weight_hh, group.bias_hh, step.weight_hr)
@@ -137,7 +137,7 @@ class _Traced:
             step.build.copy(node, known, name=lambda name: f"{step.name}{name}.{step.time}")
         return [known[value] for value in self._graph.outputs]
 
-    def _write_once(self, step: Step, weights: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+    def _write_once(self, step: StepBuild, weights: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
         """What the steps of a direction share: value of the trace -> value here."""
         build = step.build.outside
         known = dict(zip(self._graph.inputs[len(self._widths) + 1 :], weights, strict=True))
@@ -153,7 +153,7 @@ class _Traced:
             constants[value] = build.constant(value.const_value.numpy(), name=f"step.{name}")
         return constants
 
-    def _zeros(self, step: Step, width: int) -> ir.Value:
+    def _zeros(self, step: StepBuild, width: int) -> ir.Value:
         """A state (1, B, width) for a stack that is given none."""
         build, name = step.build, f"zeros.{width}"
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..stack import Direction, Stack, fixed
+from ..stack import DirectionWeights, Stack, fixed
 from .builder import Builder
 from .cells import Group, OnnxCell, dotted
 from .derived import cell_of
 
 
 @dataclass(frozen=True)
-class Side:
+class DirectionBuild:
     """One direction of one layer, to be walked over.
 
     Attributes:
@@ -59,13 +59,13 @@ class Side:
 Walked = tuple[Sequence[ir.Value], Sequence[ir.Value]]
 """`kept` kinds of state at every step, [T*B, P] ..., in the order of time, and all after the last step walked."""
 
-Walk = Callable[[Sequence[Side]], Sequence[Walked]]
+Walk = Callable[[Sequence[DirectionBuild]], Sequence[Walked]]
 """The directions of one layer, walked over."""
 
 
 def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    cell, ends = cell_of(build, stack), _Ends.of(build, stack)
+    cell, ends = cell_of(build, stack), RowEnds.of(build, stack)
     sequence = build.reshape(stack.input, [-1, fixed(stack.input, 2)], name="input")  # [T*B, I]
     starts = _starts(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
@@ -92,22 +92,22 @@ def _side(
     build: Builder,
     stack: Stack,
     cell: OnnxCell,
-    direction: Direction,
+    direction: DirectionWeights,
     sequence: ir.Value,
     states: Sequence[ir.Value | None],
     number: int,
     which: int,
-) -> Side:
+) -> DirectionBuild:
     """Direction `which` (1: reverse) of layer `number`; `sequence` is what it reads, [T*B, N]."""
     name = f"l{number}{'fr'[which]}."
-    groups = cell.arrange(build, direction, name)
+    groups = cell.split_weights(build, direction, name)
     projected = {
         group: build.op("Gemm", sequence, weights.weight_ih, weights.bias, name=name + dotted(group, "x"), transB=1)
         for group, weights in groups.items()
     }
     has_lengths = stack.lengths is not None
     reverse, kept = which == 1 and not has_lengths, stack.kept if has_lengths else 1
-    return Side(build, stack, cell, groups, direction.weight_hr, projected, states, reverse, kept, name)
+    return DirectionBuild(build, stack, cell, groups, direction.weight_hr, projected, states, reverse, kept, name)
 
 
 def to_steps(
@@ -153,7 +153,7 @@ def zero(build: Builder, stack: Stack) -> ir.Value:
 
 
 @dataclass(frozen=True)
-class _Ends:
+class RowEnds:
     """What the lengths of the rows make of a walk that does not know of them.
 
     Attributes:
@@ -166,7 +166,7 @@ class _Ends:
     lengths: ir.Value
 
     @classmethod
-    def of(cls, build: Builder, stack: Stack) -> "_Ends | None":
+    def of(cls, build: Builder, stack: Stack) -> "RowEnds | None":
         if stack.lengths is None:
             return None
         return cls(build, stack, build.cast(stack.lengths, ir.DataType.INT64, name="lengths"))

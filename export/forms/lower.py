@@ -12,7 +12,7 @@ from deploy_rnn.errors import DynamicAxisError
 from ..stack import DOMAIN, Stack, stack_nodes
 from . import FIXED_TIME, FORMS
 from .builder import Builder
-from .node_count import MAX_NODES, check_size
+from .node_count import MAX_NODES, check_node_count
 
 
 def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model:
@@ -28,7 +28,7 @@ def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model
         for stack in stacks:
             if not isinstance(stack.steps, int):
                 raise _dynamic_time(model.graph, stack.steps, form)
-        check_size(stacks, max_nodes, model.graph.opset_imports)
+        check_node_count(stacks, max_nodes, model.graph.opset_imports)
     for number, node in enumerate(stack_nodes(model.graph)):
         stack = Stack.of(node)
         build = Builder(model.graph, _free_prefix(model.graph, f"rnn{number}."), made)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn import cells
 
-from ..stack import Direction, Stack
+from ..stack import DirectionWeights, Stack
 from .builder import Builder
 
 
@@ -90,7 +90,7 @@ def _operator(stack: Stack) -> Operator:
 
 
 def _weights(
-    build: Builder, layer: Sequence[Direction], operator: Operator, name: str
+    build: Builder, layer: Sequence[DirectionWeights], operator: Operator, name: str
 ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H] or None, gates in the operator's order."""
 

@@ -9,7 +9,7 @@ from deploy_rnn.errors import ExportError
 
 from ..stack import Stack
 from .builder import Builder
-from .cells import Step
+from .cells import StepBuild
 from .derived import cell_of
 
 # A node of such a file takes about as many bytes, with its names; the weights come on top.
@@ -19,7 +19,7 @@ NODE_BYTES = 130
 MAX_NODES = 20_000
 
 
-def check_size(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[str, int]) -> None:
+def check_node_count(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[str, int]) -> None:
     """Raises: ExportError: more than `max_nodes` nodes, with the number and what to do."""
     nodes = sum(_nodes(stack, opsets) for stack in stacks)
     if nodes <= max_nodes:
@@ -42,9 +42,9 @@ def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
     assert isinstance(stack.steps, int)
     scratch = Builder(ir.Graph((), (), nodes=(), opset_imports=dict(opsets)), "", {})
     cell, direction = cell_of(scratch, stack), stack.layers[0][0]
-    groups = cell.arrange(scratch, direction, "")
+    groups = cell.split_weights(scratch, direction, "")
     inputs = {group: ir.Value() for group in groups}
-    step = Step(scratch, groups, direction.weight_hr, inputs, [ir.Value() for _ in stack.sizes], "", 0)
+    step = StepBuild(scratch, groups, direction.weight_hr, inputs, [ir.Value() for _ in stack.sizes], "", 0)
     cell.write(step)
     before = len(scratch.nodes)
     cell.write(step)  # without what all steps share

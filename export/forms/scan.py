@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from ..stack import Stack
 from .builder import Builder
-from .cells import Step, dotted
-from .layers import Side, Walked, size, to_steps, write_layers
+from .cells import StepBuild, dotted
+from .layers import DirectionBuild, Walked, size, to_steps, write_layers
 
 
 def scan(build: Builder, stack: Stack) -> list[ir.Value]:
@@ -22,7 +22,7 @@ def scan(build: Builder, stack: Stack) -> list[ir.Value]:
     return write_layers(build, stack, _walk)
 
 
-def _walk(sides: Sequence[Side]) -> Sequence[Walked]:
+def _walk(sides: Sequence[DirectionBuild]) -> Sequence[Walked]:
     """One `Scan`: states and sequences in, the last states and every output out."""
     build, stack = sides[0].build, sides[0].stack
     states = [state for side in sides for state in _states(side)]
@@ -53,7 +53,7 @@ def _walk(sides: Sequence[Side]) -> Sequence[Walked]:
     ]
 
 
-def _states(side: Side) -> Sequence[ir.Value]:
+def _states(side: DirectionBuild) -> Sequence[ir.Value]:
     """The first ones."""
     build, stack = side.build, side.stack
     return [
@@ -62,7 +62,7 @@ def _states(side: Side) -> Sequence[ir.Value]:
     ]
 
 
-def _sequences(side: Side) -> Mapping[str, ir.Value]:
+def _sequences(side: DirectionBuild) -> Mapping[str, ir.Value]:
     """What is walked over: what the input contributes to each group."""
     return {
         dotted(group, "x"): to_steps(
@@ -77,11 +77,11 @@ def _sequences(side: Side) -> Mapping[str, ir.Value]:
     }
 
 
-def _between(side: Side) -> Sequence[int]:
+def _between(side: DirectionBuild) -> Sequence[int]:
     return [1] if side.cell.stacked else []
 
 
-def _body(sides: Sequence[Side]) -> ir.Graph:
+def _body(sides: Sequence[DirectionBuild]) -> ir.Graph:
     """States, then sequences of every direction at one step -> states, then those kept."""
     before: list[ir.Value] = []
     given: list[ir.Value] = []
@@ -93,7 +93,7 @@ def _body(sides: Sequence[Side]) -> ir.Graph:
         assert dtype is not None
         states = [body.input(f"{kind}.before", dtype) for kind in side.stack.state_names]
         projected = {group: body.input(dotted(group, "x"), dtype) for group in side.projected}
-        new = side.cell.write(Step(body, side.groups, side.weight_hr, projected, states, "", 0))
+        new = side.cell.write(StepBuild(body, side.groups, side.weight_hr, projected, states, "", 0))
         before += states
         given += projected.values()
         after += new

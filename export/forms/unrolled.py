@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from ..stack import Stack
 from .builder import Builder
-from .cells import Step, dotted
-from .layers import Side, Walked, to_steps, with_shape, write_layers
+from .cells import StepBuild, dotted
+from .layers import DirectionBuild, Walked, to_steps, with_shape, write_layers
 
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
@@ -20,7 +20,7 @@ def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
     return write_layers(build, stack, lambda sides: [_walk(side) for side in sides])
 
 
-def _walk(side: Side) -> Walked:
+def _walk(side: DirectionBuild) -> Walked:
     """One direction over all steps.
 
     1. Forward: step t reads the states of t-1.
@@ -37,20 +37,20 @@ def _walk(side: Side) -> Walked:
     # Case 2: walk the steps backwards, but write to the same index.
     for t in reversed(range(count)) if side.reverse else range(count):
         projected = {group: of_group[t] for group, of_group in parts.items()}
-        after = side.cell.write(Step(build, side.groups, side.weight_hr, projected, states, side.name, t))
+        after = side.cell.write(StepBuild(build, side.groups, side.weight_hr, projected, states, side.name, t))
         states, kept[t] = after, after[: side.kept]
     rows = [_joined(side, [kept[t][kind] for t in range(count)], kind) for kind in range(side.kept)]
     return rows, after
 
 
-def _joined(side: Side, steps: Sequence[ir.Value], kind: int) -> ir.Value:
+def _joined(side: DirectionBuild, steps: Sequence[ir.Value], kind: int) -> ir.Value:
     """A state at every step -> [T*B, P]"""
     build, name = side.build, f"{side.name}{side.stack.state_names[kind]}"
     joined = build.concat(steps, axis=0, name=name)
     return build.reshape(joined, [-1, side.stack.sizes[kind]], name=f"{name}.rows") if side.cell.stacked else joined
 
 
-def _parts(side: Side, rows: ir.Value, width: int, name: str) -> Sequence[ir.Value]:
+def _parts(side: DirectionBuild, rows: ir.Value, width: int, name: str) -> Sequence[ir.Value]:
     """[T*B, width] -> T times [B, width], or [1, B, width] for a derived cell."""
     stacked = side.cell.stacked
     split = to_steps(side.build, side.stack, rows, width, name=f"{name}.steps") if stacked else rows

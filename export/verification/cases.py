@@ -10,9 +10,9 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
-from deploy_rnn.checking.trials import Reference, constant, draw, resized, settings
+from deploy_rnn.checking.trials import Reference, constant, draw, resized, size_assignments
 from deploy_rnn.errors import ExportError
 from deploy_rnn.runtime import TensorSpec, specs
 
@@ -70,7 +70,7 @@ def _joined(parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
     return parts[-1]
 
 
-def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) -> Iterator[Case]:
+def cases(model: nn.Module, call: ExampleCall, report: Report, sizes: Sequence[int]) -> Iterator[Case]:
     """What a file with the inputs and outputs of `report` is to be run on.
 
     1. The example itself.
@@ -92,7 +92,7 @@ def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) ->
     random = torch.Generator().manual_seed(0)
     # Case 1.
     yield _case(reference, report, "example", call, call)
-    for at in settings(_axes(report), sizes):
+    for at in size_assignments(_axes(report), sizes):
         # Case 2.
         drawn, case = _first_that_runs(reference, report, call, at, random)
         yield case
@@ -108,8 +108,8 @@ def cases(model: nn.Module, call: Call, report: Report, sizes: Sequence[int]) ->
 
 
 def _first_that_runs(
-    reference: Reference, report: Report, call: Call, at: dict[str, int], random: torch.Generator
-) -> tuple[Call, Case]:
+    reference: Reference, report: Report, call: ExampleCall, at: dict[str, int], random: torch.Generator
+) -> tuple[ExampleCall, Case]:
     """1. Random values, rows of any length in any order.
     2. The longest row first: the model may want them sorted.
     3. The example cut or repeated: its values may need an order, such as a mask's that is true before it is false.
@@ -129,7 +129,7 @@ def _first_that_runs(
     raise errors[0]
 
 
-def _in_chunks(reference: Reference, report: Report, call: Call, random: torch.Generator) -> Iterator[InChunks]:
+def _in_chunks(reference: Reference, report: Report, call: ExampleCall, random: torch.Generator) -> Iterator[InChunks]:
     """Three random chunkings; if the file fixes the steps, three chunks of as many."""
     given = dict(zip((spec.name for spec in report.inputs), call.tensors, strict=False))
     dynamic = any(isinstance(report.input(name).shape[axis], str) for name, axis in report.time.items())
@@ -150,7 +150,7 @@ def _in_chunks(reference: Reference, report: Report, call: Call, random: torch.G
         yield InChunks(case.label, case.feeds, case.expected, chunks, report.time, report.states)
 
 
-def long_case(model: nn.Module, call: Call, report: Report, at: dict[str, int]) -> Case:
+def long_case(model: nn.Module, call: ExampleCall, report: Report, at: dict[str, int]) -> Case:
     """Random inputs of many steps: what is not seen in a few may be seen in these. Other axes are as in the example.
 
     Raises:
@@ -169,7 +169,7 @@ def long_case(model: nn.Module, call: Call, report: Report, at: dict[str, int]) 
     return case
 
 
-def _drawn(call: Call, report: Report, at: dict[str, int], random: torch.Generator) -> Call:
+def _drawn(call: ExampleCall, report: Report, at: dict[str, int], random: torch.Generator) -> ExampleCall:
     """Random inputs with these sizes of the dynamic axes."""
     tensors = []
     for tensor, spec in zip(call.tensors, report.inputs, strict=False):
@@ -183,7 +183,7 @@ def _drawn(call: Call, report: Report, at: dict[str, int], random: torch.Generat
     return call.with_tensors(tensors)
 
 
-def _resized(call: Call, report: Report, at: dict[str, int]) -> Call:
+def _resized(call: ExampleCall, report: Report, at: dict[str, int]) -> ExampleCall:
     """The example with these sizes of the dynamic axes."""
     tensors = []
     for tensor, spec in zip(call.tensors, report.inputs, strict=False):
@@ -195,7 +195,7 @@ def _resized(call: Call, report: Report, at: dict[str, int]) -> Call:
     return call.with_tensors(tensors)
 
 
-def _sorted(call: Call, report: Report) -> Call:
+def _sorted(call: ExampleCall, report: Report) -> ExampleCall:
     """Longest row first."""
     pairs = zip(call.tensors, report.inputs, strict=False)
     return call.with_tensors(
@@ -203,7 +203,7 @@ def _sorted(call: Call, report: Report) -> Call:
     )
 
 
-def _case(reference: Reference, report: Report, label: str, fed: Call, asked: Call) -> Case:
+def _case(reference: Reference, report: Report, label: str, fed: ExampleCall, asked: ExampleCall) -> Case:
     """`fed` are the graph's inputs, `asked` is the call to PyTorch that should give the same."""
     try:
         outputs = reference.outputs(asked)
@@ -220,7 +220,7 @@ def _case(reference: Reference, report: Report, label: str, fed: Call, asked: Ca
     return Case(label, with_zero_states(feeds, report.inputs), expected)
 
 
-def example_feeds(session: InferenceSession, call: Call) -> dict[str, np.ndarray]:
+def example_feeds(session: InferenceSession, call: ExampleCall) -> dict[str, np.ndarray]:
     """The example, as a file takes it."""
     inputs = specs(session)[0]
     given = {spec.name: tensor.detach().numpy() for spec, tensor in zip(inputs, call.tensors, strict=False)}
@@ -246,7 +246,7 @@ def _axes(report: Report) -> list[str]:
     return list(dict.fromkeys(size for spec in report.inputs for size in spec.shape if isinstance(size, str)))
 
 
-def example_sizes(call: Call, report: Report) -> dict[str, int]:
+def example_sizes(call: ExampleCall, report: Report) -> dict[str, int]:
     """What each dynamic axis is in the example; states that the file alone takes come last, and are not in it."""
     pairs = zip(report.inputs, call.tensors, strict=False)
     sizes = [each for spec, tensor in pairs for each in zip(spec.shape, tensor.shape, strict=True)]
@@ -257,7 +257,7 @@ def _sized(spec: TensorSpec, example: Tensor, at: dict[str, int]) -> list[int]:
     return [at.get(str(size), now) for size, now in zip(spec.shape, example.shape, strict=True)]
 
 
-def unvaried(call: Call, report: Report) -> tuple[str, ...]:
+def unvaried(call: ExampleCall, report: Report) -> tuple[str, ...]:
     """The inputs that are checked with one value only: whole numbers or booleans, the same all over the example."""
     return tuple(
         spec.name

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from onnxruntime import InferenceSession
 
-from deploy_rnn.checking.tolerance import Expected, Limits, difference, magnitudes
+from deploy_rnn.checking.tolerance import Expected, Tolerance, difference, magnitudes
 from deploy_rnn.errors import ExportError, ProviderError, VerificationError
 from deploy_rnn.runtime import CPU, CUDA, RanNode, has_cuda_device, open_session, ran_nodes
 from deploy_rnn.timing import compare
@@ -38,7 +38,7 @@ class Plan:
 
     file: Path
     todo: Sequence[Case]
-    limits: Limits
+    limits: Tolerance
     time_axes: dict[str, int]
     timed: Sequence[Case]
     required: str | None

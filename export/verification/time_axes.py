@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import resized
 from deploy_rnn.conversion import is_recurrent
 
@@ -46,7 +46,7 @@ class _Change:
     places: tuple[tuple[int, int], ...]
 
 
-def time_axes(model: nn.Module, call: Call, report: Report) -> Time:
+def time_axes(model: nn.Module, call: ExampleCall, report: Report) -> Time:
     """Change one axis of the inputs at a time, and see whether a recurrent layer takes as many more or fewer steps.
 
     If so, the axis is time, and so is an axis of an output that changes by as much. A dynamic axis gets one step more;
@@ -70,7 +70,7 @@ def time_axes(model: nn.Module, call: Call, report: Report) -> Time:
     return Time(tuple(name for name in names if name is not None), axes)
 
 
-def _changes(call: Call, report: Report, steps: list[int]) -> Iterator[_Change]:
+def _changes(call: ExampleCall, report: Report, steps: list[int]) -> Iterator[_Change]:
     """1. Each dynamic axis of the inputs.
     2. Each fixed one that has as many elements as a layer has steps, by itself: other inputs may have that size too.
     3. The same in all inputs at once: they may have to agree."""
@@ -92,7 +92,7 @@ def _changes(call: Call, report: Report, steps: list[int]) -> Iterator[_Change]:
             yield _Change(None, old, new, tuple(places))  # Case 3.
 
 
-def _changed(call: Call, report: Report, change: _Change | None) -> Call:
+def _changed(call: ExampleCall, report: Report, change: _Change | None) -> ExampleCall:
     """The example with the change; rows that have lengths all have every step."""
     tensors = []
     for number, (spec, tensor) in enumerate(zip(report.inputs, call.tensors, strict=False)):
@@ -105,7 +105,7 @@ def _changed(call: Call, report: Report, change: _Change | None) -> Call:
     return call.with_tensors(tensors)
 
 
-def _steps(call: Call, report: Report, limit: int | str, change: _Change | None) -> int:
+def _steps(call: ExampleCall, report: Report, limit: int | str, change: _Change | None) -> int:
     """The number of steps that `limit`, an axis or its size, stands for."""
     if change is not None and limit in (change.name, change.old):
         return change.new
@@ -131,7 +131,7 @@ class _Watched:
         else:
             self._steps.append(input.size(1 if layer.batch_first and input.dim() == 3 else 0))
 
-    def run(self, call: Call) -> tuple[list[int], list[tuple[int, ...]]]:
+    def run(self, call: ExampleCall) -> tuple[list[int], list[tuple[int, ...]]]:
         """The steps of each call of a layer, the shape of each output."""
         self._steps = []
         outputs = call.run(self._model)

@@ -12,13 +12,13 @@ import onnxruntime
 import torch
 from torch import nn
 
-from deploy_rnn.checking.example_call import Call, on_cpu
-from deploy_rnn.checking.tolerance import Limits
+from deploy_rnn.checking.example_call import ExampleCall, on_cpu
+from deploy_rnn.checking.tolerance import Tolerance
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec
 
 from ..bare_layer import with_lengths
-from ..metadata import Notes
+from ..metadata import FileMetadata
 from .cases import Case, cases, example_sizes, long_case, unvaried
 from .report import Report
 from .runs import Plan, run_on
@@ -83,8 +83,8 @@ def verify(
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
     model = with_lengths(model, kwargs)
-    model, call = on_cpu(model, Call.of(model, args, kwargs))
-    limits = Limits(atol, rtol)
+    model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
+    limits = Tolerance(atol, rtol)
     return check(
         path, model, call, limits, sizes, shown_as=path, long_steps=long_steps, require_provider=require_provider
     )
@@ -93,8 +93,8 @@ def verify(
 def check(
     file: Path,
     model: nn.Module,
-    call: Call,
-    limits: Limits,
+    call: ExampleCall,
+    limits: Tolerance,
     sizes: Sequence[int],
     *,
     shown_as: Path,
@@ -119,12 +119,12 @@ def check(
     for provider in dict.fromkeys([CPU, CUDA, *filter(None, [require_provider])]):
         report = run_on(provider, plan, report)
     if report.failures:
-        raise VerificationError(f"{shown_as.name} is not the model: {_said(report)}.", report)
+        raise VerificationError(f"{shown_as.name} is not the model: {_describe_failure(report)}.", report)
     return report
 
 
 def _long(
-    model: nn.Module, call: Call, report: Report, time: Time, steps: int | None
+    model: nn.Module, call: ExampleCall, report: Report, time: Time, steps: int | None
 ) -> tuple[list[Case], tuple[str, ...]]:
     """The case of many steps, or why there is none; neither where time is fixed, or as long in the example."""
     present = example_sizes(call, report)
@@ -137,7 +137,7 @@ def _long(
         return [], (f"{steps} steps: {error}",)
 
 
-def _said(report: Report) -> str:
+def _describe_failure(report: Report) -> str:
     """The worst failure; if that output has no time axis, also from which step another is wrong in the same run."""
     worst = max(report.failures, key=lambda each: each.used)
     run = (worst.provider, worst.optimized, worst.case)
@@ -164,18 +164,18 @@ def _describe(file: Path, shown_as: Path) -> Report:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{shown_as.name} is not a valid ONNX model: {error}") from error
     proto = onnx.load(str(file), load_external_data=False)
-    notes = Notes.of({entry.key: entry.value for entry in proto.metadata_props})
+    metadata = FileMetadata.of({entry.key: entry.value for entry in proto.metadata_props})
     return Report(
         path=str(shown_as),
-        form=notes.form,
+        form=metadata.form,
         opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
         nodes=len(proto.graph.node),
         bytes=file.stat().st_size,
         inputs=tuple(map(_spec, proto.graph.input)),
         outputs=tuple(map(_spec, proto.graph.output)),
-        lengths=notes.lengths,
-        states=notes.states,
-        time=notes.time,
+        lengths=metadata.lengths,
+        states=metadata.states,
+        time=metadata.time,
         unvaried=(),
         providers={},
         comparisons=(),

@@ -8,10 +8,10 @@ import numpy as np
 from deploy_rnn.bundle import Tensor
 
 from .feeds import Feeds
-from .signature import Contract, order
+from .signature import Signature, order
 
 
-def joined(batch: Sequence[Feeds], contract: Contract, steps: int | None) -> dict[str, np.ndarray]:
+def collate(batch: Sequence[Feeds], signature: Signature, steps: int | None) -> dict[str, np.ndarray]:
     """One array for each input, in the graph's layout, though not always in the order of memory.
 
     Args:
@@ -19,7 +19,7 @@ def joined(batch: Sequence[Feeds], contract: Contract, steps: int | None) -> dic
         steps: of the run; what a row lacks is zeros.
     """
     return {
-        tensor.name: _joined([each.arrays[tensor.name] for each in batch], tensor, steps) for tensor in contract.inputs
+        tensor.name: _joined([each.arrays[tensor.name] for each in batch], tensor, steps) for tensor in signature.inputs
     }
 
 
@@ -40,11 +40,11 @@ def _joined(arrays: Sequence[np.ndarray], tensor: Tensor, steps: int | None) -> 
     return whole
 
 
-def parted(
-    outputs: Mapping[str, np.ndarray], batch: Sequence[Feeds], contract: Contract, steps: int | None
+def split(
+    outputs: Mapping[str, np.ndarray], batch: Sequence[Feeds], signature: Signature, steps: int | None
 ) -> list[dict[str, np.ndarray]]:
     """The outputs of each request, batch-first, without the steps that it did not have."""
-    tensors = [tensor for tensor in contract.outputs if tensor.name in outputs]
+    tensors = [tensor for tensor in signature.outputs if tensor.name in outputs]
     outside = {tensor.name: outputs[tensor.name].transpose(order(tensor)) for tensor in tensors}
     if len(batch) == 1 and batch[0].steps == steps:
         return [{name: np.ascontiguousarray(array) for name, array in outside.items()}]

@@ -20,7 +20,7 @@ from .session import Runner
 
 Arrays = Mapping[str, np.ndarray]
 
-TOGETHER = 0
+ALL_CORES = 0
 """Number of parts of a run that all cores share."""
 
 
@@ -33,7 +33,7 @@ class Cores:
         clock: what `tune` measures by, in seconds.
     """
 
-    rounds_rows = False
+    prefers_few_row_counts = False
 
     def __init__(
         self, open_with: Callable[[int], Runner], cores: int, clock: Callable[[], float] = time.perf_counter
@@ -42,7 +42,7 @@ class Cores:
         self._together: Runner = open_with(cores)
         self._alone: Runner | None = None
         self._axes: Mapping[str, int] = {}
-        self._parts = {1: TOGETHER}
+        self._parts = {1: ALL_CORES}
         self._pool = ThreadPoolExecutor(cores, "deploy-rnn rows", initializer=_placed(cores))
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
@@ -52,7 +52,7 @@ class Cores:
         return self._together.specs()
 
     def parts(self, rows: int) -> int:
-        """Into how many parts a run of so many rows is cut, each on one core; `TOGETHER` if all cores share it."""
+        """Into how many parts a run of so many rows is cut, each on one core; `ALL_CORES` if all cores share it."""
         return self._parts[max(tried for tried in self._parts if tried <= rows)]
 
     def tune(
@@ -73,12 +73,12 @@ class Cores:
         self._alone, self._axes = self._alone or self._open(1), axes
         for rows in tried:
             feeds, most = example(rows), min(rows, self._cores) if axes else 1
-            choices = [TOGETHER, *(1 << power for power in range(most.bit_length())), most]
+            choices = [ALL_CORES, *(1 << power for power in range(most.bit_length())), most]
             taken = {parts: self._seconds(feeds, outputs, parts) for parts in dict.fromkeys(choices)}
             self._parts[rows], fastest[rows] = min(taken.items(), key=lambda each: each[1])
-        if TOGETHER not in self._parts.values():
+        if ALL_CORES not in self._parts.values():
             self._together = self._alone
-        if set(self._parts.values()) == {TOGETHER}:
+        if set(self._parts.values()) == {ALL_CORES}:
             self._alone = None
         return fastest
 
@@ -90,7 +90,7 @@ class Cores:
 
     def _run(self, feeds: Arrays, outputs: Sequence[str], parts: int) -> list[np.ndarray]:
         alone = self._alone
-        if parts == TOGETHER or alone is None:
+        if parts == ALL_CORES or alone is None:
             return self._together.run(feeds, outputs)
         if parts == 1:
             return alone.run(feeds, outputs)

@@ -35,7 +35,7 @@ class CudaGraph:
     `Engine`, which rounds rows up.
     """
 
-    rounds_rows = True
+    prefers_few_row_counts = True
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session

@@ -11,14 +11,14 @@ from deploy_rnn.errors import InputError
 from deploy_rnn.runtime import CPU, TensorSpec
 from deploy_rnn.timing import quickest
 
-from .collate import joined, parted
+from .collate import collate, split
 from .cores import Cores
 from .feeds import Feeds
 from .graphs import Graphs
-from .probe import example, padding_is_harmless, padding_is_not_read, rows_are_apart
+from .probe import example, padding_is_harmless, padding_is_not_read, rows_are_independent
 from .providers import open_runner
 from .session import Runner
-from .signature import Contract
+from .signature import Signature
 
 TRIED_ROWS, TRIED_STEPS = (1, 2, 4, 16), 64
 """Where `warm_up` measures. Several rows are another matter than one: onnxruntime's RNN operator takes them in turn, a
@@ -64,12 +64,12 @@ class Engine:
         path = Path(path)
         opened = partial(open_runner, provider=provider, threads=threads)
         if path.is_dir():
-            self.name, self.contract, self._graphs = _bundle(path, opened)
-            self.inputs, self.outputs = self.contract.outer_inputs, self.contract.outer_outputs
+            self.name, self.signature, self._graphs = _bundle(path, opened)
+            self.inputs, self.outputs = self.signature.outer_inputs, self.signature.outer_outputs
         elif path.is_file():
             runner, self.name = opened(path), path.stem
             self.inputs, self.outputs = runner.specs()
-            self.contract = Contract.of_specs(self.inputs, self.outputs)
+            self.signature = Signature.of_specs(self.inputs, self.outputs)
             self._graphs = Graphs([Graph(path.name, "", None, 0, 0.0)], lambda graph: runner)
         else:
             raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
@@ -97,7 +97,7 @@ class Engine:
         Raises:
             InputError: as for `run`.
         """
-        feeds = Feeds.of(inputs, self.contract)
+        feeds = Feeds.of(inputs, self.signature)
         self.steps_of([feeds])
         return feeds
 
@@ -113,9 +113,9 @@ class Engine:
 
     def joins(self, outputs: Sequence[str]) -> bool:
         """Whether chunks of a stream may run end to end, and these outputs be cut apart again."""
-        tensors = self.contract.inputs
-        moving = all(each.time is not None or each.name in self.contract.states for each in tensors)
-        return moving and self.rows_share and self.contract.in_time.issuperset(outputs)
+        tensors = self.signature.inputs
+        moving = all(each.time is not None or each.name in self.signature.states for each in tensors)
+        return moving and self.rows_share and self.signature.in_time.issuperset(outputs)
 
     def steps_of(self, batch: Sequence[Feeds]) -> int | None:
         """The steps that a run of these requests would have, padding included; None if the model has no such axis."""
@@ -133,10 +133,10 @@ class Engine:
     def _run(
         self, batch: Sequence[Feeds], outputs: Sequence[str], runner: Runner, steps: int | None
     ) -> list[dict[str, np.ndarray]]:
-        if runner.rounds_rows and self.rows_share:
+        if runner.prefers_few_row_counts and self.rows_share:
             batch = [*batch, *self._spare(batch)]
-        results = runner.run(joined(batch, self.contract, steps), outputs)
-        return parted(dict(zip(outputs, results, strict=True)), batch, self.contract, steps)
+        results = runner.run(collate(batch, self.signature, steps), outputs)
+        return split(dict(zip(outputs, results, strict=True)), batch, self.signature, steps)
 
     def _spare(self, batch: Sequence[Feeds]) -> list[Feeds]:
         """Rows that make their number a power of 2, so that few captures serve all: copies of the first."""
@@ -161,17 +161,17 @@ class Engine:
         """Rows -> seconds of one run, with the cores used in the best way."""
         if not isinstance(runner, Cores):
             return {rows: self._seconds(runner, steps, rows) for rows in tried}
-        tensors = (*self.contract.inputs, *self.contract.outputs)
+        tensors = (*self.signature.inputs, *self.signature.outputs)
         axes = {each.name: each.batch for each in tensors if each.batch is not None} if self.rows_share else {}
 
         def inputs(rows: int) -> dict[str, np.ndarray]:
-            feeds = example(self.contract, rows, steps)
-            return joined([feeds], self.contract, feeds.steps)
+            feeds = example(self.signature, rows, steps)
+            return collate([feeds], self.signature, feeds.steps)
 
         return runner.tune(inputs, self.wanted(None), axes, tried)
 
     def _seconds(self, runner: Runner, steps: int, rows: int = 1) -> float:
-        feeds, outputs = example(self.contract, rows, steps), self.wanted(None)
+        feeds, outputs = example(self.signature, rows, steps), self.wanted(None)
         return quickest(lambda: self._run([feeds], outputs, runner, feeds.steps))
 
     def _tried(self) -> tuple[bool, bool]:
@@ -183,10 +183,10 @@ class Engine:
 
         self.rows_share = False  # a trial adds no rows
         short, long = (3, 7) if self._graphs.any_steps is not None else (buckets[0], buckets[-1])
-        apart = rows_are_apart(run, self.contract, short)
+        apart = rows_are_independent(run, self.signature, short)
         if short == long:
-            return apart, apart and padding_is_not_read(run, self.contract, short)
-        return apart, apart and padding_is_harmless(run, self.contract, short, long)
+            return apart, apart and padding_is_not_read(run, self.signature, short)
+        return apart, apart and padding_is_harmless(run, self.signature, short, long)
 
 
 def _longest(batch: Sequence[Feeds]) -> int | None:
@@ -194,9 +194,9 @@ def _longest(batch: Sequence[Feeds]) -> int | None:
     return max(steps, default=None)
 
 
-def _bundle(folder: Path, opened: partial[Runner]) -> tuple[str, Contract, Graphs]:
+def _bundle(folder: Path, opened: partial[Runner]) -> tuple[str, Signature, Graphs]:
     manifest = Manifest.read(folder)
     manifest.check(folder)
-    contract = Contract.of_manifest(manifest)
+    signature = Signature.of_manifest(manifest)
     graphs = Graphs(manifest.graphs, lambda graph: opened(folder / graph.file, fixed=graph.steps is not None))
-    return manifest.name, contract, graphs
+    return manifest.name, signature, graphs

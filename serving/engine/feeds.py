@@ -9,7 +9,7 @@ from deploy_rnn.bundle import Tensor
 from deploy_rnn.errors import InputError
 from deploy_rnn.tensor_spec import TensorSpec
 
-from .signature import Contract
+from .signature import Signature
 
 
 @dataclass(frozen=True)
@@ -29,38 +29,38 @@ class Feeds:
     others: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, inputs: Mapping[str, np.ndarray], contract: Contract) -> "Feeds":
+    def of(cls, inputs: Mapping[str, np.ndarray], signature: Signature) -> "Feeds":
         """Check a client's inputs, and fill in what it left out.
 
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range.
         """
-        sizes = _sizes(inputs, contract)
+        sizes = _sizes(inputs, signature)
         arrays = {
-            spec.name: inputs[spec.name] if spec.name in inputs else _default(spec, contract, sizes)
-            for spec in contract.outer_inputs
+            spec.name: inputs[spec.name] if spec.name in inputs else _default(spec, signature, sizes)
+            for spec in signature.outer_inputs
         }
-        for name, limit in contract.lengths.items():
+        for name, limit in signature.lengths.items():
             _check_lengths(name, arrays[name], limit, sizes)
-        steps = {sizes[name] for name in contract.steps_axes if name in sizes}
-        known = {contract.rows_axis} | (contract.steps_axes if len(contract.steps_axes) == 1 else set())
+        steps = {sizes[name] for name in signature.steps_axes if name in sizes}
+        known = {signature.rows_axis} | (signature.steps_axes if len(signature.steps_axes) == 1 else set())
         return cls(
             arrays,
-            rows=sizes[contract.rows_axis] if contract.rows_axis else 1,
+            rows=sizes[signature.rows_axis] if signature.rows_axis else 1,
             steps=steps.pop() if len(steps) == 1 else None,
             others=tuple((name, size) for name, size in sizes.items() if name not in known),
         )
 
 
-def _sizes(inputs: Mapping[str, np.ndarray], contract: Contract) -> dict[str, int]:
+def _sizes(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:
     """The size of every axis that has a name."""
     if not isinstance(inputs, Mapping):
         raise InputError(f"`inputs` is a {type(inputs).__name__}; give a dict of arrays by name.")
-    specs = contract.outer_inputs
+    specs = signature.outer_inputs
     names = [spec.name for spec in specs]
     if unknown := [name for name in inputs if name not in names]:
         raise InputError(f"there is no input `{unknown[0]}`; the inputs are {', '.join(names)}.")
-    if missing := [name for name in names if name not in inputs and name not in contract.optional]:
+    if missing := [name for name in names if name not in inputs and name not in signature.optional]:
         raise InputError(f"input `{missing[0]}` is missing; the inputs are {', '.join(names)}.")
     return _bind([spec for spec in specs if spec.name in inputs], inputs)
 
@@ -92,12 +92,12 @@ def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
         raise InputError(f"`{spec.name}` has shape {list(array.shape)}, the graph takes {spec} with no size 0.")
 
 
-def _default(spec: Tensor, contract: Contract, sizes: Mapping[str, int]) -> np.ndarray:
+def _default(spec: Tensor, signature: Signature, sizes: Mapping[str, int]) -> np.ndarray:
     """An optional input that was left out: lengths that count every step, or a state of zeros."""
     shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape)
     if 0 in shape:
         raise InputError(f"input `{spec.name}` is missing, and no other input tells the size of {spec}.")
-    limit = contract.lengths.get(spec.name, 0)
+    limit = signature.lengths.get(spec.name, 0)
     return np.full(shape, limit if isinstance(limit, int) else sizes[limit], spec.dtype)
 
 

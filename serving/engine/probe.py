@@ -11,65 +11,68 @@ import numpy as np
 from deploy_rnn.errors import DeployError
 
 from .feeds import Feeds
-from .signature import Contract
+from .signature import Signature
 
 Run = Callable[[Sequence[Feeds], int], list[dict[str, np.ndarray]]]
 """Requests to one run of so many steps, and their outputs."""
 
 
-def example(contract: Contract, rows: int, steps: int, seed: int = 0) -> Feeds:
+def example(signature: Signature, rows: int, steps: int, seed: int = 0) -> Feeds:
     """Inputs of any value: random numbers, and 0 or 1 where they are whole."""
     random = np.random.default_rng(seed)
     arrays = {}
-    for spec in contract.outer_inputs:
-        if spec.name not in contract.optional:
-            named = {contract.rows_axis: rows} | dict.fromkeys(contract.steps_axes, steps)
+    for spec in signature.outer_inputs:
+        if spec.name not in signature.optional:
+            named = {signature.rows_axis: rows} | dict.fromkeys(signature.steps_axes, steps)
             shape = [size if isinstance(size, int) else named.get(size, 1) for size in spec.shape]
             whole = np.dtype(spec.dtype).kind != "f"
             arrays[spec.name] = (random.integers(2, size=shape) if whole else random.normal(size=shape)).astype(
                 spec.dtype
             )
-    return Feeds.of(arrays, contract)
+    return Feeds.of(arrays, signature)
 
 
-def rows_are_apart(run: Run, contract: Contract, steps: int) -> bool:
+def rows_are_independent(run: Run, signature: Signature, steps: int) -> bool:
     """Whether a row gets the same answer alone and beside another."""
-    if contract.rows_axis is None:
+    if signature.rows_axis is None:
         return False
-    rows = [example(contract, 1, steps, seed) for seed in (1, 2)]
+    rows = [example(signature, 1, steps, seed) for seed in (1, 2)]
     return _holds(lambda: _same(run(rows, steps), [run([row], steps)[0] for row in rows]))
 
 
-def padding_is_harmless(run: Run, contract: Contract, steps: int, more: int) -> bool:
+def padding_is_harmless(run: Run, signature: Signature, steps: int, more: int) -> bool:
     """Whether a row of `steps` steps gets the same answer in a run of `more`."""
-    if not contract.has_lengths:
+    if not signature.has_lengths:
         return False
-    row = example(contract, 1, steps, 3)
+    row = example(signature, 1, steps, 3)
     return _holds(lambda: _same(run([row], more), run([row], steps)))
 
 
-def padding_is_not_read(run: Run, contract: Contract, steps: int) -> bool:
+def padding_is_not_read(run: Run, signature: Signature, steps: int) -> bool:
     """The same where there is a graph for one number of steps only: whether what is beyond a row's end matters."""
-    if not contract.has_lengths or steps == 1:
-        return contract.has_lengths
+    if not signature.has_lengths or steps == 1:
+        return signature.has_lengths
     length = steps // 2
-    rows = [_shortened(example(contract, 1, steps, 4), contract, length, beyond) for beyond in (0, 1)]
+    rows = [_shortened(example(signature, 1, steps, 4), signature, length, beyond) for beyond in (0, 1)]
     ended = [
-        {name: array[:, :length] if name in contract.in_time else array for name, array in run([row], steps)[0].items()}
+        {
+            name: array[:, :length] if name in signature.in_time else array
+            for name, array in run([row], steps)[0].items()
+        }
         for row in rows
     ]
     return _holds(lambda: _same(ended[:1], ended[1:]))
 
 
-def _shortened(row: Feeds, contract: Contract, length: int, beyond: int) -> Feeds:
+def _shortened(row: Feeds, signature: Signature, length: int, beyond: int) -> Feeds:
     arrays = {
-        name: np.minimum(array, length) if name in contract.lengths else array.copy()
+        name: np.minimum(array, length) if name in signature.lengths else array.copy()
         for name, array in row.arrays.items()
     }
-    for spec in contract.outer_inputs:
+    for spec in signature.outer_inputs:
         if spec.time is not None:
             arrays[spec.name][:, length:] = beyond
-    return Feeds.of(arrays, contract)
+    return Feeds.of(arrays, signature)
 
 
 def _holds(check: Callable[[], bool]) -> bool:

@@ -23,7 +23,7 @@ class Runner(Protocol):
         rounds_rows: whether it had better be given few different numbers of rows.
     """
 
-    rounds_rows: bool
+    prefers_few_row_counts: bool
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """
@@ -41,7 +41,7 @@ class Runner(Protocol):
 class Session:
     """A graph on any provider."""
 
-    rounds_rows = False
+    prefers_few_row_counts = False
 
     def __init__(self, session: onnxruntime.InferenceSession, provider: str = CPU) -> None:
         self._session = session

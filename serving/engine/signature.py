@@ -1,4 +1,4 @@
-"""`Contract`: what a model takes and gives, in the graph's layout and in that of its clients."""
+"""`Signature`: what a model takes and gives, in the graph's layout and in that of its clients."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from deploy_rnn.tensor_spec import TensorSpec
 
 
 @dataclass(frozen=True)
-class Contract:
+class Signature:
     """Tensors as the graphs have them, and what is known of their axes.
 
     Outside, every tensor with an axis of rows is batch-first: rows, then steps, then the others in the graph's order. A

@@ -16,9 +16,9 @@ from ..protocol.status import status
 from ..repository import Repository
 from ..scheduling.request import Response
 from ..settings import Settings
-from ..token import REFUSAL, allowed
+from ..token import REFUSAL, is_authorized
 from .messages import CLASSES, SERVICE
-from .streaming_calls import Streams
+from .streaming_calls import StreamingCalls
 from .tensors import read, write
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository, self._settings = repository, settings
-        self._streams = Streams(self._begin, self._stream_answer)
+        self._streams = StreamingCalls(self._begin, self._stream_answer)
 
     def handler(self) -> Any:
         """For `grpc.aio.Server.add_generic_rpc_handlers`."""
@@ -79,7 +79,7 @@ class Service:
 
     async def _authorize(self, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
-        if not allowed(metadata.get("authorization"), self._settings.token):
+        if not is_authorized(metadata.get("authorization"), self._settings.token):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, REFUSAL)
 
     async def _live(self, message: Any, context: Context) -> Any:

@@ -31,7 +31,7 @@ class Call:
     room: asyncio.Semaphore
 
 
-class Streams:
+class StreamingCalls:
     """The streaming calls of a server.
 
     Args:

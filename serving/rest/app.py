@@ -22,11 +22,11 @@ from ..protocol.status import status
 from ..repository import Repository
 from ..scheduling.request import Response as ModelResponse
 from ..settings import Settings
-from ..token import REFUSAL, allowed
+from ..token import REFUSAL, is_authorized
 from . import page
 from .binary import HEADER_LENGTH, parse_json
 from .compression import chosen, compress, decompress
-from .messages import Asked, read, write
+from .messages import InferRequest, read, write
 
 # Reading this many bytes of JSON takes about 2 ms; a larger body is read in a thread, so that others need not wait.
 READ_IN_A_THREAD = 128 * 1024
@@ -48,7 +48,7 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     rest = Rest(repository, settings or Settings())
     errors: dict[Any, Any] = {
         HTTPException: _http_error,
-        ClientDisconnect: _gone,
+        ClientDisconnect: _client_disconnected,
         DeployError: _error,
         Exception: _error,
     }
@@ -68,7 +68,7 @@ class Guard:
         app = self._app
         if scope["type"] == "http" and scope["path"] not in self._open:
             authorization = dict(scope["headers"]).get(b"authorization")
-            if not allowed(authorization, self._token):
+            if not is_authorized(authorization, self._token):
                 app = JSONResponse({"error": REFUSAL}, 401, {"WWW-Authenticate": "Bearer"})
         await app(scope, receive, send)
 
@@ -92,7 +92,7 @@ class Rest:
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
-            Route(f"{model}/trace/setting", _not_done, methods=["GET", "POST"]),
+            Route(f"{model}/trace/setting", _not_implemented, methods=["GET", "POST"]),
         ]
         for prefix in (model, f"{model}/versions/{{version}}"):
             found += [
@@ -102,7 +102,9 @@ class Rest:
                 Route(f"{prefix}/stats", self.model_statistics),
                 Route(f"{prefix}/infer", self.infer, methods=["POST"]),
             ]
-        return found + [Route(f"/v2/{part}{{rest:path}}", _not_done, methods=["GET", "POST"]) for part in NOT_DONE]
+        return found + [
+            Route(f"/v2/{part}{{rest:path}}", _not_implemented, methods=["GET", "POST"]) for part in NOT_DONE
+        ]
 
     async def server_metadata(self, request: HTTPRequest) -> Response:
         return JSONResponse(oip.server_metadata())
@@ -156,12 +158,12 @@ class Rest:
         name, version = request.path_params["model"], request.path_params.get("version", "")
         self.repository.model(name, version)
         body, length = await self._body(request), request.headers.get(HEADER_LENGTH)
-        asked = await _somewhere(len(body), read, body, length, self.settings)
+        asked = await _in_thread_if_large(len(body), read, body, length, self.settings)
         future = self.repository.submit(name, version, asked.request)
-        async with _limit(self.settings.request_seconds, "the answer took"):
+        async with _deadline(self.settings.request_seconds, "the answer took"):
             answer = await self._waited(future)
         size = sum(array.nbytes for array in answer.outputs.values())
-        return await _somewhere(size, _answer, asked, name, answer, request.headers.get("Accept-Encoding", ""))
+        return await _in_thread_if_large(size, _answer, asked, name, answer, request.headers.get("Accept-Encoding", ""))
 
     async def _waited(self, future: "Future[ModelResponse]") -> ModelResponse:
         try:
@@ -173,17 +175,17 @@ class Rest:
 
     async def _body(self, request: HTTPRequest) -> bytes:
         encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        async with _limit(self.settings.body_seconds, "the body took"):
+        async with _deadline(self.settings.body_seconds, "the body took"):
             body = await _received(request, self.settings.max_bytes)
         if not encoding:
             return body
-        return await _somewhere(len(body), decompress, body, encoding, self.settings.max_bytes)
+        return await _in_thread_if_large(len(body), decompress, body, encoding, self.settings.max_bytes)
 
     def _model(self, request: HTTPRequest) -> Any:
         return self.repository.model(request.path_params["model"], request.path_params.get("version", ""))
 
 
-class _limit:
+class _deadline:
     """A time limit whose passing is a `DeadlineError`."""
 
     def __init__(self, seconds: float, what: str) -> None:
@@ -213,12 +215,12 @@ async def _received(request: HTTPRequest, max_bytes: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def _somewhere(size: int, function: Callable[..., Result], *args: Any) -> Result:
+async def _in_thread_if_large(size: int, function: Callable[..., Result], *args: Any) -> Result:
     """Here if that is quick, in a thread if not."""
     return await asyncio.to_thread(function, *args) if size > READ_IN_A_THREAD else function(*args)
 
 
-def _answer(asked: Asked, name: str, answer: Any, accepted: str) -> Response:
+def _answer(asked: InferRequest, name: str, answer: Any, accepted: str) -> Response:
     body, headers = write(asked, name, answer)
     encoding = chosen(accepted, binary=HEADER_LENGTH in headers) if len(body) >= COMPRESS_FROM else None
     if encoding:
@@ -226,7 +228,7 @@ def _answer(asked: Asked, name: str, answer: Any, accepted: str) -> Response:
     return Response(body, headers=headers)
 
 
-async def _not_done(request: HTTPRequest) -> Response:
+async def _not_implemented(request: HTTPRequest) -> Response:
     raise UnsupportedError(f"{request.url.path} is not done here: shared memory, tracing and log settings are not.")
 
 
@@ -240,7 +242,7 @@ async def _http_error(request: HTTPRequest, error: Exception) -> Response:
     return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code, error.headers)
 
 
-async def _gone(request: HTTPRequest, error: Exception) -> Response:
+async def _client_disconnected(request: HTTPRequest, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
 
 

@@ -16,7 +16,7 @@ from .binary import Pieces, join, split
 
 
 @dataclass(frozen=True)
-class Asked:
+class InferRequest:
     """
     Attributes:
         id: the client's own, to be sent back; "" for none.
@@ -31,7 +31,7 @@ class Asked:
     binary_outputs: Mapping[str, bool] = field(default_factory=dict)
 
 
-def read(body: bytes, header_length: str | None, settings: Settings) -> Asked:
+def read(body: bytes, header_length: str | None, settings: Settings) -> InferRequest:
     """
     Raises:
         InputError: a body that is no inference request.
@@ -47,7 +47,7 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> Asked:
     for name, parameters in outputs:
         oip.refuse_parameters(name, parameters)
     parameters = _parameters(fields)
-    return Asked(
+    return InferRequest(
         id=_text(fields, "id", ""),
         request=oip.request(inputs, [name for name, _ in outputs], parameters, settings.request_seconds),
         binary=parameters.get("binary_data_output") is True,
@@ -55,7 +55,7 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> Asked:
     )
 
 
-def write(asked: Asked, model_name: str, response: Response) -> tuple[bytes, dict[str, str]]:
+def write(asked: InferRequest, model_name: str, response: Response) -> tuple[bytes, dict[str, str]]:
     """The body and the headers that describe it.
 
     Raises:

@@ -22,7 +22,7 @@ class Item(Protocol):
     def key(self) -> Hashable: ...
 
 
-def choose(items: Sequence[Item], max_rows: int, max_waste: float) -> list[int]:
+def choose_rows(items: Sequence[Item], max_rows: int, max_waste: float) -> list[int]:
     """The next run: indices of `items`, which are in order of arrival.
 
     1. The oldest is always in it, so that each waits at most as many runs as there were requests before it.

@@ -22,7 +22,7 @@ class Chunk(Item, Protocol):
     def joins(self) -> bool: ...
 
 
-def choose(lanes: Sequence[Sequence[Chunk]], max_rows: int, max_steps: int) -> list[tuple[int, int]]:
+def choose_segments(lanes: Sequence[Sequence[Chunk]], max_rows: int, max_steps: int) -> list[tuple[int, int]]:
     """The next run: (index of a lane, how many of its chunks); lanes are in the order of their oldest chunk.
 
     1. The oldest lane is always in it.

@@ -8,14 +8,14 @@ import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.feeds import Feeds
-from ..engine.signature import Contract
-from .job import Lane
+from ..engine.signature import Signature
+from .job import StreamSegment
 
 Outputs = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Executed:
+class BatchResult:
     """
     Attributes:
         outputs: of each request of each lane.
@@ -31,33 +31,33 @@ class Executed:
     padded: int
 
 
-def execute(engine: Engine, lanes: Sequence[Lane]) -> Executed:
+def execute(engine: Engine, lanes: Sequence[StreamSegment]) -> BatchResult:
     """
     Raises:
         InputError, RunError: as for `Engine.run`.
     """
-    contract = engine.contract
+    signature = engine.signature
     names = {name for lane in lanes for job in lane for name in job.outputs}
     if any(lane[0].stream for lane in lanes):
-        names.update(contract.states.values())
-    batch = [end_to_end(lane, contract) for lane in lanes]
+        names.update(signature.states.values())
+    batch = [end_to_end(lane, signature) for lane in lanes]
     results = engine.run_together(batch, sorted(names))
     rows, real = sum(each.rows for each in batch), sum(each.rows * (each.steps or 1) for each in batch)
-    return Executed(
-        [_parts(lane, result, contract) for lane, result in zip(lanes, results, strict=True)],
-        [_states(lane, result, contract) for lane, result in zip(lanes, results, strict=True)],
+    return BatchResult(
+        [_parts(lane, result, signature) for lane, result in zip(lanes, results, strict=True)],
+        [_states(lane, result, signature) for lane, result in zip(lanes, results, strict=True)],
         rows,
         real,
         rows * (engine.steps_of(batch) or 1) - real,
     )
 
 
-def end_to_end(lane: Lane, contract: Contract) -> Feeds:
+def end_to_end(lane: StreamSegment, signature: Signature) -> Feeds:
     """The chunks of a lane as one request, from the state of its stream."""
     first, stream = lane[0].feeds, lane[0].stream
     arrays = dict(first.arrays)
     if len(lane) > 1:
-        for spec in contract.outer_inputs:
+        for spec in signature.outer_inputs:
             if spec.time is not None:
                 arrays[spec.name] = np.concatenate([job.feeds.arrays[spec.name] for job in lane], spec.time)
     if stream is not None:
@@ -65,15 +65,18 @@ def end_to_end(lane: Lane, contract: Contract) -> Feeds:
     return replace(first, arrays=arrays, steps=first.steps and sum(job.steps for job in lane))
 
 
-def _parts(lane: Lane, result: Outputs, contract: Contract) -> list[Outputs]:
+def _parts(lane: StreamSegment, result: Outputs, signature: Signature) -> list[Outputs]:
     if len(lane) == 1:
         return [{name: result[name] for name in lane[0].outputs}]
     ends = pairwise(accumulate((job.steps for job in lane), initial=0))
     return [
-        {name: result[name][:, start:stop].copy() if name in contract.in_time else result[name] for name in job.outputs}
+        {
+            name: result[name][:, start:stop].copy() if name in signature.in_time else result[name]
+            for name in job.outputs
+        }
         for job, (start, stop) in zip(lane, ends, strict=True)
     ]
 
 
-def _states(lane: Lane, result: Outputs, contract: Contract) -> Outputs:
-    return {first: result[last] for first, last in contract.states.items()} if lane[0].stream else {}
+def _states(lane: StreamSegment, result: Outputs, signature: Signature) -> Outputs:
+    return {first: result[last] for first, last in signature.states.items()} if lane[0].stream else {}

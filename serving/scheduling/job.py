@@ -52,5 +52,5 @@ class Job:
         return self.claimed
 
 
-Lane = Sequence[Job]
+StreamSegment = Sequence[Job]
 """Chunks of one stream that run as one; or a single request."""

@@ -11,13 +11,13 @@ from deploy_rnn.errors import BusyError, ClosedError, DeployError, InputError, S
 from deploy_rnn.runtime import CPU, TensorSpec
 
 from ..engine.engine import Engine
-from .execution import Executed, execute
-from .job import Job, Lane
+from .execution import BatchResult, execute
+from .job import Job, StreamSegment
 from .limits import Limits
-from .queue import Waiting
+from .queue import RequestQueue
 from .request import Request, Response
 from .statistics import Statistics, Tally
-from .streams import Streams
+from .streams import StreamTable
 
 
 class Model:
@@ -59,18 +59,18 @@ class Model:
         self._engine = Engine(path, provider=provider, threads=threads)
         self.name = name or self._engine.name
         self._engine.warm_up()
-        contract = self._engine.contract
+        signature = self._engine.signature
         self.inputs: tuple[TensorSpec, ...] = self._engine.inputs
         self.outputs: tuple[TensorSpec, ...] = self._engine.outputs
-        self.lengths = frozenset(contract.lengths)
-        self.states: Mapping[str, str] = contract.states
+        self.lengths = frozenset(signature.lengths)
+        self.states: Mapping[str, str] = signature.states
         self.streaming = bool(self.states)
-        self.optional = contract.optional
+        self.optional = signature.optional
         self._limits = limits or Limits()
-        self.max_batch = self._limits.max_rows if contract.rows_axis else 0
+        self.max_batch = self._limits.max_rows if signature.rows_axis else 0
         self._clock = clock
-        self._tally, self._streams = Tally(), Streams(self._limits)
-        self._waiting = Waiting(self._engine, self._limits, self._streams)
+        self._tally, self._streams = Tally(), StreamTable(self._limits)
+        self._waiting = RequestQueue(self._engine, self._limits, self._streams)
         self._changed, self._closed = Condition(), False
         self._thread = Thread(target=self._serve, name=f"deploy-rnn {self.name}", daemon=True)
         self._thread.start()
@@ -201,7 +201,7 @@ class Model:
                 self._changed.wait(_bounded(left))
             return bool(self._waiting)
 
-    def _run(self, lanes: Sequence[Lane]) -> None:
+    def _run(self, lanes: Sequence[StreamSegment]) -> None:
         """1. All lanes in one run. 2. If that fails, each by itself: one request's fault is not that of the others.
         3. If that fails too, chunk by chunk."""
         started, before = self._clock(), time.perf_counter()
@@ -216,7 +216,7 @@ class Model:
             return
         self._ran(lanes, executed, started, time.perf_counter() - before)
 
-    def _run_if_whole(self, lane: Lane) -> None:
+    def _run_if_whole(self, lane: StreamSegment) -> None:
         """Unless the chunk before has just failed."""
         stream = lane[0].stream
         if stream and stream.broken:
@@ -231,7 +231,7 @@ class Model:
                 self._streams.end(job.stream, f"a chunk of it failed ({error})")
         self._refuse(job, error)
 
-    def _ran(self, lanes: Sequence[Lane], executed: Executed, started: float, seconds: float) -> None:
+    def _ran(self, lanes: Sequence[StreamSegment], executed: BatchResult, started: float, seconds: float) -> None:
         """Note what was run and where the streams stand; then answer."""
         with self._changed:
             self._tally.ran(executed.rows, seconds, executed.real, executed.padded)

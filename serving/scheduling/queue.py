@@ -1,4 +1,4 @@
-"""`Waiting`: the requests that wait for a run, and which of them are next."""
+"""`RequestQueue`: the requests that wait for a run, and which of them are next."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ from deploy_rnn.errors import DeadlineError, DeployError, StreamError
 
 from ..engine.engine import Engine
 from . import batching, coalescing
-from .job import Job, Lane
+from .job import Job, StreamSegment
 from .limits import Limits
-from .streams import Streams
+from .streams import StreamTable
 
 WINDOW = 256
 """The oldest requests, of which a run is chosen: more make runs no fuller, and looking through them takes time."""
 
 
-class Waiting:
+class RequestQueue:
     """A queue; its user holds a lock.
 
     Args:
@@ -22,9 +22,9 @@ class Waiting:
         streams: whose chunks are among them; those of a stream that is broken are given up.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, streams: Streams) -> None:
+    def __init__(self, engine: Engine, limits: Limits, streams: StreamTable) -> None:
         self._limits, self._streams = limits, streams
-        self._streaming = bool(engine.contract.states)
+        self._streaming = bool(engine.signature.states)
         self._max_rows = limits.max_rows if engine.rows_share else 0
         self._max_waste = limits.max_waste if engine.pads else 0.0
         self._max_joined = limits.max_steps if engine.any_steps else 0
@@ -50,7 +50,7 @@ class Waiting:
         jobs, self._jobs = self._jobs, []
         return jobs
 
-    def take(self, now: float) -> tuple[list[Lane], list[tuple[Job, DeployError | None]]]:
+    def take(self, now: float) -> tuple[list[StreamSegment], list[tuple[Job, DeployError | None]]]:
         """
         Returns:
             The next run, which can no longer be cancelled; and the requests that will not run, and why, None for those
@@ -79,15 +79,15 @@ class Waiting:
         gone = set(map(id, jobs))
         self._jobs = [job for job in self._jobs if id(job) not in gone] if gone else self._jobs
 
-    def _chosen(self) -> list[Lane]:
+    def _chosen(self) -> list[StreamSegment]:
         jobs = self._jobs[:WINDOW]
         if not self._streaming:
-            return [[jobs[index]] for index in batching.choose(jobs, self._max_rows, self._max_waste)]
+            return [[jobs[index]] for index in batching.choose_rows(jobs, self._max_rows, self._max_waste)]
         lanes: dict[int, list[Job]] = {}
         for job in jobs:
             lanes.setdefault(id(job.stream or job), []).append(job)
         waiting = list(lanes.values())
-        chosen = coalescing.choose(waiting, self._max_rows, self._max_joined)
+        chosen = coalescing.choose_segments(waiting, self._max_rows, self._max_joined)
         return [waiting[lane][:count] for lane, count in chosen]
 
 

@@ -1,4 +1,4 @@
-"""`Streams`: the states of the sequences that come in chunks, how long they are kept, and why one is gone."""
+"""`StreamTable`: the states of the sequences that come in chunks, how long they are kept, and why one is gone."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Stream:
     broken: str | None = None
 
 
-class Streams:
+class StreamTable:
     """A table of streams, the one that was touched longest ago first. Its user holds a lock, and tells the time."""
 
     def __init__(self, limits: Limits) -> None:

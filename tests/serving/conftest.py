@@ -193,7 +193,7 @@ def server(repository: Repository) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def running() -> Callable[..., Any]:
+def run_server() -> Callable[..., Any]:
     """Context manager: repository, settings -> a server on free ports, in a thread of its own."""
     return _running
 
@@ -204,7 +204,7 @@ def new_bundle() -> Callable[..., Path]:
 
 
 @pytest.fixture
-def asking() -> type[Client]:
+def make_client() -> type[Client]:
     return Client
 
 

@@ -42,8 +42,8 @@ def real(real_bundles: Path) -> Iterator[Repository]:
 
 
 @pytest.fixture(scope="module")
-def real_server(real: Repository, running: Any) -> Iterator[Server]:
-    with running(real) as server:
+def real_server(real: Repository, run_server: Any) -> Iterator[Server]:
+    with run_server(real) as server:
         yield server
 
 
@@ -277,8 +277,8 @@ def test_a_deadline_of_the_client_reaches_the_model(server: Server, repository: 
     model.gate.set()
 
 
-def test_a_token(repository: Repository, running: Any) -> None:
-    with running(repository, Settings(token="secret")) as server:
+def test_a_token(repository: Repository, run_server: Any) -> None:
+    with run_server(repository, Settings(token="secret")) as server:
         for protocol in PROTOCOLS:
             with connect(protocol, server) as client:
                 assert client.is_server_ready()

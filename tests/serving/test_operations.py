@@ -63,22 +63,22 @@ def head(length: int) -> bytes:
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/models/sum/in", b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: "])
-def test_slow_headers_are_hung_up_on(sent: bytes, repository: Repository, running: Any) -> None:
-    with running(repository, Settings(header_seconds=0.1)) as server, connected(server) as slow:
+def test_slow_headers_are_hung_up_on(sent: bytes, repository: Repository, run_server: Any) -> None:
+    with run_server(repository, Settings(header_seconds=0.1)) as server, connected(server) as slow:
         slow.sendall(sent)
         assert hung_up(slow)
 
 
-def test_slow_headers_of_a_second_request(repository: Repository, running: Any) -> None:
-    with running(repository, Settings(header_seconds=0.2)) as server, connected(server) as slow:
+def test_slow_headers_of_a_second_request(repository: Repository, run_server: Any) -> None:
+    with run_server(repository, Settings(header_seconds=0.2)) as server, connected(server) as slow:
         slow.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in received(slow, b'{"live":true}')
         slow.sendall(b"GET /v2/health/")
         assert hung_up(slow)
 
 
-def test_a_slow_body_is_answered_with_504(repository: Repository, running: Any) -> None:
-    with running(repository, Settings(body_seconds=0.1)) as server, connected(server) as slow:
+def test_a_slow_body_is_answered_with_504(repository: Repository, run_server: Any) -> None:
+    with run_server(repository, Settings(body_seconds=0.1)) as server, connected(server) as slow:
         slow.sendall(head(100) + b'{"inputs"')
         answer = received(slow, b'"}')
         assert answer.startswith(b"HTTP/1.1 504 ")
@@ -132,12 +132,12 @@ def given_x() -> list[Any]:
     return [given]
 
 
-def test_a_stop_answers_what_was_accepted(repository: Repository, running: Any) -> None:
+def test_a_stop_answers_what_was_accepted(repository: Repository, run_server: Any) -> None:
     """1. An HTTP request, 2. a gRPC call and 3. the requests of a streaming call are on their way when it is told."""
     model: Any = repository.model("sum")
     model.gate.clear()
     found: queue.Queue[Any] = queue.Queue()
-    with running(repository) as server, triton_grpc.InferenceServerClient(server.grpc_address) as client:
+    with run_server(repository) as server, triton_grpc.InferenceServerClient(server.grpc_address) as client:
 
         def post() -> None:
             found.put(httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20))
@@ -169,11 +169,11 @@ def _stop(server: Server) -> None:
     server._http_task.get_loop().call_soon_threadsafe(server.stop)
 
 
-def test_a_stop_waits_for_a_while_only(repository: Repository, running: Any) -> None:
+def test_a_stop_waits_for_a_while_only(repository: Repository, run_server: Any) -> None:
     model: Any = repository.model("sum")
     model.gate.clear()
     found: list[httpx.Response] = []
-    with running(repository, Settings(drain_seconds=0.5)) as server:
+    with run_server(repository, Settings(drain_seconds=0.5)) as server:
         url = f"http://{server.http_address}/v2/models/sum/infer"
         thread = threading.Thread(target=lambda: found.append(httpx.post(url, json=BODY, timeout=60)))
         thread.start()
@@ -279,8 +279,8 @@ def test_a_port_that_is_taken(option: str, real_bundles: Path) -> None:
     assert "Traceback" not in found.stderr
 
 
-def test_endless_headers_are_hung_up_on(repository: Repository, running: Any) -> None:
-    with running(repository, Settings(header_seconds=60)) as server:
+def test_endless_headers_are_hung_up_on(repository: Repository, run_server: Any) -> None:
+    with run_server(repository, Settings(header_seconds=60)) as server:
         with connected(server) as flood, suppress(ConnectionError):
             flood.sendall(b"GET /v2/health/live HTTP/1.1\r\n")
             for _ in range(40):

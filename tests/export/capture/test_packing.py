@@ -240,11 +240,11 @@ def test_torch_has_its_functions_again_whatever_happens(monkeypatch: pytest.Monk
         seen.append(of_torch())
         raise KeyboardInterrupt
 
-    from deploy_rnn.checking.example_call import Call
+    from deploy_rnn.checking.example_call import ExampleCall
 
     monkeypatch.setattr("deploy_rnn.export.capture.capture.trace", traced)
     model = Packing(is_sorted, nn.GRU)
-    call = Call.of(model, (torch.randn(STEPS, 2, 3), torch.tensor([2, 1])))
+    call = ExampleCall.of(model, (torch.randn(STEPS, 2, 3), torch.tensor([2, 1])))
     with pytest.raises(KeyboardInterrupt):
         capture(model, call, [{}, {}], opset_version=18)
     assert of_torch() == OF_TORCH

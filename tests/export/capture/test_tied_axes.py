@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.capture.tied_axes import with_agreeing
+from deploy_rnn.export.capture.tied_axes import with_tied_axes
 from deploy_rnn.runtime import open_session
 
 
@@ -62,8 +62,8 @@ class Summed(nn.Module):
 )
 def test_what_has_to_grow_along(named: list[Any], expected: list[Any]) -> None:
     model = Summed()
-    call = Call.of(model, (torch.randn(3, 4), torch.randn(3, 4), torch.randn(3)))
-    assert with_agreeing(model, call, named) == expected
+    call = ExampleCall.of(model, (torch.randn(3, 4), torch.randn(3, 4), torch.randn(3)))
+    assert with_tied_axes(model, call, named) == expected
     assert named[1] in ({}, {0: "B"})
 
 

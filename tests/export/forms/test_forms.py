@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import deploy_rnn
-from deploy_rnn.checking.example_call import Call
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.capture import capture
 from deploy_rnn.export.forms.lower import lower
@@ -102,7 +102,7 @@ def arguments(steps: int, batch: int, *, batch_first: bool, with_lengths: bool, 
     return given
 
 
-def axes(call: Call, *, batch_first: bool, time: bool) -> list[dict[int, Any]]:
+def axes(call: ExampleCall, *, batch_first: bool, time: bool) -> list[dict[int, Any]]:
     batch, steps = (0, 1) if batch_first else (1, 0)
     found: list[dict[int, Any]] = [{batch: "B"} | ({steps: "T"} if time else {})]
     return found + [{1 if tensor.dim() == 3 else 0: "B"} for tensor in call.tensors[1:]]
@@ -113,7 +113,7 @@ def captured(batch_first: bool, with_lengths: bool, with_states: bool, time: boo
     """The trained grid as one graph whose stacks are still to be written."""
     given = arguments(STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
     grid = trained(batch_first)
-    call = Call.of(grid, (), given)
+    call = ExampleCall.of(grid, (), given)
     return capture(grid, call, axes(call, batch_first=batch_first, time=time), opset_version=18)
 
 
@@ -146,7 +146,7 @@ def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states:
             for name, result in results.items()
             for number, _ in enumerate(torch.utils._pytree.tree_leaves(result))
         ]
-        tensors = Call.of(reference, (), given).tensors
+        tensors = ExampleCall.of(reference, (), given).tensors
         feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
         assert_equal(session.run(None, feeds), expected, labels)
 
@@ -194,14 +194,14 @@ class LastStep(nn.Module):
         return result[0][:, -1] + result[1][-1]
 
 
-def run(path: Path, call: Call) -> list[np.ndarray]:
+def run(path: Path, call: ExampleCall) -> list[np.ndarray]:
     session = open_session(path, threads=1)
     feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), call.tensors, strict=True)}
     return list(session.run(None, feeds))
 
 
 def assert_file_is_model(path: Path, model: nn.Module, args: Any, kwargs: Any = None) -> None:
-    call = Call.of(model, args, kwargs)
+    call = ExampleCall.of(model, args, kwargs)
     expected = call.run(model.eval())
     share = 1e-5 if expected[0].dtype is torch.float32 else 1e-12
     assert_equal(run(path, call), expected, [f"output {number}" for number, _ in enumerate(expected)], share=share)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
-from deploy_rnn.export.forms.cells import CELLS, OnnxCell, Step
+from deploy_rnn.export.forms.cells import CELLS, OnnxCell, StepBuild
 from deploy_rnn.nn import cells
 
 STEPS = 6
@@ -133,7 +133,7 @@ def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, expor
     random = [each for each in report.failures if each.output == "output" and "B=7" in each.case]
     assert len(random) == 4  # with and without h0, graph optimisations off and on
     for each in random:
-        # Step 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
+        # StepBuild 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
         assert each.first_bad is not None
         assert each.first_bad[0] == 0
         assert each.used > 1
@@ -260,7 +260,7 @@ def test_an_export_that_is_wrong_leaves_no_file(
     if earlier:
         path.write_bytes(b"an earlier file")
 
-    def softsign(step: Step) -> list[ir.Value]:
+    def softsign(step: StepBuild) -> list[ir.Value]:
         return [step.op("Softsign", step.total(), name="h")]
 
     monkeypatch.setitem(CELLS, cells.tanh, OnnxCell(softsign, {"": [0]}))

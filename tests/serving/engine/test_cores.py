@@ -15,7 +15,7 @@ from torch import nn
 from deploy_rnn.errors import RunError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.serving import Engine
-from deploy_rnn.serving.engine.cores import TOGETHER, Cores
+from deploy_rnn.serving.engine.cores import ALL_CORES, Cores
 
 AXES = {"x": 1, "scale": 0, "y": 1, "last": 0}
 OUTPUTS = ["y", "last"]
@@ -34,7 +34,7 @@ class Clock:
 class Scaled:
     """A session of (T, B) `x` and (B,) `scale`: y is their product, last its last step. A row takes `seconds`."""
 
-    rounds_rows = False
+    prefers_few_row_counts = False
 
     def __init__(self, clock: Clock, seconds: Callable[[int], float]) -> None:
         self.clock, self.seconds = clock, seconds
@@ -88,7 +88,7 @@ def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> N
 
 def test_each_core_has_rows_of_its_own_where_that_was_faster() -> None:
     runner, sessions = one_core_for_many()
-    assert [runner.parts(rows) for rows in (1, 3, 4, 15, 100)] == [TOGETHER, TOGETHER, 1, 1, 1]
+    assert [runner.parts(rows) for rows in (1, 3, 4, 15, 100)] == [ALL_CORES, ALL_CORES, 1, 1, 1]
     halves, sessions = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
     assert [halves.parts(rows) for rows in (1, 3, 4, 100)] == [1, 1, 2, 2]
     sessions[1].ran.clear()

@@ -36,7 +36,7 @@ def head(array: np.ndarray, **more: Any) -> dict[str, Any]:
     return {"name": "x", "datatype": NAMES[array.dtype.name], "shape": list(array.shape), **more}
 
 
-def read(fields: Any, *pieces: bytes, length: int | None = None) -> messages.Asked:
+def read(fields: Any, *pieces: bytes, length: int | None = None) -> messages.InferRequest:
     text = json.dumps(fields).encode()
     return messages.read(
         text + b"".join(pieces), str(len(text) if length is None else length), Settings(max_bytes=10_000)

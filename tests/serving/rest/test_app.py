@@ -193,8 +193,8 @@ def test_extensions_that_are_not_done(fields: dict[str, Any], message: str, clie
     assert message in answer.json()["error"]
 
 
-def test_too_large(repository: Repository, asking: Any) -> None:
-    client = asking(make_app(repository, Settings(max_bytes=1000)))
+def test_too_large(repository: Repository, make_client: Any) -> None:
+    client = make_client(make_app(repository, Settings(max_bytes=1000)))
     for answer in (
         client.post(INFER, content=b" " * 1001),
         client.post(INFER, content=gzip.compress(b" " * 100_000), headers={"Content-Encoding": "gzip"}),
@@ -221,8 +221,8 @@ def test_a_damaged_or_unknown_encoding(client: Any) -> None:
         assert client.post(INFER, content=body, headers={"Content-Encoding": encoding}).status_code == status
 
 
-def test_busy_late_and_broken(repository: Repository, asking: Any) -> None:
-    client = asking(make_app(repository, Settings(request_seconds=0.05)))
+def test_busy_late_and_broken(repository: Repository, make_client: Any) -> None:
+    client = make_client(make_app(repository, Settings(request_seconds=0.05)))
     model: Any = repository.model("sum")
     model.gate.clear()
     assert client.post(INFER, json=asked()).status_code == 504
@@ -254,8 +254,8 @@ def test_nan_is_sent_as_binary_only(client: Any) -> None:
     assert answer.status_code == 200
 
 
-def test_a_token(repository: Repository, asking: Any) -> None:
-    client = asking(make_app(repository, Settings(token="secret")))
+def test_a_token(repository: Repository, make_client: Any) -> None:
+    client = make_client(make_app(repository, Settings(token="secret")))
     assert client.get("/v2/health/ready").status_code == 200
     for wrong in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
         answer = client.get("/v2", headers=wrong)
@@ -263,9 +263,9 @@ def test_a_token(repository: Repository, asking: Any) -> None:
     assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
-def test_health_follows_the_repository(folder: Path, asking: Any, sum_model: Any) -> None:
+def test_health_follows_the_repository(folder: Path, make_client: Any, sum_model: Any) -> None:
     repository = Repository(folder, sum_model)
-    client = asking(make_app(repository))
+    client = make_client(make_app(repository))
     paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/sum/ready")
     assert [client.get(path).status_code for path in paths] == [200, 503, 404]
     repository.load_all()

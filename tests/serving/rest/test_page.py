@@ -27,8 +27,8 @@ TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
-def test_the_page_is_served_to_everyone(token: str | None, repository: Repository, asking: Any) -> None:
-    client = asking(make_app(repository, Settings(token=token)))
+def test_the_page_is_served_to_everyone(token: str | None, repository: Repository, make_client: Any) -> None:
+    client = make_client(make_app(repository, Settings(token=token)))
     for file in PAGE.iterdir():
         answer = client.get("/" if file.name == "index.html" else f"/page/{file.name}")
         assert answer.status_code == 200
@@ -164,13 +164,13 @@ def typed(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_highlighter_colours_what_is_typed(highlighter: Path, running: Any, browser: Browser) -> None:
+def test_the_highlighter_colours_what_is_typed(highlighter: Path, run_server: Any, browser: Browser) -> None:
     """Characters and labels are those of the engine, for text of several requests and of strange characters too."""
     repository = Repository(highlighter, lambda path, name: Model(path, name=name, threads=1))
     repository.load_all()
     engine = Engine(highlighter)
     long = Path(highlight.__file__).read_text(encoding="utf-8") + "x = '\u00e9\U0001f600\t'\r\n"[:-2]
-    with running(repository) as server:
+    with run_server(repository) as server:
         browser.open(f"http://{server.http_address}/")
         browser.until('document.getElementById("latency").textContent')
         texts = [browser.value('document.getElementById("source").value'), long, "def f(): pass", "&<b>" * 20, "x"]
@@ -194,14 +194,14 @@ def test_the_highlighter_colours_what_is_typed(highlighter: Path, running: Any, 
 
 @pytest.mark.slow
 def test_without_the_highlighter_and_with_a_token(
-    folder: Path, new_bundle: Any, sum_model: Any, running: Any, browser: Browser
+    folder: Path, new_bundle: Any, sum_model: Any, run_server: Any, browser: Browser
 ) -> None:
     """Names are a stranger's words; and nothing is shown before the token is given."""
     name = '<img src=x onerror=document.body.remove()> "\\\\'
     new_bundle(folder / name)
     repository = Repository(folder, sum_model)
     repository.load_all()
-    with running(repository, Settings(token="secret")) as server:
+    with run_server(repository, Settings(token="secret")) as server:
         browser.open(f"http://{server.http_address}/")
         browser.until(SHOWN.format("token-text"))
         assert not browser.value(SHOWN.format("highlight"))

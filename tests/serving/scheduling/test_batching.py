@@ -1,4 +1,4 @@
-"""`batching.choose`: its rules hold for any queue."""
+"""`batching.choose_rows`: its rules hold for any queue."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy_rnn.serving.scheduling.batching import choose
+from deploy_rnn.serving.scheduling.batching import choose_rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ wastes = st.sampled_from([0.0, 0.1, 0.15, 0.5, 0.9])
 
 @given(queues, st.integers(0, 12), wastes)
 def test_every_rule_holds(queue: list[Waits], max_rows: int, max_waste: float) -> None:
-    run = choose(queue, max_rows, max_waste)
+    run = choose_rows(queue, max_rows, max_waste)
     chosen = [queue[index] for index in run]
     assert run == sorted(set(run))
     assert run[0] == 0, "the oldest waits"
@@ -43,7 +43,7 @@ def test_nobody_starves(queue: list[Waits], max_rows: int, max_waste: float) -> 
     last, left, runs = queue[-1], list(queue), 0
     while any(item is last for item in left):
         left += of(30, 30, 30)
-        run = choose(left, max_rows, max_waste)
+        run = choose_rows(left, max_rows, max_waste)
         left = [item for index, item in enumerate(left) if index not in run]
         runs += 1
     assert runs <= len(queue)
@@ -65,9 +65,9 @@ def test_nobody_starves(queue: list[Waits], max_rows: int, max_waste: float) -> 
 def test_rows_of_like_length_run_together(
     steps: list[int], max_rows: int, max_waste: float, expected: list[int]
 ) -> None:
-    assert choose(of(*steps), max_rows, max_waste) == expected
+    assert choose_rows(of(*steps), max_rows, max_waste) == expected
 
 
 def test_a_request_of_more_rows_than_a_run_has_goes_alone() -> None:
-    assert choose([Waits(9, 5), Waits(1, 5)], 8, 0.15) == [0]
-    assert choose([Waits(1, 5), Waits(9, 5), Waits(2, 5)], 8, 0.15) == [0, 2]
+    assert choose_rows([Waits(9, 5), Waits(1, 5)], 8, 0.15) == [0]
+    assert choose_rows([Waits(1, 5), Waits(9, 5), Waits(2, 5)], 8, 0.15) == [0, 2]

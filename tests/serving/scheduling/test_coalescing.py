@@ -1,4 +1,4 @@
-"""`coalescing.choose`: chunks of streams share runs of equal steps."""
+"""`coalescing.choose_segments`: chunks of streams share runs of equal steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy_rnn.serving.scheduling.coalescing import choose
+from deploy_rnn.serving.scheduling.coalescing import choose_segments
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ chunks = st.builds(Waits, st.integers(1, 6), st.integers(1, 3), st.booleans(), s
 )
 def test_every_rule_holds(queue: list[list[Waits]], max_rows: int, max_steps: int) -> None:
     queue = [[Waits(chunk.steps, lane[0].rows, chunk.joins, chunk.key) for chunk in lane] for lane in queue]
-    run = choose(queue, max_rows, max_steps)
+    run = choose_segments(queue, max_rows, max_steps)
     assert run[0][0] == 0
     assert len({lane for lane, _ in run}) == len(run)
     taken = [queue[lane][:count] for lane, count in run]
@@ -56,4 +56,4 @@ def test_every_rule_holds(queue: list[list[Waits]], max_rows: int, max_steps: in
     ],
 )
 def test_streams_share_a_run_where_chunks_end(queue: list[list[int]], expected: list[tuple[int, int]]) -> None:
-    assert choose(lanes(*queue), 8, 100) == expected
+    assert choose_segments(lanes(*queue), 8, 100) == expected

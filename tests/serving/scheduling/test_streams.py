@@ -1,24 +1,24 @@
-"""`Streams`: who is held, who is not any more, and why; the clock is given."""
+"""`StreamTable`: who is held, who is not any more, and why; the clock is given."""
 
 import pytest
 
 from deploy_rnn.errors import BusyError, InputError, StreamError
 from deploy_rnn.serving.scheduling.limits import Limits
-from deploy_rnn.serving.scheduling.streams import REMEMBERED, Stream, Streams
+from deploy_rnn.serving.scheduling.streams import REMEMBERED, Stream, StreamTable
 
 
-def chunk(streams: Streams, name: int | str, now: float, *, start: bool = False, end: bool = False) -> Stream:
+def chunk(streams: StreamTable, name: int | str, now: float, *, start: bool = False, end: bool = False) -> Stream:
     stream = streams.admit(name, 1, start=start, end=end, now=now)
     streams.answered(stream, now)
     return stream
 
 
 @pytest.fixture
-def streams() -> Streams:
-    return Streams(Limits(max_streams=3, stream_idle=100.0, stream_keep=10.0))
+def streams() -> StreamTable:
+    return StreamTable(Limits(max_streams=3, stream_idle=100.0, stream_keep=10.0))
 
 
-def test_a_stream_lives_from_start_to_end(streams: Streams) -> None:
+def test_a_stream_lives_from_start_to_end(streams: StreamTable) -> None:
     with pytest.raises(StreamError, match=r"stream 7 is unknown; send its first chunk with `start`."):
         chunk(streams, 7, 0.0)
     stream = chunk(streams, 7, 0.0, start=True)
@@ -32,7 +32,7 @@ def test_a_stream_lives_from_start_to_end(streams: Streams) -> None:
     assert chunk(streams, 7, 3.0, start=True) is not stream
 
 
-def test_it_is_refused_what_does_not_fit(streams: Streams) -> None:
+def test_it_is_refused_what_does_not_fit(streams: StreamTable) -> None:
     chunk(streams, "a", 0.0, start=True)
     with pytest.raises(StreamError, match="stream 'a' has already started; end it first, or use another id"):
         chunk(streams, "a", 1.0, start=True)
@@ -41,7 +41,7 @@ def test_it_is_refused_what_does_not_fit(streams: Streams) -> None:
     chunk(streams, "a", 2.0)
 
 
-def test_it_expires_when_idle(streams: Streams) -> None:
+def test_it_expires_when_idle(streams: StreamTable) -> None:
     chunk(streams, "a", 0.0, start=True)
     chunk(streams, "b", 60.0, start=True)
     assert streams.next_expiry() == 100.0
@@ -57,7 +57,7 @@ def test_it_expires_when_idle(streams: Streams) -> None:
     assert streams.next_expiry() is None
 
 
-def test_it_does_not_expire_while_a_chunk_waits(streams: Streams) -> None:
+def test_it_does_not_expire_while_a_chunk_waits(streams: StreamTable) -> None:
     stream = streams.admit("a", 1, start=True, end=False, now=0.0)
     streams.expire(500.0)
     assert "a" in streams
@@ -68,7 +68,7 @@ def test_it_does_not_expire_while_a_chunk_waits(streams: Streams) -> None:
     assert "a" not in streams
 
 
-def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: Streams) -> None:
+def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: StreamTable) -> None:
     for name in ("a", "b"):
         chunk(streams, name, 0.0, start=True)
     streams.admit("a", 1, start=False, end=False, now=50.0)
@@ -76,7 +76,7 @@ def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: Strea
     assert [name in streams for name in "ab"] == [True, False]
 
 
-def test_a_full_table_refuses_or_evicts_who_is_idle(streams: Streams) -> None:
+def test_a_full_table_refuses_or_evicts_who_is_idle(streams: StreamTable) -> None:
     for number in range(3):
         chunk(streams, number, float(number), start=True)
     with pytest.raises(BusyError, match="3 streams are live, the most that are held; end some, or try again later"):
@@ -88,7 +88,7 @@ def test_a_full_table_refuses_or_evicts_who_is_idle(streams: Streams) -> None:
     assert [number in streams for number in range(4)] == [True, False, True, True]
 
 
-def test_one_whose_chunk_waits_is_not_evicted(streams: Streams) -> None:
+def test_one_whose_chunk_waits_is_not_evicted(streams: StreamTable) -> None:
     waits = streams.admit("a", 1, start=True, end=False, now=0.0)
     for name in ("b", "c"):
         chunk(streams, name, 1.0, start=True)
@@ -103,7 +103,7 @@ def test_one_whose_chunk_waits_is_not_evicted(streams: Streams) -> None:
         chunk(streams, "f", 90.0, start=True)
 
 
-def test_one_that_cannot_go_on_says_why(streams: Streams) -> None:
+def test_one_that_cannot_go_on_says_why(streams: StreamTable) -> None:
     stream = chunk(streams, 1, 0.0, start=True)
     streams.end(stream, "a chunk of it failed (no memory)")
     streams.end(stream, "a second reason")
@@ -116,7 +116,7 @@ def test_one_that_cannot_go_on_says_why(streams: Streams) -> None:
 
 
 def test_streams_that_are_left_behind_do_not_leak() -> None:
-    streams = Streams(Limits(max_streams=100, stream_idle=100.0, stream_keep=0.0))
+    streams = StreamTable(Limits(max_streams=100, stream_idle=100.0, stream_keep=0.0))
     for number in range(2 * REMEMBERED):
         chunk(streams, number, number * 1e-3, start=True)
     assert len(streams) == 100
