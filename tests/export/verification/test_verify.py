@@ -133,7 +133,7 @@ def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, expor
     random = [each for each in report.failures if each.output == "output" and "B=7" in each.case]
     assert len(random) == 4  # with and without h0, graph optimisations off and on
     for each in random:
-        # StepBuild 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
+        # Step 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
         assert each.first_bad is not None
         assert each.first_bad[0] == 0
         assert each.used > 1
