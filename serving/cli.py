@@ -12,7 +12,7 @@ from deploy_rnn.console import UsageError, command_errors, printable
 
 if TYPE_CHECKING:
     from .repository import Repository
-    from .scheduling.model import Model
+    from .scheduling.served_model import ServedModel
     from .server import Server
 
 # The name of an option (its second one, if it has two) is the field that it is passed as; what is not given keeps the
@@ -121,7 +121,7 @@ def _announce(repository: "Repository", server: "Server", out: Any) -> None:
     click.echo(f"HTTP on http://{server.http_address}, gRPC on {server.grpc_address}", file=out)
 
 
-def _line(model: "Model") -> str:
+def _line(model: "ServedModel") -> str:
     takes, gives = ("; ".join(map(str, specs)) for specs in (model.inputs, model.outputs))
     return f"{model.name}: {takes} -> {gives}{'; streams' if model.streaming else ''}"
 

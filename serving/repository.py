@@ -12,8 +12,8 @@ from deploy_rnn.errors import BundleError, ClosedError, UnknownModelError
 
 from .protocol.oip import VERSION
 from .scheduling.limits import Limits
-from .scheduling.model import Model
 from .scheduling.request import Request, Response
+from .scheduling.served_model import ServedModel
 
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
@@ -34,8 +34,8 @@ class Entry:
     """
 
     path: Path
-    model: Model | None = None
-    retiring: list[Model] = field(default_factory=list)
+    model: ServedModel | None = None
+    retiring: list[ServedModel] = field(default_factory=list)
     reason: str = ""
     loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -53,7 +53,9 @@ class Repository:
         BundleError: there is no bundle at `path`.
     """
 
-    def __init__(self, path: str | Path, make: Callable[[Path, str], Model], limits: Limits | None = None) -> None:
+    def __init__(
+        self, path: str | Path, make: Callable[[Path, str], ServedModel], limits: Limits | None = None
+    ) -> None:
         self._path, self._make, self.limits = Path(path), make, limits or Limits()
         self._lock = threading.Lock()
         self._loaded, self._closing = threading.Event(), threading.Event()
@@ -96,7 +98,7 @@ class Repository:
         with entry.loading:
             self._replace(entry, None, "unloaded")
 
-    def _replace(self, entry: Entry, model: Model | None, reason: str = "") -> None:
+    def _replace(self, entry: Entry, model: ServedModel | None, reason: str = "") -> None:
         with self._lock:
             closed = self._closing.is_set()
             if not closed:
@@ -106,20 +108,20 @@ class Repository:
         if closed and model is not None:
             model.close()
 
-    def _retire(self, entry: Entry, model: Model, *, keep_streams: bool) -> None:
+    def _retire(self, entry: Entry, model: ServedModel, *, keep_streams: bool) -> None:
         entry.retiring.append(model)
         thread = threading.Thread(target=self._finish, args=(entry, model, keep_streams), daemon=True)
         self._retirements = [each for each in self._retirements if each.is_alive()] + [thread]
         thread.start()
 
-    def _finish(self, entry: Entry, model: Model, keep_streams: bool) -> None:
+    def _finish(self, entry: Entry, model: ServedModel, keep_streams: bool) -> None:
         while keep_streams and model.statistics().streams and not self._closing.wait(STREAMS_CHECKED_EVERY):
             pass
         model.close()
         with self._lock:
             entry.retiring.remove(model)
 
-    def model(self, name: str, version: str = "") -> Model:
+    def model(self, name: str, version: str = "") -> ServedModel:
         """The model that answers.
 
         Raises:
@@ -150,7 +152,7 @@ class Repository:
                 if self._closing.is_set() or self._holder(name, version, request) is model:
                     raise
 
-    def _holder(self, name: str, version: str, request: Request) -> Model:
+    def _holder(self, name: str, version: str, request: Request) -> ServedModel:
         current = self.model(name, version)
         if request.sequence is None or request.start or current.holds(request.sequence):
             return current
@@ -158,7 +160,7 @@ class Repository:
             retiring = list(self._entries[name].retiring)
         return next((model for model in reversed(retiring) if model.holds(request.sequence)), current)
 
-    def models(self) -> Iterator[Model]:
+    def models(self) -> Iterator[ServedModel]:
         """Those that answer."""
         with self._lock:
             found = [entry.model for _, entry in sorted(self._entries.items())]

@@ -3,7 +3,6 @@
 The dicts have the shape of Triton's JSON, which is that of its protobuf messages too.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from deploy_rnn.errors import InputError, UnsupportedError
 from deploy_rnn.runtime import TensorSpec
 
 from ..scheduling.limits import Limits
-from ..scheduling.model import Model
 from ..scheduling.request import Request
+from ..scheduling.served_model import ServedModel
 from ..scheduling.statistics import Statistics
 from .tensors import datatype
 
@@ -60,7 +59,7 @@ def request(
         sequence=sequence,
         start=_flag(parameters, "sequence_start", sequence),
         end=_flag(parameters, "sequence_end", sequence),
-        deadline=time.monotonic() + min(seconds, _timeout(parameters.get("timeout"))),
+        timeout=min(seconds, _timeout(parameters.get("timeout"))),
     )
 
 
@@ -95,7 +94,7 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "deploy-rnn", "version": __version__, "extensions": list(EXTENSIONS)}
 
 
-def model_metadata(model: Model) -> dict[str, Any]:
+def model_metadata(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [VERSION],
@@ -113,7 +112,7 @@ def _sizes(shape: Sequence[int | str]) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in shape]
 
 
-def model_config(model: Model, limits: Limits) -> dict[str, Any]:
+def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
     """As Triton would show it; `dims` lack the batch, as everywhere in a Triton configuration with a batch size."""
     skip = 1 if model.max_batch else 0
     inputs = [
@@ -138,7 +137,7 @@ def _tensor_config(spec: TensorSpec, skip: int) -> dict[str, Any]:
     return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": _sizes(spec.shape[skip:])}
 
 
-def _scheduling(model: Model, limits: Limits) -> dict[str, Any]:
+def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
     microseconds = round(limits.max_wait * 1e6)
     if not model.streaming:
         return {"dynamic_batching": {"max_queue_delay_microseconds": microseconds}}
@@ -147,7 +146,7 @@ def _scheduling(model: Model, limits: Limits) -> dict[str, Any]:
     return {"sequence_batching": {"max_sequence_idle_microseconds": idle, "oldest": oldest}}
 
 
-def model_statistics(model: Model) -> dict[str, Any]:
+def model_statistics(model: ServedModel) -> dict[str, Any]:
     """Since the model was loaded; what Triton counts and this server does not take part in is 0."""
     found = model.statistics()
     return {

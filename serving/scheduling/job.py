@@ -17,7 +17,7 @@ class Job:
         outputs: the names wanted.
         joins: whether another chunk of its stream may follow in the same run.
         arrived: when it came.
-        deadline: when nobody waits for it any more; None for never.
+        deadline: the time, by the clock of the model, after which nobody waits for the answer; None for never.
         stream: that it is a chunk of.
         future: of its answer.
         claimed: whether it may be run; None before that was asked.

@@ -142,7 +142,9 @@ class Model:
             raise InputError(f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}.")
         outputs = self._engine.wanted(self._named(request))
         joins = self._engine.joins(outputs)
-        return Job(feeds, outputs, joins, self._clock(), request.deadline)
+        arrived = self._clock()
+        deadline = None if request.timeout is None else arrived + request.timeout
+        return Job(feeds, outputs, joins, arrived, deadline)
 
     def _named(self, request: Request) -> Sequence[str] | None:
         if request.outputs is not None or request.sequence is None:

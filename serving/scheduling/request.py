@@ -16,7 +16,7 @@ class Request:
         sequence: the stream that it belongs to, whose states the server holds; None for no stream.
         start: whether the stream begins here.
         end: whether it ends here.
-        deadline: `time.monotonic()` after which nobody waits for the answer; None for never.
+        timeout: seconds that the client will wait, from when the model accepts the request; None for no limit.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -24,7 +24,7 @@ class Request:
     sequence: int | str | None = None
     start: bool = False
     end: bool = False
-    deadline: float | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

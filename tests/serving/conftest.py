@@ -29,28 +29,33 @@ from deploy_rnn.serving.settings import Settings
 
 
 class SumModel:
-    """Stands in for `Model`: y is the running sum of x over the steps, times the number in the file `scale`.
+    """A `ServedModel`, and no more than that: y is the running sum of x over the steps, times the number in the file
+    `scale`.
 
     `gate` holds answers back while it is closed; `fails` is raised instead of an answer.
     """
 
     inputs = (TensorSpec("x", "float32", ("B", "T")), TensorSpec("total", "float32", ("B", 1)))
     outputs = (TensorSpec("y", "float32", ("B", "T")), TensorSpec("total_n", "float32", ("B", 1)))
-    lengths: frozenset[str] = frozenset()
-    states = {"total": "total_n"}  # noqa: RUF012
-    streaming, optional, max_batch = True, frozenset({"total"}), 8
+    optional = frozenset({"total"})
+    streaming = True
+    max_batch = 8
 
     def __init__(self, path: Path, name: str) -> None:
-        written = (path / "scale").read_text(encoding="utf-8")
-        if not written.isdigit():
-            raise LoadError(f"{written!r} is no scale.")
-        self.path, self.name, self.scale = path, name, float(written)
-        self.gate, self.fails, self.max_queue = threading.Event(), None, 1000
+        scale = (path / "scale").read_text(encoding="utf-8")
+        if not scale.isdigit():
+            raise LoadError(f"{scale!r} is not a scale.")
+        self.name = name
+        self.scale = float(scale)
+        self.gate = threading.Event()
         self.gate.set()
+        self.fails: Exception | None = None
+        self.max_queue = 1000
         self.closed = False
-        self._streams: dict[int | str, np.ndarray] = {}
+        self._streams: dict[int | str, list[np.ndarray]] = {}
         self._worker = ThreadPoolExecutor(1)
-        self._successes = self._queued = 0
+        self._successes = 0
+        self._queued = 0
         self._accepted: list[Future[Response]] = []
 
     def submit(self, request: Request) -> "Future[Response]":
@@ -61,32 +66,42 @@ class SumModel:
         x = request.inputs.get("x")
         if x is None or x.dtype != np.float32 or x.ndim != 2 or not x.size or set(request.inputs) - {"x", "total"}:
             raise InputError("give `x`: float32 [B, T].")
-        if request.sequence is not None and not request.start and request.sequence not in self._streams:
-            raise StreamError(f"there is no stream {request.sequence!r}.")
-        if request.start and request.sequence is not None:
-            self._streams[request.sequence] = np.zeros((len(x), 1), np.float32)
+        totals = self._totals(request)
+        deadline = None if request.timeout is None else time.monotonic() + request.timeout
         self._queued += 1
-        self._accepted.append(self._worker.submit(self._answer, request))
+        self._accepted.append(self._worker.submit(self._answer, request, totals, deadline))
         return self._accepted[-1]
 
-    def _answer(self, request: Request) -> Response:
+    def _totals(self, request: Request) -> list[np.ndarray]:
+        """The totals after each chunk so far; as in `Model`, a stream has ended once its last chunk is accepted."""
+        zeros = np.zeros((len(request.inputs["x"]), 1), np.float32)
+        if request.sequence is None:
+            return [request.inputs.get("total", zeros)]
+        if request.start:
+            self._streams[request.sequence] = [zeros]
+        elif request.sequence not in self._streams:
+            raise StreamError(f"there is no stream {request.sequence!r}.")
+        totals = self._streams[request.sequence]
+        if request.end:
+            del self._streams[request.sequence]
+        return totals
+
+    def _answer(self, request: Request, totals: list[np.ndarray], deadline: float | None) -> Response:
         self.gate.wait()
         self._queued -= 1
         if self.fails is not None:
             raise self.fails
-        if request.deadline is not None and time.monotonic() > request.deadline:
+        if deadline is not None and time.monotonic() > deadline:
             raise DeadlineError("its time ran out before it was run.")
-        x = request.inputs["x"]
-        total = request.inputs.get("total", self._streams.get(request.sequence or "", np.zeros((len(x), 1), "f")))
-        y = total + np.cumsum(x, axis=1, dtype=np.float32)
-        if request.sequence is not None:
-            self._streams[request.sequence] = y[:, -1:]
-            if request.end:
-                del self._streams[request.sequence]
+        y = totals[-1] + np.cumsum(request.inputs["x"], axis=1, dtype=np.float32)
+        totals.append(y[:, -1:])
         self._successes += 1
         outputs = {"y": y * np.float32(self.scale), "total_n": y[:, -1:]}
         wanted = request.outputs or tuple(outputs)
-        return Response({name: outputs[name] for name in wanted}, 0.001, 0.002, len(x))
+        return Response({name: outputs[name] for name in wanted}, 0.001, 0.002, len(y))
+
+    def holds(self, sequence: int | str) -> bool:
+        return sequence in self._streams
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -94,9 +109,6 @@ class SumModel:
             batch_rows={1: (2, 0.1), 3: (1, 0.15)}, steps_real=90, steps_padded=10, queued=self._queued,
             streams=len(self._streams), last_inference=1000.0,
         )  # fmt: skip
-
-    def holds(self, sequence: int | str) -> bool:
-        return sequence in self._streams
 
     def close(self, timeout: float | None = None) -> None:
         self.closed = True
@@ -122,7 +134,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def repository(folder: Path) -> Iterator[Repository]:
     """Has a loaded `SumModel`, `sum`."""
-    made = Repository(folder, SumModel)  # type: ignore[arg-type]
+    made = Repository(folder, SumModel)
     made.load_all()
     yield made
     for model in made.models():

@@ -79,6 +79,17 @@ def test_streams_end_on_the_model_that_began_them(repository: Repository, folder
         ask(repository, sequence=7)
 
 
+def test_a_stream_has_ended_once_its_last_chunk_is_accepted(repository: Repository) -> None:
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    x = np.ones((1, 1), np.float32)
+    last = repository.submit("sum", "", Request({"x": x}, sequence="s", start=True, end=True))
+    with pytest.raises(StreamError, match="there is no stream 's'"):
+        repository.submit("sum", "", Request({"x": x}, sequence="s"))
+    model.gate.set()
+    assert last.result(10).outputs["y"] == 1
+
+
 def test_a_stream_that_begins_anew_is_the_new_model_s(repository: Repository, folder: Path, new_bundle: Any) -> None:
     ask(repository, sequence=7, start=True)
     new_bundle(folder / "sum", "10")
@@ -89,12 +100,12 @@ def test_a_stream_that_begins_anew_is_the_new_model_s(repository: Repository, fo
 
 def test_a_bad_bundle_leaves_the_old_one(repository: Repository, folder: Path, new_bundle: Any) -> None:
     new_bundle(folder / "sum", "broken")
-    with pytest.raises(LoadError, match="'broken' is no scale"):
+    with pytest.raises(LoadError, match="'broken' is not a scale"):
         repository.load("sum")
     assert ask(repository) == 1
     assert repository.ready()
     assert repository.index()[0] | {"name": ""} == {
-        "name": "", "version": "1", "state": "READY", "reason": "'broken' is no scale.",
+        "name": "", "version": "1", "state": "READY", "reason": "'broken' is not a scale.",
     }  # fmt: skip
 
 

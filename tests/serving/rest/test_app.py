@@ -313,7 +313,7 @@ def test_load_and_unload(client: Any, folder: Path, new_bundle: Any) -> None:
     assert client.post(INFER, json=asked()).json()["outputs"][0]["data"] == [2, 6, 12]
     new_bundle(folder / "sum", "broken")
     answer = client.post("/v2/repository/models/sum/load")
-    assert (answer.status_code, answer.json()) == (500, {"error": "'broken' is no scale."})
+    assert (answer.status_code, answer.json()) == (500, {"error": "'broken' is not a scale."})
     assert client.post(INFER, json=asked()).json()["outputs"][0]["data"] == [2, 6, 12]
     assert client.post("/v2/repository/models/sum/load", json={"parameters": {"config": "{}"}}).status_code == 501
     assert client.post("/v2/repository/models/sum/unload", json={}).status_code == 200

@@ -188,16 +188,28 @@ def test_a_full_queue_says_so_at_once(padded: Path, held: Held, open_model: Call
 def test_who_does_not_wait_any_more_is_not_run(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
     model = open_model(padded)
     with held(model, ask(tokens(1, 5))):
-        late = model.submit(ask(tokens(1, 5), deadline=time.monotonic()))
+        late = model.submit(ask(tokens(1, 5), timeout=0.0))
         gone = model.submit(ask(tokens(1, 5)))
         assert gone.cancel()
-        kept = model.submit(ask(tokens(1, 5), deadline=time.monotonic() + 1000))
+        kept = model.submit(ask(tokens(1, 5), timeout=1000.0))
     assert kept.result(30).rows == 1
     with pytest.raises(DeadlineError, match=r"the request waited for .* s, and its deadline passed"):
         late.result(30)
     assert not wait([gone], 30).not_done
     said = model.statistics()
     assert (said.successes, said.failures, said.executions) == (2, 2, 2)
+
+
+def test_a_timeout_counts_from_when_the_request_is_accepted(padded: Path, held: Held) -> None:
+    now = [1000.0]
+    with Model(padded, threads=1, clock=lambda: now[0]) as model:
+        with held(model, ask(tokens(1, 5))):
+            late = model.submit(ask(tokens(1, 5), timeout=3.0))
+            in_time = model.submit(ask(tokens(1, 5), timeout=5.0))
+            now[0] += 4.0
+        with pytest.raises(DeadlineError, match="the request waited for 4 s, and its deadline passed"):
+            late.result(30)
+        assert in_time.result(30).queued == 4.0
 
 
 def test_one_that_is_cancelled_while_a_run_is_chosen(
@@ -438,7 +450,7 @@ def test_a_chunk_that_is_given_up_ends_its_stream(
         send(model, name, array, start=True).result(30)
     with held(model, ask(tokens(1, 5))):
         send(model, 1, array).cancel()
-        late = send(model, 2, array, deadline=time.monotonic())
+        late = send(model, 2, array, timeout=0.0)
         after = [send(model, name, array) for name in (1, 2)]
     with pytest.raises(DeadlineError):
         late.result(30)
@@ -450,6 +462,19 @@ def test_a_chunk_that_is_given_up_ends_its_stream(
         after[1].result(30)
     with pytest.raises(StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"):
         send(model, 1, array)
+
+
+def test_a_stream_ends_when_its_last_chunk_is_accepted(
+    streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model, array = open_model(streaming), tokens(1, 12)
+    with held(model, ask(tokens(1, 5))):
+        first = chunks(model, "s", array, [5, 7])
+        with pytest.raises(StreamError, match="stream 's' has ended; start it again to use its id again"):
+            send(model, "s", array)
+        again = chunks(model, "s", array[:, ::-1], [6, 6])
+    np.testing.assert_allclose(whole(first), expected(stream_model, array), atol=1e-5)
+    np.testing.assert_allclose(whole(again), expected(stream_model, array[:, ::-1].copy()), atol=1e-5)
 
 
 def test_an_idle_stream_expires_by_the_clock(streaming: Path) -> None:

@@ -1,0 +1,59 @@
+"""`ServedModel`: what a server needs of a model. `Model` is one in this process."""
+
+from collections.abc import Set
+from concurrent.futures import Future
+from typing import Protocol
+
+from deploy_rnn.tensor_spec import TensorSpec
+
+from .request import Request, Response
+from .statistics import Statistics
+
+
+class ServedModel(Protocol):
+    """All that the repository and the protocols use of a model, so that another process may stand behind it.
+
+    Thread-safe.
+
+    Attributes:
+        name: under which it is served.
+        inputs, outputs: batch-first; a dynamic axis has a name instead of a size.
+        optional: names of the inputs that a client may leave out.
+        streaming: whether it holds the states of streams.
+        max_batch: rows that one request may have; 0 if its tensors have no batch axis.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def optional(self) -> Set[str]: ...
+
+    @property
+    def streaming(self) -> bool: ...
+
+    @property
+    def max_batch(self) -> int: ...
+
+    def submit(self, request: Request) -> "Future[Response]":
+        """Accept a request, and return at once.
+
+        Raises:
+            InputError, StreamError, BusyError: the request is refused.
+            ClosedError: `close` has been called; a repository then asks the model's successor.
+        """
+
+    def holds(self, sequence: int | str) -> bool:
+        """Whether this stream lives here."""
+
+    def statistics(self) -> Statistics:
+        """What the model has done so far."""
+
+    def close(self, timeout: float | None = None) -> None:
+        """Take no more requests, and answer those that were accepted, for at most `timeout` seconds."""
