@@ -17,10 +17,14 @@ from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .engine.engine import Engine
+    from .repository import Repository
+    from .rest.app import make_app
     from .scheduling.limits import Limits
     from .scheduling.model import Model
     from .scheduling.request import Request, Response
     from .scheduling.statistics import Statistics
+    from .server import Server
+    from .settings import Settings
 
 __all__ = [
     "BundleError",
@@ -33,14 +37,18 @@ __all__ = [
     "LoadError",
     "Model",
     "ProviderError",
+    "Repository",
     "Request",
     "Response",
     "RunError",
+    "Server",
+    "Settings",
     "Statistics",
     "StreamError",
+    "make_app",
 ]
 
-_HOMES = {
+_IN_PROCESS = {
     "Engine": "engine.engine",
     "Limits": "scheduling.limits",
     "Model": "scheduling.model",
@@ -49,7 +57,19 @@ _HOMES = {
     "Statistics": "scheduling.statistics",
 }
 
-__getattr__ = lazy_names(__name__, _HOMES, "onnxruntime")
+_OVER_THE_NETWORK = {
+    "Repository": "repository",
+    "Server": "server",
+    "Settings": "settings",
+    "make_app": "rest.app",
+}
+
+_load_in_process = lazy_names(__name__, _IN_PROCESS, "onnxruntime")
+_load_over_the_network = lazy_names(__name__, _OVER_THE_NETWORK, "serving")
+
+
+def __getattr__(name: str) -> object:
+    return _load_over_the_network(name) if name in _OVER_THE_NETWORK else _load_in_process(name)
 
 
 def __dir__() -> list[str]:

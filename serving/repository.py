@@ -10,12 +10,15 @@ from typing import Any
 from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.errors import BundleError, ClosedError, UnknownModelError
 
-from .protocol.oip import VERSION
 from .scheduling.limits import Limits
 from .scheduling.request import Request, Response
 from .scheduling.served_model import ServedModel
 
-READY, UNAVAILABLE = "READY", "UNAVAILABLE"
+VERSION = "1"
+"""The version of every model: a folder holds one. Clients may name it or leave it out."""
+
+READY = "READY"
+UNAVAILABLE = "UNAVAILABLE"
 
 # How often a replaced model is asked whether its last stream has ended, in seconds: it only delays giving back memory.
 STREAMS_CHECKED_EVERY = 0.5

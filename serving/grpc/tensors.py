@@ -9,6 +9,7 @@ from deploy_rnn.errors import InputError
 
 from ..protocol import oip
 from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..repository import VERSION
 from ..scheduling.request import Request, Response
 from ..settings import Settings
 from .messages import CLASSES
@@ -47,7 +48,7 @@ def read(message: Any, seconds: float, settings: Settings) -> Request:
 
 def write(message: Any, response: Response) -> Any:
     """The ModelInferResponse to `message`; its tensors are raw bytes, as Triton's are."""
-    answer = CLASSES["ModelInferResponse"](model_name=message.model_name, model_version=oip.VERSION, id=message.id)
+    answer = CLASSES["ModelInferResponse"](model_name=message.model_name, model_version=VERSION, id=message.id)
     for name, array in response.outputs.items():
         answer.outputs.add(name=name, datatype=datatype(array.dtype.name), shape=array.shape)
         answer.raw_output_contents.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())

@@ -10,16 +10,14 @@ import numpy as np
 
 from deploy_rnn import __version__
 from deploy_rnn.errors import InputError, UnsupportedError
-from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.tensor_spec import TensorSpec
 
+from ..repository import VERSION
 from ..scheduling.limits import Limits
 from ..scheduling.request import Request
 from ..scheduling.served_model import ServedModel
 from ..scheduling.statistics import Statistics
 from .tensors import datatype
-
-VERSION = "1"
-"""Of every model: a folder holds one. Clients may name it or leave it out."""
 
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "sequence", "statistics")
 

@@ -10,6 +10,7 @@ from deploy_rnn.errors import InputError
 
 from ..protocol import oip
 from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..repository import VERSION
 from ..scheduling.request import Request, Response
 from ..settings import Settings
 from .binary import Pieces, join, split
@@ -70,7 +71,7 @@ def write(asked: InferRequest, model_name: str, response: Response) -> tuple[byt
         else:
             outputs.append(fields | {"data": _values(name, array)})
     named = {"id": asked.id} if asked.id else {}
-    return join({"model_name": model_name, "model_version": oip.VERSION, **named, "outputs": outputs}, pieces)
+    return join({"model_name": model_name, "model_version": VERSION, **named, "outputs": outputs}, pieces)
 
 
 def _values(name: str, array: np.ndarray) -> Any:

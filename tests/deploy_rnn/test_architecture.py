@@ -61,9 +61,9 @@ ARROWS = {
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
     "serving.token": set(),
-    "serving.repository": {"bundle", "serving.scheduling", "serving.protocol"},
+    "serving.repository": {"bundle", "serving.scheduling"},
     "serving.metrics": {"serving.repository", "serving.scheduling"},
-    "serving.protocol": {"runtime", "serving.repository", "serving.scheduling", "serving.settings"},
+    "serving.protocol": {"serving.repository", "serving.scheduling", "serving.settings"},
     "serving.rest": {
         "serving.protocol", "serving.repository", "serving.scheduling", "serving.settings", "serving.metrics",
         "serving.token",
@@ -174,7 +174,8 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         ("deploy_rnn.export.onnx_file", "torch onnxscript onnxruntime"),
         ("deploy_rnn.serving", "torch onnx onnxscript starlette uvicorn grpc google.protobuf prometheus_client"),
         ("deploy_rnn.serving.cli", "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc"),
-        ("deploy_rnn.serving.server", "torch onnx onnxscript tritonclient"),
+        ("deploy_rnn.serving.repository", "torch onnx onnxscript onnxruntime starlette grpc"),
+        ("deploy_rnn.serving.server", "torch onnx onnxscript onnxruntime tritonclient"),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
         ("deploy_rnn.serving.engine.engine", "torch onnx onnxscript starlette grpc"),
         ("deploy_rnn.serving.scheduling.model", "torch onnx onnxscript starlette grpc"),
@@ -197,7 +198,8 @@ def test_public_names() -> None:
     ]  # fmt: skip
     assert dir(deploy_rnn.serving) == [
         "BundleError", "BusyError", "ClosedError", "DeadlineError", "Engine", "InputError", "Limits", "LoadError",
-        "Model", "ProviderError", "Request", "Response", "RunError", "Statistics", "StreamError",
+        "Model", "ProviderError", "Repository", "Request", "Response", "RunError", "Server", "Settings", "Statistics",
+        "StreamError", "make_app",
     ]  # fmt: skip
     for package in (deploy_rnn, deploy_rnn.export, deploy_rnn.serving):
         assert sorted(package.__all__) == dir(package)
@@ -207,12 +209,23 @@ def test_public_names() -> None:
             getattr(package, "nonsense")  # noqa: B009
 
 
-def test_a_missing_package_is_named_with_its_extra() -> None:
+@pytest.mark.parametrize(
+    ("module", "name", "package", "extra"),
+    [
+        ("deploy_rnn", "RNN", "torch", "torch"),
+        ("deploy_rnn.serving", "Engine", "onnxruntime", "onnxruntime"),
+        ("deploy_rnn.serving", "Model", "onnxruntime", "onnxruntime"),
+        ("deploy_rnn.serving", "make_app", "starlette", "serving"),
+        ("deploy_rnn.serving", "Server", "grpc", "serving"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(module: str, name: str, package: str, extra: str) -> None:
     code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import deploy_rnn\n"
-        "try: deploy_rnn.RNN\n"
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"import {module}\n"
+        f"try: {module}.{name}\n"
         "except ModuleNotFoundError as error: print(error)"
     )
-    said = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
-    assert said == "`deploy_rnn.RNN` needs `torch`, which is not installed; run: pip install 'deploy-rnn[torch]'"
+    message = subprocess.check_output([sys.executable, "-c", code], text=True).strip()
+    install = f"pip install 'deploy-rnn[{extra}]'"
+    assert message == f"`{module}.{name}` needs `{package}`, which is not installed; run: {install}"
