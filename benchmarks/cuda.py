@@ -5,7 +5,7 @@ tests.json          every test marked `cuda`: passed, failed or skipped, with th
 grid_cuda.json      benchmarks.grid.measure: cuDNN in every precision, onnxruntime with and without CUDA graphs
 modules_cuda.json   benchmarks.studies.torch_modules, with H on both sides of cuDNN's persistent kernels (384)
 
-Exit code 0 if all passed, 1 if something failed or there is no GPU: nothing was checked then.
+Exit code 0 if everything passed; 1 if something failed, or if there is no GPU and so nothing was checked.
 """
 
 import argparse
@@ -23,27 +23,31 @@ from benchmarks import ROOT
 from benchmarks.reporting.machine import describe
 
 
-def tests(folder: Path) -> bool:
-    """Run the marked tests; -> whether some ran and none failed."""
+def run_tests(folder: Path) -> bool:
+    """Run the marked tests: -> whether some ran and none failed."""
     junit = folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    rows = [outcome(case) for case in ElementTree.parse(junit).iter("testcase")]
+    rows = [test_row(case) for case in ElementTree.parse(junit).iter("testcase")]
     junit.unlink()
-    write(folder / "tests.json", {"counts": dict(Counter(row["outcome"] for row in rows)), "tests": rows})
-    return code == 0 and any(row["outcome"] == "passed" for row in rows)
+    counts = Counter(row["outcome"] for row in rows)
+    write(folder / "tests.json", {"counts": dict(counts), "tests": rows})
+    return code == 0 and counts["passed"] > 0
 
 
-def outcome(case: ElementTree.Element) -> dict[str, Any]:
+def test_row(case: ElementTree.Element) -> dict[str, Any]:
+    """What tests.json says about one test."""
     row: dict[str, Any] = {
         "test": f"{case.get('classname')}::{case.get('name')}",
         "seconds": float(case.get("time", 0)),
         "outcome": "passed",
     }
-    for kind in ("skipped", "failure", "error"):
-        found = case.find(kind)
-        if found is not None:
-            row |= {"outcome": "skipped" if kind == "skipped" else "failed", "reason": found.get("message", "")}
+    # A case that passed has none of these elements.
+    for tag, outcome in (("skipped", "skipped"), ("failure", "failed"), ("error", "failed")):
+        element = case.find(tag)
+        if element is not None:
+            row["outcome"] = outcome
+            row["reason"] = element.get("message", "")
     return row
 
 
@@ -51,12 +55,15 @@ TIMINGS = {
     "grid_cuda": ["grid.measure"],
     "modules_cuda": ["studies.torch_modules", "--hidden", "64", "256", "384", "512"],
 }
+"""Name of the JSON -> the module of `benchmarks` that measures it, and its arguments."""
 
 
-def timings(folder: Path, name: str) -> bool:
+def run_timings(folder: Path, name: str) -> bool:
     module, *arguments = TIMINGS[name]
-    output = str((folder / f"{name}.json").resolve())
-    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments, "--device", "cuda", "--output", output]
+    output = (folder / f"{name}.json").resolve()
+    command = [
+        sys.executable, "-m", f"benchmarks.{module}", *arguments, "--device", "cuda", "--output", str(output),
+    ]  # fmt: skip
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
@@ -73,9 +80,12 @@ def main() -> int:
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "machine.json", {})
-    results = {"tests": tests(folder), **{name: timings(folder, name) for name in TIMINGS}}
-    for part, ok in results.items():
-        print(f"{part}: {'ok' if ok else 'FAILED'}")
+    results = {"tests": run_tests(folder)}
+    for name in TIMINGS:
+        results[name] = run_timings(folder, name)
+    for part, passed in results.items():
+        verdict = "ok" if passed else "FAILED"
+        print(f"{part}: {verdict}")
     return 0 if all(results.values()) else 1
 
 

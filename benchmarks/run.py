@@ -1,7 +1,7 @@
 """`make bench`: the quick grid on this machine's CPU, a few minutes; JSON, tables and a plot in build/bench.
 
-`--commit` takes the standard grid instead (a quarter of an hour), writes to benchmarks/results, and makes the tables
-and pictures of the README and docs anew. `--full` adds every other benchmark and the full grid, which take hours.
+`--commit` measures the standard grid instead (a quarter of an hour), writes to benchmarks/results, and regenerates the
+tables and pictures of the README and docs. `--full` adds every other benchmark and the full grid, which take hours.
 """
 
 import argparse
@@ -26,42 +26,55 @@ FULL = STANDARD | {
     "batching": ["serving.batching"],
     "serving": ["serving.serve"],
 }
+"""Name of the JSON -> the module of `benchmarks` that measures it, and its arguments."""
 
 
 def run_module(name: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *arguments], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
-def show(output: Path) -> None:
-    """The tables and the plot of a grid, in build/bench."""
+def show_grid(output: Path) -> None:
+    """Write the tables and the plot of a grid to build/bench."""
     result = load(output)
     sections = [f"## {name}\n\n{table}\n" for name, table in grid_sections(result).items()]
-    page, picture = BUILD / f"{output.stem}.md", BUILD / f"{output.stem}.svg"
+    page = BUILD / f"{output.stem}.md"
     page.write_text("\n".join(sections), encoding="utf-8")
+    picture = BUILD / f"{output.stem}.svg"
     draw(grid_plot(result), picture)
     print(f"\nTables: {page}\nPlot:   {picture}")
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="every benchmark and point: hours")
     parser.add_argument("--commit", action="store_true", help="replace the committed results and the README's tables")
     parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="only these points of the grid")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    if options.full:
+        benchmarks = FULL
+    elif options.commit:
+        benchmarks = STANDARD
+    else:
+        benchmarks = QUICK
     folder = RESULTS if options.commit else BUILD
-    for each in (folder, BUILD):
-        each.mkdir(parents=True, exist_ok=True)
-    only = ["--points", *options.points, "--no-compile"] if options.points else []
-    parts = FULL if options.full else STANDARD if options.commit else QUICK
-    for name, (module, *arguments) in parts.items():
+    folder.mkdir(parents=True, exist_ok=True)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    point_arguments = ["--points", *options.points, "--no-compile"] if options.points else []
+
+    for name, (module, *arguments) in benchmarks.items():
         output = folder / f"{name}.json"
         print(f"\n{name} -> {output}\n", flush=True)
-        run_module(module, *arguments, *only, "--output", str(output))
+        run_module(module, *arguments, *point_arguments, "--output", str(output))
         if module == "grid.measure":
-            show(output)
+            show_grid(output)
     if options.commit:
-        for module in ("reporting.tables", "reporting.plots"):
-            run_module(module)
+        run_module("reporting.tables")
+        run_module("reporting.plots")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a user would pick to run a recurrent layer, each behind the same two calls.
 
-A contestant that cannot be had says why by an exception, which the table shows: a package that is not installed, a
-graph that its exporter does not write in time.
+A contestant that is not available raises an exception that says why, which the table shows: a package that is not
+installed, a graph that its exporter does not write in time.
 """
 
 import copy
@@ -31,7 +31,7 @@ LEGACY = "torch.onnx.export, legacy"
 
 
 class Missing(Exception):
-    """A contestant that cannot be had here, and why."""
+    """A contestant that is not available here, and why."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,26 @@ class Contestant:
 
     Attributes:
         run: returns when the work is done.
-        output: runs too, and gives the output (T, B, D*H) in float32 on the CPU, to be compared.
-        tolerance: the largest difference from torch.nn that is right.
-        costs: what stands beside its times in the JSON: seconds to load, bytes of the file.
+        output: runs too, and returns the output (T, B, D*H) in float32 on the CPU, to be compared.
+        tolerance: the largest difference from torch.nn that counts as right.
+        costs: what the JSON says next to its times: seconds to load, bytes of the file.
     """
 
     run: Callable[[], object]
     output: Callable[[], Tensor]
     tolerance: float = 1e-4
     costs: dict[str, float] = field(default_factory=dict)
+
+
+# In PyTorch
+
+
+def torch_modules(layer: nn.RNNBase, *, compile: bool) -> dict[str, Callable[..., Any]]:
+    """The layer itself, and our modules; each serves every T and B."""
+    modules: dict[str, Callable[..., Any]] = {EAGER: layer, "deploy_rnn": deploy_rnn.convert(layer)}
+    if compile:
+        modules["deploy_rnn, compiled"] = deploy_rnn.compile(layer)
+    return modules
 
 
 def torch_contestant(module: Callable[..., Any], x: Tensor, tolerance: float = 1e-4) -> Contestant:
@@ -58,42 +69,80 @@ def torch_contestant(module: Callable[..., Any], x: Tensor, tolerance: float = 1
             torch.cuda.synchronize()
         return outputs
 
-    return Contestant(run, lambda: run()[0].float().cpu(), tolerance)
+    def output() -> Tensor:
+        result: Tensor = run()[0]
+        return result.float().cpu()
+
+    return Contestant(run, output, tolerance)
 
 
-def traced(layer: nn.RNNBase, x: Tensor) -> Contestant:
-    """torch.jit of a layer of torch.nn, which it scripts only within another module."""
+def traced_contestant(layer: nn.RNNBase, x: Tensor) -> Contestant:
+    """torch.jit.trace of a layer of torch.nn: torch.jit.script takes such a layer only within another module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and says so
-        return torch_contestant(torch.jit.trace(layer, (x,), check_trace=False), x)
+        module = torch.jit.trace(layer, (x,), check_trace=False)
+        return torch_contestant(module, x)
 
 
-def compiled(layer: nn.RNNBase, x: Tensor) -> Contestant:
-    """torch.compile of a layer of torch.nn, which PyTorch has to be told to allow: it unrolls the loop."""
+def compiled_contestant(layer: nn.RNNBase, x: Tensor) -> Contestant:
+    """torch.compile of a layer of torch.nn: PyTorch must be told to allow it, and unrolls the loop."""
     with torch._dynamo.config.patch(allow_rnn=True):
         module = torch.compile(layer, dynamic=False)
         module(x)
     return torch_contestant(module, x)
 
 
-def reduced_overhead(layer: nn.RNNBase, x: Tensor) -> Contestant:
-    """Ours, with its launches recorded once by torch.compile."""
-    return torch_contestant(torch.compile(deploy_rnn.convert(layer), mode="reduce-overhead", dynamic=False), x)
+def reduced_overhead_contestant(layer: nn.RNNBase, x: Tensor) -> Contestant:
+    """Our module, with its launches recorded once by torch.compile."""
+    module = torch.compile(deploy_rnn.convert(layer), mode="reduce-overhead", dynamic=False)
+    return torch_contestant(module, x)
+
+
+def cudnn_precisions(layer: nn.RNNBase, x: Tensor) -> dict[str, Callable[[], Contestant]]:
+    """cuDNN in the precisions that it offers besides float32; a CPU has no such choice."""
+
+    def call_with_tf32(*args: Any) -> Any:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+            return layer(*args)
+
+    def open_half(dtype: torch.dtype) -> Contestant:
+        half_layer = copy.deepcopy(layer).to(dtype)
+        return torch_contestant(half_layer, x.to(dtype), tolerance=1e-1)
+
+    return {
+        f"{EAGER}, tf32": partial(torch_contestant, call_with_tf32, x, tolerance=1e-2),
+        f"{EAGER}, fp16": partial(open_half, torch.float16),
+        f"{EAGER}, bf16": partial(open_half, torch.bfloat16),
+    }
+
+
+# From a file
 
 
 def onnx_contestant(path: Path, x: Tensor, threads: int | None = None) -> Contestant:
-    """A graph in onnxruntime; on CUDA its tensors are bound where they are, and a run returns when it is done."""
+    """A graph in onnxruntime. On CUDA its tensors stay on the GPU, and a run returns when it is done."""
     started = time.perf_counter()
     session = open_session(path, CUDA if x.is_cuda else CPU, threads=threads)
-    costs = {"load": time.perf_counter() - started, "bytes": sum(part.stat().st_size for part in parts(path))}
+    load = time.perf_counter() - started
+    size = sum(file.stat().st_size for file in graph_files(path))
+    costs = {"load": load, "bytes": size}
     if x.is_cuda:
-        return replace(bound(session, x), costs=costs)
+        return replace(bound_contestant(session, x), costs=costs)
     feeds = {"input": x.numpy()}
+
+    def run() -> Any:
+        return session.run(None, feeds)
 
     def output() -> Tensor:
         return torch.from_numpy(session.run(["output"], feeds)[0])
 
-    return Contestant(lambda: session.run(None, feeds), output, costs=costs)
+    return Contestant(run, output, costs=costs)
+
+
+def graph_files(path: Path) -> list[Path]:
+    """A graph, and the weights that PyTorch's exporter puts next to it."""
+    weights = path.with_name(path.name + ".data")
+    return [file for file in (path, weights) if file.exists()]
 
 
 def engine_contestant(folder: Path, x: Tensor, threads: int) -> Contestant:
@@ -102,8 +151,13 @@ def engine_contestant(folder: Path, x: Tensor, threads: int) -> Contestant:
     engine = Engine(folder, threads=threads)
     engine.warm_up()
     load = time.perf_counter() - started
-    call = partial(engine.run, {"input": np.ascontiguousarray(x.numpy().swapaxes(0, 1))})
-    return Contestant(call, lambda: torch.from_numpy(call()["output"].swapaxes(0, 1)), costs={"load": load})
+    batch_first = np.ascontiguousarray(x.numpy().swapaxes(0, 1))  # (B, T, I)
+    run = partial(engine.run, {"input": batch_first})
+
+    def output() -> Tensor:
+        return torch.from_numpy(run()["output"].swapaxes(0, 1))  # (T, B, D*H)
+
+    return Contestant(run, output, costs={"load": load})
 
 
 def cuda_graph_contestant(path: Path, x: Tensor) -> Contestant:
@@ -112,29 +166,29 @@ def cuda_graph_contestant(path: Path, x: Tensor) -> Contestant:
     options.log_severity_level = 3
     provider = (CUDA, {"use_tf32": 0, "enable_cuda_graph": 1})
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    return bound(session, x)
+    return bound_contestant(session, x)
 
 
-def bound(session: onnxruntime.InferenceSession, x: Tensor) -> Contestant:
-    """Inputs and outputs stay in tensors on the GPU."""
+def bound_contestant(session: onnxruntime.InferenceSession, x: Tensor) -> Contestant:
+    """A session whose input and output stay in tensors on the GPU."""
     binding = session.io_binding()
     binding.bind_input("input", "cuda", 0, "float32", list(x.shape), x.data_ptr())
-    output = session.get_outputs()[0]
-    held = torch.empty(x.size(0), x.size(1), output.shape[2], device=x.device)
-    binding.bind_output(output.name, "cuda", 0, "float32", list(held.shape), held.data_ptr())
+    output_spec = session.get_outputs()[0]
+    buffer = torch.empty(x.size(0), x.size(1), output_spec.shape[2], device=x.device)
+    binding.bind_output(output_spec.name, "cuda", 0, "float32", list(buffer.shape), buffer.data_ptr())
 
     def run() -> None:
         session.run_with_iobinding(binding)
 
-    def result() -> Tensor:
+    def output() -> Tensor:
         run()
-        return held.cpu()
+        return buffer.cpu()
 
-    return Contestant(run, result)
+    return Contestant(run, output)
 
 
 def openvino_contestant(path: Path, x: Tensor, threads: int) -> Contestant:
-    """A graph in OpenVINO, for the shape of `x`, in float32: by itself it takes bfloat16 where the processor has it."""
+    """A graph in OpenVINO, compiled for the shape of `x`."""
     if importlib.util.find_spec("openvino") is None:
         raise Missing("openvino is not installed")
     import openvino
@@ -144,55 +198,46 @@ def openvino_contestant(path: Path, x: Tensor, threads: int) -> Contestant:
     model = core.read_model(path)
     model.reshape({"input": list(x.shape)})
     hints = {
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": "f32",  # unless told, OpenVINO takes bfloat16 on a processor that has it
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
     }
     request = core.compile_model(model, "CPU", hints).create_infer_request()
     load = time.perf_counter() - started
-    call = partial(request.infer, {"input": x.numpy()}, share_inputs=True, share_outputs=True)
-    return Contestant(call, lambda: torch.from_numpy(call()["output"].copy()), costs={"load": load})
+    run = partial(request.infer, {"input": x.numpy()}, share_inputs=True, share_outputs=True)
+
+    def output() -> Tensor:
+        return torch.from_numpy(run()["output"].copy())
+
+    return Contestant(run, output, costs={"load": load})
 
 
-def side_by_side(runs: dict[str, Contestant], **blocks: float) -> dict[str, Any]:
-    """For each contestant, the largest difference from the first, and milliseconds; `blocks` as for `compare`."""
-    expected = next(iter(runs.values())).output()
-    differences = {name: float((each.output() - expected).abs().max()) for name, each in runs.items()}
-    for name, difference in differences.items():
-        assert difference < runs[name].tolerance, f"{name} is wrong by {difference}"
-    times = compare({name: each.run for name, each in runs.items()}, **blocks)  # type: ignore[arg-type]
-    return {name: {"difference": differences[name], **milliseconds(times[name]), **runs[name].costs} for name in runs}
+# Measuring
+
+
+def measure_side_by_side(contestants: dict[str, Contestant], **blocks: float) -> dict[str, Any]:
+    """Each contestant's row in the JSON: its difference from the first, and milliseconds.
+
+    Args:
+        blocks: how long and how often each runs, as for `deploy_rnn.timing.compare`.
+
+    Raises:
+        AssertionError: a contestant is wrong.
+    """
+    expected = next(iter(contestants.values())).output()
+    differences: dict[str, float] = {}
+    for name, contestant in contestants.items():
+        difference = float((contestant.output() - expected).abs().max())
+        assert difference < contestant.tolerance, f"{name} is wrong by {difference}"
+        differences[name] = difference
+    runs = {name: contestant.run for name, contestant in contestants.items()}
+    timings = compare(runs, **blocks)  # type: ignore[arg-type]
+    return {name: contestant_row(contestants[name], differences[name], timings[name]) for name in contestants}
+
+
+def contestant_row(contestant: Contestant, difference: float, timing: Timing) -> dict[str, float]:
+    return {"difference": difference, **milliseconds(timing), **contestant.costs}
 
 
 def milliseconds(timing: Timing) -> dict[str, float]:
-    return {at: 1e3 * value for at, value in asdict(timing).items()}
-
-
-def parts(path: Path) -> list[Path]:
-    """A graph, and the weights that PyTorch puts beside it."""
-    return [part for part in (path, path.with_name(path.name + ".data")) if part.exists()]
-
-
-def modules(layer: nn.RNNBase, *, compile: bool) -> dict[str, Callable[..., Any]]:
-    """The layer, and ours that run in PyTorch: one of each serves every T and B."""
-    found: dict[str, Callable[..., Any]] = {EAGER: layer, "deploy_rnn": deploy_rnn.convert(layer)}
-    if compile:
-        found["deploy_rnn, compiled"] = deploy_rnn.compile(layer)
-    return found
-
-
-def precisions(layer: nn.RNNBase, x: Tensor) -> dict[str, Callable[[], Contestant]]:
-    """cuDNN in what it offers besides float32; on a CPU there is nothing to choose."""
-
-    def tf32(*args: Any) -> Any:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
-            return layer(*args)
-
-    def low(dtype: torch.dtype) -> Contestant:
-        return torch_contestant(copy.deepcopy(layer).to(dtype), x.to(dtype), 1e-1)
-
-    return {
-        f"{EAGER}, tf32": lambda: torch_contestant(tf32, x, 1e-2),
-        f"{EAGER}, fp16": lambda: low(torch.float16),
-        f"{EAGER}, bf16": lambda: low(torch.bfloat16),
-    }
+    return {name: 1e3 * seconds for name, seconds in asdict(timing).items()}

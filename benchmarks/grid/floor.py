@@ -1,7 +1,11 @@
-"""The floor: the matrix products of a recurrent layer alone. What calls the same library for them cannot be faster."""
+"""The floor: the matrix products of a recurrent layer alone.
+
+Code that calls the same library for its products cannot be faster than this.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +17,42 @@ from torch import Tensor, nn
 from deploy_rnn.runtime import open_session
 
 
-def pairs(layer: nn.RNNBase) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """W_ih and W_hh of each layer, one a direction, detached."""
-    named: dict[str, Tensor] = {name: weight.detach() for name, weight in layer.named_parameters()}
-    sides = ("", "_reverse") if layer.bidirectional else ("",)
+def weight_pairs(layer: nn.RNNBase) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """For each layer, its W_ih and its W_hh, one of each for a direction, detached."""
+    weights: dict[str, Tensor] = {name: weight.detach() for name, weight in layer.named_parameters()}
+    suffixes = ("", "_reverse") if layer.bidirectional else ("",)
     for number in range(layer.num_layers):
-        ih, hh = ([named[f"weight_{kind}_l{number}{side}"] for side in sides] for kind in ("ih", "hh"))
-        yield ih, hh
+        w_ih = [weights[f"weight_ih_l{number}{suffix}"] for suffix in suffixes]
+        w_hh = [weights[f"weight_hh_l{number}{suffix}"] for suffix in suffixes]
+        yield w_ih, w_hh
 
 
-def products(layer: Any, x: Tensor) -> Callable[[], None]:
-    """By PyTorch, in as few calls as can be: a step is one call for all directions."""
+@dataclass(frozen=True)
+class LayerProducts:
+    """The operands of one layer's products in PyTorch."""
+
+    sequence: Tensor  # (T*B, I)
+    w_ih: list[Tensor]  # (I, G*H), one for a direction
+    state: Tensor  # (D, B, H)
+    w_hh: Tensor  # (D, H, G*H)
+
+
+def torch_products(layer: Any, x: Tensor) -> Callable[[], None]:
+    """The products in PyTorch, in as few calls as possible: a step is one call for all directions."""
     steps, batch, _ = x.shape
-    plan: list[tuple[Tensor, list[Tensor], Tensor, Tensor]] = []
-    for ih, hh in pairs(layer):
-        sequence = torch.randn(steps * batch, ih[0].size(1), device=x.device)
-        state = torch.randn(len(hh), batch, hh[0].size(1), device=x.device)
-        plan.append((sequence, [weight.t() for weight in ih], state, torch.stack(hh).transpose(1, 2)))
+    layers: list[LayerProducts] = []
+    for w_ih, w_hh in weight_pairs(layer):
+        sequence = torch.randn(steps * batch, w_ih[0].size(1), device=x.device)
+        state = torch.randn(len(w_hh), batch, w_hh[0].size(1), device=x.device)
+        stacked = torch.stack(w_hh).transpose(1, 2)  # (D, H, G*H)
+        layers.append(LayerProducts(sequence, [weight.t() for weight in w_ih], state, stacked))
 
     def run() -> None:
-        for sequence, weights_ih, state, weights_hh in plan:
-            for weight in weights_ih:
-                torch.mm(sequence, weight)
+        for operands in layers:
+            for weight in operands.w_ih:
+                torch.mm(operands.sequence, weight)
             for _ in range(steps):
-                torch.bmm(state, weights_hh)
+                torch.bmm(operands.state, operands.w_hh)
         if x.is_cuda:
             torch.cuda.synchronize()
 
@@ -44,49 +60,63 @@ def products(layer: Any, x: Tensor) -> Callable[[], None]:
 
 
 def onnx_products(layer: nn.RNNBase, x: Tensor, path: Path, threads: int) -> Callable[[], None]:
-    """By onnxruntime: a graph of MatMul alone, written to `path`; its outputs stay where they are."""
-    onnx.save(_graph(layer, x.size(0)), path)
+    """The products in onnxruntime: a graph of MatMul alone, written to `path`, whose outputs are not copied."""
+    steps, batch, _ = x.shape
+    onnx.save(_products_model(layer, steps), path)
     session = open_session(path, threads=threads)
     binding = session.io_binding()
-    for each in session.get_inputs():
-        rows = x.size(0) * x.size(1) if each.name.endswith("sequence") else x.size(1)
-        binding.bind_cpu_input(each.name, torch.randn(rows, each.shape[1]).numpy())
-    for each in session.get_outputs():
-        binding.bind_output(each.name)
+    for spec in session.get_inputs():
+        rows = steps * batch if spec.name.endswith("sequence") else batch
+        binding.bind_cpu_input(spec.name, torch.randn(rows, spec.shape[1]).numpy())
+    for spec in session.get_outputs():
+        binding.bind_output(spec.name)
     return lambda: session.run_with_iobinding(binding)
 
 
-def rows_apart(layer: nn.RNNBase, x: Tensor, path: Path, threads: int) -> Callable[[], None]:
-    """By onnxruntime, each core with rows of its own."""
-    runs = [onnx_products(layer, rows, path, 1) for rows in x.chunk(threads, 1)]
+def onnx_products_by_core(layer: nn.RNNBase, x: Tensor, path: Path, threads: int) -> Callable[[], None]:
+    """The products in onnxruntime, each core with some of the rows."""
+    runs = [onnx_products(layer, rows, path, threads=1) for rows in x.chunk(threads, dim=1)]
     pool = ThreadPoolExecutor(len(runs))
 
     def run() -> None:
-        wait([pool.submit(each) for each in runs])
+        wait([pool.submit(run_core) for run_core in runs])
 
     return run
 
 
-def _graph(layer: nn.RNNBase, steps: int) -> onnx.ModelProto:
-    """Every step has an input of its own: onnxruntime computes equal products once."""
-    nodes, inputs, outputs, weights = [], [], [], []
+@dataclass
+class _ProductsGraph:
+    """A graph of MatMul under construction."""
 
-    def product(name: str, source: str, weight: str) -> None:
-        nodes.append(helper.make_node("MatMul", [source, weight], [name]))
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    weights: list[onnx.TensorProto] = field(default_factory=list)
 
-    def tensor(name: str, columns: int) -> None:
-        inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, columns]))
+    def add_input(self, name: str, columns: int) -> None:
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, columns]))
 
-    for number, (ih, hh) in enumerate(pairs(layer)):
-        tensor(f"{number}.sequence", ih[0].size(1))
+    def add_weight(self, name: str, weight: Tensor) -> None:
+        self.weights.append(numpy_helper.from_array(weight.t().contiguous().numpy(), name))
+
+    def add_product(self, name: str, input_name: str, weight_name: str) -> None:
+        self.nodes.append(helper.make_node("MatMul", [input_name, weight_name], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+
+
+def _products_model(layer: nn.RNNBase, steps: int) -> onnx.ModelProto:
+    """Every step gets an input of its own, because onnxruntime computes equal products only once."""
+    graph = _ProductsGraph()
+    for number, (w_ih, w_hh) in enumerate(weight_pairs(layer)):
+        graph.add_input(f"{number}.sequence", w_ih[0].size(1))
         for step in range(steps):
-            tensor(f"{number}.state{step}", hh[0].size(1))
-        for side, (w_ih, w_hh) in enumerate(zip(ih, hh, strict=True)):
-            for kind, weight in (("ih", w_ih), ("hh", w_hh)):
-                weights.append(numpy_helper.from_array(weight.t().contiguous().numpy(), f"{number}.{side}.{kind}"))
-            product(f"{number}.{side}.projected", f"{number}.sequence", f"{number}.{side}.ih")
+            graph.add_input(f"{number}.state{step}", w_hh[0].size(1))
+        for direction in range(len(w_ih)):
+            prefix = f"{number}.{direction}"
+            graph.add_weight(f"{prefix}.ih", w_ih[direction])
+            graph.add_weight(f"{prefix}.hh", w_hh[direction])
+            graph.add_product(f"{prefix}.projected", f"{number}.sequence", f"{prefix}.ih")
             for step in range(steps):
-                product(f"{number}.{side}.step{step}", f"{number}.state{step}", f"{number}.{side}.hh")
-    graph = helper.make_graph(nodes, "products", inputs, outputs, weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+                graph.add_product(f"{prefix}.step{step}", f"{number}.state{step}", f"{prefix}.hh")
+    graph_proto = helper.make_graph(graph.nodes, "products", graph.inputs, graph.outputs, graph.weights)
+    return helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

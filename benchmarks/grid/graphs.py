@@ -26,47 +26,47 @@ from deploy_rnn.export.forms.node_count import MAX_NODES
 STOCK_STEPS = 200
 """Steps, over all layers and directions, above which torch.onnx.export takes more than a minute."""
 
+BUNDLE = "bundle"
+PACKAGE = "package"
 
-BUNDLE, PACKAGE = "bundle", "package"
-Found = dict[str, Path | str]
-"""name -> a file, or why there is none."""
+Files = dict[str, Path | str]
+"""Name of a graph -> its file, or the reason why there is none."""
+
+FilesByTrace = dict[tuple[Net, int], Files]
+"""(net, T) -> its files; those that serve every T are under T=0."""
 
 
 @dataclass(frozen=True)
 class Job:
     """One file, or several that one trace gives, to be written into `folder`."""
 
-    write: Callable[..., Found]
+    write: Callable[[Net, int, Path], Files]
     net: Net
     steps: int
     folder: Path
 
-    def __call__(self) -> Found:
-        torch.set_num_threads(1)  # another process has the other core
-        return self.write(self.net, self.steps, self.folder)
 
-
-def forms(net: Net, steps: int, folder: Path) -> Found:
-    """Every form of ours, from one trace; unchecked, since each contestant is before it is timed."""
+def write_forms(net: Net, steps: int, folder: Path) -> Files:
+    """Every form of ours, from one trace. Not verified: every contestant is compared before it is timed."""
     x = torch.randn(steps, 2, net.hidden)
     captured = CapturedModel.of(
         net.layer(), (x,), None, dynamic_shapes=None, input_names=None, output_names=None, opset_version=18,
         dynamic_time=False, streaming=False,
     )  # fmt: skip
-    found: Found = {}
+    files: Files = {}
     for form in FORMS:
         path = folder / f"{net.key}-t{steps}-{form}.onnx"
         try:
             ir.save(captured.written(form, max_nodes=MAX_NODES), path)
         except DeployError as error:
-            found[form] = str(error)
+            files[form] = str(error)
         else:
-            found[form] = path
-    return found
+            files[form] = path
+    return files
 
 
-def legacy(net: Net, steps: int, folder: Path) -> Found:
-    """PyTorch's first exporter, which writes the native operators."""
+def write_legacy(net: Net, steps: int, folder: Path) -> Files:
+    """The file of PyTorch's first exporter, which writes the native operators."""
     path = folder / f"{net.key}-t{steps}-legacy.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -77,8 +77,11 @@ def legacy(net: Net, steps: int, folder: Path) -> Found:
     return {LEGACY: path}
 
 
-def stock(net: Net, steps: int, folder: Path) -> Found:
-    """PyTorch's exporter. It takes long and knows nothing of ours: a file from an earlier run will do."""
+def write_stock(net: Net, steps: int, folder: Path) -> Files:
+    """The file of PyTorch's exporter.
+
+    It takes long to write, and our code does not change it: a file from an earlier run is reused.
+    """
     if steps * net.layers * net.directions > STOCK_STEPS:
         return {STOCK: "the export takes more than a minute"}
     versions = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "onnx", "onnxscript"))
@@ -90,7 +93,7 @@ def stock(net: Net, steps: int, folder: Path) -> Found:
 
 
 def stock_export(layer: nn.RNNBase, x: Tensor, path: Path) -> None:
-    """What PyTorch itself makes of the layer."""
+    """Export the layer with PyTorch's own exporter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -99,66 +102,75 @@ def stock_export(layer: nn.RNNBase, x: Tensor, path: Path) -> None:
         )  # fmt: skip
 
 
-def package(net: Net, _: int, folder: Path) -> Found:
+def write_package(net: Net, _: int, folder: Path) -> Files:
     path = folder / f"{net.key}.pt2"
     deploy_rnn.package(net.layer(), (torch.randn(5, 4, net.hidden),), path)
     return {PACKAGE: path}
 
 
-def bundle(net: Net, _: int, folder: Path) -> Found:
-    """Checked, unlike the forms by themselves, for every T and B."""
+def write_bundle(net: Net, _: int, folder: Path) -> Files:
+    """A bundle for every T and B; unlike the single forms it is verified."""
     path = folder / f"{net.key}-bundle"
     shutil.rmtree(path, ignore_errors=True)
     export_bundle(net.layer(), (torch.randn(8, 2, net.hidden),), path, forms=["scan", "native"], sizes=(2,))
     return {BUNDLE: path}
 
 
-Files = dict[tuple[Net, int], Found]
-"""(net, T) -> its files; T=0: those that serve every T."""
+NAMES: dict[Callable[[Net, int, Path], Files], Sequence[str]] = {
+    write_forms: list(FORMS),
+    write_legacy: [LEGACY],
+    write_stock: [STOCK],
+    write_package: [PACKAGE],
+    write_bundle: [BUNDLE],
+}
+"""What each job writes -> the names of its graphs."""
 
 
-def write(
+def write_files(
     points: Sequence[Point], folder: Path, processes: int, *, packaged: set[Net], exported: set[Net], bundled: bool
-) -> Files:
-    """Everything that the points need, by so many processes.
+) -> FilesByTrace:
+    """Write everything that the points need.
 
     Args:
+        processes: how many jobs run at a time.
         packaged: nets that `deploy_rnn.package` compiles.
         exported: nets that torch.onnx.export exports.
-        bundled: whether each net becomes a bundle, too.
+        bundled: whether each net also becomes a bundle.
     """
-    traces = dict.fromkeys((point.net, point.steps) for point in points)
-    jobs = [Job(stock, *trace, folder) for trace in traces if trace[0] in exported]
-    nets = dict.fromkeys(point.net for point in points)
-    jobs += [Job(package, net, 0, folder) for net in nets if net in packaged]
-    jobs += [Job(bundle, net, 0, folder) for net in nets if bundled]
-    jobs += [Job(each, *trace, folder) for trace in traces for each in (forms, legacy)]
-    found: Files = {}
+    nets = list(dict.fromkeys(point.net for point in points))
+    traces = list(dict.fromkeys((point.net, point.steps) for point in points))
+    # The longest jobs come first, so that none of them is left for one process at the end.
+    jobs = [Job(write_stock, net, steps, folder) for net, steps in traces if net in exported]
+    jobs += [Job(write_package, net, 0, folder) for net in nets if net in packaged]
+    if bundled:
+        jobs += [Job(write_bundle, net, 0, folder) for net in nets]
+    for net, steps in traces:
+        jobs += [Job(write_forms, net, steps, folder), Job(write_legacy, net, steps, folder)]
+
+    files_by_trace: FilesByTrace = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for job, files in zip(jobs, pool.map(_run, jobs), strict=True):
-            found.setdefault((job.net, job.steps), {}).update(files)
-    return found
+        for job, files in zip(jobs, pool.map(run_job, jobs), strict=True):
+            files_by_trace.setdefault((job.net, job.steps), {}).update(files)
+    return files_by_trace
 
 
-def _run(job: Job) -> Found:
+def run_job(job: Job) -> Files:
+    """Write the files of a job, or say why each is missing."""
+    torch.set_num_threads(1)  # the other jobs have the other cores
     try:
-        return job()
-    except Exception as error:  # a compiler that is not there, an exporter that fails: that contestant is missing
-        return dict.fromkeys(NAMES[job.write], str(error) or type(error).__name__)
+        return job.write(job.net, job.steps, job.folder)
+    except Exception as error:  # a missing compiler, a failing exporter: only this contestant is left out
+        reason = str(error) or type(error).__name__
+        return dict.fromkeys(NAMES[job.write], reason)
 
 
-NAMES: dict[Callable[..., Found], Sequence[str]] = {
-    forms: list(FORMS),
-    legacy: [LEGACY],
-    stock: [STOCK],
-    package: [PACKAGE],
-    bundle: [BUNDLE],
-}
+def find_file(files: Files, name: str) -> Path:
+    """The file of a graph.
 
-
-def path(files: Found, name: str) -> Path:
-    """Raises: Missing: there is no such file, and why."""
-    where = files.get(name, "left out of a quick run")
-    if isinstance(where, str):
-        raise Missing(where)
-    return where
+    Raises:
+        Missing: there is none, and why.
+    """
+    file = files.get(name, "left out of a quick run")
+    if isinstance(file, str):
+        raise Missing(file)
+    return file

@@ -1,9 +1,9 @@
 """Everything that runs a recurrent layer, side by side: `python -m benchmarks.grid.measure`; `--grid full` takes hours.
 
-Every contestant (contestants.py) is compared with torch.nn before it is timed; they take turns in blocks
-(deploy_rnn/timing.py), and among them, as if it were one more, the floor (floor.py). The files are written first, and
-serve every batch; `--files` keeps them. Then sequences of mixed length (lengths.py). With `--device cuda`: cuDNN in
-every precision, and onnxruntime with and without CUDA graphs.
+Every contestant (contestants.py) is compared with torch.nn before it is timed. They take turns in blocks
+(deploy_rnn/timing.py), and the floor (floor.py) takes turns with them. The files are written first, and serve every
+batch; `--files` keeps them. Then come sequences of mixed length (lengths.py). With `--device cuda`: cuDNN in every
+precision, and onnxruntime with and without CUDA graphs.
 """
 
 import argparse
@@ -29,19 +29,19 @@ from benchmarks.grid.contestants import (
     STOCK,
     Contestant,
     Missing,
-    compiled,
+    compiled_contestant,
+    contestant_row,
     cuda_graph_contestant,
+    cudnn_precisions,
     engine_contestant,
-    milliseconds,
-    modules,
     onnx_contestant,
     openvino_contestant,
-    precisions,
-    reduced_overhead,
+    reduced_overhead_contestant,
     torch_contestant,
-    traced,
+    torch_modules,
+    traced_contestant,
 )
-from benchmarks.grid.floor import onnx_products, products, rows_apart
+from benchmarks.grid.floor import onnx_products, onnx_products_by_core, torch_products
 from benchmarks.grid.points import GRIDS, Net, Point
 from benchmarks.reporting.grid_tables import grid_summary, targets_table
 from benchmarks.reporting.machine import publish
@@ -50,144 +50,216 @@ from deploy_rnn.runtime import usable_cores
 from deploy_rnn.timing import compare
 
 BLOCK = 0.08
-"""Seconds that a block is to last, with at least three calls."""
+"""Seconds that a block should last, with at least three calls."""
 PAUSE = 0.05
-"""Seconds of rest before a block, in which the threads of the contestant before stop spinning."""
+"""Seconds of rest before a block, in which the threads of the previous contestant stop spinning."""
 OPENVINO_STEPS = 2000
 """Steps, over all layers and directions, above which OpenVINO takes more than a minute to open an unrolled graph."""
+
 Openers = dict[str, Callable[[], Contestant]]
+"""Name -> makes the contestant, or raises why it is not available."""
 Floors = dict[str, Callable[[], object]]
+"""Name -> runs the matrix products alone."""
 
 
-def cpu_openers(
-    point: Point, files: graphs.Found, x: torch.Tensor, threads: int, *, unrolled_by_torch: bool
+def point_openers(
+    point: Point, modules: dict[str, Any], files: graphs.FilesByTrace, options: argparse.Namespace
 ) -> Openers:
-    """Everything but our modules."""
-    layer, path = point.net.layer(), partial(graphs.path, files)
-    found: Openers = {f"{EAGER}, traced": lambda: traced(layer, x)}
-    if unrolled_by_torch:
-        found[f"{EAGER}, compiled"] = lambda: compiled(layer, x)
-    for name in (*FORMS, STOCK, LEGACY):
-        found[named(name)] = lambda name=name: onnx_contestant(path(name), x, threads)  # type: ignore[misc]
-    found[f"openvino, {NATIVE}"] = lambda: openvino_contestant(path(NATIVE), x, threads)
-    found["openvino, unrolled"] = lambda: openvino_unrolled(point, path("unrolled"), x, threads)
-    return found
+    """Everything that takes part at a point; `modules` are those that run in PyTorch."""
+    x = point.input(options.device)
+    openers: Openers = {name: partial(torch_contestant, module, x) for name, module in modules.items()}
+    point_files = files[point.net, point.steps]
+    if options.device == "cuda":
+        return openers | cuda_openers(point, point_files, x)
+
+    net_files = files[point.net, 0]
+    openers["deploy_rnn, packaged"] = partial(open_package, net_files, x)
+    openers["deploy_rnn, Engine"] = partial(open_engine, net_files, x, options.threads)
+    # torch.compile unrolls the loop of torch.nn, which takes too long for the smaller grids.
+    compiled = options.grid == "full" and point.steps <= 50
+    return openers | cpu_openers(point, point_files, x, options.threads, compiled=compiled)
 
 
-def openvino_unrolled(point: Point, path: Path, x: torch.Tensor, threads: int) -> Contestant:
-    if point.steps * point.net.layers * point.net.directions > OPENVINO_STEPS:
-        raise Missing("it takes more than a minute to open")
-    return openvino_contestant(path, x, threads)
+def cpu_openers(point: Point, files: graphs.Files, x: torch.Tensor, threads: int, *, compiled: bool) -> Openers:
+    """What runs a layer of torch.nn, or a file, on the CPU."""
+    layer = point.net.layer()
+    openers: Openers = {f"{EAGER}, traced": partial(traced_contestant, layer, x)}
+    if compiled:
+        openers[f"{EAGER}, compiled"] = partial(compiled_contestant, layer, x)
+    for graph in (*FORMS, STOCK, LEGACY):
+        openers[session_name(graph)] = partial(open_graph, files, graph, x, threads)
+    openers[f"openvino, {NATIVE}"] = partial(open_in_openvino, files, NATIVE, x, threads)
+    openers["openvino, unrolled"] = partial(open_unrolled_in_openvino, point, files, x, threads)
+    return openers
 
 
-def cuda_openers(point: Point, files: graphs.Found, x: torch.Tensor) -> Openers:
-    path = partial(graphs.path, files)
+def cuda_openers(point: Point, files: graphs.Files, x: torch.Tensor) -> Openers:
+    """What runs a layer, or a file, on the GPU."""
     layer = point.net.layer("cuda")
-    found: Openers = {**precisions(layer, x), "deploy_rnn, reduce-overhead": lambda: reduced_overhead(layer, x)}
-    for name in FORMS:
-        found[named(name)] = lambda name=name: onnx_contestant(path(name), x)  # type: ignore[misc]
-    for name in (NATIVE, "unrolled"):
-        found[f"{named(name)}, CUDA graph"] = lambda name=name: cuda_graph_contestant(path(name), x)  # type: ignore[misc]
-    return found
+    openers: Openers = cudnn_precisions(layer, x)
+    openers["deploy_rnn, reduce-overhead"] = partial(reduced_overhead_contestant, layer, x)
+    for form in FORMS:
+        openers[session_name(form)] = partial(open_graph, files, form, x)
+    for form in (NATIVE, "unrolled"):
+        openers[f"{session_name(form)}, CUDA graph"] = partial(open_as_cuda_graph, files, form, x)
+    return openers
 
 
-def named(graph: str) -> str:
+def session_name(graph: str) -> str:
     return f"onnxruntime, {graph}"
 
 
-def ready(openers: Openers, expected: torch.Tensor) -> tuple[dict[str, Contestant], dict[str, str], dict[str, float]]:
-    """Those that are there and right; why the others are not; the difference from `expected` of each.
+def open_package(files: graphs.Files, x: torch.Tensor) -> Contestant:
+    package = graphs.find_file(files, graphs.PACKAGE)
+    return torch_contestant(torch._inductor.aoti_load_package(str(package)), x)
+
+
+def open_engine(files: graphs.Files, x: torch.Tensor, threads: int) -> Contestant:
+    return engine_contestant(graphs.find_file(files, graphs.BUNDLE), x, threads)
+
+
+def open_graph(files: graphs.Files, graph: str, x: torch.Tensor, threads: int | None = None) -> Contestant:
+    return onnx_contestant(graphs.find_file(files, graph), x, threads)
+
+
+def open_as_cuda_graph(files: graphs.Files, graph: str, x: torch.Tensor) -> Contestant:
+    return cuda_graph_contestant(graphs.find_file(files, graph), x)
+
+
+def open_in_openvino(files: graphs.Files, graph: str, x: torch.Tensor, threads: int) -> Contestant:
+    return openvino_contestant(graphs.find_file(files, graph), x, threads)
+
+
+def open_unrolled_in_openvino(point: Point, files: graphs.Files, x: torch.Tensor, threads: int) -> Contestant:
+    if point.steps * point.net.layers * point.net.directions > OPENVINO_STEPS:
+        raise Missing("it takes more than a minute to open")
+    return open_in_openvino(files, "unrolled", x, threads)
+
+
+def point_floors(point: Point, folder: Path, options: argparse.Namespace) -> Floors:
+    """The matrix products of a point in each library; `folder` takes the graphs."""
+    x = point.input(options.device)
+    layer = point.net.layer(options.device)
+    floors: Floors = {"torch": torch_products(layer, x)}
+    if options.device == "cpu":
+        floors["onnxruntime"] = onnx_products(layer, x, folder / "products.onnx", options.threads)
+        if point.batch > 1:
+            path = folder / "products-by-core.onnx"
+            floors["onnxruntime, rows apart"] = onnx_products_by_core(layer, x, path, options.threads)
+    return floors
+
+
+def open_all(
+    openers: Openers, expected: torch.Tensor
+) -> tuple[dict[str, Contestant], dict[str, str], dict[str, float]]:
+    """Make every contestant and compare it with `expected`.
+
+    Returns: the contestants that are available and right; why each of the others is not; and how far each of the
+    former is from `expected`.
 
     Raises:
         AssertionError: one of ours is wrong.
     """
-    found: dict[str, Contestant] = {}
+    contestants: dict[str, Contestant] = {}
     missing: dict[str, str] = {}
     differences: dict[str, float] = {}
     for name, opener in openers.items():
         try:
             contestant = opener()
-            differences[name] = float((contestant.output() - expected).abs().max())
-        except Exception as error:  # each has its own, and a contestant that fails is a result too
+            difference = float((contestant.output() - expected).abs().max())
+        # Every runtime has its own exceptions, and a contestant that fails is a result too.
+        except Exception as error:
             missing[name] = str(error).strip().partition("\n")[0][:200]
             continue
-        if differences[name] < contestant.tolerance:
-            found[name] = contestant
-            continue
-        missing[name] = f"wrong by {differences.pop(name):.1e}"
-        if name.startswith("deploy_rnn") or name in map(named, FORMS):
-            raise AssertionError(f"{name} is {missing[name]}")
-    return found, missing, differences
+        if difference < contestant.tolerance:
+            contestants[name] = contestant
+            differences[name] = difference
+        elif is_ours(name):
+            raise AssertionError(f"{name} is wrong by {difference:.1e}")
+        else:
+            missing[name] = f"wrong by {difference:.1e}"
+    return contestants, missing, differences
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith("deploy_rnn") or name in map(session_name, FORMS)
 
 
 def measure(point: Point, openers: Openers, floors: Floors, rounds: int) -> dict[str, Any]:
-    """Every contestant at one point, in milliseconds, and the products alone."""
+    """Every contestant at one point, and the products alone, in milliseconds."""
     expected = openers[EAGER]().output()
-    found, missing, differences = ready(openers, expected)
-    times = compare({name: each.run for name, each in found.items()} | floors, **blocks(found[EAGER], rounds))
-    measured = {
-        name: {"difference": differences[name], **milliseconds(times[name]), **each.costs}
-        for name, each in found.items()
+    contestants, missing, differences = open_all(openers, expected)
+    runs = {name: contestant.run for name, contestant in contestants.items()}
+    timings = compare(runs | floors, **blocks(contestants[EAGER], rounds))
+    rows = {
+        name: contestant_row(contestant, differences[name], timings[name]) for name, contestant in contestants.items()
     }
-    floor = {name: 1e3 * times[name].median for name in floors}
-    return {**point.where, "contestants": measured, "missing": missing, "products": floor}
+    products = {name: 1e3 * timings[name].median for name in floors}
+    return {**point.sizes, "contestants": rows, "missing": missing, "products": products}
 
 
 def blocks(contestant: Contestant, rounds: int) -> dict[str, Any]:
+    """How long and how often everything runs at a point, by the time of one call."""
     started = time.perf_counter()
     contestant.run()
     calls = int(BLOCK / (time.perf_counter() - started))
-    return {"rounds": rounds, "calls": min(max(calls, 3), 15), "warm_up": 1 + (calls > 3), "pause": PAUSE}
+    warm_up = 2 if calls > 3 else 1
+    return {"rounds": rounds, "calls": min(max(calls, 3), 15), "warm_up": warm_up, "pause": PAUSE}
 
 
-def packaged(points: list[Point], *, all: bool) -> set[Net]:
-    """Compiling takes half a minute for each net: a quick run does it for the largest of each cell's grid."""
-    grid = [point.net for point in points if (point.net.layers, point.net.directions) == (2, 2)]
-    largest = {net.cell: net for net in sorted(grid, key=lambda net: net.hidden) if all or net.hidden <= 256}
-    return set(grid) if all else set(largest.values())
+def nets_to_package(points: list[Point], *, everything: bool) -> set[Net]:
+    """Nets that are compiled. That takes half a minute each: a small run does it for the largest of each cell."""
+    nets = {point.net for point in points if (point.net.layers, point.net.directions) == (2, 2)}
+    if everything:
+        return nets
+    largest: dict[str, Net] = {}
+    for net in sorted(nets, key=lambda net: net.hidden):
+        if net.hidden <= 256:
+            largest[net.cell] = net
+    return set(largest.values())
 
 
-def exported(points: list[Point], *, all: bool) -> set[Net]:
-    """torch.onnx.export takes half a minute for 50 steps; relu's graph is tanh's but for the activation."""
-    return {point.net for point in points if all or point.net.cell != "relu"}
+def nets_to_export(points: list[Point], *, everything: bool) -> set[Net]:
+    """Nets that torch.onnx.export exports. That takes half a minute for 50 steps.
+
+    A small run leaves out relu, whose graph is that of tanh with another activation.
+    """
+    return {point.net for point in points if everything or point.net.cell != "relu"}
 
 
-def rows(points: list[Point], files: graphs.Files, compile: set[Net], options: argparse.Namespace) -> list[Any]:
-    measured, ours, before = [], {}, None
+def write_files(
+    points: list[Point], folder: Path, to_package: set[Net], options: argparse.Namespace
+) -> graphs.FilesByTrace:
+    if options.device == "cuda":
+        return graphs.write_files(points, folder, options.threads, packaged=set(), exported=set(), bundled=False)
+    to_export = nets_to_export(points, everything=options.grid == "full")
+    return graphs.write_files(points, folder, options.threads, packaged=to_package, exported=to_export, bundled=True)
+
+
+def measure_points(
+    points: list[Point], files: graphs.FilesByTrace, to_compile: set[Net], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Every point; those of one net must follow each other, since they share its compiled modules."""
+    rounds = 3 if options.grid == "full" else 2
+    rows: list[dict[str, Any]] = []
+    modules: dict[str, Any] = {}
+    net = None
     console = Console(stderr=True)
     for point in track(points, "measuring", console=console):
         if not console.is_terminal:
-            console.print(point.where)
-        if point.net != before:
+            console.print(point.sizes)
+        if point.net != net:
+            net = point.net
             torch._dynamo.reset()
-            ours = modules(point.net.layer(options.device), compile=point.net in compile)
-            before = point.net
+            modules = torch_modules(net.layer(options.device), compile=net in to_compile)
         with TemporaryDirectory() as folder, torch.no_grad():
-            openers, floors = contest(point, ours, files, Path(folder), options)
-            measured.append(measure(point, openers, floors, rounds=3 if options.grid == "full" else 2))
-    return measured
+            openers = point_openers(point, modules, files, options)
+            floors = point_floors(point, Path(folder), options)
+            rows.append(measure(point, openers, floors, rounds))
+    return rows
 
 
-def contest(
-    point: Point, ours: dict[str, Any], files: graphs.Files, folder: Path, options: argparse.Namespace
-) -> tuple[Openers, Floors]:
-    """Who takes part at a point."""
-    x, written = point.input(options.device), files[point.net, point.steps]
-    openers: Openers = {name: partial(torch_contestant, module, x) for name, module in ours.items()}
-    floors: Floors = {"torch": products(ours[EAGER], x)}
-    if options.device == "cuda":
-        return openers | cuda_openers(point, written, x), floors
-    package, bundle = (partial(graphs.path, files[point.net, 0], each) for each in (graphs.PACKAGE, graphs.BUNDLE))
-    openers["deploy_rnn, packaged"] = lambda: torch_contestant(torch._inductor.aoti_load_package(str(package())), x)
-    openers["deploy_rnn, Engine"] = lambda: engine_contestant(bundle(), x, options.threads)
-    floors["onnxruntime"] = onnx_products(point.net.layer(), x, folder / "products.onnx", options.threads)
-    if point.batch > 1:
-        floors["onnxruntime, rows apart"] = rows_apart(point.net.layer(), x, folder / "parts.onnx", options.threads)
-    unroll = options.grid == "full" and point.steps <= 50
-    return openers | cpu_openers(point, written, x, options.threads, unrolled_by_torch=unroll), floors
-
-
-def parse() -> argparse.Namespace:
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--grid", choices=list(GRIDS), default="quick", help="full has every point and contestant")
@@ -199,35 +271,37 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(options: argparse.Namespace) -> list[Point]:
+def choose_points(options: argparse.Namespace) -> list[Point]:
     if not options.points:
         return GRIDS[options.grid]()
-    parts = [text.split(",") for text in options.points]
-    return [Point(Net(cell, int(hidden)), int(steps), int(batch)) for cell, hidden, steps, batch in parts]
+    points = []
+    for text in options.points:
+        cell, hidden, steps, batch = text.split(",")
+        points.append(Point(Net(cell, int(hidden)), int(steps), int(batch)))
+    return points
 
 
 def main() -> None:
-    options = parse()
+    options = parse_options()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False
-    points = sorted(chosen(options), key=lambda point: point.net.key)
-    compile = set() if options.no_compile else packaged(points, all=options.grid == "full")
-    started, load = time.perf_counter(), os.getloadavg()
+    points = sorted(choose_points(options), key=lambda point: point.net.key)
+    to_compile: set[Net] = set()
+    if not options.no_compile:
+        to_compile = nets_to_package(points, everything=options.grid == "full")
+
+    load_average = os.getloadavg()
+    started = time.perf_counter()
     if options.files:
         options.files.mkdir(parents=True, exist_ok=True)
     with nullcontext(options.files) if options.files else TemporaryDirectory() as folder:
-        on_cuda = options.device == "cuda"
-        files = graphs.write(
-            points,
-            Path(folder),
-            options.threads,
-            packaged=set() if on_cuda else compile,
-            exported=set() if on_cuda else exported(points, all=options.grid == "full"),
-            bundled=not on_cuda,
-        )
-        wrote = time.perf_counter() - started
-        measured = rows(points, files, compile, options)
-    mixed = [] if options.points or on_cuda else lengths.rows(options.threads, full=options.grid == "full")
+        files = write_files(points, Path(folder), to_compile, options)
+        seconds_to_write = time.perf_counter() - started
+        rows = measure_points(points, files, to_compile, options)
+    mixed_lengths = []
+    if options.device == "cpu" and not options.points:
+        mixed_lengths = lengths.measure_all(options.threads, full=options.grid == "full")
+
     result = {
         "benchmark": "grid",
         "device": options.device,
@@ -235,11 +309,11 @@ def main() -> None:
             "grid": options.grid,
             "threads": options.threads,
             "pause": PAUSE,
-            "load average before": load,
+            "load average before": load_average,
         },
-        "seconds": {"writing files": wrote, "all": time.perf_counter() - started},
-        "rows": measured,
-        "lengths": mixed,
+        "seconds": {"writing files": seconds_to_write, "all": time.perf_counter() - started},
+        "rows": rows,
+        "lengths": mixed_lengths,
     }
     result = publish(result, options.output)
     print(grid_summary(result) + "\n\n" + targets_table(result))

@@ -14,8 +14,8 @@ CELLS: dict[str, Any] = {
     "LSTM": nn.LSTM,
 }
 GATES = {"tanh": 1, "relu": 1, "GRU": 3, "LSTM": 4}
-LARGEST = 2e11
-"""Multiplications of one call, about four seconds on two cores, above which a point is left out."""
+MAX_MULTIPLICATIONS = 2e11
+"""Points with more multiplications in one call, about four seconds on two cores, are left out."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class Net:
 
     @property
     def key(self) -> str:
-        """A name for files."""
+        """The beginning of its files' names."""
         return f"{self.cell}-h{self.hidden}-l{self.layers}-d{self.directions}"
 
     def layer(self, device: str = "cpu") -> nn.RNNBase:
-        """The layer of torch.nn, the same weights each time."""
+        """The layer of torch.nn, with the same weights each time."""
         torch.manual_seed(0)
-        sizes, two = (self.hidden, self.hidden, self.layers), self.directions == 2
-        layer: nn.RNNBase = CELLS[self.cell](*sizes, bidirectional=two).eval()
-        return layer.to(device)
+        make_layer = CELLS[self.cell]
+        layer: nn.RNNBase = make_layer(self.hidden, self.hidden, self.layers, bidirectional=self.directions == 2)
+        return layer.eval().to(device)
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,16 @@ class Point:
 
     @property
     def multiplications(self) -> int:
-        """Of one call, about: those of a first layer are taken for those of the others."""
+        """Approximate number of multiplications in one call."""
         net = self.net
-        inputs = net.hidden * (net.directions if net.layers > 1 else 1)
+        # The first layer has fewer inputs than the others; they are all counted like the last one.
+        inputs = net.hidden * net.directions if net.layers > 1 else net.hidden
         weights = GATES[net.cell] * net.hidden * (inputs + net.hidden)
         return weights * net.layers * net.directions * self.steps * self.batch
 
     @property
-    def where(self) -> dict[str, Any]:
-        """As it stands in the JSON."""
+    def sizes(self) -> dict[str, Any]:
+        """How the JSON names the point."""
         net = self.net
         return {
             "cell": net.cell, "H": net.hidden, "layers": net.layers, "directions": net.directions,
@@ -63,9 +64,8 @@ class Point:
 
     def input(self, device: str = "cpu") -> Tensor:
         """(T, B, H), the same each time."""
-        return torch.randn(self.steps, self.batch, self.net.hidden, generator=torch.Generator().manual_seed(1)).to(
-            device
-        )
+        generator = torch.Generator().manual_seed(1)
+        return torch.randn(self.steps, self.batch, self.net.hidden, generator=generator).to(device)
 
 
 SHORT, LONG = 50, 200
@@ -76,31 +76,45 @@ SINGLES = [
     Point(Net("relu", 32), 10, 128),
     Point(Net("GRU", 1024, layers=1, directions=1), 10, 8),
 ]
-"""What a standard run has besides its grid: other depths, one direction, long and short, narrow and wide."""
+"""Points of a standard run besides its grid: other depths, one direction, long and short, narrow and wide."""
 
 
 def quick() -> list[Point]:
-    """Two layers in two directions: the cells that differ, at one T."""
+    """Two layers in two directions: tanh, GRU and LSTM, at one T."""
     sizes = itertools.product(("tanh", "GRU", "LSTM"), (64, 256), (1, 32))
     return [Point(Net(cell, hidden), SHORT, batch) for cell, hidden, batch in sizes]
 
 
 def standard() -> list[Point]:
-    """Two layers in two directions, small and large of H, T and B, but not all three large; and `SINGLES`."""
+    """Two layers in two directions, small and large H, T and B, but not all three large; and `SINGLES`."""
     sizes = itertools.product(CELLS, (64, 256), (SHORT, LONG), (1, 32))
-    grid = [Point(Net(cell, hidden), steps, batch) for cell, hidden, steps, batch in sizes]
-    return [point for point in grid if (point.net.hidden, point.steps, point.batch) != (256, LONG, 32)] + SINGLES
+    return [
+        *(
+            Point(Net(cell, hidden), steps, batch)
+            for cell, hidden, steps, batch in sizes
+            if (hidden, steps, batch) != (256, LONG, 32)
+        ),
+        *SINGLES,
+    ]
 
 
 def full() -> list[Point]:
-    """Every H, T and B with two layers in two directions, every depth and direction at fewer of these; by net."""
+    """Every H, T and B with two layers in two directions; every depth and direction with fewer of these.
+
+    Points of one net follow each other.
+    """
+    points = standard()
     sizes = itertools.product(CELLS, (32, 64, 128, 256, 512, 1024), (10, 50, 200, 1000), (1, 8, 32, 128))
-    grid = [Point(Net(cell, hidden), steps, batch) for cell, hidden, steps, batch in sizes]
+    for cell, hidden, steps, batch in sizes:
+        points.append(Point(Net(cell, hidden), steps, batch))
     depths = itertools.product(CELLS, (64, 256), (1, 2, 4), (1, 2), (SHORT, LONG), (1, 32))
-    grid += [Point(Net(cell, hidden, *shape), steps, batch) for cell, hidden, *shape, steps, batch in depths]
-    found = dict.fromkeys([*standard(), *grid])
-    nets = list(dict.fromkeys(point.net for point in found))
-    return sorted((point for point in found if point.multiplications <= LARGEST), key=lambda each: nets.index(each.net))
+    for cell, hidden, layers, directions, steps, batch in depths:
+        points.append(Point(Net(cell, hidden, layers, directions), steps, batch))
+
+    points = list(dict.fromkeys(points))
+    nets = list(dict.fromkeys(point.net for point in points))
+    points.sort(key=lambda point: nets.index(point.net))
+    return [point for point in points if point.multiplications <= MAX_MULTIPLICATIONS]
 
 
 GRIDS = {"quick": quick, "standard": standard, "full": full}

@@ -1,4 +1,4 @@
-"""The networks by themselves, beside torch.nn's: `python -m benchmarks.studies.torch_modules`.
+"""Our networks by themselves, compared with torch.nn: `python -m benchmarks.studies.torch_modules`.
 
 Two bidirectional layers with I = H, inference. Contestants take turns (see deploy_rnn/timing.py), each is compared with
 torch.nn before it is timed, and one compilation serves all points of one family and H.
@@ -19,45 +19,49 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import deploy_rnn
-from benchmarks.grid.contestants import side_by_side, torch_contestant
-from benchmarks.grid.floor import products
+from benchmarks.grid.contestants import measure_side_by_side, torch_contestant
+from benchmarks.grid.floor import torch_products
 from benchmarks.reporting.machine import publish
 from benchmarks.reporting.tables import modules_summary, modules_table
 from deploy_rnn.timing import compare
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
-HIDDEN, STEPS, BATCH = [64, 128, 256, 512], [50, 200], [1, 32]
+HIDDEN = [64, 128, 256, 512]
+STEPS = [50, 200]
+BATCH = [1, 32]
 LAYERS = 2
 LONG = 0.05
 """Seconds of one call above which fewer calls are enough."""
 
 
-def contestants(layer: nn.RNNBase, folder: Path) -> dict[str, Callable[..., Any]]:
+def make_modules(layer: nn.RNNBase, folder: Path) -> dict[str, Callable[..., Any]]:
+    """The layer, and everything of ours that runs it; `folder` takes a package."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.script is deprecated, and says so
         scripted = torch.jit.script(deploy_rnn.convert(layer))
-    found: dict[str, Callable[..., Any]] = {
+    modules: dict[str, Callable[..., Any]] = {
         "torch.nn": layer,
         "deploy_rnn": deploy_rnn.convert(layer),
         "deploy_rnn, scripted": scripted,
         "deploy_rnn, compiled": deploy_rnn.compile(layer),
     }
     if layer.weight_ih_l0.device.type == "cpu":  # what `package` writes
-        deploy_rnn.package(layer, (torch.randn(5, 4, layer.input_size),), folder / "layer.pt2")
-        found["deploy_rnn, packaged"] = torch._inductor.aoti_load_package(str(folder / "layer.pt2"))
-    return found
+        path = folder / "layer.pt2"
+        deploy_rnn.package(layer, (torch.randn(5, 4, layer.input_size),), path)
+        modules["deploy_rnn, packaged"] = torch._inductor.aoti_load_package(str(path))
+    return modules
 
 
 def measure(modules: dict[str, Callable[..., Any]], x: Tensor) -> dict[str, Any]:
-    """Largest difference from torch.nn, and milliseconds, of each; milliseconds of the products alone."""
-    calls = {name: torch_contestant(module, x) for name, module in modules.items()}
-    floor = products(modules["torch.nn"], x)
+    """Each module's largest difference from torch.nn and milliseconds; milliseconds of the products alone."""
+    contestants = {name: torch_contestant(module, x) for name, module in modules.items()}
     started = time.perf_counter()
-    calls["torch.nn"].run()
-    long = time.perf_counter() - started > LONG
-    blocks = {"rounds": 2, "calls": 4, "warm_up": 1} if long else {}
-    found = side_by_side(calls, **blocks)
-    return {"contestants": found, "products": 1e3 * compare({"products": floor}, **blocks)["products"].median}
+    contestants["torch.nn"].run()
+    is_long = time.perf_counter() - started > LONG
+    blocks = {"rounds": 2, "calls": 4, "warm_up": 1} if is_long else {}
+    rows = measure_side_by_side(contestants, **blocks)
+    products = compare({"products": torch_products(modules["torch.nn"], x)}, **blocks)["products"]
+    return {"contestants": rows, "products": 1e3 * products.median}
 
 
 def main() -> None:
@@ -71,16 +75,18 @@ def main() -> None:
     if options.device == "cuda":
         torch.backends.cudnn.allow_tf32 = False
     rows = []
-    for family, hidden in track(list(itertools.product(options.families, options.hidden)), "measuring"):
+    nets = list(itertools.product(options.families, options.hidden))
+    for family, hidden in track(nets, "measuring"):
         torch._dynamo.reset()
         torch.manual_seed(0)
         layer = FAMILIES[family](hidden, hidden, LAYERS, bidirectional=True, device=options.device).eval()
         with TemporaryDirectory() as folder:
-            modules = contestants(layer, Path(folder))
+            modules = make_modules(layer, Path(folder))
         for batch, steps in itertools.product(BATCH, options.steps):
+            x = torch.randn(steps, batch, hidden, device=options.device)
             with torch.no_grad():
-                found = measure(modules, torch.randn(steps, batch, hidden, device=options.device))
-            rows.append({"family": family, "T": steps, "B": batch, "H": hidden, **found})
+                measured = measure(modules, x)
+            rows.append({"family": family, "T": steps, "B": batch, "H": hidden, **measured})
     result = publish({"benchmark": "torch_modules", "device": options.device, "rows": rows}, options.output)
     print(modules_table(result) + "\n\n" + modules_summary(result))
 

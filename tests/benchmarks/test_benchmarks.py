@@ -129,7 +129,7 @@ def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported() -> None:
     def absent() -> None:
         raise contestants.Missing("openvino is not installed")
 
-    found, missing, differences = measure.ready(
+    found, missing, differences = measure.open_all(
         {
             "right": lambda: contestants.torch_contestant(lambda x: (x,), x),
             "wrong": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x),
@@ -144,19 +144,19 @@ def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported() -> None:
 
 def test_a_file_that_cannot_be_written_is_a_contestant_less(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    found = graphs._run(graphs.Job(graphs.legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
+    files = graphs.run_job(graphs.Job(graphs.write_legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
     torch.set_num_threads(threads)
     with pytest.raises(contestants.Missing, match="absent"):
-        graphs.path(found, graphs.LEGACY)
+        graphs.find_file(files, graphs.LEGACY)
     with pytest.raises(contestants.Missing, match="left out of a quick run"):
-        graphs.path(found, graphs.STOCK)
+        graphs.find_file(files, graphs.STOCK)
 
 
 def test_one_of_ours_that_is_wrong_ends_the_run() -> None:
     x = torch.zeros(3, 2, 4)
     wrong = {"deploy_rnn": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x)}
     with pytest.raises(AssertionError, match="deploy_rnn is wrong by 5"):
-        measure.ready(wrong, x)
+        measure.open_all(wrong, x)
 
 
 @pytest.mark.parametrize("directions", [1, 2])
@@ -165,7 +165,7 @@ def test_the_floor_has_every_product_once(tmp_path: Path, cell: str, directions:
     point = points.Point(points.Net(cell, 8, layers=2, directions=directions), 5, 3)
     layer, x = point.net.layer(), point.input()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        floor.products(layer, x)()
+        floor.torch_products(layer, x)()
     gates = points.GATES[cell]
     first, second = (8 + 8) * 8 * gates, (8 * directions + 8) * 8 * gates
     assert counter.get_total_flops() == 2 * 5 * 3 * directions * (first + second)
@@ -177,14 +177,13 @@ def test_the_floor_has_every_product_once(tmp_path: Path, cell: str, directions:
 @pytest.mark.slow
 def test_lengths_group_rows_and_every_way_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = [np.ones((length, 2), np.float32) for length in (3, 1, 9, 2)]
-    come, grouped, buckets = (
-        lengths.batches(sequences, 2, grouped=grouped, buckets=buckets)
-        for grouped, buckets in ((False, ()), (True, ()), (True, (5, 10)))
-    )
-    assert [rows.x.shape[0] for rows in come] == [3, 9]
-    assert [rows.places for rows in grouped] == [[1, 3], [0, 2]]
-    assert [rows.x.shape[0] for rows in grouped] == [2, 9]
-    assert [rows.x.shape[0] for rows in buckets] == [5, 10]
+    ungrouped = lengths.make_batches(sequences, 2, grouped=False)
+    grouped = lengths.make_batches(sequences, 2, grouped=True)
+    in_buckets = lengths.make_batches(sequences, 2, grouped=True, buckets=(5, 10))
+    assert [batch.x.shape[0] for batch in ungrouped] == [3, 9]
+    assert [batch.indices for batch in grouped] == [[1, 3], [0, 2]]
+    assert [batch.x.shape[0] for batch in grouped] == [2, 9]
+    assert [batch.x.shape[0] for batch in in_buckets] == [5, 10]
     monkeypatch.setattr(lengths, "LONGEST", 6)
     monkeypatch.setattr(lengths, "BUCKETS", (3, 6))
     monkeypatch.setattr(lengths, "BATCH", 2)
@@ -224,7 +223,7 @@ def test_points_where_a_peer_is_ahead() -> None:
 @pytest.fixture
 def measured() -> dict[str, Any]:
     """A standard grid with made-up times."""
-    rows = [{**point(torch=8.0, ours=1.0, native=2.0), **each.where} for each in points.standard()]
+    rows = [{**point(torch=8.0, ours=1.0, native=2.0), **each.sizes} for each in points.standard()]
     return {"device": "cpu", "rows": rows, "lengths": [], "machine": MACHINE}
 
 
@@ -242,7 +241,7 @@ def test_the_plot_has_a_panel_for_each_cell(measured: dict[str, Any]) -> None:
 
 
 def test_the_standard_grid_is_what_was_committed() -> None:
-    expected = [each.where for each in points.standard()]
+    expected = [each.sizes for each in points.standard()]
     rows = [{key: row[key] for key in expected[0]} for row in json.loads(GRID.read_text(encoding="utf-8"))["rows"]]
     assert sorted(map(str, rows)) == sorted(map(str, expected))
 
@@ -267,4 +266,4 @@ def test_compare(tmp_path: Path) -> None:
     files[1].write_text(json.dumps(new), encoding="utf-8")
     done = run("compare", *files, "--fail-above", "2")
     assert done.returncode == 1
-    assert "torch.nn is gone from 1 points." in done.stderr
+    assert "torch.nn is missing at 1 points." in done.stderr
