@@ -1,12 +1,12 @@
-"""onnxruntime sessions, opened the same way by export and serving: one provider, and no silent fallback."""
+"""onnxruntime sessions, opened the same way by export and serving: one execution provider, and no silent fallback."""
 
 import ctypes
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from json import loads
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +22,93 @@ from deploy_rnn.tensor_spec import TensorSpec as TensorSpec
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
-# float32 means float32: TensorFloat-32 would round every product to ten bits.
-_OPTIONS: dict[str, dict[str, Any]] = {CUDA: {"use_tf32": 0}}
+_KERNEL_EVENT = "_kernel_time"
+"""How onnxruntime's profile ends the name of an event that is the run of one node."""
+
+
+def has_cuda_device() -> bool:
+    """Return whether the CUDA driver is installed and sees a GPU.
+
+    The driver itself is asked, since PyTorch may be a CPU build.
+    """
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    if driver.cuInit(0) != 0:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _load_cuda_libraries() -> None:
+    """Load the CUDA libraries that torch or the nvidia wheels brought."""
+    onnxruntime.preload_dlls()
+
+
+def _always_present() -> bool:
+    return True
+
+
+def _nothing_to_prepare() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Provider:
+    """What sets one onnxruntime execution provider apart; every such fact is in the table `PROVIDERS`.
+
+    Attributes:
+        name: as onnxruntime spells it.
+        device: what it runs on, for messages.
+        options: its options in every session.
+        capture_options: more of them, for a session that captures its runs and replays them; empty if it cannot.
+        threads_option: its option for the number of threads; None if it uses the threads of the session.
+        arenas: the memory that it keeps between runs, as "memory.enable_memory_arena_shrinkage" names it.
+        uses_cores: whether a run is computed by the cores of this machine, so that they can divide its rows.
+        present: whether the device exists; onnxruntime can have the provider without it.
+        prepare: what to do before a session is opened.
+    """
+
+    name: str
+    device: str = "device"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    capture_options: Mapping[str, Any] = field(default_factory=dict)
+    threads_option: str | None = None
+    arenas: str = "cpu:0"
+    uses_cores: bool = False
+    present: Callable[[], bool] = _always_present
+    prepare: Callable[[], None] = _nothing_to_prepare
+
+    def session_options(self, threads: int | None, capture_runs: bool) -> dict[str, Any]:
+        """Return the options of the provider for one session."""
+        options = dict(self.options)
+        if capture_runs:
+            options |= self.capture_options
+        if self.threads_option is not None and threads is not None:
+            options[self.threads_option] = threads
+        return options
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    CPU: Provider(CPU, device="CPU", uses_cores=True),
+    CUDA: Provider(
+        CUDA,
+        device="CUDA device",
+        # float32 means float32: TensorFloat-32 would round every product to ten bits.
+        options={"use_tf32": 0},
+        capture_options={"enable_cuda_graph": 1},
+        arenas="cpu:0;gpu:0",
+        present=has_cuda_device,
+        prepare=_load_cuda_libraries,
+    ),
+}
+"""The providers that need more than their name, and on which exported files are checked."""
+
+
+def provider_named(name: str) -> Provider:
+    """Return the entry of the table, or the defaults for a provider that has no entry."""
+    return PROVIDERS.get(name, Provider(name))
 
 
 def open_session(
@@ -34,51 +119,42 @@ def open_session(
     threads: int | None = None,
     profile_to: Path | None = None,
     serving: bool = False,
-    cuda_graph: bool = False,
+    capture_runs: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Open an .onnx file on one execution provider; what that provider lacks runs on the CPU.
+    """Open an .onnx file on one execution provider; nodes that the provider lacks run on the CPU.
 
     Args:
         model: the file.
         provider: an onnxruntime execution provider.
-        optimize: False runs the graph node by node as it is written.
-        threads: cores of one node; None for all.
+        optimize: False runs the graph node by node, as it is written.
+        threads: cores for one node; None for all.
         profile_to: a folder for onnxruntime's profile of every node.
-        serving: for a process that waits for requests of any size: idle threads sleep, and no plan of memory is kept
+        serving: for a process that waits for requests of any size: idle threads sleep, and no memory plan is kept
             for each shape that was ever seen.
-        cuda_graph: let the CUDA provider capture runs, one for each "gpu_graph_id" of the run options.
+        capture_runs: let the provider capture runs, one for each "gpu_graph_id" of the run options.
 
     Raises:
         ValueError: `threads` below 1.
-        LoadError: the file is no model, or has operators that the provider lacks.
+        LoadError: the file is not a model, or has operators that the provider lacks.
         ProviderError: the provider is not in this onnxruntime, or did not start (onnxruntime would fall back to the
             CPU without an error).
     """
     if threads is not None and threads < 1:
         raise ValueError(f"`threads` (={threads}) must be 1 or more, or None for all cores.")
-    if provider not in onnxruntime.get_available_providers():
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
         raise ProviderError(
-            f"this onnxruntime (={onnxruntime.__version__}) has no {provider}; "
-            f"it has {', '.join(onnxruntime.get_available_providers())}."
+            f"this onnxruntime (={onnxruntime.__version__}) has no {provider}; it has {', '.join(available)}."
         )
-    if provider == CUDA:
-        onnxruntime.preload_dlls()  # the CUDA libraries that torch or the nvidia wheels brought
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-    if threads is not None:
+    entry = provider_named(provider)
+    entry.prepare()
+    options = _session_options(optimize, profile_to, serving)
+    if threads is not None and entry.threads_option is None:
         options.intra_op_num_threads = threads
-    if profile_to is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(profile_to / "profile")
-    if serving:
-        options.enable_mem_pattern = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    chosen = [(provider, _OPTIONS.get(provider, {}) | ({"enable_cuda_graph": 1} if cuda_graph else {}))]
+    providers = [(provider, entry.session_options(threads, capture_runs))]
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=chosen)
-    except Exception as error:  # onnxruntime has a dozen types, with no base of their own
+        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+    except Exception as error:  # onnxruntime has a dozen exception types without a common base
         raise LoadError(f"onnxruntime cannot open {str(model)!r}: {error}") from error
     session.disable_fallback()
     if provider not in session.get_providers():
@@ -86,42 +162,52 @@ def open_session(
     return session
 
 
+def _session_options(optimize: bool, profile_to: Path | None, serving: bool) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    else:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_to / "profile")
+    if serving:
+        options.enable_mem_pattern = False
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def usable_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """What the graph takes, and what it gives."""
-    return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
+    """Return the inputs and the outputs of the graph."""
+    inputs = tuple(_spec(arg) for arg in session.get_inputs())
+    outputs = tuple(_spec(arg) for arg in session.get_outputs())
+    return inputs, outputs
 
 
 def _spec(arg: onnxruntime.NodeArg) -> TensorSpec:
-    matched = re.fullmatch(r"tensor\((\w+)\)", arg.type)
-    element = matched[1] if matched else arg.type
-    return TensorSpec.of(arg.name, DTYPES.get(element, element), arg.shape)
-
-
-def has_cuda_device() -> bool:
-    """Whether the CUDA driver is there and sees a GPU; asked of the driver, since PyTorch may be a CPU build."""
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
+    onnx_type = match[1] if match else arg.type
+    return TensorSpec.of(arg.name, DTYPES.get(onnx_type, onnx_type), arg.shape)
 
 
 @dataclass(frozen=True)
 class RanNode:
-    """One node of the graph that onnxruntime made of a file.
+    """One node that ran, of the graph that onnxruntime made from a file.
 
     Attributes:
-        name: as in the file, unless onnxruntime put the node there.
+        name: as in the file, unless onnxruntime added the node.
         op_type: its operator.
         provider: what ran it.
-        only_sizes: whether it took and gave whole numbers and booleans of at most one axis only, as nodes do that
-            compute shapes; onnxruntime leaves these on the CPU on purpose.
+        only_sizes: whether all it took and gave were whole numbers and booleans with at most one axis, as in nodes
+            that compute shapes; onnxruntime leaves these on the CPU on purpose.
     """
 
     name: str
@@ -131,34 +217,38 @@ class RanNode:
 
     @property
     def copies(self) -> bool:
-        """Whether onnxruntime put it there to copy a tensor between devices."""
+        """Whether onnxruntime added it to copy a tensor between devices."""
         return self.op_type.startswith("Memcpy")
 
 
 def ran_nodes(session: onnxruntime.InferenceSession) -> list[RanNode]:
-    """The nodes that have run so far, each once however often.
+    """Return the nodes that have run so far, each once however often it ran.
 
-    `session` was opened with `profile_to`; its profile ends here, later runs are not in it.
+    `session` was opened with `profile_to`; its profile ends here, and later runs are not in it.
     """
-    events = loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    ran: dict[tuple[str, ...], RanNode] = {}
-    for event in events:
-        name, args = event["name"].removesuffix("_kernel_time"), event["args"]
-        if name != event["name"] and args.get("provider"):
+    profile = Path(session.end_profiling()).read_text(encoding="utf-8")
+    nodes: dict[tuple[str, ...], RanNode] = {}
+    for event in loads(profile):
+        args = event["args"]
+        if event["name"].endswith(_KERNEL_EVENT) and args.get("provider"):
+            name = event["name"].removesuffix(_KERNEL_EVENT)
             node = RanNode(name, args["op_name"], args["provider"], _only_sizes(args))
-            ran.setdefault((name, node.op_type, node.provider, args["node_index"]), node)
-    return list(ran.values())
+            # Nodes of a graph and of its bodies may share a name; the index tells them apart.
+            nodes.setdefault((name, node.op_type, node.provider, args["node_index"]), node)
+    return list(nodes.values())
 
 
 def _only_sizes(args: Mapping[str, Any]) -> bool:
-    """`args` of an event of the profile; a tensor is {its type: its shape}."""
-    tensors = [*args.get("input_type_shape", ()), *args.get("output_type_shape", ())]
-    kinds = [(kind, shape) for tensor in tensors for kind, shape in tensor.items()]
-    return all(kind in ("int64", "int32", "bool") and len(shape) <= 1 for kind, shape in kinds)
+    """Return whether an event of the profile has no tensor but sizes; a tensor there is {its type: its shape}."""
+    for tensor in (*args.get("input_type_shape", ()), *args.get("output_type_shape", ())):
+        for dtype, shape in tensor.items():
+            if dtype not in ("int64", "int32", "bool") or len(shape) > 1:
+                return False
+    return True
 
 
 def placement(model: str | Path, provider: str, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """How many nodes each provider really ran, from onnxruntime's own profile of one run."""
+    """Count the nodes that each provider ran, from onnxruntime's own profile of one run."""
     with TemporaryDirectory() as folder:
         session = open_session(model, provider, profile_to=Path(folder))
         session.run(None, dict(feeds))

@@ -162,11 +162,7 @@ def engine_contestant(folder: Path, x: Tensor, threads: int) -> Contestant:
 
 def cuda_graph_contestant(path: Path, x: Tensor) -> Contestant:
     """A graph whose launches onnxruntime records once; every node has to be on the GPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    provider = (CUDA, {"use_tf32": 0, "enable_cuda_graph": 1})
-    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-    return bound_contestant(session, x)
+    return bound_contestant(open_session(path, CUDA, capture_runs=True), x)
 
 
 def bound_contestant(session: onnxruntime.InferenceSession, x: Tensor) -> Contestant:

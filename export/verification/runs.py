@@ -11,7 +11,7 @@ from onnxruntime import InferenceSession
 
 from deploy_rnn.checking.tolerance import Expected, Tolerance, difference, magnitudes
 from deploy_rnn.errors import ExportError, ProviderError, VerificationError
-from deploy_rnn.runtime import CPU, CUDA, RanNode, has_cuda_device, open_session, ran_nodes
+from deploy_rnn.runtime import CPU, RanNode, open_session, provider_named, ran_nodes
 from deploy_rnn.timing import compare
 
 from .cases import Case
@@ -54,8 +54,9 @@ def run_on(provider: str, plan: Plan, report: Report) -> Report:
         LoadError: onnxruntime cannot open the file.
     """
     try:
-        if provider == CUDA and not has_cuda_device():
-            raise ProviderError("there is no CUDA device.")
+        entry = provider_named(provider)
+        if not entry.present():
+            raise ProviderError(f"there is no {entry.device}.")
         return _run_on(provider, plan, report)
     except ProviderError as error:
         if provider == plan.required:

@@ -15,7 +15,7 @@ from torch import nn
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.tolerance import Tolerance
 from deploy_rnn.errors import ExportError, VerificationError
-from deploy_rnn.runtime import CPU, CUDA, TensorSpec
+from deploy_rnn.runtime import PROVIDERS, TensorSpec
 
 from ..bare_layer import with_lengths
 from ..metadata import FileMetadata
@@ -116,7 +116,7 @@ def check(
     long, left_out = _long(model, call, report, time, long_steps)
     report = replace(report, left_out=left_out)
     plan = Plan(file, [*todo, *long], limits, time.axes, timed=[todo[0], *long], required=require_provider)
-    for provider in dict.fromkeys([CPU, CUDA, *filter(None, [require_provider])]):
+    for provider in dict.fromkeys([*PROVIDERS, *filter(None, [require_provider])]):
         report = run_on(provider, plan, report)
     if report.failures:
         raise VerificationError(f"{shown_as.name} is not the model: {_describe_failure(report)}.", report)

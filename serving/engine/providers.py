@@ -1,32 +1,37 @@
-"""`open_runner`: the way to run a graph that suits its provider."""
+"""`open_runner`: open a graph in the way that suits its provider."""
 
 from pathlib import Path
 
 from deploy_rnn.errors import LoadError
-from deploy_rnn.runtime import CPU, CUDA, open_session, usable_cores
+from deploy_rnn.runtime import open_session, provider_named, usable_cores
 
 from .cores import Cores
 from .session import Runner, Session
 
 
 def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool = False) -> Runner:
-    """
+    """Open a graph.
+
     Args:
+        path: the .onnx file.
+        provider: the onnxruntime execution provider.
         threads: cores that one run may use; None for all.
-        fixed: the graph is for one number of steps, with every step written out: on CUDA it is captured if it can be.
+        fixed: whether the graph is for one number of steps, each of which is written out; its runs are then captured
+            if the provider can do so.
     """
+    entry = provider_named(provider)
 
-    def opened(threads: int | None) -> Session:
-        return Session(open_session(path, provider, threads=threads, serving=True), provider)
+    def open_for(threads: int | None) -> Session:
+        return Session(open_session(path, provider, threads=threads, serving=True), entry.arenas)
 
-    if provider == CUDA and fixed:
+    if fixed and entry.capture_options:
         from .cuda_graph import CudaGraph
 
         try:
-            return CudaGraph(open_session(path, provider, threads=threads, serving=True, cuda_graph=True))
+            return CudaGraph(open_session(path, provider, threads=threads, serving=True, capture_runs=True))
         except LoadError:
-            pass  # onnxruntime captures no graph of which the CPU runs a node
+            pass  # onnxruntime does not capture a graph of which the CPU runs a node
     cores = usable_cores() if threads is None else threads
-    if provider == CPU and cores > 1:
-        return Cores(opened, cores)
-    return opened(threads)
+    if entry.uses_cores and cores > 1:
+        return Cores(open_for, cores)
+    return open_for(threads)

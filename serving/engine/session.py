@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 
 from deploy_rnn.errors import InputError, RunError
-from deploy_rnn.runtime import CPU, CUDA, TensorSpec, specs
+from deploy_rnn.runtime import TensorSpec, specs
 
 LARGE = 16_384
 """Rows times steps above which a run gives its memory back to the system when it ends: onnxruntime would keep what the
@@ -39,14 +39,18 @@ class Runner(Protocol):
 
 
 class Session:
-    """A graph on any provider."""
+    """A graph on any provider.
+
+    Args:
+        session: of the graph.
+        arenas: the memory that a large run gives back; see `Provider.arenas`.
+    """
 
     prefers_few_row_counts = False
 
-    def __init__(self, session: onnxruntime.InferenceSession, provider: str = CPU) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, arenas: str) -> None:
         self._session = session
         self._small, self._large = quiet(), quiet()
-        arenas = "cpu:0;gpu:0" if provider == CUDA else "cpu:0"
         self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
