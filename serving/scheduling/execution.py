@@ -1,15 +1,14 @@
-"""One run for several lanes: chunks end to end, states in and out, and each request's part of the outputs."""
+"""One run for a batch: chunks end to end, states in and out, and each request's part of the outputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
 
 import numpy as np
 
 from ..engine.engine import Engine
 from ..engine.feeds import Feeds
 from ..engine.signature import Signature
-from .job import StreamSegment
+from .queue import StreamSegment
 
 Outputs = dict[str, np.ndarray]
 
@@ -18,65 +17,80 @@ Outputs = dict[str, np.ndarray]
 class BatchResult:
     """
     Attributes:
-        outputs: of each request of each lane.
-        states: of each lane at its end; empty if it is of no stream.
-        rows: of all lanes.
-        real, padded: rows times steps that were asked for, and that were run besides.
+        outputs: of each request of each segment.
+        states: of each segment's stream at its end; empty for a request of no stream.
+        rows: of all segments.
+        real_steps: rows times steps that the requests have.
+        padded_steps: rows times steps that were run besides.
     """
 
     outputs: Sequence[Sequence[Outputs]]
     states: Sequence[Outputs]
     rows: int
-    real: int
-    padded: int
+    real_steps: int
+    padded_steps: int
 
 
-def execute(engine: Engine, lanes: Sequence[StreamSegment]) -> BatchResult:
-    """
+def execute(engine: Engine, batch: Sequence[StreamSegment]) -> BatchResult:
+    """Run a batch.
+
     Raises:
         InputError, RunError: as for `Engine.run`.
     """
     signature = engine.signature
-    names = {name for lane in lanes for job in lane for name in job.outputs}
-    if any(lane[0].stream for lane in lanes):
+    names = {name for segment in batch for job in segment for name in job.outputs}
+    if any(segment[0].stream for segment in batch):
         names.update(signature.states.values())
-    batch = [end_to_end(lane, signature) for lane in lanes]
-    results = engine.run_together(batch, sorted(names))
-    rows, real = sum(each.rows for each in batch), sum(each.rows * (each.steps or 1) for each in batch)
+    feeds = [end_to_end(segment, signature) for segment in batch]
+    results = engine.run_together(feeds, sorted(names))
+    rows = sum(request.rows for request in feeds)
+    real_steps = sum(request.rows * (request.steps or 1) for request in feeds)
+    all_steps = rows * (engine.steps_of(feeds) or 1)
+    segments = list(zip(batch, results, strict=True))
     return BatchResult(
-        [_parts(lane, result, signature) for lane, result in zip(lanes, results, strict=True)],
-        [_states(lane, result, signature) for lane, result in zip(lanes, results, strict=True)],
-        rows,
-        real,
-        rows * (engine.steps_of(batch) or 1) - real,
+        outputs=[_split(segment, result, signature) for segment, result in segments],
+        states=[_states(segment, result, signature) for segment, result in segments],
+        rows=rows,
+        real_steps=real_steps,
+        padded_steps=all_steps - real_steps,
     )
 
 
-def end_to_end(lane: StreamSegment, signature: Signature) -> Feeds:
-    """The chunks of a lane as one request, from the state of its stream."""
-    first, stream = lane[0].feeds, lane[0].stream
+def end_to_end(segment: StreamSegment, signature: Signature) -> Feeds:
+    """Make one request of the chunks of a segment, starting from the state of its stream."""
+    first = segment[0].feeds
+    stream = segment[0].stream
     arrays = dict(first.arrays)
-    if len(lane) > 1:
+    if len(segment) > 1:
         for spec in signature.outer_inputs:
             if spec.time is not None:
-                arrays[spec.name] = np.concatenate([job.feeds.arrays[spec.name] for job in lane], spec.time)
+                chunks = [job.feeds.arrays[spec.name] for job in segment]
+                arrays[spec.name] = np.concatenate(chunks, spec.time)  # (B, T of all chunks, ...)
     if stream is not None:
         arrays.update(stream.states)
-    return replace(first, arrays=arrays, steps=first.steps and sum(job.steps for job in lane))
+    steps = None if first.steps is None else sum(job.steps for job in segment)
+    return replace(first, arrays=arrays, steps=steps)
 
 
-def _parts(lane: StreamSegment, result: Outputs, signature: Signature) -> list[Outputs]:
-    if len(lane) == 1:
-        return [{name: result[name] for name in lane[0].outputs}]
-    ends = pairwise(accumulate((job.steps for job in lane), initial=0))
-    return [
-        {
-            name: result[name][:, start:stop].copy() if name in signature.in_time else result[name]
-            for name in job.outputs
-        }
-        for job, (start, stop) in zip(lane, ends, strict=True)
-    ]
+def _split(segment: StreamSegment, result: Outputs, signature: Signature) -> list[Outputs]:
+    """Split the outputs of a segment into those of its chunks."""
+    if len(segment) == 1:
+        return [{name: result[name] for name in segment[0].outputs}]
+    outputs: list[Outputs] = []
+    start = 0
+    for job in segment:
+        stop = start + job.steps
+        chunk = {}
+        for name in job.outputs:
+            # A copy, so that one chunk's answer does not keep those of the others in memory.
+            chunk[name] = result[name][:, start:stop].copy() if name in signature.in_time else result[name]
+        outputs.append(chunk)
+        start = stop
+    return outputs
 
 
-def _states(lane: StreamSegment, result: Outputs, signature: Signature) -> Outputs:
-    return {first: result[last] for first, last in signature.states.items()} if lane[0].stream else {}
+def _states(segment: StreamSegment, result: Outputs, signature: Signature) -> Outputs:
+    """What the next chunk of the stream starts from: input -> array."""
+    if segment[0].stream is None:
+        return {}
+    return {state_input: result[state_output] for state_input, state_output in signature.states.items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one model; benchmarks/serving/batching.py measures what those of a batch bring and cost.
+    """The limits of one model; benchmarks/serving/batching.py measures what those of a batch bring and cost.
 
     Attributes:
         max_rows: rows of one run; also of one request.
@@ -17,6 +17,9 @@ class Limits:
         max_streams: streams that are held at once.
         stream_idle: seconds without a chunk after which a stream is dropped.
         stream_keep: seconds for which a stream is safe from being dropped for a new one when the table is full.
+
+    Raises:
+        ValueError: an integer below 1, another number below 0, or a share of 1 or more.
     """
 
     max_rows: int = 32
@@ -30,8 +33,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 1 if field.type is int else 0
-            if not value >= least:
-                raise ValueError(f"`{field.name}` (={value!r}) must be {least} or more.")
+            value = getattr(self, field.name)
+            minimum = 1 if field.type is int else 0
+            # Not `value < minimum`: that would let NaN through.
+            if not value >= minimum:
+                raise ValueError(f"`{field.name}` (={value!r}) must be {minimum} or more.")
         if self.max_waste >= 1:
             raise ValueError(f"`max_waste` (={self.max_waste!r}) must be below 1: it is a share.")

@@ -12,16 +12,15 @@ from deploy_rnn.runtime import CPU, TensorSpec
 
 from ..engine.engine import Engine
 from .execution import BatchResult, execute
-from .job import Job, StreamSegment
 from .limits import Limits
-from .queue import RequestQueue
+from .queue import Job, RequestQueue, StreamSegment
 from .request import Request, Response
 from .statistics import Statistics, Tally
 from .streams import StreamTable
 
 
 class Model:
-    """A loaded bundle that takes requests from any thread; one thread of its own runs them, several at a time.
+    """A loaded bundle that takes requests from any thread; a thread that it starts runs them, several at a time.
 
     An answer does not depend, but for rounding, on what else is in the run.
 
@@ -31,7 +30,7 @@ class Model:
         provider: the onnxruntime execution provider; there is no silent fallback.
         threads: cores that one run may use; None for all.
         limits: how much it takes on.
-        clock: what it measures waiting by.
+        clock: returns seconds; measures waiting, deadlines and idle streams.
 
     Attributes:
         inputs, outputs: batch-first, as those of `Engine`.
@@ -39,7 +38,7 @@ class Model:
         states: inputs that carry a state -> the outputs that give it.
         streaming: whether it holds streams.
         optional: inputs that a client may leave out.
-        max_batch: rows of one request; 0 if its tensors have no axis of rows.
+        max_batch: rows of one request; 0 if its tensors have no batch axis.
 
     Raises:
         as for `Engine`.
@@ -69,9 +68,12 @@ class Model:
         self._limits = limits or Limits()
         self.max_batch = self._limits.max_rows if signature.rows_axis else 0
         self._clock = clock
-        self._tally, self._streams = Tally(), StreamTable(self._limits)
-        self._waiting = RequestQueue(self._engine, self._limits, self._streams)
-        self._changed, self._closed = Condition(), False
+        # Guards everything below; notified when a request arrives, and when the model closes.
+        self._changed = Condition()
+        self._closed = False
+        self._tally = Tally()
+        self._streams = StreamTable(self._limits)
+        self._queue = RequestQueue(self._engine, self._limits, self._streams)
         self._thread = Thread(target=self._serve, name=f"deploy-rnn {self.name}", daemon=True)
         self._thread.start()
 
@@ -84,7 +86,7 @@ class Model:
     def submit(self, request: Request) -> "Future[Response]":
         """Queue a request. Its future gets the answer, or a DeadlineError, StreamError, InputError or RunError.
 
-        A chunk of a stream gets the outputs that are no states, unless it names others.
+        A chunk of a stream gets the outputs that are not states, unless it names others.
 
         Raises:
             InputError: inputs that the model does not take, or too many rows or steps.
@@ -93,9 +95,9 @@ class Model:
             ClosedError: the model takes no more requests.
         """
         try:
-            job = self._job(request)
+            job = self._make_job(request)
             with self._changed:
-                self._enter(job, request)
+                self._enqueue(job, request)
                 self._changed.notify()
         except DeployError:
             with self._changed:
@@ -114,10 +116,10 @@ class Model:
             return sequence in self._streams
 
     def statistics(self) -> Statistics:
-        """What it has done so far."""
+        """What the model has done so far."""
         with self._changed:
             self._streams.expire(self._clock())
-            return self._tally.snapshot(len(self._waiting), len(self._streams))
+            return self._tally.snapshot(queued=len(self._queue), streams=len(self._streams))
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, and run those that wait.
@@ -128,29 +130,25 @@ class Model:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        # A callback of a future may close the model: it is called by the thread that would be waited for.
         if current_thread() is not self._thread:
             self._thread.join(timeout)
         if timeout is not None:
             self._refuse_all()
 
-    def _job(self, request: Request) -> Job:
+    def _make_job(self, request: Request) -> Job:
+        """Check a request as far as it can be done without the lock."""
         self._check_stream(request)
         feeds = self._engine.feeds(request.inputs)
         if feeds.rows > self._limits.max_rows:
             raise InputError(f"the request has {feeds.rows} rows; send at most {self._limits.max_rows} at once.")
         if (feeds.steps or 0) > self._limits.max_steps:
             raise InputError(f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}.")
-        outputs = self._engine.wanted(self._named(request))
+        outputs = self._engine.wanted(self._output_names(request))
         joins = self._engine.joins(outputs)
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout
         return Job(feeds, outputs, joins, arrived, deadline)
-
-    def _named(self, request: Request) -> Sequence[str] | None:
-        if request.outputs is not None or request.sequence is None:
-            return request.outputs
-        states = set(self.states.values())
-        return [spec.name for spec in self.outputs if spec.name not in states] or None
 
     def _check_stream(self, request: Request) -> None:
         if request.sequence is None:
@@ -159,109 +157,131 @@ class Model:
             return
         if not self.streaming:
             raise StreamError(f"model {self.name!r} has no states and holds no streams; leave out `sequence`.")
-        if given := [name for name in self.states if name in request.inputs]:
-            raise StreamError(
-                f"`{given[0]}` is given together with a `sequence`, whose states the server holds; leave out one."
-            )
+        for name in self.states:
+            if name in request.inputs:
+                raise StreamError(
+                    f"`{name}` is given together with a `sequence`, whose states the server holds; leave out one."
+                )
 
-    def _enter(self, job: Job, request: Request) -> None:
-        """Into the queue; a stream starts only if there is room for its chunk."""
+    def _output_names(self, request: Request) -> Sequence[str] | None:
+        """The names wanted; None for all. A chunk's default leaves out the states, unless they are all there is."""
+        if request.outputs is not None or request.sequence is None:
+            return request.outputs
+        states = set(self.states.values())
+        return [spec.name for spec in self.outputs if spec.name not in states] or None
+
+    def _enqueue(self, job: Job, request: Request) -> None:
+        """Put a request into the queue; a stream starts only if there is room for its chunk."""
         if self._closed:
             raise ClosedError(f"model {self.name!r} is being unloaded and takes no more requests.")
-        if len(self._waiting) >= self._limits.max_queue:
-            raise BusyError(f"{len(self._waiting)} requests wait for model {self.name!r}, its most; try again later.")
+        if len(self._queue) >= self._limits.max_queue:
+            raise BusyError(
+                f"{len(self._queue)} requests wait for model {self.name!r}, which is its limit; try again later."
+            )
         if request.sequence is not None:
             job.stream = self._streams.admit(
                 request.sequence, job.rows, start=request.start, end=request.end, now=job.arrived
             )
-        self._waiting.add(job)
+        self._queue.add(job)
 
     def _serve(self) -> None:
-        """The thread: whatever ends it, nobody waits in vain."""
+        """Run what is queued until the model is closed. Even if this fails, no client waits in vain."""
         try:
-            while self._wait():
+            while self._wait_for_work():
                 with self._changed:
-                    lanes, dead = self._waiting.take(self._clock())
-                for job, why in dead:
-                    self._refuse(job, why)
-                if lanes:
-                    self._run(lanes)
+                    batch, dropped = self._queue.take(self._clock())
+                for job, reason in dropped:
+                    self._refuse(job, reason)
+                if batch:
+                    self._run(batch)
         finally:
             self._refuse_all()
 
-    def _wait(self) -> bool:
-        """Until there is something to run; False if there will be nothing any more."""
+    def _wait_for_work(self) -> bool:
+        """Wait until a batch is due; False once the model is closed and nothing is left to run."""
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not self._queue and not self._closed:
+                # Idle streams must give back their memory even if no request comes.
                 self._streams.expire(self._clock())
                 expiry = self._streams.next_expiry()
-                self._changed.wait(None if expiry is None else _bounded(expiry - self._clock()))
-            while self._waiting and not self._waiting.full and not self._closed:
-                left = self._waiting.oldest.arrived + self._limits.max_wait - self._clock()
-                if left <= 0:
+                self._changed.wait(None if expiry is None else _waitable(expiry - self._clock()))
+            while self._queue and not self._queue.full and not self._closed:
+                seconds_left = self._queue.oldest.arrived + self._limits.max_wait - self._clock()
+                if seconds_left <= 0:
                     break
-                self._changed.wait(_bounded(left))
-            return bool(self._waiting)
+                self._changed.wait(_waitable(seconds_left))
+            return bool(self._queue)
 
-    def _run(self, lanes: Sequence[StreamSegment]) -> None:
-        """1. All lanes in one run. 2. If that fails, each by itself: one request's fault is not that of the others.
-        3. If that fails too, chunk by chunk."""
-        started, before = self._clock(), time.perf_counter()
+    def _run(self, batch: Sequence[StreamSegment]) -> None:
+        """Run a batch, and answer its requests."""
+        started = self._clock()
+        before = time.perf_counter()
         try:
-            executed = execute(self._engine, lanes)
-        except Exception as error:  # whatever it is, those who wait are told
-            if len(lanes) == len(lanes[0]) == 1:
-                self._failed(lanes[0][0], error)
-                return
-            for lane in lanes if len(lanes) > 1 else [[job] for job in lanes[0]]:
-                self._run_if_whole(lane)
-            return
-        self._ran(lanes, executed, started, time.perf_counter() - before)
-
-    def _run_if_whole(self, lane: StreamSegment) -> None:
-        """Unless the chunk before has just failed."""
-        stream = lane[0].stream
-        if stream and stream.broken:
-            for job in lane:
-                self._refuse(job, StreamError(f"stream {stream.name!r} {stream.broken}."))
+            result = execute(self._engine, batch)
+        except Exception as error:  # of any type: those who wait must be told
+            self._run_in_parts(batch, error)
         else:
-            self._run([lane])
+            self._answer(batch, result, started, time.perf_counter() - before)
 
-    def _failed(self, job: Job, error: Exception) -> None:
+    def _run_in_parts(self, batch: Sequence[StreamSegment], error: Exception) -> None:
+        """Run a batch that has failed again in parts, so that the fault of one request is not that of the others.
+
+        1. Several segments: each by itself.
+        2. One segment of several chunks: each by itself, up to the one that fails.
+        3. A single request: the error is its own.
+        """
+        if len(batch) > 1:
+            for segment in batch:
+                self._run([segment])
+        elif len(batch[0]) > 1:
+            for job in batch[0]:
+                self._run_unless_broken(job)
+        else:
+            self._fail(batch[0][0], error)
+
+    def _run_unless_broken(self, job: Job) -> None:
+        """Run a chunk, unless the one before it has just failed."""
+        stream = job.stream
+        if stream and stream.broken:
+            self._refuse(job, StreamError(f"stream {stream.name!r} {stream.broken}."))
+        else:
+            self._run([[job]])
+
+    def _fail(self, job: Job, error: Exception) -> None:
         if job.stream:
             with self._changed:
-                self._streams.end(job.stream, f"a chunk of it failed ({error})")
+                self._streams.fail(job.stream, f"a chunk of it failed ({error})")
         self._refuse(job, error)
 
-    def _ran(self, lanes: Sequence[StreamSegment], executed: BatchResult, started: float, seconds: float) -> None:
-        """Note what was run and where the streams stand; then answer."""
+    def _answer(self, batch: Sequence[StreamSegment], result: BatchResult, started: float, seconds: float) -> None:
+        # First the bookkeeping: who has an answer may look at the statistics, or continue the stream.
         with self._changed:
-            self._tally.ran(executed.rows, seconds, executed.real, executed.padded)
-            for lane, state in zip(lanes, executed.states, strict=True):
-                for job in lane:
+            self._tally.ran(result.rows, seconds, result.real_steps, result.padded_steps)
+            for segment, states in zip(batch, result.states, strict=True):
+                for job in segment:
                     self._tally.answered(job.rows, started - job.arrived)
                     if job.stream:
-                        job.stream.states = state
+                        job.stream.states = states
                         self._streams.answered(job.stream, self._clock())
-        for lane, answers in zip(lanes, executed.outputs, strict=True):
-            for job, answer in zip(lane, answers, strict=True):
-                job.future.set_result(Response(answer, started - job.arrived, seconds, executed.rows))
+        for segment, segment_outputs in zip(batch, result.outputs, strict=True):
+            for job, outputs in zip(segment, segment_outputs, strict=True):
+                job.future.set_result(Response(outputs, started - job.arrived, seconds, result.rows))
 
-    def _refuse(self, job: Job, why: Exception | None) -> None:
-        """Tell the one who waits; None if it was cancelled, and nobody does."""
+    def _refuse(self, job: Job, reason: Exception) -> None:
+        """Count a request that gets no answer, and tell the client why; one that was cancelled has no client."""
         with self._changed:
             self._tally.failures += 1
-        if job.claim() and why is not None:
-            job.future.set_exception(why)
+        if job.claim():
+            job.future.set_exception(reason)
 
     def _refuse_all(self) -> None:
         with self._changed:
             self._closed = True
-            left = self._waiting.clear()
-        for job in left:
+            jobs = self._queue.clear()
+        for job in jobs:
             self._refuse(job, ClosedError(f"model {self.name!r} was unloaded before the request was run."))
 
 
-def _bounded(seconds: float) -> float:
-    """As a lock can wait: a limit may be infinite."""
+def _waitable(seconds: float) -> float:
+    """Clamp to what `Condition.wait` accepts; a limit may be infinite."""
     return min(max(0.0, seconds), TIMEOUT_MAX)

@@ -1,33 +1,84 @@
 """`RequestQueue`: the requests that wait for a run, and which of them are next."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
 
-from deploy_rnn.errors import DeadlineError, DeployError, StreamError
+from deploy_rnn.errors import DeadlineError, StreamError
 
 from ..engine.engine import Engine
-from . import batching, coalescing
-from .job import Job, StreamSegment
+from ..engine.feeds import Feeds
+from .batching import choose_rows, choose_segments
 from .limits import Limits
-from .streams import StreamTable
+from .request import Response
+from .streams import Stream, StreamTable
 
 WINDOW = 256
-"""The oldest requests, of which a run is chosen: more make runs no fuller, and looking through them takes time."""
+"""The oldest requests, of which a batch is chosen: more make batches no fuller, and looking through them takes time."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request that waits for its run.
+
+    Attributes:
+        feeds: its inputs, checked.
+        outputs: the names wanted.
+        joins: whether another chunk of its stream may follow in the same run.
+        arrived: when it was accepted, by the clock of the model.
+        deadline: when nobody waits for the answer any more; None for never.
+        stream: the stream that it is a chunk of.
+        future: gets the answer.
+        claimed: True or False once claimed, None before.
+    """
+
+    feeds: Feeds
+    outputs: Sequence[str]
+    joins: bool
+    arrived: float
+    deadline: float | None
+    stream: Stream | None = None
+    future: "Future[Response]" = field(default_factory=Future)
+    claimed: bool | None = None
+
+    @property
+    def rows(self) -> int:
+        return self.feeds.rows
+
+    @property
+    def steps(self) -> int:
+        return self.feeds.steps or 1
+
+    @property
+    def key(self) -> Hashable:
+        """Requests that differ in an axis other than rows and steps cannot share a run."""
+        return self.feeds.others
+
+    def claim(self) -> bool:
+        """Claim it for a run: it can no longer be cancelled. False if it has been; its waiters are then told."""
+        if self.claimed is None:
+            self.claimed = self.future.set_running_or_notify_cancel()
+        return self.claimed
+
+
+StreamSegment = Sequence[Job]
+"""Chunks of one stream that run as one; or a single request."""
 
 
 class RequestQueue:
-    """A queue; its user holds a lock.
+    """The requests of one model, in order of arrival. Not thread-safe: its user holds a lock.
 
     Args:
-        engine: that is to run them.
-        streams: whose chunks are among them; those of a stream that is broken are given up.
+        engine: runs the requests.
+        streams: whose chunks are in the queue; the chunks of a broken stream are dropped.
     """
 
     def __init__(self, engine: Engine, limits: Limits, streams: StreamTable) -> None:
-        self._limits, self._streams = limits, streams
+        self._streams = streams
         self._streaming = bool(engine.signature.states)
         self._max_rows = limits.max_rows if engine.rows_share else 0
         self._max_waste = limits.max_waste if engine.pads else 0.0
-        self._max_joined = limits.max_steps if engine.any_steps else 0
+        self._max_segment_steps = limits.max_steps if engine.any_steps else 0
         self._jobs: list[Job] = []
 
     def __len__(self) -> int:
@@ -39,64 +90,71 @@ class RequestQueue:
 
     @property
     def full(self) -> bool:
-        """Whether the next run has no place for more rows, as far as their number says."""
-        return sum(job.rows for job in self._jobs[: self._max_rows]) >= self._max_rows
+        """Whether there are rows enough for a full batch, should all of them fit together."""
+        candidates = self._jobs[: self._max_rows]
+        return sum(job.rows for job in candidates) >= self._max_rows
 
     def add(self, job: Job) -> None:
         self._jobs.append(job)
 
     def clear(self) -> list[Job]:
-        """All of them; none waits any more."""
-        jobs, self._jobs = self._jobs, []
+        """Remove all requests, and return them."""
+        jobs = self._jobs
+        self._jobs = []
         return jobs
 
-    def take(self, now: float) -> tuple[list[StreamSegment], list[tuple[Job, DeployError | None]]]:
-        """
-        Returns:
-            The next run, which can no longer be cancelled; and the requests that will not run, and why, None for those
-            that were cancelled.
-        """
-        dead: list[tuple[Job, DeployError | None]] = []
-        while True:
-            dead += self._give_up(now)
-            lanes = self._chosen() if self._jobs else []
-            if all([job.claim() for lane in lanes for job in lane]):  # a list: every one is tried
-                self._remove([job for lane in lanes for job in lane])
-                return lanes, dead
+    def take(self, now: float) -> tuple[list[StreamSegment], list[tuple[Job, Exception]]]:
+        """Remove the requests that run next, and those that will not run.
 
-    def _give_up(self, now: float) -> list[tuple[Job, DeployError | None]]:
-        dead = []
+        Returns:
+            The next batch, claimed; and the dropped requests, each with the reason.
+        """
+        dropped = []
+        while True:
+            dropped += self._drop_expired(now)
+            batch = self._choose() if self._jobs else []
+            jobs = [job for segment in batch for job in segment]
+            claims = [job.claim() for job in jobs]
+            if all(claims):
+                self._remove(jobs)
+                return batch, dropped
+            # One was cancelled since it was chosen: drop it, and choose again.
+
+    def _drop_expired(self, now: float) -> list[tuple[Job, Exception]]:
+        dropped = []
         for job in self._jobs[:WINDOW]:
-            doomed, why = _fate(job, now)
-            if doomed:
-                dead.append((job, why))
+            reason = _expired(job, now)
+            if reason is not None:
+                dropped.append((job, reason))
                 if job.stream:
-                    self._streams.end(job.stream, "a chunk of it was cancelled" if why is None else str(why))
-        self._remove([job for job, _ in dead])
-        return dead
+                    self._streams.fail(job.stream, str(reason))
+        self._remove([job for job, _ in dropped])
+        return dropped
 
     def _remove(self, jobs: Sequence[Job]) -> None:
-        gone = set(map(id, jobs))
-        self._jobs = [job for job in self._jobs if id(job) not in gone] if gone else self._jobs
+        if jobs:
+            removed = set(jobs)
+            self._jobs = [job for job in self._jobs if job not in removed]
 
-    def _chosen(self) -> list[StreamSegment]:
-        jobs = self._jobs[:WINDOW]
+    def _choose(self) -> list[StreamSegment]:
+        candidates = self._jobs[:WINDOW]
         if not self._streaming:
-            return [[jobs[index]] for index in batching.choose_rows(jobs, self._max_rows, self._max_waste)]
-        lanes: dict[int, list[Job]] = {}
-        for job in jobs:
-            lanes.setdefault(id(job.stream or job), []).append(job)
-        waiting = list(lanes.values())
-        chosen = coalescing.choose_segments(waiting, self._max_rows, self._max_joined)
-        return [waiting[lane][:count] for lane, count in chosen]
+            return [[candidates[index]] for index in choose_rows(candidates, self._max_rows, self._max_waste)]
+        # A request of no stream is a backlog by itself.
+        by_stream: dict[Stream | Job, list[Job]] = {}
+        for job in candidates:
+            by_stream.setdefault(job.stream or job, []).append(job)
+        backlogs = list(by_stream.values())
+        chosen = choose_segments(backlogs, self._max_rows, self._max_segment_steps)
+        return [backlogs[index][:count] for index, count in chosen]
 
 
-def _fate(job: Job, now: float) -> tuple[bool, DeployError | None]:
-    """Whether it will not be run, and why."""
+def _expired(job: Job, now: float) -> Exception | None:
+    """The reason why the request is not to be run any more; None if it is."""
     if job.stream and job.stream.broken:
-        return True, StreamError(f"stream {job.stream.name!r} {job.stream.broken}.")
+        return StreamError(f"stream {job.stream.name!r} {job.stream.broken}.")
     if job.future.cancelled():
-        return True, None
+        return CancelledError("a chunk of it was cancelled")
     if job.deadline is not None and job.deadline < now:
-        return True, DeadlineError(f"the request waited for {now - job.arrived:.3g} s, and its deadline passed.")
-    return False, None
+        return DeadlineError(f"the request waited for {now - job.arrived:.3g} s, and its deadline passed.")
+    return None

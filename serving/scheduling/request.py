@@ -1,4 +1,4 @@
-"""What a model is asked, and what it answers: the words that the engine and both protocols share."""
+"""`Request` and `Response`: what a model is asked, and what it answers, whatever protocol carries them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import numpy as np
 @dataclass(frozen=True)
 class Request:
     """One question to a model; every tensor is batch-first: (B, T, ...), states (B, ...).
+
+    It means the same in every process: it names nothing of the one that made it.
 
     Attributes:
         inputs: name -> array.

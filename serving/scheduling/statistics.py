@@ -10,14 +10,16 @@ class Statistics:
     """A snapshot.
 
     Attributes:
-        successes, failures: requests that were answered; that were refused, failed, or given up.
+        successes: requests that were answered.
+        failures: requests that were refused, failed, or dropped.
         executions: runs.
         rows: rows of the requests that were answered.
         queue_seconds: sum over those requests, until their run began.
         compute_seconds: sum over runs.
         batch_rows: rows of a run -> (runs, their seconds).
-        steps_real: rows times steps, summed over requests as they were given.
-        steps_padded: steps that were run besides, as padding; waste is steps_padded / (steps_real + steps_padded).
+        steps_real: rows times steps of the requests that were run.
+        steps_padded: rows times steps that were run besides, as padding; waste is
+            steps_padded / (steps_real + steps_padded).
         queued: requests that wait now.
         streams: streams that are held now.
         last_inference: seconds since the epoch at the end of the last run; None before the first.
@@ -39,7 +41,7 @@ class Statistics:
 
 @dataclass
 class Tally:
-    """The sums behind `Statistics`; its user holds a lock."""
+    """The sums behind `Statistics`. Not thread-safe: its user holds a lock."""
 
     successes: int = 0
     failures: int = 0
@@ -52,19 +54,22 @@ class Tally:
     steps_padded: int = 0
     last_inference: float | None = None
 
-    def ran(self, rows: int, seconds: float, real: int, padded: int) -> None:
-        runs, before = self.batch_rows.get(rows, (0, 0.0))
-        self.batch_rows[rows] = (runs + 1, before + seconds)
+    def ran(self, rows: int, seconds: float, real_steps: int, padded_steps: int) -> None:
+        """Count a run."""
+        runs, total_seconds = self.batch_rows.get(rows, (0, 0.0))
+        self.batch_rows[rows] = (runs + 1, total_seconds + seconds)
         self.executions += 1
         self.compute_seconds += seconds
-        self.steps_real += real
-        self.steps_padded += padded
+        self.steps_real += real_steps
+        self.steps_padded += padded_steps
         self.last_inference = time.time()
 
     def answered(self, rows: int, queued: float) -> None:
+        """Count a request that was answered, after `queued` seconds of waiting."""
         self.successes += 1
         self.rows += rows
         self.queue_seconds += queued
 
-    def snapshot(self, queued: int, streams: int) -> Statistics:
-        return Statistics(**(vars(self) | {"batch_rows": dict(self.batch_rows)}), queued=queued, streams=streams)
+    def snapshot(self, *, queued: int, streams: int) -> Statistics:
+        sums = vars(self) | {"batch_rows": dict(self.batch_rows)}
+        return Statistics(**sums, queued=queued, streams=streams)

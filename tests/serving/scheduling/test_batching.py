@@ -1,4 +1,4 @@
-"""`batching.choose_rows`: its rules hold for any queue."""
+"""`choose_rows` and `choose_segments`: their rules hold for any queue."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,46 +7,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy_rnn.serving.scheduling.batching import choose_rows
+from deploy_rnn.serving.scheduling.batching import choose_rows, choose_segments
 
 
 @dataclass(frozen=True)
-class Waits:
+class Waiting:
     rows: int
     steps: int
     key: Any = None
+    joins: bool = True
 
 
-def of(*steps: int) -> list[Waits]:
-    return [Waits(1, each) for each in steps]
+def requests(*steps: int) -> list[Waiting]:
+    return [Waiting(1, count) for count in steps]
 
 
-queues = st.lists(st.builds(Waits, st.integers(1, 5), st.integers(1, 60), st.integers(0, 1)), min_size=1, max_size=40)
+queues = st.lists(st.builds(Waiting, st.integers(1, 5), st.integers(1, 60), st.integers(0, 1)), min_size=1, max_size=40)
 wastes = st.sampled_from([0.0, 0.1, 0.15, 0.5, 0.9])
 
 
 @given(queues, st.integers(0, 12), wastes)
-def test_every_rule_holds(queue: list[Waits], max_rows: int, max_waste: float) -> None:
-    run = choose_rows(queue, max_rows, max_waste)
-    chosen = [queue[index] for index in run]
-    assert run == sorted(set(run))
-    assert run[0] == 0, "the oldest waits"
+def test_every_rule_of_rows_holds(queue: list[Waiting], max_rows: int, max_waste: float) -> None:
+    batch = choose_rows(queue, max_rows, max_waste)
+    chosen = [queue[index] for index in batch]
+    assert batch == sorted(set(batch))
+    assert batch[0] == 0, "the oldest waits"
     assert {item.key for item in chosen} == {queue[0].key}
-    rows, longest = sum(item.rows for item in chosen), max(item.steps for item in chosen)
-    assert rows <= max_rows or len(run) == 1
+    rows = sum(item.rows for item in chosen)
+    longest = max(item.steps for item in chosen)
+    assert rows <= max_rows or len(batch) == 1
     assert sum(item.rows * item.steps for item in chosen) >= (1 - max_waste) * rows * longest
 
 
 @given(queues, st.integers(1, 12), wastes)
-def test_nobody_starves(queue: list[Waits], max_rows: int, max_waste: float) -> None:
-    """However many come later, a request is in one of the first n + 1 runs if n were before it."""
-    last, left, runs = queue[-1], list(queue), 0
-    while any(item is last for item in left):
-        left += of(30, 30, 30)
-        run = choose_rows(left, max_rows, max_waste)
-        left = [item for index, item in enumerate(left) if index not in run]
-        runs += 1
-    assert runs <= len(queue)
+def test_nobody_starves(queue: list[Waiting], max_rows: int, max_waste: float) -> None:
+    """However many come later, a request is in one of the first n + 1 batches if n were before it."""
+    last = queue[-1]
+    remaining = list(queue)
+    batches = 0
+    while any(item is last for item in remaining):
+        remaining += requests(30, 30, 30)
+        batch = choose_rows(remaining, max_rows, max_waste)
+        remaining = [item for index, item in enumerate(remaining) if index not in batch]
+        batches += 1
+    assert batches <= len(queue)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +69,48 @@ def test_nobody_starves(queue: list[Waits], max_rows: int, max_waste: float) -> 
 def test_rows_of_like_length_run_together(
     steps: list[int], max_rows: int, max_waste: float, expected: list[int]
 ) -> None:
-    assert choose_rows(of(*steps), max_rows, max_waste) == expected
+    assert choose_rows(requests(*steps), max_rows, max_waste) == expected
 
 
 def test_a_request_of_more_rows_than_a_run_has_goes_alone() -> None:
-    assert choose_rows([Waits(9, 5), Waits(1, 5)], 8, 0.15) == [0]
-    assert choose_rows([Waits(1, 5), Waits(9, 5), Waits(2, 5)], 8, 0.15) == [0, 2]
+    assert choose_rows([Waiting(9, 5), Waiting(1, 5)], 8, 0.15) == [0]
+    assert choose_rows([Waiting(1, 5), Waiting(9, 5), Waiting(2, 5)], 8, 0.15) == [0, 2]
+
+
+chunks = st.tuples(st.integers(1, 6), st.integers(0, 1), st.booleans())
+streams = st.tuples(st.integers(1, 3), st.lists(chunks, min_size=1, max_size=8))
+
+
+@given(st.lists(streams, min_size=1, max_size=10), st.integers(0, 8), st.integers(0, 20))
+def test_every_rule_of_segments_holds(
+    streams: list[tuple[int, list[tuple[int, int, bool]]]], max_rows: int, max_steps: int
+) -> None:
+    backlogs = [[Waiting(rows, *chunk) for chunk in backlog] for rows, backlog in streams]
+    batch = choose_segments(backlogs, max_rows, max_steps)
+    assert batch[0][0] == 0, "the oldest waits"
+    assert len({index for index, _ in batch}) == len(batch)
+    segments = [backlogs[index][:count] for index, count in batch]
+    assert all(segments)
+    (steps,) = {sum(chunk.steps for chunk in segment) for segment in segments}
+    assert steps <= max_steps or all(len(segment) == 1 for segment in segments)
+    assert sum(segment[0].rows for segment in segments) <= max_rows or len(batch) == 1
+    assert {chunk.key for segment in segments for chunk in segment} == {backlogs[0][0].key}
+    assert all(chunk.joins for segment in segments for chunk in segment[:-1])
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([[10], [10], [7]], [(0, 1), (1, 1)]),
+        ([[10, 10], [10, 10]], [(0, 2), (1, 2)]),  # a backlog in one go
+        ([[10, 10, 10], [10], [10]], [(0, 1), (1, 1), (2, 1)]),  # more rows before more steps
+        ([[10, 10], [5, 5], [20]], [(0, 2), (2, 1)]),
+        ([[4], [1, 1, 1, 1, 1]], [(0, 1), (1, 4)]),
+        ([[3, 3, 3]], [(0, 3)]),
+        ([[30, 30, 30, 30]], [(0, 3)]),  # no more than max_steps
+        ([[200, 30]], [(0, 1)]),
+    ],
+)
+def test_streams_share_a_run_where_chunks_end(steps: list[list[int]], expected: list[tuple[int, int]]) -> None:
+    backlogs = [requests(*chunk_steps) for chunk_steps in steps]
+    assert choose_segments(backlogs, max_rows=8, max_steps=100) == expected

@@ -180,7 +180,7 @@ def test_a_full_queue_says_so_at_once(padded: Path, held: Held, open_model: Call
     model = open_model(padded, max_queue=2)
     with held(model, ask(tokens(1, 5))):
         futures = [model.submit(ask(tokens(1, 5))) for _ in range(2)]
-        with pytest.raises(BusyError, match="2 requests wait for model 'padded', its most; try again later"):
+        with pytest.raises(BusyError, match="2 requests wait for model 'padded', which is its limit; try again later"):
             model.submit(ask(tokens(1, 5)))
     assert all(future.result(30) for future in futures)
 
@@ -216,7 +216,7 @@ def test_one_that_is_cancelled_while_a_run_is_chosen(
     padded: Path, held: Held, open_model: Callable[..., Model]
 ) -> None:
     model = open_model(padded)
-    choose = model._waiting._chosen
+    choose = model._queue._choose
 
     def chosen_and_cancelled() -> Any:
         gone.cancel()
@@ -224,7 +224,7 @@ def test_one_that_is_cancelled_while_a_run_is_chosen(
 
     with held(model, ask(tokens(1, 5))):
         gone, kept = (model.submit(ask(tokens(1, 5))) for _ in range(2))
-        model._waiting._chosen = chosen_and_cancelled  # type: ignore[method-assign]
+        model._queue._choose = chosen_and_cancelled  # type: ignore[method-assign]
     assert kept.result(30).rows == 1
     assert not wait([gone], 30).not_done
     assert model.infer(ask(tokens(1, 5))).rows == 1
@@ -283,7 +283,7 @@ def test_a_thread_that_dies_leaves_nobody_waiting(
 ) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     model = open_model(padded)
-    monkeypatch.setattr(model._waiting, "take", lambda now: 1 / 0)
+    monkeypatch.setattr(model._queue, "take", lambda now: 1 / 0)
     future = model.submit(ask(tokens(1, 3)))
     with pytest.raises(ClosedError, match="model 'padded' was unloaded before the request was run"):
         future.result(30)
@@ -412,7 +412,7 @@ def test_a_chunk_that_is_refused_leaves_its_stream_as_it_was(
         send(model, 1, array[0])
     with pytest.raises(InputError, match="stream 1 has 1 rows, this chunk has 2"):
         send(model, 1, tokens(2, 5))
-    with pytest.raises(BusyError, match="1 streams are live, the most that are held"):
+    with pytest.raises(BusyError, match="1 streams are live, which is the limit"):
         send(model, 2, array, start=True)
     with held(model, ask(tokens(1, 5))):
         waits = model.submit(ask(tokens(1, 5)))

@@ -4,7 +4,7 @@ import pytest
 
 from deploy_rnn.errors import BusyError, InputError, StreamError
 from deploy_rnn.serving.scheduling.limits import Limits
-from deploy_rnn.serving.scheduling.streams import REMEMBERED, Stream, StreamTable
+from deploy_rnn.serving.scheduling.streams import MAX_REASONS, Stream, StreamTable
 
 
 def chunk(streams: StreamTable, name: int | str, now: float, *, start: bool = False, end: bool = False) -> Stream:
@@ -79,11 +79,11 @@ def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: Strea
 def test_a_full_table_refuses_or_evicts_who_is_idle(streams: StreamTable) -> None:
     for number in range(3):
         chunk(streams, number, float(number), start=True)
-    with pytest.raises(BusyError, match="3 streams are live, the most that are held; end some, or try again later"):
+    with pytest.raises(BusyError, match="3 streams are live, which is the limit; end some, or try again later"):
         chunk(streams, 3, 9.9, start=True)
     chunk(streams, 0, 9.9)
     chunk(streams, 3, 11.0, start=True)
-    with pytest.raises(StreamError, match="stream 1 was evicted for a new one, 3 being held; start it again"):
+    with pytest.raises(StreamError, match="stream 1 was evicted for a new one, since 3 is the limit; start it again"):
         chunk(streams, 1, 12.0)
     assert [number in streams for number in range(4)] == [True, False, True, True]
 
@@ -105,22 +105,22 @@ def test_one_whose_chunk_waits_is_not_evicted(streams: StreamTable) -> None:
 
 def test_one_that_cannot_go_on_says_why(streams: StreamTable) -> None:
     stream = chunk(streams, 1, 0.0, start=True)
-    streams.end(stream, "a chunk of it failed (no memory)")
-    streams.end(stream, "a second reason")
+    streams.fail(stream, "a chunk of it failed (no memory)")
+    streams.fail(stream, "a second reason")
     assert stream.broken == "was ended: a chunk of it failed (no memory); start it again"
     with pytest.raises(StreamError, match=r"stream 1 was ended: a chunk of it failed \(no memory\); start it again"):
         chunk(streams, 1, 1.0)
     again = chunk(streams, 1, 2.0, start=True)
-    streams.end(stream, "late news of the old one")
+    streams.fail(stream, "late news of the old one")
     assert chunk(streams, 1, 3.0) is again
 
 
 def test_streams_that_are_left_behind_do_not_leak() -> None:
     streams = StreamTable(Limits(max_streams=100, stream_idle=100.0, stream_keep=0.0))
-    for number in range(2 * REMEMBERED):
+    for number in range(2 * MAX_REASONS):
         chunk(streams, number, number * 1e-3, start=True)
     assert len(streams) == 100
-    assert len(streams._gone) == REMEMBERED
+    assert len(streams._reasons) == MAX_REASONS
     streams.expire(1e6)
     assert len(streams) == 0
-    assert len(streams._gone) == REMEMBERED
+    assert len(streams._reasons) == MAX_REASONS
