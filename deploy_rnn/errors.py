@@ -13,6 +13,7 @@ DeployError
 ├── DeadlineError        a request whose time ran out before it was run
 ├── ClosedError          a model that is being unloaded and takes no more requests
 ├── UnknownModelError    a model, or a version of one, that a server does not have (also a LookupError)
+├── UnauthorizedError    a request without the token that a server requires (also a PermissionError)
 ├── UnsupportedError     a part of a protocol that deploy-rnn does not do
 ├── TooLargeError        a request that is larger than a server takes (also a ValueError)
 └── ExportError          a model that cannot become the file asked for (also a ValueError)
@@ -78,6 +79,10 @@ class ClosedError(DeployError, RuntimeError):
 
 class UnknownModelError(DeployError, LookupError):
     """A model, or a version of one, that a server does not have."""
+
+
+class UnauthorizedError(DeployError, PermissionError):
+    """A request without the token that a server requires."""
 
 
 class UnsupportedError(DeployError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Both protocols on one asyncio loop, from the first connection to a graceful stop."""
+"""HTTP and gRPC on one asyncio loop, from the first connection to a graceful stop."""
 
 import asyncio
 import contextlib
@@ -10,22 +10,24 @@ import grpc
 import uvicorn
 
 from .grpc.service import Service
+from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import make_app
 from .rest.header_limits import limited_to
 from .settings import Settings
 
-# Triton's clients keep connections for later and do not expect them to be closed; proxies commonly wait 60 s.
+# Triton's clients reuse idle connections and do not expect them to be closed. Proxies commonly close theirs after 60 s,
+# so the server has to wait longer.
 KEEP_ALIVE_SECONDS = 75
 
 BACKLOG = 2048
-"""Connections that the kernel holds until the loop takes them, as in uvicorn."""
+"""Connections that the kernel holds until the loop accepts them; uvicorn's default."""
 
 
 class Server:
     """Serves a repository over HTTP and gRPC.
 
-    The repository may still be loading: the server then is live, and not ready.
+    The repository may still be loading: until it has loaded, the server is live but not ready.
 
     Attributes:
         http_address, grpc_address: `host:port`, once started.
@@ -35,71 +37,73 @@ class Server:
     grpc_address: str
 
     def __init__(self, repository: Repository, settings: Settings | None = None) -> None:
-        self._repository, self._settings = repository, settings or Settings()
-        self._service = Service(repository, self._settings)
-        self._stop = asyncio.Event()
+        self._repository = repository
+        self._settings = settings or Settings()
+        self._service = Service(Inference(repository, self._settings))
+        self._stop_requested = asyncio.Event()
 
     async def start(self, host: str = "127.0.0.1", http_port: int = 0, grpc_port: int = 0) -> None:
-        """Listen on both ports; 0 is any that is free.
+        """Listen on both ports; 0 is any free one.
 
         Raises:
-            OSError: a port is taken, or the host is none of this machine.
+            OSError: a port is taken, or the host is not an address of this machine.
         """
-        listening = _listen(host, http_port)
-        self.http_address = _address(host, listening.getsockname()[1])
+        http_socket = _listen(host, http_port)
+        self.http_address = _address(host, http_socket.getsockname()[1])
         try:
             await self._start_grpc(host, grpc_port)
         except BaseException:
-            listening.close()
+            http_socket.close()
             raise
-        self._http = _uvicorn(self._repository, self._settings)
-        self._http_task = asyncio.create_task(self._http.serve([listening]))
+        self._http = _make_uvicorn(self._repository, self._settings)
+        self._http_task = asyncio.create_task(self._http.serve([http_socket]))
 
     async def _start_grpc(self, host: str, port: int) -> None:
         self._grpc = grpc.aio.server(
             maximum_concurrent_rpcs=self._settings.max_connections,
             options=[
-                ("grpc.so_reuseport", 0),  # a second server on a port is an error, not a lottery
+                ("grpc.so_reuseport", 0),  # two servers would share the port, and each get some of the calls
                 ("grpc.max_receive_message_length", self._settings.max_bytes),
                 ("grpc.max_send_message_length", -1),
             ],
         )
         self._grpc.add_generic_rpc_handlers((self._service.handler(),))
         try:
-            bound = self._grpc.add_insecure_port(_address(host, port))
+            bound_port = self._grpc.add_insecure_port(_address(host, port))
         except RuntimeError:
             raise OSError(f"gRPC cannot listen on {_address(host, port)}; give another `--grpc-port`.") from None
-        self.grpc_address = _address(host, bound)
+        self.grpc_address = _address(host, bound_port)
         await self._grpc.start()
 
     def stop(self) -> None:
         """Begin to stop."""
-        self._stop.set()
+        self._stop_requested.set()
 
     async def run(self) -> None:
-        """Until `stop` is called; then answer what has been accepted, for at most `drain_seconds`."""
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([stopping, self._http_task], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        """Serve until `stop` is called; then answer what was accepted, for at most `drain_seconds`."""
+        stop_task = asyncio.create_task(self._stop_requested.wait())
+        await asyncio.wait([stop_task, self._http_task], return_when=asyncio.FIRST_COMPLETED)
+        stop_task.cancel()
         await self._drain()
 
     async def _drain(self) -> None:
+        drain_seconds = self._settings.drain_seconds
         self._repository.drain()
         self._service.drain()
         self._http.should_exit = True
-        await asyncio.gather(self._http_task, self._grpc.stop(self._settings.drain_seconds))
-        await asyncio.to_thread(self._repository.close, self._settings.drain_seconds)
+        await asyncio.gather(self._http_task, self._grpc.stop(drain_seconds))
+        await asyncio.to_thread(self._repository.close, drain_seconds)
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals of the process alone: `Server` is told when to stop."""
+    """Leaves the signals of the process alone; `Server.stop` decides when to stop."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def _uvicorn(repository: Repository, settings: Settings) -> uvicorn.Server:
+def _make_uvicorn(repository: Repository, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
         make_app(repository, settings),
         http=limited_to(settings.header_seconds),
@@ -117,18 +121,19 @@ def _uvicorn(repository: Repository, settings: Settings) -> uvicorn.Server:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Only of a socket that says it is TCP does asyncio switch Nagle's algorithm off, which costs 40 ms an answer.
-    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # asyncio switches off Nagle's algorithm, which delays each answer by 40 ms, only for sockets that say they are TCP.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # Elsewhere this option lets a second server take the port.
     if os.name == "posix":
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((host, port))
-        found.listen(BACKLOG)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
     except OSError as error:
-        found.close()
+        listener.close()
         reason = error.strerror or str(error)
         raise OSError(f"HTTP cannot listen on {_address(host, port)}: {reason}; give another `--http-port`.") from None
-    return found
+    return listener
 
 
 def _address(host: str, port: int) -> str:

@@ -1,19 +1,21 @@
 """What a server allows its clients."""
 
+import hmac
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Settings:
-    """
+    """The limits of a server, and its token.
+
     Attributes:
-        max_bytes: of a request's body, also once it is decompressed, and of one tensor.
-        header_seconds: for the first line and the headers of an HTTP request to arrive.
-        body_seconds: for its body.
-        request_seconds: for an answer; a request may ask for less by its `timeout`.
-        drain_seconds: for accepted requests to be answered once the server is told to stop.
+        max_bytes: bytes of a request's body, before and after decompression, and of one tensor.
+        header_seconds: time for the first line and the headers of an HTTP request to arrive.
+        body_seconds: time for its body to arrive.
+        request_seconds: time for an answer; the `timeout` of a request may shorten it.
+        drain_seconds: time for accepted requests to be answered once the server is told to stop.
         max_connections: HTTP connections and requests at a time, and gRPC calls.
-        token: what clients must send as `Authorization: Bearer TOKEN`; None for nothing.
+        token: what clients must send as `Authorization: Bearer TOKEN`; None if they need not.
     """
 
     max_bytes: int = 64 * 2**20
@@ -23,3 +25,12 @@ class Settings:
     drain_seconds: float = 30.0
     max_connections: int = 1000
     token: str | None = None
+
+    def is_authorized(self, authorization: str | bytes | None) -> bool:
+        """Whether a client with this `Authorization` header may use the server."""
+        if self.token is None:
+            return True
+        if isinstance(authorization, str):
+            authorization = authorization.encode()
+        # Takes equally long for any wrong token, so that it cannot be guessed piece by piece.
+        return hmac.compare_digest(authorization or b"", b"Bearer " + self.token.encode())

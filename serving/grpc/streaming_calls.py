@@ -1,46 +1,48 @@
-"""Streaming calls: requests are handed on in the order in which they come, and answered in that order."""
+"""Streaming calls: requests are submitted in the order in which they arrive, and answered in that order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from deploy_rnn.errors import ClosedError
 
-from ..scheduling.request import Response
+from ..protocol.inference import Submitted
 
-Begun = Future[Response] | Exception
-Begin = Callable[[Any, float | None], Awaitable["Future[Response]"]]
-Finish = Callable[[Any, Begun], Awaitable[Any]]
+# Requests of one call that may be submitted and not answered. Enough to keep a model busy; beyond them the server stops
+# reading, and gRPC's flow control holds the client back.
+MAX_UNANSWERED = 64
 
-# Requests of one call that may be on their way. Enough to keep a model busy; a client that sends more is not read on.
-AHEAD = 64
+Outcome = Submitted | Exception
+"""What became of the submission of a message."""
 
 
 @dataclass
-class Call:
+class StreamingCall:
     """One streaming call.
 
     Attributes:
-        begun: message and what became of it, in order; None at the end.
-        room: one for each request that may be on its way.
+        outcomes: message and outcome, in order; None after the last.
+        slots: one for each request that may be unanswered.
     """
 
-    begun: "asyncio.Queue[tuple[Any, Begun] | None]"
-    room: asyncio.Semaphore
+    outcomes: "asyncio.Queue[tuple[Any, Outcome] | None]"
+    slots: asyncio.Semaphore
 
 
 class StreamingCalls:
     """The streaming calls of a server.
 
     Args:
-        begin: hands a message to its model.
-        finish: message, what `begin` gave or raised -> the answer.
+        submit: hands a message to its model.
+        answer: message, its outcome -> the answer.
     """
 
-    def __init__(self, begin: Begin, finish: Finish) -> None:
-        self._begin, self._finish = begin, finish
+    def __init__(
+        self, submit: Callable[[Any], Awaitable[Submitted]], answer: Callable[[Any, Outcome], Awaitable[Any]]
+    ) -> None:
+        self._submit = submit
+        self._answer = answer
         self._readers: set[asyncio.Task[None]] = set()
         self.draining = False
 
@@ -52,42 +54,48 @@ class StreamingCalls:
 
     async def answers(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """An answer to each of `messages`, in order."""
-        call = Call(asyncio.Queue(), asyncio.Semaphore(AHEAD))
+        call = StreamingCall(asyncio.Queue(), asyncio.Semaphore(MAX_UNANSWERED))
         reader = asyncio.create_task(self._read(messages, call))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
         try:
-            while (begun := await call.begun.get()) is not None:
-                yield await self._finish(*begun)
-                call.room.release()
+            while (item := await call.outcomes.get()) is not None:
+                message, outcome = item
+                yield await self._answer(message, outcome)
+                call.slots.release()
         finally:
             reader.cancel()
-            _abandon(call)
+            _cancel_unanswered(call)
 
-    async def _read(self, messages: AsyncIterator[Any], call: Call) -> None:
+    async def _read(self, messages: AsyncIterator[Any], call: StreamingCall) -> None:
         try:
-            await call.room.acquire()
+            await call.slots.acquire()
             async for message in messages:
-                await self._start(message, call)
-                await call.room.acquire()
+                await self._submit_message(message, call)
+                await call.slots.acquire()
         except asyncio.CancelledError:
-            pass  # drained, or the client has gone
+            pass  # the server is draining, or the client has left
         finally:
-            call.begun.put_nowait(None)
+            call.outcomes.put_nowait(None)
 
-    async def _start(self, message: Any, call: Call) -> None:
+    async def _submit_message(self, message: Any, call: StreamingCall) -> None:
         try:
-            call.begun.put_nowait((message, await self._begin(message, None)))
+            outcome: Outcome = await self._submit(message)
         except asyncio.CancelledError:
-            call.begun.put_nowait((message, ClosedError("the server is stopping; this request was not run.")))
+            # The message was read, so that it has to be answered.
+            call.outcomes.put_nowait((message, ClosedError("the server is stopping; this request was not run.")))
             raise
         except Exception as error:
-            call.begun.put_nowait((message, error))
+            outcome = error
+        call.outcomes.put_nowait((message, outcome))
 
 
-def _abandon(call: Call) -> None:
-    """Nobody waits for the rest: do not run what has not been started."""
-    while not call.begun.empty():
-        begun = call.begun.get_nowait()
-        if begun is not None and isinstance(begun[1], Future):
-            begun[1].cancel()
+def _cancel_unanswered(call: StreamingCall) -> None:
+    """The client has left: requests that are not running yet need not run."""
+    while not call.outcomes.empty():
+        item = call.outcomes.get_nowait()
+        if item is None:
+            continue
+        _, outcome = item
+        if isinstance(outcome, Submitted):
+            outcome.future.cancel()

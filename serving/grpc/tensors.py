@@ -1,4 +1,4 @@
-"""An inference request as gRPC has it becomes a `Request`, and a `Response` becomes a message."""
+"""Messages of gRPC: a ModelInferRequest is read, and a ModelInferResponse is written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,10 @@ import numpy as np
 from deploy_rnn.errors import InputError
 
 from ..protocol import oip
-from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..protocol.inference import InferRequest
+from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
 from ..repository import VERSION
-from ..scheduling.request import Request, Response
+from ..scheduling.request import Response
 from ..settings import Settings
 from .messages import CLASSES
 
@@ -20,39 +21,45 @@ CONTENTS = {
     "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents", "INT64": "int64_contents",
     "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
-"""Datatype -> the field of InferTensorContents that has its values; FP16 has none, and comes as raw bytes."""
+"""Datatype -> the field of InferTensorContents for its values. FP16 has none, and comes as raw bytes."""
 
 
-def read(message: Any, seconds: float, settings: Settings) -> Request:
+def read(message: Any, seconds: float, settings: Settings) -> InferRequest:
     """
     Args:
         message: a ModelInferRequest.
-        seconds: how long the client waits.
+        seconds: how long it may take if it has no shorter `timeout`.
 
     Raises:
-        InputError: no inference request that the protocol allows.
-        TooLargeError, UnsupportedError: a tensor that is too large, or an extension that is not done.
+        InputError: the message is not an inference request that the protocol allows.
+        TooLargeError: a tensor is too large.
+        UnsupportedError: the request needs an extension that is not implemented.
     """
     if not message.inputs:
         raise InputError("the request has no `inputs`.")
-    raw = list(message.raw_input_contents)
-    if raw and len(raw) != len(message.inputs):
-        raise InputError(f"there are {len(message.inputs)} inputs and {len(raw)} `raw_input_contents`; give one each.")
-    pieces = zip(message.inputs, raw or [None] * len(message.inputs), strict=True)
-    inputs = [_input(each, piece, settings) for each, piece in pieces]
+    raw_contents: list[bytes | None] = list(message.raw_input_contents)
+    if not raw_contents:
+        raw_contents = [None] * len(message.inputs)
+    if len(raw_contents) != len(message.inputs):
+        raise InputError(
+            f"the request has {len(message.inputs)} inputs and {len(raw_contents)} `raw_input_contents`; there must "
+            "be one for each input."
+        )
+    inputs = [_input(tensor, raw, settings) for tensor, raw in zip(message.inputs, raw_contents, strict=True)]
     for output in message.outputs:
         oip.refuse_parameters(output.name, _parameters(output.parameters))
-    outputs = [output.name for output in message.outputs]
-    return oip.request(inputs, outputs, _parameters(message.parameters), min(seconds, settings.request_seconds))
+    output_names = [output.name for output in message.outputs]
+    parameters = _parameters(message.parameters)
+    return InferRequest(message.id, oip.request(inputs, output_names, parameters, seconds))
 
 
-def write(message: Any, response: Response) -> Any:
-    """The ModelInferResponse to `message`; its tensors are raw bytes, as Triton's are."""
-    answer = CLASSES["ModelInferResponse"](model_name=message.model_name, model_version=VERSION, id=message.id)
+def write(infer_request: InferRequest, model_name: str, response: Response) -> Any:
+    """The ModelInferResponse; its tensors are raw bytes, as Triton's are."""
+    message = CLASSES["ModelInferResponse"](model_name=model_name, model_version=VERSION, id=infer_request.id)
     for name, array in response.outputs.items():
-        answer.outputs.add(name=name, datatype=datatype(array.dtype.name), shape=array.shape)
-        answer.raw_output_contents.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-    return answer
+        message.outputs.add(name=name, datatype=datatype(array.dtype.name), shape=array.shape)
+        message.raw_output_contents.append(to_bytes(array))
+    return message
 
 
 def _input(tensor: Any, raw: bytes | None, settings: Settings) -> tuple[str, np.ndarray]:
@@ -62,16 +69,22 @@ def _input(tensor: Any, raw: bytes | None, settings: Settings) -> tuple[str, np.
     if raw is None:
         return tensor.name, from_values(tensor.name, dtype, shape, _contents(tensor))
     if tensor.HasField("contents"):
-        raise InputError(f"`{tensor.name}` has `contents`, but there are `raw_input_contents`; give one.")
+        raise InputError(f"`{tensor.name}` has `contents`, but there are `raw_input_contents`; use only one of them.")
     return tensor.name, from_bytes(tensor.name, dtype, shape, raw)
 
 
 def _contents(tensor: Any) -> list[Any]:
-    if tensor.datatype not in CONTENTS:
-        raise InputError(f"`{tensor.name}` is {tensor.datatype}, which goes into `raw_input_contents` only.")
-    return list(getattr(tensor.contents, CONTENTS[tensor.datatype]))
+    field = CONTENTS.get(tensor.datatype)
+    if field is None:
+        raise InputError(f"`{tensor.name}` has datatype {tensor.datatype}, which must be sent in `raw_input_contents`.")
+    return list(getattr(tensor.contents, field))
 
 
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {name: value.WhichOneof("parameter_choice") for name, value in given.items()}
-    return {name: getattr(given[name], kind) for name, kind in kinds.items() if kind}
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A map of InferParameter as Python values; those without a value are left out."""
+    values = {}
+    for name, parameter in parameters.items():
+        choice = parameter.WhichOneof("parameter_choice")
+        if choice is not None:
+            values[name] = getattr(parameter, choice)
+    return values

@@ -1,6 +1,6 @@
-"""The Open Inference Protocol v2, whichever way it travels: a request's parameters, and what a model says of itself.
+"""The Open Inference Protocol v2 over HTTP and gRPC alike: parameters of a request, and descriptions of a model.
 
-The dicts have the shape of Triton's JSON, which is that of its protobuf messages too.
+The descriptions are dicts in the shape of Triton's JSON, which is also that of its protobuf messages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,26 @@ EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "
 
 PLATFORM = "onnxruntime_onnx"
 
-REFUSED_PARAMETERS = {"shared_memory_region": "shared memory", "classification": "the classification of outputs"}
+REFUSED_PARAMETERS = {"shared_memory_region": "shared memory", "classification": "classification of outputs"}
+"""Parameter of a tensor -> the extension that it requests."""
+
+MAX_SEQUENCE_CHARACTERS = 128
 
 
 def refuse_parameters(name: str, parameters: Mapping[str, Any]) -> None:
-    """Raises: UnsupportedError: tensor `name` asks for an extension that is not done."""
-    for parameter, what in REFUSED_PARAMETERS.items():
+    """
+    Raises:
+        UnsupportedError: the parameters of tensor `name` request an extension that is not implemented.
+    """
+    for parameter, extension in REFUSED_PARAMETERS.items():
         if parameters.get(parameter):
-            raise UnsupportedError(f"`{name}` asks for {what} (`{parameter}`), which this server does not do.")
+            raise UnsupportedError(f"`{name}` requests {extension} (`{parameter}`), which is not supported.")
 
 
 def request(
     inputs: Sequence[tuple[str, np.ndarray]], outputs: Sequence[str], parameters: Mapping[str, Any], seconds: float
 ) -> Request:
-    """What a model is asked.
+    """The request to a model.
 
     Args:
         inputs: name and tensor.
@@ -45,11 +51,12 @@ def request(
         seconds: how long it may take if it has no shorter `timeout`.
 
     Raises:
-        InputError: an input that is given twice, or a parameter of another type.
+        InputError: an input appears twice, or a parameter has the wrong type or value.
     """
     tensors = dict(inputs)
     if len(tensors) != len(inputs):
-        raise InputError(f"an input is given twice; the inputs are {', '.join(name for name, _ in inputs)}.")
+        names = ", ".join(name for name, _ in inputs)
+        raise InputError(f"an input appears twice; the inputs are {names}.")
     sequence = _sequence(parameters.get("sequence_id"))
     return Request(
         inputs=tensors,
@@ -61,31 +68,34 @@ def request(
     )
 
 
-def _sequence(given: object) -> int | str | None:
-    """Triton's clients say 0 or "" for no stream."""
-    if isinstance(given, bool) or not isinstance(given, int | str | None):
-        raise InputError(f"`sequence_id` is a {type(given).__name__}; give a number or a text.")
-    if isinstance(given, str) and len(given) > 128:
-        raise InputError(f"`sequence_id` has {len(given)} characters; it may have 128.")
-    if isinstance(given, int) and not 0 <= given < 2**64:
-        raise InputError("`sequence_id` must be a number from 0 to 2**64 - 1, or a text.")
-    return given or None
+def _sequence(value: object) -> int | str | None:
+    """The stream of a `sequence_id`; Triton's clients send 0 or "" for none."""
+    # bool is a subclass of int.
+    if isinstance(value, bool) or not isinstance(value, int | str | None):
+        raise InputError(f"`sequence_id` must be an integer or a string, got {type(value).__name__}.")
+    if isinstance(value, str) and len(value) > MAX_SEQUENCE_CHARACTERS:
+        raise InputError(f"`sequence_id` has {len(value)} characters; must be at most {MAX_SEQUENCE_CHARACTERS}.")
+    if isinstance(value, int) and not 0 <= value < 2**64:
+        raise InputError("`sequence_id` must be an integer from 0 to 2**64 - 1, or a string.")
+    return value or None
 
 
 def _flag(parameters: Mapping[str, Any], name: str, sequence: int | str | None) -> bool:
-    given = parameters.get(name, False)
-    if not isinstance(given, bool):
-        raise InputError(f"`{name}` is a {type(given).__name__}; give true or false.")
-    if given and sequence is None:
-        raise InputError(f"`{name}` is set, but there is no `sequence_id`, or it is 0.")
-    return given
+    value = parameters.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"`{name}` must be true or false, got {type(value).__name__}.")
+    if value and sequence is None:
+        raise InputError(f"`{name}` is set, but `sequence_id` is missing, 0 or empty.")
+    return value
 
 
-def _timeout(given: object) -> float:
-    """Microseconds -> seconds; 0 and nothing are no limit."""
-    if isinstance(given, bool) or not isinstance(given, int | None) or (given or 0) < 0:
-        raise InputError(f"`timeout` (={str(given)[:40]}) must be a whole number of microseconds.")
-    return given / 1e6 if given else float("inf")
+def _timeout(microseconds: object) -> float:
+    """A `timeout` in seconds; 0, or none at all, means no limit."""
+    value = 0 if microseconds is None else microseconds
+    # bool is a subclass of int.
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InputError(f"`timeout` (={str(value)[:40]}) must be a number of microseconds, an integer >= 0.")
+    return value / 1e6 if value else float("inf")
 
 
 def server_metadata() -> dict[str, Any]:
@@ -107,16 +117,18 @@ def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
 
 
 def _sizes(shape: Sequence[int | str]) -> list[int]:
+    """The protocol writes a dynamic axis as -1."""
     return [size if isinstance(size, int) else -1 for size in shape]
 
 
 def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
-    """As Triton would show it; `dims` lack the batch, as everywhere in a Triton configuration with a batch size."""
-    skip = 1 if model.max_batch else 0
-    inputs = [
-        _tensor_config(spec, skip) | {"format": "FORMAT_NONE", "optional": spec.name in model.optional}
-        for spec in model.inputs
-    ]
+    """The model configuration that Triton would show."""
+    # In a configuration with a batch size, `dims` leave out the batch axis.
+    first_axis = 1 if model.max_batch else 0
+    inputs = []
+    for spec in model.inputs:
+        is_optional = spec.name in model.optional
+        inputs.append(_tensor_config(spec, first_axis) | {"format": "FORMAT_NONE", "optional": is_optional})
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -124,61 +136,67 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "version_policy": {"latest": {"num_versions": 1}},
         "max_batch_size": model.max_batch,
         "input": inputs,
-        "output": [_tensor_config(spec, skip) for spec in model.outputs],
+        "output": [_tensor_config(spec, first_axis) for spec in model.outputs],
         "model_transaction_policy": {"decoupled": False},
         **_scheduling(model, limits),
     }
 
 
-def _tensor_config(spec: TensorSpec, skip: int) -> dict[str, Any]:
-    kind = datatype(spec.dtype)
-    return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": _sizes(spec.shape[skip:])}
+def _tensor_config(spec: TensorSpec, first_axis: int) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{datatype(spec.dtype)}", "dims": _sizes(spec.shape[first_axis:])}
 
 
 def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
-    microseconds = round(limits.max_wait * 1e6)
+    max_wait = _microseconds(limits.max_wait)
     if not model.streaming:
-        return {"dynamic_batching": {"max_queue_delay_microseconds": microseconds}}
-    oldest = {"max_candidate_sequences": limits.max_streams, "max_queue_delay_microseconds": microseconds}
-    idle = round(limits.stream_idle * 1e6)
-    return {"sequence_batching": {"max_sequence_idle_microseconds": idle, "oldest": oldest}}
-
-
-def model_statistics(model: ServedModel) -> dict[str, Any]:
-    """Since the model was loaded; what Triton counts and this server does not take part in is 0."""
-    found = model.statistics()
+        return {"dynamic_batching": {"max_queue_delay_microseconds": max_wait}}
     return {
-        "name": model.name,
-        "version": VERSION,
-        "last_inference": round((found.last_inference or 0.0) * 1e3),
-        "inference_count": found.rows,
-        "execution_count": found.executions,
-        "inference_stats": _inference_statistics(found),
-        "batch_stats": [_batch_statistics(rows, *each) for rows, each in sorted(found.batch_rows.items())],
+        "sequence_batching": {
+            "max_sequence_idle_microseconds": _microseconds(limits.stream_idle),
+            "oldest": {"max_candidate_sequences": limits.max_streams, "max_queue_delay_microseconds": max_wait},
+        }
     }
 
 
-def _inference_statistics(found: Statistics) -> dict[str, Any]:
-    nothing = _duration(0, 0)
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+def model_statistics(model: ServedModel) -> dict[str, Any]:
+    """The statistics of a model since it was loaded; what Triton counts and this server has no part in is 0."""
+    statistics = model.statistics()
+    batches = sorted(statistics.batch_rows.items())
     return {
-        "success": _duration(found.successes, found.queue_seconds + found.compute_seconds),
-        "fail": _duration(found.failures, 0),
-        "queue": _duration(found.successes, found.queue_seconds),
-        "compute_input": _duration(found.successes, 0),
-        "compute_infer": _duration(found.successes, found.compute_seconds),
-        "compute_output": _duration(found.successes, 0),
-        "cache_hit": nothing,
-        "cache_miss": nothing,
+        "name": model.name,
+        "version": VERSION,
+        "last_inference": round((statistics.last_inference or 0.0) * 1e3),  # milliseconds since 1970
+        "inference_count": statistics.rows,
+        "execution_count": statistics.executions,
+        "inference_stats": _inference_statistics(statistics),
+        "batch_stats": [_batch_statistics(rows, executions, seconds) for rows, (executions, seconds) in batches],
+    }
+
+
+def _inference_statistics(statistics: Statistics) -> dict[str, Any]:
+    successes = statistics.successes
+    return {
+        "success": _duration(successes, statistics.queue_seconds + statistics.compute_seconds),
+        "fail": _duration(statistics.failures, 0),
+        "queue": _duration(successes, statistics.queue_seconds),
+        "compute_input": _duration(successes, 0),
+        "compute_infer": _duration(successes, statistics.compute_seconds),
+        "compute_output": _duration(successes, 0),
+        "cache_hit": _duration(0, 0),
+        "cache_miss": _duration(0, 0),
     }
 
 
 def _batch_statistics(rows: int, executions: int, seconds: float) -> dict[str, Any]:
-    nothing = _duration(executions, 0)
     return {
         "batch_size": rows,
-        "compute_input": nothing,
+        "compute_input": _duration(executions, 0),
         "compute_infer": _duration(executions, seconds),
-        "compute_output": nothing,
+        "compute_output": _duration(executions, 0),
     }
 
 

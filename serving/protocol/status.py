@@ -1,4 +1,4 @@
-"""What an error is called in HTTP and in gRPC, as Triton calls it."""
+"""The status codes of errors in HTTP and gRPC, as Triton uses them."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from deploy_rnn.errors import (
     InputError,
     StreamError,
     TooLargeError,
+    UnauthorizedError,
     UnknownModelError,
     UnsupportedError,
 )  # fmt: skip
@@ -17,11 +18,12 @@ from deploy_rnn.errors import (
 
 @dataclass(frozen=True)
 class Status:
-    """
+    """What a client is told of an error.
+
     Attributes:
         http: the status code.
         grpc: the name of the `grpc.StatusCode`.
-        message: for the client.
+        message: the text.
     """
 
     http: int
@@ -29,10 +31,11 @@ class Status:
     message: str
 
 
-# The first that fits.
+# The first row whose class fits counts.
 _CODES: tuple[tuple[type[Exception], int, str], ...] = (
     (InputError, 400, "INVALID_ARGUMENT"),
     (StreamError, 400, "INVALID_ARGUMENT"),
+    (UnauthorizedError, 401, "UNAUTHENTICATED"),
     (UnknownModelError, 404, "NOT_FOUND"),
     (TooLargeError, 413, "RESOURCE_EXHAUSTED"),
     (UnsupportedError, 501, "UNIMPLEMENTED"),
@@ -43,10 +46,11 @@ _CODES: tuple[tuple[type[Exception], int, str], ...] = (
 
 
 def status(error: Exception) -> Status:
-    """An error that deploy-rnn does not raise itself has no message of its own: it may name what is none of the
-    client's business."""
-    for kind, http, grpc in _CODES:
-        if isinstance(error, kind):
+    """The status of any error."""
+    for error_class, http, grpc in _CODES:
+        if isinstance(error, error_class):
             return Status(http, grpc, str(error))
-    known = isinstance(error, DeployError)
-    return Status(500, "INTERNAL", str(error) if known else "the server failed; its log has the reason.")
+    if isinstance(error, DeployError):
+        return Status(500, "INTERNAL", str(error))
+    # The text of any other error may contain what is not meant for clients.
+    return Status(500, "INTERNAL", "the server failed; its log has the reason.")

@@ -1,4 +1,4 @@
-"""The protocol's tensors, and numpy's: datatypes, shapes, bytes, JSON."""
+"""Tensors of the protocol to numpy and back: datatypes, shapes, bytes, JSON."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,10 @@ DATATYPES = {
 }  # fmt: skip
 """The protocol's name -> numpy's."""
 
-DATATYPE_OF = {numpy: name for name, numpy in DATATYPES.items()}
+DATATYPE_OF = {dtype: name for name, dtype in DATATYPES.items()}
+
+# Kind of a dtype -> the kinds of values that it accepts from JSON.
+_ACCEPTED_KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
 
 MAX_RANK = 32
 """numpy's own limit before 2.0."""
@@ -25,39 +28,39 @@ def datatype(dtype: str) -> str:
     """The protocol's name of a numpy dtype.
 
     Raises:
-        UnsupportedError: it has none here, such as text.
+        UnsupportedError: it has no name here, as strings do not.
     """
-    try:
-        return DATATYPE_OF[dtype]
-    except KeyError:
-        raise UnsupportedError(f"a tensor of {dtype} cannot be sent; models of {', '.join(DATATYPES)} can.") from None
+    if dtype not in DATATYPE_OF:
+        raise UnsupportedError(f"a tensor of dtype {dtype} cannot be sent; must be one of {', '.join(DATATYPE_OF)}.")
+    return DATATYPE_OF[dtype]
 
 
 def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
     """The little-endian numpy dtype of input `name`.
 
     Raises:
-        InputError: there is no such datatype, or no model here takes it, as with BYTES and BF16.
+        InputError: the datatype is unknown, or one that no model here takes, such as BYTES and BF16.
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise InputError(f"`{name}` has datatype {_short(datatype)}; the models here take {', '.join(DATATYPES)}.")
+        raise InputError(f"`{name}` has datatype {_shorten(datatype)}; must be one of {', '.join(DATATYPES)}.")
     return np.dtype(DATATYPES[datatype]).newbyteorder("<")
 
 
 def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) -> tuple[int, ...]:
-    """`shape` as a tuple, once it is known to be one of a tensor of at most `max_bytes`.
+    """`shape` as a tuple, checked before anything is allocated for it.
 
     Raises:
-        InputError: it is no list of at most 32 whole numbers, none negative.
-        TooLargeError: the tensor has more bytes.
+        InputError: it is not a list of at most 32 integers >= 0.
+        TooLargeError: the tensor would have more than `max_bytes`.
     """
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_RANK:
-        raise InputError(f"`{name}` has shape {_short(shape)}; give a list of at most {MAX_RANK} sizes.")
+        raise InputError(f"`{name}` has shape {_shorten(shape)}; must be a list of at most {MAX_RANK} sizes.")
     for size in shape:
+        # True is an int too.
         if type(size) is not int or size < 0:
-            raise InputError(f"`{name}` has size {_short(size)} in its shape; give whole numbers, none negative.")
+            raise InputError(f"`{name}` has size {_shorten(size)} in its shape; sizes must be integers >= 0.")
     if math.prod(shape) * dtype.itemsize > max_bytes:
-        raise TooLargeError(f"`{name}` has shape {_short(list(shape))}; a tensor may have {max_bytes} bytes here.")
+        raise TooLargeError(f"`{name}` of shape {_shorten(list(shape))} has more than {max_bytes} bytes, the limit.")
     return tuple(shape)
 
 
@@ -65,61 +68,81 @@ def from_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: mem
     """The tensor whose elements, row by row, are `raw`; it shares memory with `raw` where that is aligned.
 
     Raises:
-        InputError: the number of bytes is not that of the shape, or a BOOL is neither 0 nor 1.
+        InputError: the shape needs another number of bytes, or a BOOL is neither 0 nor 1.
     """
     expected = math.prod(shape) * dtype.itemsize
     if len(raw) != expected:
         raise InputError(
-            f"`{name}` has {len(raw)} bytes; {DATATYPE_OF[dtype.name]} {list(shape)} takes {expected}, "
+            f"`{name}` has {len(raw)} bytes; {DATATYPE_OF[dtype.name]} {list(shape)} needs {expected}, "
             f"{dtype.itemsize} for each element."
         )
     if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-        raise InputError(f"`{name}` is BOOL and has a byte other than 0 and 1.")
-    return np.require(np.frombuffer(raw, dtype).reshape(shape), requirements="A")
+        raise InputError(f"`{name}` is BOOL and contains a byte other than 0 and 1.")
+    array = np.frombuffer(raw, dtype).reshape(shape)
+    # Bytes after JSON may start anywhere; onnxruntime needs them aligned.
+    return np.require(array, requirements="A")
+
+
+def to_bytes(array: np.ndarray) -> bytes:
+    """The elements row by row, little-endian."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def from_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: object) -> np.ndarray:
-    """The tensor of `data`, numbers in a flat list or nested as `shape` says.
+    """The tensor of `data`: numbers in a flat list, or nested as `shape`.
 
     Raises:
-        InputError: other counts than those of the shape, or a value that the datatype does not have.
+        InputError: the shape needs another number of values, or the datatype cannot represent a value.
     """
-    array = _numbers(name, data)
-    fits = array.size == math.prod(shape) and (array.ndim == 1 or array.shape == shape)
-    if not fits:
+    array = _as_array(name, data, dtype)
+    is_flat_or_nested = array.ndim == 1 or array.shape == shape
+    if array.size != math.prod(shape) or not is_flat_or_nested:
         raise InputError(
-            f"`{name}` has {array.size} values in {list(array.shape)}; its shape {list(shape)} takes "
+            f"`{name}` has {array.size} values in {list(array.shape)}; its shape {list(shape)} needs "
             f"{math.prod(shape)}, flat or nested like it."
         )
-    if array.size and array.dtype.kind not in {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]:
+    if array.size and array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
         raise InputError(
-            f"`{name}` has values that are not {DATATYPE_OF[dtype.name]}, such as {_short(array.flat[0])}."
+            f"`{name}` contains values that are not {DATATYPE_OF[dtype.name]}, such as {_shorten(array.flat[0])}."
         )
-    return _converted(name, array, dtype).reshape(shape)
+    return _convert(name, array, dtype).reshape(shape)
 
 
-def _numbers(name: str, data: object) -> np.ndarray:
+def _as_array(name: str, data: object, dtype: np.dtype[Any]) -> np.ndarray:
+    """`data` as an array of a dtype that numpy chooses."""
     if not isinstance(data, Sequence) or isinstance(data, str | bytes):
-        raise InputError(f"`{name}` has data {_short(data)}; give a list of values.")
+        raise InputError(f"`{name}` has data {_shorten(data)}; must be a list of values.")
     try:
-        return np.asarray(data)
+        array = np.asarray(data)
+        # numpy makes floats of integers of which some need int64 and others uint64.
+        if dtype == np.uint64 and array.dtype.kind == "f":
+            values = np.asarray(data, dtype=object)
+            if all(type(value) is int and 0 <= value < 2**64 for value in values.flat):
+                return values.astype(np.uint64)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"`{name}` has data that is no tensor: {error}.") from None
+        raise InputError(f"`{name}` has data that is not a tensor: {error}.") from None
+    return array
 
 
-def _converted(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def _convert(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """`array` as `dtype`, if no value changes by more than rounding."""
+    datatype = DATATYPE_OF[dtype.name]
     if array.size and dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
-            raise InputError(f"`{name}` has values beyond {DATATYPE_OF[dtype.name]}, {limits.min} to {limits.max}.")
+            raise InputError(f"`{name}` contains values out of range for {datatype}, {limits.min} to {limits.max}.")
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
+    # A finite value that became infinite was too large.
     if dtype.kind == "f" and not np.isfinite(converted[np.isfinite(array)]).all():
-        raise InputError(f"`{name}` has values beyond {DATATYPE_OF[dtype.name]}.")
+        raise InputError(f"`{name}` contains values out of range for {datatype}.")
     return converted
 
 
-def _short(value: object) -> str:
-    """At most 80 characters of it: it came from a stranger."""
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a huge number"
+def _shorten(value: object) -> str:
+    """At most 80 characters of a value that came from a client."""
+    # `repr` of a huge integer takes long, or fails.
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a huge number"
+    text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

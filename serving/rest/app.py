@@ -1,10 +1,9 @@
 """The protocol over HTTP, as an ASGI application."""
 
 import asyncio
-from collections.abc import Callable, Set
-from concurrent.futures import Future
+from collections.abc import Set
 from importlib import resources
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,201 +12,212 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
-from deploy_rnn.errors import ClosedError, DeadlineError, DeployError, TooLargeError, UnsupportedError
+from deploy_rnn.errors import DeployError, TooLargeError, UnauthorizedError, UnsupportedError
 
 from ..metrics import CONTENT_TYPE, Metrics
 from ..protocol import oip
+from ..protocol.inference import Inference, InferRequest, deadline, in_thread_if_large
 from ..protocol.status import status
 from ..repository import Repository
 from ..scheduling.request import Response as ModelResponse
 from ..settings import Settings
-from ..token import REFUSAL, is_authorized
 from . import page
 from .binary import HEADER_LENGTH, parse_json
-from .compression import chosen, compress, decompress
-from .messages import InferRequest, read, write
+from .compression import choose_encoding, compress, decompress
+from .messages import read, write
 
-# Reading this many bytes of JSON takes about 2 ms; a larger body is read in a thread, so that others need not wait.
-READ_IN_A_THREAD = 128 * 1024
+# A shorter answer fits into one packet anyway.
+MIN_COMPRESSED_BYTES = 1024
 
-# Below this an answer fits into one packet anyway.
-COMPRESS_FROM = 1024
+UNSUPPORTED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
+"""Extensions of Triton below /v2 that are answered with 501."""
 
-NOT_DONE = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
-Result = TypeVar("Result")
-OPEN = ("/v2/health/live", "/v2/health/ready")
-"""What needs no token, beside the page, which asks for one: an orchestrator asks it."""
+OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
+"""Paths for orchestrators, which have no token."""
+
+POLICY_VIOLATION = 1008
+"""The close code of a WebSocket that is refused."""
 
 
 def make_app(repository: Repository, settings: Settings | None = None) -> ASGIApp:
     """The application of a server's models.
 
-    Any ASGI server runs it. It has no lifespan: who made `repository` loads and closes it.
+    Any ASGI server runs it. It does nothing in its lifespan: the caller loads and closes `repository`.
     """
-    rest = Rest(repository, settings or Settings())
-    errors: dict[Any, Any] = {
+    inference = Inference(repository, settings or Settings())
+    endpoints = Endpoints(inference, Metrics(repository))
+    page_routes = page.routes()
+    handlers: dict[Any, Any] = {
         HTTPException: _http_error,
         ClientDisconnect: _client_disconnected,
         DeployError: _error,
         Exception: _error,
     }
-    page_routes = page.routes()
-    app = Starlette(routes=[*rest.routes(), *page_routes], exception_handlers=errors)
-    return Guard(app, rest.settings.token, {*OPEN, *(route.path for route in page_routes)})
+    app = Starlette(routes=[*endpoints.routes(), *page_routes], exception_handlers=handlers)
+    # The page needs no token: it asks its user for one.
+    return Guard(app, inference, {*OPEN_PATHS, *(route.path for route in page_routes)})
 
 
 class Guard:
-    """Refuses requests without the token, but to the paths in `open`; a pure ASGI middleware, which costs next to
-    nothing."""
+    """Lets through only what the application is for: HTTP requests that have the token, or need none.
 
-    def __init__(self, app: ASGIApp, token: str | None, open: Set[str]) -> None:
-        self._app, self._token, self._open = app, token, open
+    A pure ASGI middleware, which costs next to nothing.
+    """
+
+    def __init__(self, app: ASGIApp, inference: Inference, open_paths: Set[str]) -> None:
+        self._app = app
+        self._inference = inference
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._handle_http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            # Closing before accepting is how ASGI refuses a handshake.
+            await WebSocketClose(POLICY_VIOLATION)(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            # From the ASGI server itself, not from a client.
+            await self._app(scope, receive, send)
+        else:
+            # As ASGI has it for a scope that an application does not know.
+            raise RuntimeError(f"ASGI scope {scope['type']!r} is not supported; must be 'http' or 'lifespan'.")
+
+    async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
-        if scope["type"] == "http" and scope["path"] not in self._open:
-            authorization = dict(scope["headers"]).get(b"authorization")
-            if not is_authorized(authorization, self._token):
-                app = JSONResponse({"error": REFUSAL}, 401, {"WWW-Authenticate": "Bearer"})
+        if scope["path"] not in self._open_paths:
+            try:
+                self._inference.authorize(dict(scope["headers"]).get(b"authorization"))
+            except UnauthorizedError as error:
+                app = JSONResponse({"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"})
         await app(scope, receive, send)
 
 
-class Rest:
-    """The endpoints; docs/serving.md lists them."""
+class Endpoints:
+    """The paths of the protocol; docs/serving.md lists them."""
 
-    def __init__(self, repository: Repository, settings: Settings) -> None:
-        self.repository, self.settings = repository, settings
-        self._metrics = Metrics(repository)
+    def __init__(self, inference: Inference, metrics: Metrics) -> None:
+        self._inference = inference
+        self._metrics = metrics
+        self._settings = inference.settings
 
     def routes(self) -> list[Route]:
-        model = "/v2/models/{model}"
-        found = [
+        model_path = "/v2/models/{model}"
+        routes = [
             Route("/openapi.json", _openapi),
             Route("/metrics", self.metrics),
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
-            Route("/v2/models/stats", self.all_statistics),
+            Route("/v2/models/stats", self.model_statistics),
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
             Route("/v2/repository/models/{model}/unload", self.unload, methods=["POST"]),
-            Route(f"{model}/trace/setting", _not_implemented, methods=["GET", "POST"]),
+            Route(f"{model_path}/trace/setting", _not_implemented, methods=["GET", "POST"]),
         ]
-        for prefix in (model, f"{model}/versions/{{version}}"):
-            found += [
+        for prefix in (model_path, f"{model_path}/versions/{{version}}"):
+            routes += [
                 Route(prefix, self.model_metadata),
                 Route(f"{prefix}/ready", self.model_ready),
                 Route(f"{prefix}/config", self.model_config),
                 Route(f"{prefix}/stats", self.model_statistics),
                 Route(f"{prefix}/infer", self.infer, methods=["POST"]),
             ]
-        return found + [
-            Route(f"/v2/{part}{{rest:path}}", _not_implemented, methods=["GET", "POST"]) for part in NOT_DONE
-        ]
+        for extension in UNSUPPORTED:
+            routes.append(Route(f"/v2/{extension}{{rest:path}}", _not_implemented, methods=["GET", "POST"]))
+        return routes
 
-    async def server_metadata(self, request: HTTPRequest) -> Response:
+    async def server_metadata(self, http_request: HTTPRequest) -> Response:
         return JSONResponse(oip.server_metadata())
 
-    async def live(self, request: HTTPRequest) -> Response:
-        """That this is answered at all is the news: the loop turns."""
+    async def live(self, http_request: HTTPRequest) -> Response:
+        """Liveness: any reply means that the event loop is running."""
         return JSONResponse({"live": True})
 
-    async def ready(self, request: HTTPRequest) -> Response:
-        ready = self.repository.ready()
+    async def ready(self, http_request: HTTPRequest) -> Response:
+        ready = self._inference.ready()
         return JSONResponse({"ready": ready}, 200 if ready else 503)
 
-    async def model_ready(self, request: HTTPRequest) -> Response:
-        name = self._model(request).name
-        ready = self.repository.ready()
+    async def model_ready(self, http_request: HTTPRequest) -> Response:
+        name, version = _model(http_request)
+        ready = self._inference.model_ready(name, version)
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
-    async def model_metadata(self, request: HTTPRequest) -> Response:
-        return JSONResponse(oip.model_metadata(self._model(request)))
+    async def model_metadata(self, http_request: HTTPRequest) -> Response:
+        return JSONResponse(self._inference.model_metadata(*_model(http_request)))
 
-    async def model_config(self, request: HTTPRequest) -> Response:
-        return JSONResponse(oip.model_config(self._model(request), self.repository.limits))
+    async def model_config(self, http_request: HTTPRequest) -> Response:
+        return JSONResponse(self._inference.model_config(*_model(http_request)))
 
-    async def model_statistics(self, request: HTTPRequest) -> Response:
-        return JSONResponse({"model_stats": [oip.model_statistics(self._model(request))]})
+    async def model_statistics(self, http_request: HTTPRequest) -> Response:
+        return JSONResponse({"model_stats": self._inference.model_statistics(*_model(http_request))})
 
-    async def all_statistics(self, request: HTTPRequest) -> Response:
-        return JSONResponse({"model_stats": [oip.model_statistics(model) for model in self.repository.models()]})
+    async def index(self, http_request: HTTPRequest) -> Response:
+        fields = await self._fields(http_request)
+        return JSONResponse(await self._inference.index(ready=fields.get("ready") is True))
 
-    async def index(self, request: HTTPRequest) -> Response:
-        body = await self._body(request)
-        ready = parse_json(body).get("ready") is True if body.strip() else False
-        return JSONResponse(await asyncio.to_thread(self.repository.index, ready=ready))
-
-    async def load(self, request: HTTPRequest) -> Response:
-        body = await self._body(request)
-        if body.strip() and parse_json(body).get("parameters"):
-            raise UnsupportedError("a model is loaded as its bundle is; `parameters` of a load are not done.")
-        await asyncio.to_thread(self.repository.load, request.path_params["model"])
+    async def load(self, http_request: HTTPRequest) -> Response:
+        fields = await self._fields(http_request)
+        name, _ = _model(http_request)
+        await self._inference.load(name, fields.get("parameters"))
         return Response()
 
-    async def unload(self, request: HTTPRequest) -> Response:
-        await self._body(request)
-        await asyncio.to_thread(self.repository.unload, request.path_params["model"])
+    async def unload(self, http_request: HTTPRequest) -> Response:
+        # Triton's clients send parameters, which do not matter here.
+        await self._body(http_request)
+        name, _ = _model(http_request)
+        await self._inference.unload(name)
         return Response()
 
-    async def metrics(self, request: HTTPRequest) -> Response:
-        return Response(await asyncio.to_thread(self._metrics.text), headers={"Content-Type": CONTENT_TYPE})
+    async def metrics(self, http_request: HTTPRequest) -> Response:
+        text = await asyncio.to_thread(self._metrics.text)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
-    async def infer(self, request: HTTPRequest) -> Response:
-        name, version = request.path_params["model"], request.path_params.get("version", "")
-        self.repository.model(name, version)
-        body, length = await self._body(request), request.headers.get(HEADER_LENGTH)
-        asked = await _in_thread_if_large(len(body), read, body, length, self.settings)
-        future = self.repository.submit(name, version, asked.request)
-        async with _deadline(self.settings.request_seconds, "the answer took"):
-            answer = await self._waited(future)
-        size = sum(array.nbytes for array in answer.outputs.values())
-        return await _in_thread_if_large(size, _answer, asked, name, answer, request.headers.get("Accept-Encoding", ""))
+    async def infer(self, http_request: HTTPRequest) -> Response:
+        name, version = _model(http_request)
+        self._inference.check_model(name, version)
+        body = await self._body(http_request)
+        header_length = http_request.headers.get(HEADER_LENGTH)
 
-    async def _waited(self, future: "Future[ModelResponse]") -> ModelResponse:
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            if not self.repository.stopping():
-                raise
-            raise ClosedError("the server stopped before this was answered.") from None
+        def decode() -> InferRequest:
+            return read(body, header_length, self._settings)
 
-    async def _body(self, request: HTTPRequest) -> bytes:
-        encoding = request.headers.get("Content-Encoding", "").strip().lower()
-        async with _deadline(self.settings.body_seconds, "the body took"):
-            body = await _received(request, self.settings.max_bytes)
+        submitted = await self._inference.submit(name, version, len(body), decode)
+        response = await self._inference.answer(submitted.future)
+        size = sum(array.nbytes for array in response.outputs.values())
+        accepted = http_request.headers.get("Accept-Encoding", "")
+        return await in_thread_if_large(size, _encode, submitted.infer_request, name, response, accepted)
+
+    async def _fields(self, http_request: HTTPRequest) -> dict[str, Any]:
+        """The JSON object of a body; an empty body counts as an empty object."""
+        body = await self._body(http_request)
+        return parse_json(body) if body.strip() else {}
+
+    async def _body(self, http_request: HTTPRequest) -> bytes:
+        """The body of a request, decompressed."""
+        max_bytes = self._settings.max_bytes
+        encoding = http_request.headers.get("Content-Encoding", "").strip().lower()
+        async with deadline(self._settings.body_seconds, "the body took"):
+            body = await _receive_body(http_request, max_bytes)
         if not encoding:
             return body
-        return await _in_thread_if_large(len(body), decompress, body, encoding, self.settings.max_bytes)
-
-    def _model(self, request: HTTPRequest) -> Any:
-        return self.repository.model(request.path_params["model"], request.path_params.get("version", ""))
+        return await in_thread_if_large(len(body), decompress, body, encoding, max_bytes)
 
 
-class _deadline:
-    """A time limit whose passing is a `DeadlineError`."""
-
-    def __init__(self, seconds: float, what: str) -> None:
-        self._timeout, self._message = asyncio.timeout(seconds), f"{what} more than {seconds:g} s."
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *error: Any) -> None:
-        try:
-            await self._timeout.__aexit__(*error)
-        except TimeoutError:
-            raise DeadlineError(self._message) from None
+def _model(http_request: HTTPRequest) -> tuple[str, str]:
+    """Name and version of the model in a path; "" for what the path does not say."""
+    return http_request.path_params.get("model", ""), http_request.path_params.get("version", "")
 
 
-async def _received(request: HTTPRequest, max_bytes: int) -> bytes:
+async def _receive_body(http_request: HTTPRequest, max_bytes: int) -> bytes:
     """
     Raises:
-        TooLargeError: the body has more than `max_bytes`; the rest is not read.
+        TooLargeError: the body has more than `max_bytes`; the rest of it is not read.
     """
-    pieces, size = [], 0
-    async for piece in request.stream():
+    pieces = []
+    size = 0
+    async for piece in http_request.stream():
         pieces.append(piece)
         size += len(piece)
         if size > max_bytes:
@@ -215,39 +225,47 @@ async def _received(request: HTTPRequest, max_bytes: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-async def _in_thread_if_large(size: int, function: Callable[..., Result], *args: Any) -> Result:
-    """Here if that is quick, in a thread if not."""
-    return await asyncio.to_thread(function, *args) if size > READ_IN_A_THREAD else function(*args)
-
-
-def _answer(asked: InferRequest, name: str, answer: Any, accepted: str) -> Response:
-    body, headers = write(asked, name, answer)
-    encoding = chosen(accepted, binary=HEADER_LENGTH in headers) if len(body) >= COMPRESS_FROM else None
+def _encode(infer_request: InferRequest, model_name: str, response: ModelResponse, accepted: str) -> Response:
+    """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
+    body, headers = write(infer_request, model_name, response)
+    encoding = None
+    if len(body) >= MIN_COMPRESSED_BYTES:
+        encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
     if encoding:
-        body, headers["Content-Encoding"] = compress(body, encoding), encoding
+        body = compress(body, encoding)
+        headers["Content-Encoding"] = encoding
     return Response(body, headers=headers)
 
 
-async def _not_implemented(request: HTTPRequest) -> Response:
-    raise UnsupportedError(f"{request.url.path} is not done here: shared memory, tracing and log settings are not.")
+async def _not_implemented(http_request: HTTPRequest) -> Response:
+    path = http_request.url.path
+    raise UnsupportedError(f"{path} is not supported: this server has no shared memory, tracing or log settings.")
 
 
-async def _openapi(request: HTTPRequest) -> Response:
-    return Response(resources.files(__package__).joinpath("openapi.json").read_bytes(), media_type="application/json")
+async def _openapi(http_request: HTTPRequest) -> Response:
+    document = resources.files(__package__).joinpath("openapi.json").read_bytes()
+    return Response(document, media_type="application/json")
 
 
-async def _http_error(request: HTTPRequest, error: Exception) -> Response:
+async def _http_error(http_request: HTTPRequest, error: Exception) -> Response:
+    """Starlette's own errors, as JSON."""
     assert isinstance(error, HTTPException)
-    words = {404: f"there is no {request.url.path}.", 405: f"{request.url.path} does not take {request.method}."}
-    return JSONResponse({"error": words.get(error.status_code, error.detail)}, error.status_code, error.headers)
+    message = error.detail
+    if error.status_code == 404:
+        message = f"{http_request.url.path} is not found."
+    elif error.status_code == 405:
+        message = f"{http_request.url.path} does not accept {http_request.method}."
+    return JSONResponse({"error": message}, error.status_code, error.headers)
 
 
-async def _client_disconnected(request: HTTPRequest, error: Exception) -> Response:
+async def _client_disconnected(http_request: HTTPRequest, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
 
 
-async def _error(request: HTTPRequest, error: Exception) -> Response:
-    found = status(error)
-    # The rest of a body that was not read to its end would stand in the way of the next request.
-    headers = {"Connection": "close"} if found.http in (413, 504) else None
-    return JSONResponse({"error": found.message}, found.http, headers)
+async def _error(http_request: HTTPRequest, error: Exception) -> Response:
+    error_status = status(error)
+    headers = {}
+    # The rest of a body that was not read to its end would be taken for the connection's next request.
+    if error_status.http in (413, 504):
+        headers["Connection"] = "close"
+    return JSONResponse({"error": error_status.message}, error_status.http, headers)

@@ -1,4 +1,4 @@
-"""The binary tensor extension of the protocol over HTTP: JSON first, the bytes of the tensors after it."""
+"""The binary tensor extension of the protocol over HTTP: a body is JSON, followed by the bytes of the tensors."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,75 +7,92 @@ from typing import Any, NoReturn
 from deploy_rnn.errors import InputError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-"""The HTTP header that says how many bytes are JSON."""
+"""The HTTP header with the number of bytes that are JSON."""
 
 
 def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
     """The JSON of a body, and the bytes after it.
 
     Args:
-        header_length: the value of `Inference-Header-Content-Length`; None if all is JSON.
+        header_length: the value of `Inference-Header-Content-Length`; None if the body is all JSON.
 
     Raises:
-        InputError: a length that is not one of this body, or JSON that is none, no object, or too deep.
+        InputError: a length that this body cannot have, or JSON that is invalid, not an object, or nested too deeply.
     """
-    length = len(body) if header_length is None else _length(header_length, len(body))
+    length = len(body)
+    if header_length is not None:
+        length = _parse_length(header_length, len(body))
     return parse_json(body[:length]), memoryview(body)[length:]
 
 
-def _length(header: str, available: int) -> int:
-    if not (header.isascii() and header.isdigit() and len(header) < 20 and int(header) <= available):
+def _parse_length(header: str, body_length: int) -> int:
+    # `isdigit` alone accepts the digits of other scripts; 20 digits are more than any body has.
+    is_number = header.isascii() and header.isdigit() and len(header) < 20
+    if not is_number or int(header) > body_length:
         raise InputError(
-            f"{HEADER_LENGTH} (={header[:40]!r}) must be a number of at most {available}, the body's bytes."
+            f"{HEADER_LENGTH} (={header[:40]!r}) must be a number of at most {body_length}, the body's bytes."
         )
     return int(header)
 
 
 def parse_json(text: bytes) -> dict[str, Any]:
-    """Raises: InputError: it is not JSON, is no object, or is nested too deep."""
+    """
+    Raises:
+        InputError: `text` is not JSON, not an object, or nested too deeply.
+    """
     try:
-        found = json.loads(text, parse_constant=_refuse_constant)
+        fields = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise InputError("the request's JSON is nested too deep.") from None
+        raise InputError("the request's JSON is nested too deeply.") from None
     except ValueError as error:
         raise InputError(f"the request is not JSON: {error}.") from None
-    if not isinstance(found, dict):
-        raise InputError(f"the request's JSON is a {type(found).__name__}; give an object.")
-    return found
+    if not isinstance(fields, dict):
+        raise InputError(f"the request's JSON must be an object, got {type(fields).__name__}.")
+    return fields
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number there; send it as binary data")
+    """Python's parser would take NaN, Infinity and -Infinity."""
+    raise ValueError(f"{constant} is not a number in JSON; send it as binary data")
 
 
-class Pieces:
-    """The bytes after the JSON, handed out from front to back."""
+class BinaryData:
+    """The bytes after the JSON, taken from front to back by the inputs in their order."""
 
-    def __init__(self, rest: memoryview) -> None:
-        self._rest = rest
+    def __init__(self, remaining: memoryview) -> None:
+        self._remaining = remaining
 
     def take(self, name: str, size: object) -> memoryview:
-        """The next `size` bytes, which are input `name`.
+        """The next `size` bytes, those of input `name`.
 
         Raises:
-            InputError: `size` is no number of bytes, or fewer are left.
+            InputError: `size` is not a number of bytes, or fewer are left.
         """
+        # True is an int too.
         if type(size) is not int or size < 0:
-            raise InputError(f"`{name}` has binary_data_size {str(size)[:40]!r}; give its number of bytes.")
-        if size > len(self._rest):
-            raise InputError(f"`{name}` has binary_data_size {size}, but {len(self._rest)} bytes are left in the body.")
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        return piece
+            raise InputError(f"`{name}` has binary_data_size {str(size)[:40]!r}; must be its number of bytes.")
+        available = len(self._remaining)
+        if size > available:
+            raise InputError(f"`{name}` has binary_data_size {size}, but only {available} bytes are left in the body.")
+        raw = self._remaining[:size]
+        self._remaining = self._remaining[size:]
+        return raw
 
     def finish(self) -> None:
-        """Raises: InputError: bytes that no input took."""
-        if self._rest:
-            raise InputError(f"{len(self._rest)} bytes of the body belong to no input; set binary_data_size of each.")
+        """
+        Raises:
+            InputError: bytes are left that no input took.
+        """
+        if self._remaining:
+            raise InputError(
+                f"{len(self._remaining)} bytes of the body belong to no input; set binary_data_size of each input."
+            )
 
 
-def join(fields: Mapping[str, Any], pieces: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
-    """A body of JSON and then `pieces`, and the headers that say so."""
+def join(fields: Mapping[str, Any], binary_data: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
+    """A body of JSON and then `binary_data`, and the headers that describe it."""
     text = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
-    if not pieces:
+    if not binary_data:
         return text, {"Content-Type": "application/json"}
-    return b"".join((text, *pieces)), {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
+    headers = {HEADER_LENGTH: str(len(text)), "Content-Type": "application/octet-stream"}
+    return b"".join([text, *binary_data]), headers

@@ -1,7 +1,6 @@
-"""An inference request as HTTP has it becomes a `Request`, and a `Response` becomes a body."""
+"""Bodies of HTTP: an inference request is read, and its answer is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,105 +8,112 @@ import numpy as np
 from deploy_rnn.errors import InputError
 
 from ..protocol import oip
-from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values
+from ..protocol.inference import InferRequest
+from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
 from ..repository import VERSION
-from ..scheduling.request import Request, Response
+from ..scheduling.request import Response
 from ..settings import Settings
-from .binary import Pieces, join, split
-
-
-@dataclass(frozen=True)
-class InferRequest:
-    """
-    Attributes:
-        id: the client's own, to be sent back; "" for none.
-        request: for the model.
-        binary: whether outputs are sent as binary data.
-        binary_outputs: output -> whether that one is, where the client said so.
-    """
-
-    id: str
-    request: Request
-    binary: bool = False
-    binary_outputs: Mapping[str, bool] = field(default_factory=dict)
+from .binary import BinaryData, join, split
 
 
 def read(body: bytes, header_length: str | None, settings: Settings) -> InferRequest:
     """
+    Args:
+        header_length: the header `Inference-Header-Content-Length`; None if the body is all JSON.
+
     Raises:
-        InputError: a body that is no inference request.
-        TooLargeError, UnsupportedError: a tensor that is too large, or an extension that is not done.
+        InputError: the body is not an inference request.
+        TooLargeError: a tensor is too large.
+        UnsupportedError: the request needs an extension that is not implemented.
     """
-    fields, rest = split(body, header_length)
-    pieces = Pieces(rest)
-    inputs = [_input(each, pieces, settings) for each in _objects(fields, "inputs")]
-    pieces.finish()
+    fields, remaining_bytes = split(body, header_length)
+    binary_data = BinaryData(remaining_bytes)
+    inputs = [_input(input_fields, binary_data, settings) for input_fields in _objects(fields, "inputs")]
+    binary_data.finish()
     if not inputs:
         raise InputError("the request has no `inputs`.")
-    outputs = [(_text(each, "name"), _parameters(each)) for each in _objects(fields, "outputs")]
-    for name, parameters in outputs:
-        oip.refuse_parameters(name, parameters)
+
+    output_names = []
+    binary_outputs = {}
+    for output_fields in _objects(fields, "outputs"):
+        name = _string(output_fields, "name")
+        output_parameters = _parameters(output_fields)
+        oip.refuse_parameters(name, output_parameters)
+        output_names.append(name)
+        if "binary_data" in output_parameters:
+            binary_outputs[name] = output_parameters["binary_data"] is True
+
     parameters = _parameters(fields)
     return InferRequest(
-        id=_text(fields, "id", ""),
-        request=oip.request(inputs, [name for name, _ in outputs], parameters, settings.request_seconds),
+        id=_string(fields, "id", default=""),
+        request=oip.request(inputs, output_names, parameters, settings.request_seconds),
         binary=parameters.get("binary_data_output") is True,
-        binary_outputs={name: given["binary_data"] is True for name, given in outputs if "binary_data" in given},
+        binary_outputs=binary_outputs,
     )
 
 
-def write(asked: InferRequest, model_name: str, response: Response) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers that describe it.
+def write(infer_request: InferRequest, model_name: str, response: Response) -> tuple[bytes, dict[str, str]]:
+    """The body of an answer, and the headers that describe it.
 
     Raises:
-        InputError: an output that JSON cannot hold.
+        InputError: JSON cannot represent an output.
     """
-    outputs, pieces = [], []
+    outputs = []
+    binary_data = []
     for name, array in response.outputs.items():
-        fields = {"name": name, "datatype": datatype(array.dtype.name), "shape": list(array.shape)}
-        if asked.binary_outputs.get(name, asked.binary):
-            pieces.append(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
-            outputs.append(fields | {"parameters": {"binary_data_size": len(pieces[-1])}})
+        output: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype.name), "shape": list(array.shape)}
+        if infer_request.binary_outputs.get(name, infer_request.binary):
+            binary_data.append(to_bytes(array))
+            output["parameters"] = {"binary_data_size": array.nbytes}
         else:
-            outputs.append(fields | {"data": _values(name, array)})
-    named = {"id": asked.id} if asked.id else {}
-    return join({"model_name": model_name, "model_version": VERSION, **named, "outputs": outputs}, pieces)
+            output["data"] = _values(name, array)
+        outputs.append(output)
+
+    fields: dict[str, Any] = {"model_name": model_name, "model_version": VERSION}
+    if infer_request.id:
+        fields["id"] = infer_request.id
+    fields["outputs"] = outputs
+    return join(fields, binary_data)
 
 
 def _values(name: str, array: np.ndarray) -> Any:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"output `{name}` has NaN or an infinity, which JSON has not; ask for it as binary data.")
+        raise InputError(
+            f"output `{name}` contains NaN or infinity, which JSON cannot represent; request it as binary data."
+        )
     return array.ravel().tolist()
 
 
-def _input(fields: Mapping[str, Any], pieces: Pieces, settings: Settings) -> tuple[str, np.ndarray]:
-    name, parameters = _text(fields, "name"), _parameters(fields)
+def _input(fields: Mapping[str, Any], binary_data: BinaryData, settings: Settings) -> tuple[str, np.ndarray]:
+    name = _string(fields, "name")
+    parameters = _parameters(fields)
     oip.refuse_parameters(name, parameters)
     dtype = dtype_of(name, fields.get("datatype"))
     shape = check_shape(name, fields.get("shape"), dtype, settings.max_bytes)
     if "binary_data_size" not in parameters:
         return name, from_values(name, dtype, shape, fields.get("data"))
     if "data" in fields:
-        raise InputError(f"`{name}` has both `data` and binary_data_size; give one.")
-    return name, from_bytes(name, dtype, shape, pieces.take(name, parameters["binary_data_size"]))
+        raise InputError(f"`{name}` has both `data` and binary_data_size; use only one of them.")
+    raw = binary_data.take(name, parameters["binary_data_size"])
+    return name, from_bytes(name, dtype, shape, raw)
 
 
 def _objects(fields: Mapping[str, Any], key: str) -> Sequence[dict[str, Any]]:
-    found = fields.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    value = fields.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise InputError(f"`{key}` must be a list of objects.")
-    return found
+    return value
 
 
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
-    found = fields.get("parameters", {})
-    if not isinstance(found, dict):
+    value = fields.get("parameters", {})
+    if not isinstance(value, dict):
         raise InputError("`parameters` must be an object.")
-    return found
+    return value
 
 
-def _text(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
-    found = fields.get(key, default)
-    if not isinstance(found, str):
-        raise InputError(f"`{key}` is a {type(found).__name__}; give a text.")
-    return found
+def _string(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
+    value = fields.get(key, default)
+    if not isinstance(value, str):
+        raise InputError(f"`{key}` must be a string, got {type(value).__name__}.")
+    return value

@@ -41,38 +41,33 @@ ARROWS = {
     "export.metadata": set(),
     "export.onnx_file": {"export.metadata"},
     "export.bare_layer": {"nn", "checking"},
-    "export.options": {"checking", "export.forms"},
     "export.shared_weights": set(),
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx", "export.metadata",
-        "export.bare_layer", "export.options",
+        "export.bare_layer",
     },
     "export.verification": {
         "checking", "conversion", "runtime", "export.onnx_file", "export.metadata", "export.bare_layer",
     },
     "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
-    "export.exporter": {"export.auto", "export.capture", "export.forms", "export.options", "export.verification"},
+    "export.exporter": {"checking", "export.auto", "export.capture", "export.forms", "export.verification"},
     "export.bundle": {
-        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.shared_weights",
+        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.shared_weights",
         "export.verification",
     },
     "export.cli": {"bundle", "export", "export.onnx_file", "export.verification"},
     "serving.engine": {"bundle", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
-    "serving.token": set(),
     "serving.repository": {"bundle", "serving.scheduling"},
     "serving.metrics": {"serving.repository", "serving.scheduling"},
     "serving.protocol": {"serving.repository", "serving.scheduling", "serving.settings"},
     "serving.rest": {
         "serving.protocol", "serving.repository", "serving.scheduling", "serving.settings", "serving.metrics",
-        "serving.token",
     },
-    "serving.grpc": {
-        "serving.protocol", "serving.repository", "serving.scheduling", "serving.settings", "serving.token",
-    },
-    "serving.server": {"serving.rest", "serving.grpc", "serving.repository", "serving.settings"},
+    "serving.grpc": {"serving.protocol", "serving.repository", "serving.scheduling", "serving.settings"},
+    "serving.server": {"serving.protocol", "serving.rest", "serving.grpc", "serving.repository", "serving.settings"},
     "serving.cli": {"serving", "serving.server", "serving.repository", "serving.scheduling", "serving.settings"},
 }  # fmt: skip
 FOREIGN = {"deploy_rnn": set(), "export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}}

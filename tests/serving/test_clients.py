@@ -262,7 +262,7 @@ def test_typed_contents(server: Server) -> None:
         with pytest.raises(triton_grpc.grpc.RpcError, match="has `contents`, but there are `raw_input_contents`"):
             stub.ModelInfer(request, timeout=20)
         request.raw_input_contents.append(b"12345678")
-        with pytest.raises(triton_grpc.grpc.RpcError, match="there are 1 inputs and 2 `raw_input_contents`"):
+        with pytest.raises(triton_grpc.grpc.RpcError, match="the request has 1 inputs and 2 `raw_input_contents`"):
             stub.ModelInfer(request, timeout=20)
 
 
@@ -282,7 +282,7 @@ def test_a_token(repository: Repository, run_server: Any) -> None:
         for protocol in PROTOCOLS:
             with connect(protocol, server) as client:
                 assert client.is_server_ready()
-                with pytest.raises(InferenceServerException, match="this server wants a token"):
+                with pytest.raises(InferenceServerException, match="this server requires a token"):
                     client.get_server_metadata()
                 found = client.get_server_metadata(headers={"authorization": "Bearer secret"})
                 assert (found["name"] if protocol == "http" else found.name) == "deploy-rnn"

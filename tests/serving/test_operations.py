@@ -180,7 +180,7 @@ def test_a_stop_waits_for_a_while_only(repository: Repository, run_server: Any) 
         until(lambda: model.statistics().queued == 1)
     thread.join(30)
     assert [(each.status_code, each.json()) for each in found] == [
-        (503, {"error": "the server stopped before this was answered."})
+        (503, {"error": "the server stopped before the request was answered."})
     ]
     assert not model.gate.is_set()
 

@@ -98,22 +98,28 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
     [
         ({"inputs": []}, "the request has no `inputs`."),
         ({"inputs": 3}, "`inputs` must be a list of objects."),
-        ({"inputs": [tensor(), tensor()]}, "an input is given twice; the inputs are x, x."),
-        ({"id": 3}, "`id` is a int; give a text."),
-        ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; the models here take BOOL,"),
-        ({"inputs": [tensor(datatype="BYTES", data=["a"])]}, "`x` has datatype 'BYTES'; the models here take BOOL,"),
-        ({"inputs": [tensor(shape=[-1, 3])]}, "`x` has size -1 in its shape; give whole numbers, none negative."),
+        ({"inputs": [tensor(), tensor()]}, "an input appears twice; the inputs are x, x."),
+        ({"id": 3}, "`id` must be a string, got int."),
+        ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; must be one of BOOL,"),
+        ({"inputs": [tensor(datatype="BYTES", data=["a"])]}, "`x` has datatype 'BYTES'; must be one of BOOL,"),
+        ({"inputs": [tensor(shape=[-1, 3])]}, "`x` has size -1 in its shape; sizes must be integers >= 0."),
         ({"inputs": [tensor(shape=[1.0, 3])]}, "`x` has size 1.0 in its shape"),
-        ({"inputs": [tensor(shape=[1, 4])]}, "`x` has 3 values in [3]; its shape [1, 4] takes 4, flat or nested"),
-        ({"inputs": [tensor(data=[1, "2", 3])]}, "`x` has values that are not FP32, such as "),
-        ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is no tensor: "),
-        ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` has values beyond FP32."),
-        ({"inputs": [tensor(datatype="UINT8", data=[1, 2, 256])]}, "`x` has values beyond UINT8, 0 to 255."),
-        ({"inputs": [tensor(datatype="INT8", data=[1, 2, 2.5])]}, "`x` has values that are not INT8"),
-        ({"parameters": {"sequence_id": 1.5}}, "`sequence_id` is a float; give a number or a text."),
-        ({"parameters": {"sequence_start": True}}, "`sequence_start` is set, but there is no `sequence_id`"),
-        ({"parameters": {"sequence_id": 3, "sequence_end": 1}}, "`sequence_end` is a int; give true or false."),
-        ({"parameters": {"timeout": -1}}, "`timeout` (=-1) must be a whole number of microseconds."),
+        ({"inputs": [tensor(shape=[1, 4])]}, "`x` has 3 values in [3]; its shape [1, 4] needs 4, flat or nested"),
+        ({"inputs": [tensor(data=[1, "2", 3])]}, "`x` contains values that are not FP32, such as "),
+        ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is not a tensor: "),
+        ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` contains values out of range for FP32."),
+        (
+            {"inputs": [tensor(datatype="UINT8", data=[1, 2, 256])]},
+            "`x` contains values out of range for UINT8, 0 to 255.",
+        ),
+        ({"inputs": [tensor(datatype="INT8", data=[1, 2, 2.5])]}, "`x` contains values that are not INT8"),
+        ({"parameters": {"sequence_id": 1.5}}, "`sequence_id` must be an integer or a string, got float."),
+        (
+            {"parameters": {"sequence_start": True}},
+            "`sequence_start` is set, but `sequence_id` is missing, 0 or empty.",
+        ),
+        ({"parameters": {"sequence_id": 3, "sequence_end": 1}}, "`sequence_end` must be true or false, got int."),
+        ({"parameters": {"timeout": -1}}, "`timeout` (=-1) must be a number of microseconds, an integer >= 0."),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], message: str, client: Any) -> None:
@@ -125,11 +131,11 @@ def test_what_is_wrong_is_named(change: dict[str, Any], message: str, client: An
 @pytest.mark.parametrize(
     ("size", "pieces", "message"),
     [
-        (12, b"1234567", "`x` has binary_data_size 12, but 7 bytes are left in the body."),
-        (8, b"12345678", "`x` has 8 bytes; FP32 [1, 3] takes 12, 4 for each element."),
-        (12, b"123456789012345", "3 bytes of the body belong to no input; set binary_data_size of each."),
-        (-1, b"", "`x` has binary_data_size '-1'; give its number of bytes."),
-        (True, b"", "`x` has binary_data_size 'True'; give its number of bytes."),
+        (12, b"1234567", "`x` has binary_data_size 12, but only 7 bytes are left in the body."),
+        (8, b"12345678", "`x` has 8 bytes; FP32 [1, 3] needs 12, 4 for each element."),
+        (12, b"123456789012345", "3 bytes of the body belong to no input; set binary_data_size of each input."),
+        (-1, b"", "`x` has binary_data_size '-1'; must be its number of bytes."),
+        (True, b"", "`x` has binary_data_size 'True'; must be its number of bytes."),
     ],
 )
 def test_binary_data_of_a_wrong_size(size: Any, pieces: bytes, message: str, client: Any) -> None:
@@ -150,10 +156,10 @@ def test_a_header_length_that_is_none(header: str, client: Any) -> None:
     ("body", "message"),
     [
         (b"", "the request is not JSON"),
-        (b"[1]", "the request's JSON is a list; give an object."),
-        (b'{"inputs": [NaN]}', "NaN is no number there; send it as binary data"),
-        (b'{"a":' * 100_000, "the request's JSON is nested too deep."),
-        (b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the request's JSON is nested too deep."),
+        (b"[1]", "the request's JSON must be an object, got list."),
+        (b'{"inputs": [NaN]}', "NaN is not a number in JSON; send it as binary data"),
+        (b'{"a":' * 100_000, "the request's JSON is nested too deeply."),
+        (b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the request's JSON is nested too deeply."),
         (b"\xff\xfe", "the request is not JSON"),
         (b'{"id":' + b"9" * 10_000 + b"}", "the request is not JSON"),
     ],
@@ -183,8 +189,8 @@ def test_paths_that_are_not_there(method: str, path: str, status: int, client: A
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (tensor(parameters={"shared_memory_region": "r"}, data=None), "`x` asks for shared memory"),
-        (tensor(parameters={"shared_memory_region": "r"}), "`x` asks for shared memory (`shared_memory_region`)"),
+        (tensor(parameters={"shared_memory_region": "r"}, data=None), "`x` requests shared memory"),
+        (tensor(parameters={"shared_memory_region": "r"}), "`x` requests shared memory (`shared_memory_region`)"),
     ],
 )
 def test_extensions_that_are_not_done(fields: dict[str, Any], message: str, client: Any) -> None:
@@ -249,7 +255,7 @@ def test_nan_is_sent_as_binary_only(client: Any) -> None:
     head = {"name": "x", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": 4}}
     answer = client.post(INFER, **framed(asked(head), raw))
     assert answer.status_code == 400
-    assert "output `y` has NaN or an infinity, which JSON has not" in answer.json()["error"]
+    assert "output `y` contains NaN or infinity, which JSON cannot represent" in answer.json()["error"]
     answer = client.post(INFER, **framed(asked(head, parameters={"binary_data_output": True}), raw))
     assert answer.status_code == 200
 

@@ -1,0 +1,166 @@
+"""What HTTP and gRPC do alike: authorize a client, decode and submit its request, and wait for the answer."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from deploy_rnn.errors import ClosedError, DeadlineError, UnauthorizedError, UnsupportedError
+
+from ..repository import Repository
+from ..scheduling.request import Request, Response
+from ..settings import Settings
+from . import oip
+
+# Decoding this many bytes of JSON, or of typed contents, takes about 2 ms. A larger body is decoded in a thread, so
+# that the event loop goes on serving other clients.
+MAX_INLINE_BYTES = 128 * 1024
+
+REFUSAL = "this server requires a token; send the header `Authorization: Bearer TOKEN`."
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A client's request, decoded.
+
+    Attributes:
+        id: the client's name for it, sent back with the answer; "" if it has none.
+        request: for the model.
+        binary: over HTTP, whether outputs are sent as binary data.
+        binary_outputs: over HTTP, output -> whether it is sent as binary data, where the request says so.
+    """
+
+    id: str
+    request: Request
+    binary: bool = False
+    binary_outputs: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A request that its model has accepted, and the answer to come."""
+
+    infer_request: InferRequest
+    future: "Future[Response]"
+
+
+class Inference:
+    """The models of a server as clients reach them; HTTP and gRPC only translate to and from it.
+
+    Every method that takes a model's name raises an UnknownModelError if that model is not served.
+    """
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        self._repository = repository
+        self.settings = settings
+
+    def authorize(self, authorization: str | bytes | None) -> None:
+        """
+        Args:
+            authorization: the `Authorization` header or metadata entry.
+
+        Raises:
+            UnauthorizedError: the server has a token, and this is not it.
+        """
+        if not self.settings.is_authorized(authorization):
+            raise UnauthorizedError(REFUSAL)
+
+    def ready(self) -> bool:
+        """Whether all models are loaded, and the server is not stopping."""
+        return self._repository.ready()
+
+    def check_model(self, name: str, version: str) -> None:
+        """Before anything is spent on a request for it."""
+        self._repository.model(name, version)
+
+    def model_ready(self, name: str, version: str) -> bool:
+        self.check_model(name, version)
+        return self._repository.ready()
+
+    def model_metadata(self, name: str, version: str) -> dict[str, Any]:
+        return oip.model_metadata(self._repository.model(name, version))
+
+    def model_config(self, name: str, version: str) -> dict[str, Any]:
+        return oip.model_config(self._repository.model(name, version), self._repository.limits)
+
+    def model_statistics(self, name: str, version: str) -> list[dict[str, Any]]:
+        """Of one model, or of all if `name` is empty."""
+        models = [self._repository.model(name, version)] if name else self._repository.models()
+        return [oip.model_statistics(model) for model in models]
+
+    async def submit(self, name: str, version: str, size: int, decode: Callable[[], InferRequest]) -> Submitted:
+        """Decode a request and hand it to its model.
+
+        Args:
+            size: bytes that `decode` has to read; many are decoded in a worker thread.
+
+        Raises:
+            InputError, TooLargeError, UnsupportedError: as `decode`.
+            InputError, StreamError, BusyError, ClosedError: as `Model.submit`.
+        """
+        self.check_model(name, version)
+        infer_request = await in_thread_if_large(size, decode)
+        return Submitted(infer_request, self._repository.submit(name, version, infer_request.request))
+
+    async def answer(self, future: "Future[Response]") -> Response:
+        """Wait for the answer to a request; if the wait ends early, a request that is not running yet is cancelled.
+
+        Raises:
+            DeadlineError: there was no answer within the server's limit, or within the request's own.
+            ClosedError: the server stopped first.
+            StreamError, InputError, RunError: as the future of `Model.submit`.
+        """
+        try:
+            async with deadline(self.settings.request_seconds, "the answer took"):
+                return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            # Cancelled by a server that has drained long enough, or by a client that has left.
+            if not self._repository.stopping():
+                raise
+            raise ClosedError("the server stopped before the request was answered.") from None
+
+    async def index(self, *, ready: bool) -> list[dict[str, Any]]:
+        """Every bundle, or with `ready` only those that answer."""
+        return await asyncio.to_thread(self._repository.index, ready=ready)
+
+    async def load(self, name: str, parameters: object) -> None:
+        """Load or replace a model.
+
+        Raises:
+            UnsupportedError: there are `parameters`.
+            DeployError: the bundle cannot be loaded.
+        """
+        if parameters:
+            raise UnsupportedError("`parameters` of a load are not supported; a model is loaded as its bundle is.")
+        await asyncio.to_thread(self._repository.load, name)
+
+    async def unload(self, name: str) -> None:
+        await asyncio.to_thread(self._repository.unload, name)
+
+
+async def in_thread_if_large(size: int, function: Callable[..., Result], *args: Any) -> Result:
+    """Call `function` inline if it has few bytes to work on, in a worker thread otherwise."""
+    if size > MAX_INLINE_BYTES:
+        return await asyncio.to_thread(function, *args)
+    return function(*args)
+
+
+@asynccontextmanager
+async def deadline(seconds: float, subject: str) -> AsyncIterator[None]:
+    """A time limit for the body of an `async with`.
+
+    Raises:
+        DeadlineError: "{subject} more than {seconds} s."
+    """
+    try:
+        async with asyncio.timeout(seconds) as timeout:
+            yield
+    except TimeoutError:
+        # The body may raise a TimeoutError itself: a DeadlineError is one.
+        if not timeout.expired():
+            raise
+        raise DeadlineError(f"{subject} more than {seconds:g} s.") from None
