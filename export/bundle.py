@@ -1,7 +1,7 @@
 """`export_bundle`: one model as several graphs over one file of weights, each run and compared."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
-from deploy_rnn.checking.tolerance import Tolerance
+from deploy_rnn.checking.example_call import Axes
 from deploy_rnn.checking.trials import resized
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
@@ -20,11 +20,11 @@ from deploy_rnn.tensor_spec import TensorSpec
 
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
-from .forms.node_count import MAX_NODES
+from .options import DEFAULTS, ExportOptions
 from .shared_weights import SharedWeights
 from .verification.html import reports_html
 from .verification.report import Report
-from .verification.verify import SIZES, check
+from .verification.verify import check
 
 
 def export_bundle(
@@ -39,12 +39,12 @@ def export_bundle(
     name: str | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-    opset_version: int = 18,
-    streaming: bool = False,
-    max_nodes: int = MAX_NODES,
+    opset_version: int = DEFAULTS.opset_version,
+    streaming: bool = DEFAULTS.streaming,
+    max_nodes: int = DEFAULTS.max_nodes,
     atol: float | None = None,
     rtol: float | None = None,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] = DEFAULTS.sizes,
 ) -> Manifest:
     """Export a model as a folder: several graphs that share one file of weights, a manifest, and a report.
 
@@ -68,76 +68,103 @@ def export_bundle(
             `export_onnx`.
     """
     folder = folder_target(folder, bundle.MANIFEST)
-    if unknown := [form for form in forms or () if form not in FORMS]:
-        raise ExportError(f"`forms` has {unknown[0]!r}; use {' or '.join(map(repr, FORMS))}.")
-    prepare = partial(
-        CapturedModel.of,
+    for form in forms or ():
+        if form not in FORMS:
+            raise ExportError(f"`forms` has {form!r}; use {' or '.join(map(repr, FORMS))}.")
+    options = ExportOptions(
+        dynamic_shapes=dynamic_shapes,
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
         streaming=streaming,
+        max_nodes=max_nodes,
+        atol=atol,
+        rtol=rtol,
+        sizes=sizes,
     )
-    whole = prepare(model, args, kwargs, dynamic_shapes=dynamic_shapes, dynamic_time=True)
-    todo = _graphs(whole, forms, buckets, max_nodes)
+    captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=True)
+    plans = _plan_graphs(captured, forms, buckets, max_nodes)
+    title = name or folder.resolve().name
 
     def write(temporary: Path) -> Manifest:
         weights = SharedWeights(temporary / bundle.WEIGHTS)
-        graphs, reports = [], []
-        for form, steps in todo:
-            captured = whole if steps is None else _of_steps(prepare, whole, steps)
-            file = temporary / (f"{form}.onnx" if steps is None else f"{form}-{steps}.onnx")
-            written = captured.written(form, max_nodes=max_nodes)
-            weights.take(written)
-            ir.save(written, file)
-            shown = folder / file.name
-            reports.append(check(file, captured.model, captured.call, Tolerance(atol, rtol), sizes, shown_as=shown))
-            graphs.append(Graph(file.name, form, steps, reports[-1].nodes, reports[-1].latency[CPU]["example"]))
-        title = name or folder.resolve().name
+        graphs: list[Graph] = []
+        reports: list[Report] = []
+        for plan in plans:
+            source = captured if plan.steps is None else _with_fixed_steps(captured, plan.steps, options)
+            graph = source.written(plan.form, max_nodes=max_nodes)
+            weights.take(graph)
+            file = temporary / plan.file
+            ir.save(graph, file)
+            report = check(file, source.model, source.call, options.tolerance(), sizes, shown_as=folder / plan.file)
+            reports.append(report)
+            graphs.append(Graph(plan.file, plan.form, plan.steps, report.nodes, report.latency[CPU]["example"]))
         _write_reports(temporary, reports, title)
-        manifest = _manifest(whole, title, opset_version, graphs, temporary)
+        manifest = _manifest(captured, title, opset_version, graphs, temporary)
         (temporary / bundle.MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
         return manifest
 
     return replace_folder(folder, write)
 
 
-def _graphs(
-    whole: CapturedModel, forms: Sequence[str] | None, buckets: Sequence[int] | None, max_nodes: int
-) -> list[tuple[str, int | None]]:
-    """Form, and number of steps or None for any, of each graph."""
-    asked = [form for form in forms or FORMS if form not in FIXED_TIME]
+@dataclass(frozen=True)
+class _GraphPlan:
+    """One graph of a bundle, before it is written.
+
+    Attributes:
+        form: how its recurrent layers are written.
+        steps: the number of steps that it is for; None for any.
+    """
+
+    form: str
+    steps: int | None = None
+
+    @property
+    def file(self) -> str:
+        return f"{self.form}.onnx" if self.steps is None else f"{self.form}-{self.steps}.onnx"
+
+
+def _plan_graphs(
+    captured: CapturedModel, forms: Sequence[str] | None, buckets: Sequence[int] | None, max_nodes: int
+) -> list[_GraphPlan]:
+    any_steps = [form for form in forms or FORMS if form not in FIXED_TIME]
     if forms is None:
-        asked = [form for form in asked if _fits(whole, form, max_nodes)]
-    graphs: list[tuple[str, int | None]] = [(form, None) for form in asked]
-    if not buckets and ("unrolled" in (forms or ()) or not graphs):
-        buckets = [whole.example_steps]
-    return [*graphs, *(("unrolled", steps) for steps in sorted(set(buckets or ())))]
+        any_steps = [form for form in any_steps if _fits(captured, form, max_nodes)]
+    # A bundle has at least one graph: if no form takes any number of steps, it is for the example's.
+    if not buckets and ("unrolled" in (forms or ()) or not any_steps):
+        buckets = [captured.example_steps]
+    plans = [_GraphPlan(form) for form in any_steps]
+    for steps in sorted(set(buckets or ())):
+        plans.append(_GraphPlan("unrolled", steps))
+    return plans
 
 
-def _fits(whole: CapturedModel, form: str, max_nodes: int) -> bool:
+def _fits(captured: CapturedModel, form: str, max_nodes: int) -> bool:
     try:
-        whole.written(form, max_nodes=max_nodes)
+        captured.written(form, max_nodes=max_nodes)
     except ExportError:
         return False
     return True
 
 
-def _of_steps(prepare: Callable[..., CapturedModel], whole: CapturedModel, steps: int) -> CapturedModel:
-    """The same model with this fixed number of steps: its example cut, or repeated from its beginning."""
-    if not whole.time_names:
-        raise ExportError(f"the model fixes its steps at {whole.example_steps}; leave out `buckets`.")
-    tensors, axes = [], []
-    for value, tensor in zip(whole.graph.graph.inputs, whole.call.tensors, strict=False):
+def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOptions) -> CapturedModel:
+    """The same model, captured with this number of steps: its example is cut, or repeated from its beginning."""
+    time_names = captured.time_names
+    if not time_names:
+        raise ExportError(f"the model fixes its steps at {captured.example_steps}; leave out `buckets`.")
+    tensors = []
+    axes: list[Axes] = []
+    for value, tensor in zip(captured.graph.graph.inputs, captured.call.tensors, strict=False):
         names = {axis: str(size) for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)}
-        for axis, name in names.items():
-            if name in whole.time_names:
-                tensor = resized(tensor, [*tensor.shape[:axis], steps, *tensor.shape[axis + 1 :]])
-        tensors.append(tensor.clamp(max=steps) if value.name in whole.metadata.lengths else tensor)
-        axes.append({axis: name for axis, name in names.items() if name not in whole.time_names})
-    call = whole.call.with_tensors(tensors)
-    return prepare(
-        whole.model, call.bound.args, call.bound.kwargs, dynamic_shapes=call.shapes(axes), dynamic_time=False
-    )
+        shape = [steps if names.get(axis) in time_names else size for axis, size in enumerate(tensor.shape)]
+        tensor = resized(tensor, shape)
+        if value.name in captured.metadata.lengths:
+            tensor = tensor.clamp(max=steps)
+        tensors.append(tensor)
+        axes.append({axis: name for axis, name in names.items() if name not in time_names})
+    call = captured.call.with_tensors(tensors)
+    options = replace(options, dynamic_shapes=call.shapes(axes))
+    return CapturedModel.of(captured.model, call.bound.args, call.bound.kwargs, options, dynamic_time=False)
 
 
 def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:

@@ -8,18 +8,16 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from deploy_rnn.checking.tolerance import Tolerance
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 
 from .auto import choose_form
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
-from .forms.node_count import MAX_NODES
+from .options import DEFAULTS, ExportOptions
 from .verification.report import Report
-from .verification.verify import SIZES, check
+from .verification.verify import check
 
-OPSETS = (18, 19, 20)
 AUTO = "auto"
 
 
@@ -33,12 +31,12 @@ def export_onnx(
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-    opset_version: int = 18,
-    streaming: bool = False,
-    max_nodes: int = MAX_NODES,
+    opset_version: int = DEFAULTS.opset_version,
+    streaming: bool = DEFAULTS.streaming,
+    max_nodes: int = DEFAULTS.max_nodes,
     atol: float | None = None,
     rtol: float | None = None,
-    sizes: Sequence[int] = SIZES,
+    sizes: Sequence[int] = DEFAULTS.sizes,
     require_provider: str | None = None,
 ) -> Report:
     """Export a model with recurrent layers to one self-contained ONNX file, and check it before it appears.
@@ -90,36 +88,37 @@ def export_onnx(
         UserWarning: every axis is fixed though the recurrent layers have a batch; or see `verify`.
     """
     path = target(path, "model.onnx")
-    _check_options(form, opset_version)
-    limits = Tolerance(atol, rtol)
-    captured = CapturedModel.of(
-        model,
-        args,
-        kwargs,
+    if form not in (*FORMS, AUTO):
+        raise ExportError(f"`form` (={form!r}) is unknown; use {' or '.join(map(repr, (*FORMS, AUTO)))}.")
+    options = ExportOptions(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
-        dynamic_time=form not in (*FIXED_TIME, AUTO),
         streaming=streaming,
+        max_nodes=max_nodes,
+        atol=atol,
+        rtol=rtol,
+        sizes=sizes,
     )
+    dynamic_time = form not in (*FIXED_TIME, AUTO)
+    captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
+    measured_forms: dict[str, float | str] = {}
     if form == AUTO:
-        form, forms = choose_form(captured, max_nodes=max_nodes)
-    else:
-        forms = {}
+        form, measured_forms = choose_form(captured, max_nodes=max_nodes)
     graph = captured.written(form, max_nodes=max_nodes)
 
     def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
         return check(
-            temporary, captured.model, captured.call, limits, sizes, shown_as=path, require_provider=require_provider
+            temporary,
+            captured.model,
+            captured.call,
+            options.tolerance(),
+            sizes,
+            shown_as=path,
+            require_provider=require_provider,
         )
 
-    return replace(replace_file(path, save_and_check), forms=forms)
-
-
-def _check_options(form: str, opset_version: int) -> None:
-    if form not in (*FORMS, AUTO):
-        raise ExportError(f"`form` (={form!r}) is unknown; use {' or '.join(map(repr, (*FORMS, AUTO)))}.")
-    if opset_version not in OPSETS:
-        raise ExportError(f"`opset_version` (={opset_version!r}) is not supported; use 18, 19 or 20.")
+    report = replace_file(path, save_and_check)
+    return replace(report, forms=measured_forms)

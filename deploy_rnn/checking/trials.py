@@ -14,6 +14,9 @@ from deploy_rnn.errors import ExportError
 
 Axis = TypeVar("Axis")
 
+SIZES = (1, 3, 7)
+"""What each dynamic axis of an .onnx file is set to, besides its size in the example."""
+
 
 def size_assignments(axes: Sequence[Axis], sizes: Sequence[int]) -> list[dict[Axis, int]]:
     """A size for each of `axes`, as many times as there are sizes; two axes never have the same if they can."""

@@ -1,7 +1,7 @@
 """A model made ready for every form: traced once, its inputs and outputs named."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from deploy_rnn.errors import ExportError
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
 from ..metadata import FileMetadata
+from ..options import ExportOptions
 from ..stack import Stack, row_lengths, stack_nodes
 from .capture import capture, find_axes
 from .io_names import name_inputs_and_outputs
@@ -47,33 +48,30 @@ class CapturedModel:
         model: nn.Module,
         args: Any,
         kwargs: Mapping[str, Any] | None,
+        options: ExportOptions,
         *,
-        dynamic_shapes: Any,
-        input_names: Sequence[str] | None,
-        output_names: Sequence[str] | None,
-        opset_version: int,
         dynamic_time: bool,
-        streaming: bool,
     ) -> "CapturedModel":
         """Arguments and errors: see `export_onnx`; `dynamic_time`: whether the time axis is open unless asked."""
+        opset = options.opset_version
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
         _check_layers(model)
-        if streaming:
+        if options.streaming:
             check_can_stream(model)
             call = with_zero_states(model, call)
         if is_layer(model):
-            axes = layer_axes(model, call, dynamic_shapes, time=dynamic_time)
+            axes = layer_axes(model, call, options.dynamic_shapes, time=dynamic_time)
             inputs, outputs = layer_names(model, call)
         else:
-            axes = _model_axes(model, call, dynamic_shapes, opset_version, time=dynamic_time)
+            axes = _model_axes(model, call, options.dynamic_shapes, opset, time=dynamic_time)
             inputs, outputs = None, None
-        graph = capture(model, call, axes, opset_version=opset_version)
-        name_inputs_and_outputs(graph.graph, input_names or inputs, output_names or outputs)
+        graph = capture(model, call, axes, opset_version=opset)
+        name_inputs_and_outputs(graph.graph, options.input_names or inputs, options.output_names or outputs)
         metadata = FileMetadata(lengths=row_lengths(graph.graph))
-        if streaming:
-            metadata = open_states(graph.graph, metadata, lambda: _time_axes(model, call, opset_version))
+        if options.streaming:
+            metadata = open_states(graph.graph, metadata, lambda: _time_axes(model, call, opset))
         graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
         return cls(model, call, graph, metadata)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.tolerance import Tolerance
+from deploy_rnn.checking.trials import SIZES
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import PROVIDERS, TensorSpec
 
@@ -23,9 +24,6 @@ from .cases import Case, cases, example_sizes, long_case, unvaried
 from .report import Report
 from .runs import Plan, run_on
 from .time_axes import Time, time_axes
-
-SIZES = (1, 3, 7)
-"""What each dynamic axis is set to, beside its size in the example."""
 
 LONG_STEPS = 200
 """The steps of one more case, where time is dynamic: enough to see an error that grows with them."""

@@ -41,19 +41,20 @@ ARROWS = {
     "export.metadata": set(),
     "export.onnx_file": {"export.metadata"},
     "export.bare_layer": {"nn", "checking"},
+    "export.options": {"checking", "export.forms"},
     "export.shared_weights": set(),
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx", "export.metadata",
-        "export.bare_layer",
+        "export.bare_layer", "export.options",
     },
     "export.verification": {
         "checking", "conversion", "runtime", "export.onnx_file", "export.metadata", "export.bare_layer",
     },
     "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
-    "export.exporter": {"checking", "export.auto", "export.capture", "export.forms", "export.verification"},
+    "export.exporter": {"export.auto", "export.capture", "export.forms", "export.options", "export.verification"},
     "export.bundle": {
-        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.shared_weights",
+        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.shared_weights",
         "export.verification",
     },
     "export.cli": {"bundle", "export", "export.onnx_file", "export.verification"},

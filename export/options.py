@@ -1,0 +1,47 @@
+"""What `export_onnx` and `export_bundle` can both be asked for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploy_rnn.checking.tolerance import Tolerance
+from deploy_rnn.checking.trials import SIZES
+from deploy_rnn.errors import ExportError
+
+from .forms.node_count import MAX_NODES
+
+OPSETS = (18, 19, 20)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The keyword arguments that `export_onnx` and `export_bundle` share, with their defaults.
+
+    Their docstrings say what each one means. A new option is a field here and a keyword of both functions.
+
+    Raises:
+        ExportError: an `opset_version` that is not supported.
+        ValueError: an `atol` or `rtol` that cannot be used.
+    """
+
+    dynamic_shapes: Any = None
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    opset_version: int = 18
+    streaming: bool = False
+    max_nodes: int = MAX_NODES
+    atol: float | None = None
+    rtol: float | None = None
+    sizes: Sequence[int] = SIZES
+
+    def __post_init__(self) -> None:
+        if self.opset_version not in OPSETS:
+            raise ExportError(f"`opset_version` (={self.opset_version!r}) is not supported; use 18, 19 or 20.")
+        self.tolerance()
+
+    def tolerance(self) -> Tolerance:
+        """How much an output may differ from the model's."""
+        return Tolerance(self.atol, self.rtol)
+
+
+DEFAULTS = ExportOptions()
