@@ -1,4 +1,4 @@
-"""What Prometheus is told: the statistics of every model when it asks, and the process."""
+"""The metrics for Prometheus: the statistics of every model, read when they are requested, and the process."""
 
 from collections.abc import Iterator, Mapping
 
@@ -43,45 +43,51 @@ class Metrics:
 
 
 class ModelCollector(Collector):
-    """Reads `Model.statistics` when it is asked; nothing is counted twice. Counters start anew with a reload."""
+    """Reads `ServedModel.statistics` when Prometheus asks; nothing is counted twice. A reload resets the counters."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
     def collect(self) -> Iterator[Metric]:
-        found = {model.name: model.statistics() for model in self._repository.models()}
-        yield GaugeMetricFamily(
-            "deploy_rnn_ready", "Whether the server takes requests.", float(self._repository.ready())
-        )
-        yield _requests(found)
+        statistics = {model.name: model.statistics() for model in self._repository.models()}
+        ready = float(self._repository.ready())
+        yield GaugeMetricFamily("deploy_rnn_ready", "Whether the server takes requests.", ready)
+        yield _requests(statistics)
         for attribute, (name, text) in COUNTERS.items():
-            yield _of_each(CounterMetricFamily(f"deploy_rnn_{name}", text, labels=["model"]), attribute, found)
+            counter = CounterMetricFamily(f"deploy_rnn_{name}", text, labels=["model"])
+            yield _with_values(counter, attribute, statistics)
         for attribute, (name, text) in GAUGES.items():
-            yield _of_each(GaugeMetricFamily(f"deploy_rnn_{name}", text, labels=["model"]), attribute, found)
-        yield _batch_sizes(found)
+            gauge = GaugeMetricFamily(f"deploy_rnn_{name}", text, labels=["model"])
+            yield _with_values(gauge, attribute, statistics)
+        yield _batch_sizes(statistics)
 
 
-def _requests(found: Mapping[str, Statistics]) -> Metric:
+def _requests(statistics: Mapping[str, Statistics]) -> Metric:
     family = CounterMetricFamily("deploy_rnn_requests", "Requests by outcome.", labels=["model", "outcome"])
-    for name, statistics in found.items():
-        family.add_metric([name, "success"], statistics.successes)
-        family.add_metric([name, "failure"], statistics.failures)
+    for name, snapshot in statistics.items():
+        family.add_metric([name, "success"], snapshot.successes)
+        family.add_metric([name, "failure"], snapshot.failures)
     return family
 
 
-def _of_each(
-    family: CounterMetricFamily | GaugeMetricFamily, attribute: str, found: Mapping[str, Statistics]
+def _with_values(
+    family: CounterMetricFamily | GaugeMetricFamily, attribute: str, statistics: Mapping[str, Statistics]
 ) -> Metric:
-    for name, statistics in found.items():
-        family.add_metric([name], getattr(statistics, attribute))
+    for name, snapshot in statistics.items():
+        family.add_metric([name], getattr(snapshot, attribute))
     return family
 
 
-def _batch_sizes(found: Mapping[str, Statistics]) -> Metric:
+def _batch_sizes(statistics: Mapping[str, Statistics]) -> Metric:
+    """The histogram of rows in a run; Prometheus wants the number of runs up to each bound, not between bounds."""
     family = HistogramMetricFamily("deploy_rnn_batch_size", "Rows of a run.", labels=["model"])
-    for name, statistics in found.items():
-        runs = {rows: executions for rows, (executions, _) in statistics.batch_rows.items()}
-        within = [(str(bound), sum(n for rows, n in runs.items() if rows <= bound)) for bound in BATCH_SIZES]
-        buckets = [*within, ("+Inf", sum(runs.values()))]
-        family.add_metric([name], buckets, sum(rows * executions for rows, executions in runs.items()))
+    for name, snapshot in statistics.items():
+        runs = {rows: count for rows, (count, _) in snapshot.batch_rows.items()}
+        buckets = []
+        for bound in BATCH_SIZES:
+            within = sum(count for rows, count in runs.items() if rows <= bound)
+            buckets.append((str(bound), within))
+        buckets.append(("+Inf", sum(runs.values())))
+        all_rows = sum(rows * count for rows, count in runs.items())
+        family.add_metric([name], buckets, all_rows)
     return family

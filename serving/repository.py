@@ -20,8 +20,8 @@ VERSION = "1"
 READY = "READY"
 UNAVAILABLE = "UNAVAILABLE"
 
-# How often a replaced model is asked whether its last stream has ended, in seconds: it only delays giving back memory.
-STREAMS_CHECKED_EVERY = 0.5
+STREAM_POLL_SECONDS = 0.5
+"""How often a replaced model is asked whether its last stream has ended: it only delays giving back memory."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Entry:
         model: what answers now; None if unloaded.
         retiring: what answered before, and still holds streams or finishes what it accepted.
         reason: why it is not loaded, or why the last attempt to replace it failed.
-        loading: held while a model is being made of it.
+        loading: held while the bundle is being loaded or unloaded.
     """
 
     path: Path
@@ -46,11 +46,11 @@ class Entry:
 class Repository:
     """The bundles at `path`: one bundle, one .onnx file, or a folder of bundles, each by the name of its folder.
 
-    Thread-safe. `load` and `close` take time; everything else answers at once.
+    Thread-safe. `load` and `close` take time; everything else returns at once.
 
     Args:
         make: path, name -> a loaded model.
-        limits: what `make` gives to each.
+        limits: the limits that `make` gives to each model.
 
     Raises:
         BundleError: there is no bundle at `path`.
@@ -59,17 +59,26 @@ class Repository:
     def __init__(
         self, path: str | Path, make: Callable[[Path, str], ServedModel], limits: Limits | None = None
     ) -> None:
-        self._path, self._make, self.limits = Path(path), make, limits or Limits()
-        self._lock = threading.Lock()
-        self._loaded, self._closing = threading.Event(), threading.Event()
+        self._path = Path(path)
+        self._make = make
+        self.limits = limits or Limits()
+        self._loaded = threading.Event()
+        self._closing = threading.Event()
+        self._lock = threading.Lock()  # guards what follows, and the fields of every entry but `loading`
         self._retirements: list[threading.Thread] = []
         self._entries: dict[str, Entry] = {}
-        self._look()
+        self._discover()
         if not self._entries:
-            raise BundleError(f"{str(path)!r} has no bundle: give one, an .onnx file, or a folder of bundles.")
+            raise BundleError(
+                f"there is no bundle at {str(path)!r}; it must be a bundle, an .onnx file, or a folder of bundles."
+            )
 
     def load_all(self) -> None:
-        """Raises: DeployError: a model that cannot be loaded."""
+        """Load every bundle.
+
+        Raises:
+            DeployError: a model cannot be loaded.
+        """
         for name in list(self._entries):
             self.load(name)
         self._loaded.set()
@@ -92,7 +101,7 @@ class Repository:
             self._replace(entry, model)
 
     def unload(self, name: str) -> None:
-        """What the model has accepted is still answered.
+        """Unload a model; what it has accepted is still answered.
 
         Raises:
             UnknownModelError: there is no such bundle.
@@ -103,23 +112,28 @@ class Repository:
 
     def _replace(self, entry: Entry, model: ServedModel | None, reason: str = "") -> None:
         with self._lock:
-            closed = self._closing.is_set()
-            if not closed:
-                old, entry.model, entry.reason = entry.model, model, reason
+            closing = self._closing.is_set()
+            if not closing:
+                old = entry.model
+                entry.model = model
+                entry.reason = reason
                 if old is not None:
                     self._retire(entry, old, keep_streams=model is not None)
-        if closed and model is not None:
+        # `close` closes the models that it finds; this one came too late.
+        if closing and model is not None:
             model.close()
 
     def _retire(self, entry: Entry, model: ServedModel, *, keep_streams: bool) -> None:
         entry.retiring.append(model)
-        thread = threading.Thread(target=self._finish, args=(entry, model, keep_streams), daemon=True)
-        self._retirements = [each for each in self._retirements if each.is_alive()] + [thread]
+        thread = threading.Thread(target=self._close_retired, args=(entry, model, keep_streams), daemon=True)
+        running = [retirement for retirement in self._retirements if retirement.is_alive()]
+        self._retirements = [*running, thread]
         thread.start()
 
-    def _finish(self, entry: Entry, model: ServedModel, keep_streams: bool) -> None:
-        while keep_streams and model.statistics().streams and not self._closing.wait(STREAMS_CHECKED_EVERY):
-            pass
+    def _close_retired(self, entry: Entry, model: ServedModel, keep_streams: bool) -> None:
+        if keep_streams:
+            while model.statistics().streams and not self._closing.wait(STREAM_POLL_SECONDS):
+                pass
         model.close()
         with self._lock:
             entry.retiring.remove(model)
@@ -132,10 +146,11 @@ class Repository:
         """
         entry = self._entries.get(name)
         if entry is None:
-            raise UnknownModelError(f"unknown model: `{name}` is not found; {self._known()}")
+            raise self._unknown(name)
         model = entry.model
         if model is None:
-            raise UnknownModelError(f"unknown model: `{name}` is not loaded{entry.reason and f' ({entry.reason})'}.")
+            reason = f" ({entry.reason})" if entry.reason else ""
+            raise UnknownModelError(f"unknown model: `{name}` is not loaded{reason}.")
         if version not in ("", VERSION):
             raise UnknownModelError(f"`{name}` has no version {version!r}; it has {VERSION!r}.")
         return model
@@ -145,29 +160,35 @@ class Repository:
 
         Raises:
             UnknownModelError: as for `model`.
-            InputError, StreamError, BusyError, ClosedError: as `Model.submit`.
+            InputError, StreamError, BusyError, ClosedError: as for `ServedModel.submit`.
         """
         while True:
             model = self._holder(name, version, request)
             try:
                 return model.submit(request)
-            except ClosedError:  # it was replaced in between
+            except ClosedError:
+                # It may have been replaced since it was looked up; then the next one is asked.
                 if self._closing.is_set() or self._holder(name, version, request) is model:
                     raise
 
     def _holder(self, name: str, version: str, request: Request) -> ServedModel:
+        """The model that holds the stream of a request; the current one if none does, or if the stream starts."""
         current = self.model(name, version)
-        if request.sequence is None or request.start or current.holds(request.sequence):
+        sequence = request.sequence
+        if sequence is None or request.start or current.holds(sequence):
             return current
         with self._lock:
             retiring = list(self._entries[name].retiring)
-        return next((model for model in reversed(retiring) if model.holds(request.sequence)), current)
+        for model in reversed(retiring):
+            if model.holds(sequence):
+                return model
+        return current
 
     def models(self) -> Iterator[ServedModel]:
-        """Those that answer."""
+        """The models that answer, by name."""
         with self._lock:
-            found = [entry.model for _, entry in sorted(self._entries.items())]
-        return iter([model for model in found if model is not None])
+            models = [entry.model for _, entry in sorted(self._entries.items())]
+        return iter([model for model in models if model is not None])
 
     def ready(self) -> bool:
         """Whether all models have been loaded, and the server is not about to stop."""
@@ -178,19 +199,19 @@ class Repository:
         return self._closing.is_set()
 
     def index(self, *, ready: bool = False) -> list[dict[str, Any]]:
-        """Every bundle, those that came since included; `ready`: only those that answer."""
-        self._look()
+        """Every bundle, including those that were added since; `ready`: only those that answer."""
+        self._discover()
         with self._lock:
             entries = sorted(self._entries.items())
-        found = [_indexed(name, entry) for name, entry in entries]
-        return [each for each in found if each["state"] == READY or not ready]
+        rows = [_index_row(name, entry) for name, entry in entries]
+        return [row for row in rows if row["state"] == READY or not ready]
 
     def drain(self) -> None:
         """From now on nothing is ready."""
         self._closing.set()
 
     def close(self, timeout: float | None = None) -> None:
-        """Answer what was accepted, and let go of all models."""
+        """Answer what was accepted, and close all models; `timeout`: seconds for each."""
         self.drain()
         with self._lock:
             models = [entry.model for entry in self._entries.values() if entry.model is not None]
@@ -202,17 +223,18 @@ class Repository:
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            self._look()
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise UnknownModelError(f"unknown model: `{name}` is not found; {self._known()}") from None
+            self._discover()
+        if name not in self._entries:
+            raise self._unknown(name)
+        return self._entries[name]
 
-    def _known(self) -> str:
-        return f"the models are {', '.join(sorted(self._entries))}."
+    def _unknown(self, name: str) -> UnknownModelError:
+        names = ", ".join(sorted(self._entries))
+        return UnknownModelError(f"unknown model: `{name}` is not found; the models are {names}.")
 
-    def _look(self) -> None:
-        """Enter the bundles that are at `path` now; a name stays, even if the one bundle is given another."""
+    def _discover(self) -> None:
+        """Enter the bundles that are at `path` now."""
+        # The one bundle keeps the name that it had first, whatever its manifest says by now.
         if self._path in [entry.path for entry in self._entries.values()]:
             return
         for name, path in _bundles(self._path):
@@ -221,6 +243,7 @@ class Repository:
 
 
 def _bundles(path: Path) -> Iterator[tuple[str, Path]]:
+    """The names and paths of the bundles at `path`."""
     if path.is_file():
         yield path.stem, path
     elif (path / MANIFEST).is_file():
@@ -231,6 +254,6 @@ def _bundles(path: Path) -> Iterator[tuple[str, Path]]:
                 yield folder.name, folder
 
 
-def _indexed(name: str, entry: Entry) -> dict[str, Any]:
+def _index_row(name: str, entry: Entry) -> dict[str, Any]:
     state = UNAVAILABLE if entry.model is None else READY
     return {"name": name, "version": VERSION, "state": state, "reason": entry.reason}

@@ -27,7 +27,7 @@ def test_no_bundle(path: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     found = CliRunner().invoke(main, ["serve", str(tmp_path / path), *ANY_PORTS])
     assert found.exit_code == 2
-    assert "has no bundle: give one, an .onnx file, or a folder of bundles." in found.output
+    assert "it must be a bundle, an .onnx file, or a folder of bundles." in found.output
 
 
 def test_a_bundle_that_is_damaged(tmp_path: Path) -> None:
