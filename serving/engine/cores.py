@@ -1,8 +1,8 @@
 """`Cores`: a graph on a CPU, and how its runs use the cores: all of them on each node, or each on rows of its own.
 
-The product of one step is small. Cores that work on it together wait for each other at every step, and the idle threads
-of a server sleep meanwhile; with rows of its own a core waits once, at the end. For one row, or a wide layer, it can be
-the other way round, so that it is measured.
+The product of one step is small. Cores that share it wait for each other at every step, and the idle threads of a
+server sleep meanwhile; a core with its own rows waits once, at the end. For one row, or a wide layer, sharing can be
+faster, so both ways are measured.
 """
 
 import os
@@ -16,109 +16,118 @@ import numpy as np
 from deploy_rnn.runtime import TensorSpec, usable_cores
 from deploy_rnn.timing import quickest
 
-from .session import Runner
-
-Arrays = Mapping[str, np.ndarray]
+from .session import Arrays, Runner
 
 ALL_CORES = 0
-"""Number of parts of a run that all cores share."""
+"""Number of parts of a run whose nodes are shared by all cores."""
 
 
-class Cores:
-    """A graph in two sessions, of all cores and of one, until `tune` has found which of them is of use.
+class Cores(Runner):
+    """A graph in two sessions, for all cores and for one; `tune` closes the one that is never the faster.
 
     Args:
-        open_with: opens the graph for so many cores.
-        cores: that a run may use; 2 or more.
+        open_for: opens the graph for a number of cores.
+        cores: how many a run may use; 2 or more.
         clock: what `tune` measures by, in seconds.
     """
 
     prefers_few_row_counts = False
 
     def __init__(
-        self, open_with: Callable[[int], Runner], cores: int, clock: Callable[[], float] = time.perf_counter
+        self, open_for: Callable[[int], Runner], cores: int, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._open, self._cores, self._clock = open_with, cores, clock
-        self._together: Runner = open_with(cores)
-        self._alone: Runner | None = None
-        self._axes: Mapping[str, int] = {}
+        self._open_for = open_for
+        self._cores = cores
+        self._clock = clock
+        self._all_cores: Runner = open_for(cores)
+        self._one_core: Runner | None = None  # opened by `tune`
+        self._batch_axes: Mapping[str, int] = {}
         self._parts = {1: ALL_CORES}
-        self._pool = ThreadPoolExecutor(cores, "deploy-rnn rows", initializer=_placed(cores))
+        self._pool = ThreadPoolExecutor(cores, "deploy-rnn rows", initializer=_thread_pinner(cores))
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         return self._run(feeds, outputs, self.parts(self._rows(feeds)))
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        return self._together.specs()
+        return self._all_cores.specs()
 
     def parts(self, rows: int) -> int:
-        """Into how many parts a run of so many rows is cut, each on one core; `ALL_CORES` if all cores share it."""
-        return self._parts[max(tried for tried in self._parts if tried <= rows)]
+        """Return into how many parts a run is divided, each on one core; `ALL_CORES` if all cores share it."""
+        return self._parts[max(row_count for row_count in self._parts if row_count <= rows)]
 
     def tune(
-        self, example: Callable[[int], Arrays], outputs: Sequence[str], axes: Mapping[str, int], tried: Sequence[int]
+        self,
+        example: Callable[[int], Arrays],
+        outputs: Sequence[str],
+        batch_axes: Mapping[str, int],
+        row_counts: Sequence[int],
     ) -> dict[int, float]:
-        """Measure what is the fastest for how many rows, and close the session that never is.
-
-        Args:
-            example: inputs of so many rows.
-            outputs: the names of all.
-            axes: of the rows, in every input and output; empty if rows may not be cut apart.
-            tried: numbers of rows, from 1 upwards.
-
-        Returns:
-            Rows -> seconds of one run in the way that was the fastest.
-        """
         fastest: dict[int, float] = {}
-        self._alone, self._axes = self._alone or self._open(1), axes
-        for rows in tried:
-            feeds, most = example(rows), min(rows, self._cores) if axes else 1
-            choices = [ALL_CORES, *(1 << power for power in range(most.bit_length())), most]
-            taken = {parts: self._seconds(feeds, outputs, parts) for parts in dict.fromkeys(choices)}
-            self._parts[rows], fastest[rows] = min(taken.items(), key=lambda each: each[1])
+        if self._one_core is None:
+            self._one_core = self._open_for(1)
+        self._batch_axes = batch_axes
+        for rows in row_counts:
+            feeds = example(rows)
+            most_parts = min(rows, self._cores) if batch_axes else 1
+            powers_of_two = [1 << power for power in range(most_parts.bit_length())]
+            choices = dict.fromkeys([ALL_CORES, *powers_of_two, most_parts])
+            seconds = {parts: self._seconds(feeds, outputs, parts) for parts in choices}
+            best = min(seconds, key=seconds.__getitem__)
+            # A new dict, since `run` may be looking through the old one.
+            self._parts = {**self._parts, rows: best}
+            fastest[rows] = seconds[best]
         if ALL_CORES not in self._parts.values():
-            self._together = self._alone
+            self._all_cores = self._one_core
         if set(self._parts.values()) == {ALL_CORES}:
-            self._alone = None
+            self._one_core = None
         return fastest
 
     def _rows(self, feeds: Arrays) -> int:
-        return next((feeds[name].shape[axis] for name, axis in self._axes.items() if name in feeds), 1)
+        for name, array in feeds.items():
+            if name in self._batch_axes:
+                return int(array.shape[self._batch_axes[name]])
+        return 1
 
     def _seconds(self, feeds: Arrays, outputs: Sequence[str], parts: int) -> float:
         return quickest(lambda: self._run(feeds, outputs, parts), self._clock)
 
     def _run(self, feeds: Arrays, outputs: Sequence[str], parts: int) -> list[np.ndarray]:
-        alone = self._alone
-        if parts == ALL_CORES or alone is None:
-            return self._together.run(feeds, outputs)
+        one_core = self._one_core
+        if parts == ALL_CORES or one_core is None:
+            return self._all_cores.run(feeds, outputs)
         if parts == 1:
-            return alone.run(feeds, outputs)
-        cut = {name: np.array_split(array, parts, self._axes[name]) for name, array in feeds.items()}
-        rows = ({name: arrays[part] for name, arrays in cut.items()} for part in range(parts))
-        futures = [self._pool.submit(alone.run, each, outputs) for each in rows]
+            return one_core.run(feeds, outputs)
+        divided = {name: np.array_split(array, parts, self._batch_axes[name]) for name, array in feeds.items()}
+        futures = []
+        for part in range(parts):
+            part_feeds = {name: arrays[part] for name, arrays in divided.items()}
+            futures.append(self._pool.submit(one_core.run, part_feeds, outputs))
         wait(futures)
-        results = [future.result() for future in futures]
-        return [
-            _whole(arrays, self._axes[name]) for name, arrays in zip(outputs, zip(*results, strict=True), strict=True)
-        ]
+        results = [future.result() for future in futures]  # one list of outputs for each part
+        by_output = zip(outputs, zip(*results, strict=True), strict=True)
+        return [_concatenate(arrays, self._batch_axes[name]) for name, arrays in by_output]
 
 
-def _placed(cores: int) -> Callable[[], None]:
-    """Each thread that calls it takes a core of its own, if the threads are to use all of them.
+def _thread_pinner(cores: int) -> Callable[[], None] | None:
+    """Return a function that pins the thread that calls it to a core of its own; None if threads are not pinned.
 
-    Linux would wake the threads of an idle pool on one core, and part them some ten milliseconds later.
+    Linux would wake the threads of an idle pool on one core, and move them apart some ten milliseconds later.
     """
+    # With fewer threads than cores, a pinned thread might wait for a core while another is idle.
     if cores != usable_cores() or not hasattr(os, "sched_setaffinity"):
-        return lambda: None
-    free = count()
-    places = sorted(os.sched_getaffinity(0))
-    return lambda: os.sched_setaffinity(0, {places[next(free) % cores]})
+        return None
+    core_ids = sorted(os.sched_getaffinity(0))
+    thread_numbers = count()
+
+    def pin_thread() -> None:
+        os.sched_setaffinity(0, {core_ids[next(thread_numbers) % cores]})
+
+    return pin_thread
 
 
-def _whole(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """The parts joined; in memory the rows come first, as a client gets them."""
-    others = np.moveaxis(parts[0], axis, 0).shape[1:]
+def _concatenate(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Concatenate along the batch axis, which comes first in memory: clients get it so without another copy."""
     rows = sum(part.shape[axis] for part in parts)
-    whole = np.moveaxis(np.empty((rows, *others), parts[0].dtype), 0, axis)
-    return np.concatenate(parts, axis, out=whole)
+    other_sizes = np.moveaxis(parts[0], axis, 0).shape[1:]
+    batch_first = np.empty((rows, *other_sizes), parts[0].dtype)
+    return np.concatenate(parts, axis, out=np.moveaxis(batch_first, 0, axis))

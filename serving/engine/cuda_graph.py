@@ -1,4 +1,4 @@
-"""A graph on CUDA whose runs are captured: its hundreds of kernels are then launched as one."""
+"""`CudaGraph`: a graph whose runs are captured on CUDA, so that its hundreds of kernels are launched as one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,20 @@ import onnxruntime
 
 from deploy_rnn.runtime import TensorSpec, specs
 
-from .session import contiguous, guarded, quiet
+from .session import Arrays, Runner, contiguous, quiet_options, translate_errors
+
+NOT_CAPTURED = -1
+"""The "gpu_graph_id" of a run that onnxruntime does not capture."""
 
 
 @dataclass(frozen=True)
-class _Captured:
-    """What one captured run reads and writes: the same addresses each time.
+class _CapturedRun:
+    """What one captured run reads and writes, at the same addresses each time.
 
     Attributes:
         inputs, outputs: tensors on the GPU by name.
-        binding: of them.
-        options: that name this capture.
+        binding: of these tensors to the session.
+        options: of the run, with the number of this capture.
     """
 
     inputs: Mapping[str, onnxruntime.OrtValue]
@@ -28,11 +31,11 @@ class _Captured:
     options: onnxruntime.RunOptions
 
 
-class CudaGraph:
-    """A graph of fixed sizes but for its rows; one capture for each set of sizes that has been seen.
+class CudaGraph(Runner):
+    """A graph whose sizes are fixed, except for the batch; each set of sizes that it meets is captured once.
 
-    Captures share the session's memory, so that runs take turns. Callers keep the number of sizes small: see
-    `Engine`, which rounds rows up.
+    Captures share the session's memory, so runs take turns. Callers keep the number of sizes small: `BatchEngine`
+    rounds the number of rows up.
     """
 
     prefers_few_row_counts = True
@@ -40,47 +43,50 @@ class CudaGraph:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._lock = Lock()
-        self._captured: dict[tuple[tuple[int, ...], ...], _Captured] = {}
+        self._captured_runs: dict[tuple[tuple[int, ...], ...], _CapturedRun] = {}
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         with self._lock:
-            return guarded(lambda: self._run(contiguous(feeds), outputs))
+            return translate_errors(lambda: self._run(contiguous(feeds), outputs))
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         return specs(self._session)
 
-    def _run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        sizes = tuple(array.shape for array in feeds.values())
-        if sizes not in self._captured:
-            self._captured[sizes] = self._prepared(feeds, len(self._captured))
-        captured = self._captured[sizes]
+    def _run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        shapes = tuple(array.shape for array in feeds.values())
+        if shapes not in self._captured_runs:
+            self._captured_runs[shapes] = self._prepare(feeds, len(self._captured_runs))
+        captured = self._captured_runs[shapes]
         for name, array in feeds.items():
             captured.inputs[name].update_inplace(array)
         self._session.run_with_iobinding(captured.binding, captured.options)
         return [captured.outputs[name].numpy() for name in outputs]
 
-    def _prepared(self, feeds: Mapping[str, np.ndarray], number: int) -> _Captured:
-        """Tensors to run on; the first run with them is the one that is captured."""
-        inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in feeds.items()}
-        outputs = {
-            name: onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
-            for name, array in self._uncaptured(feeds).items()
-        }
+    def _prepare(self, feeds: Arrays, number: int) -> _CapturedRun:
+        """Return tensors to run on; onnxruntime captures the first run with them."""
+        # A plain run tells the sizes of the outputs, and allocates what a captured run may not allocate.
+        results = self._run_uncaptured(feeds)
+        inputs = {name: _on_gpu(array) for name, array in feeds.items()}
+        outputs = {name: _on_gpu(array) for name, array in results.items()}
         binding = self._session.io_binding()
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return _Captured(inputs, outputs, binding, _options(number))
+        return _CapturedRun(inputs, outputs, binding, _options(number))
 
-    def _uncaptured(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One plain run, which tells the sizes of the outputs; it also allocates what a capture may not."""
+    def _run_uncaptured(self, feeds: Arrays) -> dict[str, np.ndarray]:
         names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(feeds), _options(-1)), strict=True))
+        results = self._session.run(names, dict(feeds), _options(NOT_CAPTURED))
+        return dict(zip(names, results, strict=True))
+
+
+def _on_gpu(array: np.ndarray) -> onnxruntime.OrtValue:
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
 
 
 def _options(number: int) -> onnxruntime.RunOptions:
-    """Of the capture with this number; -1 for a run that is not captured."""
-    options = quiet()
+    """Return the options of a run for the capture with this number."""
+    options = quiet_options()
     options.add_run_config_entry("gpu_graph_id", str(number))
     return options

@@ -1,7 +1,8 @@
-"""`Feeds`: the inputs of one request, checked, and complete."""
+"""`Feeds`: the inputs of one request, checked and complete."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -14,86 +15,106 @@ from .signature import Signature
 
 @dataclass(frozen=True)
 class Feeds:
-    """What a graph is given, batch-first.
+    """The inputs of one request, in the layout of clients.
 
     Attributes:
         arrays: one for each input.
-        rows: 1 if the model has no axis of rows.
-        steps: None if the model has no axis of steps, or several of different size.
-        others: the sizes of all other axes; only requests that agree in them can share a run.
+        rows: size of the batch axis; 1 if the model has none.
+        steps: size of the time axis; None if the model has none, or several of different size.
+        other_sizes: names and sizes of all other dynamic axes; only requests that agree in them can share a run.
     """
 
     arrays: Mapping[str, np.ndarray]
     rows: int
     steps: int | None
-    others: tuple[tuple[str, int], ...] = ()
+    other_sizes: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, inputs: Mapping[str, np.ndarray], signature: Signature) -> "Feeds":
-        """Check a client's inputs, and fill in what it left out.
+    def of(cls, inputs: Mapping[str, np.ndarray], signature: Signature) -> Self:
+        """Check a client's inputs, and fill in those that it left out.
 
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range.
         """
-        sizes = _sizes(inputs, signature)
-        arrays = {
-            spec.name: inputs[spec.name] if spec.name in inputs else _default(spec, signature, sizes)
-            for spec in signature.outer_inputs
-        }
+        sizes = _axis_sizes(inputs, signature)
+        arrays = {}
+        for spec in signature.client_inputs:
+            if spec.name in inputs:
+                arrays[spec.name] = inputs[spec.name]
+            else:
+                arrays[spec.name] = _default(spec, signature, sizes)
         for name, limit in signature.lengths.items():
-            _check_lengths(name, arrays[name], limit, sizes)
-        steps = {sizes[name] for name in signature.steps_axes if name in sizes}
-        known = {signature.rows_axis} | (signature.steps_axes if len(signature.steps_axes) == 1 else set())
+            _check_lengths(name, arrays[name], limit if isinstance(limit, int) else sizes[limit])
+        step_counts = {sizes[axis] for axis in signature.time_axes if axis in sizes}
+        run_axes = {signature.batch_axis}
+        # Several time axes are not padded, so that requests must agree in each of them.
+        if len(signature.time_axes) == 1:
+            run_axes |= signature.time_axes
         return cls(
             arrays,
-            rows=sizes[signature.rows_axis] if signature.rows_axis else 1,
-            steps=steps.pop() if len(steps) == 1 else None,
-            others=tuple((name, size) for name, size in sizes.items() if name not in known),
+            rows=sizes[signature.batch_axis] if signature.batch_axis else 1,
+            steps=step_counts.pop() if len(step_counts) == 1 else None,
+            other_sizes=tuple((axis, size) for axis, size in sizes.items() if axis not in run_axes),
         )
 
 
-def _sizes(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:
-    """The size of every axis that has a name."""
+def _axis_sizes(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:
+    """Check names, dtypes and shapes, and return the size of every dynamic axis."""
     if not isinstance(inputs, Mapping):
-        raise InputError(f"`inputs` is a {type(inputs).__name__}; give a dict of arrays by name.")
-    specs = signature.outer_inputs
+        raise InputError(f"`inputs` must be a dict of arrays by name, got {type(inputs).__name__}.")
+    specs = signature.client_inputs
     names = [spec.name for spec in specs]
-    if unknown := [name for name in inputs if name not in names]:
-        raise InputError(f"there is no input `{unknown[0]}`; the inputs are {', '.join(names)}.")
-    if missing := [name for name in names if name not in inputs and name not in signature.optional]:
-        raise InputError(f"input `{missing[0]}` is missing; the inputs are {', '.join(names)}.")
-    return _bind([spec for spec in specs if spec.name in inputs], inputs)
+    for name in inputs:
+        if name not in names:
+            raise InputError(f"there is no input `{name}`; the inputs are {', '.join(names)}.")
+    for name in names:
+        if name not in inputs and name not in signature.optional:
+            raise InputError(f"input `{name}` is missing; the inputs are {', '.join(names)}.")
+    return _bind_sizes([spec for spec in specs if spec.name in inputs], inputs)
 
 
-def _bind(specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
-    sizes: dict[str, tuple[int, str]] = {}
+def _bind_sizes(specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return dynamic axis -> its size, which must be the same in every array that has the axis."""
+    sizes: dict[str, int] = {}
+    owners: dict[str, str] = {}  # dynamic axis -> the first input that has it
     for spec in specs:
-        _check_array(inputs[spec.name], spec)
-        for size, expected in zip(inputs[spec.name].shape, spec.shape, strict=True):
-            if isinstance(expected, str):
-                first, where = sizes.setdefault(expected, (size, spec.name))
-                if size != first:
-                    raise InputError(f"`{spec.name}` has {expected}={size}, `{where}` has {expected}={first}.")
-    return {name: size for name, (size, _) in sizes.items()}
+        array = inputs[spec.name]
+        _check_array(array, spec)
+        for size, axis in zip(array.shape, spec.shape, strict=True):
+            if isinstance(axis, str):
+                if axis not in sizes:
+                    sizes[axis] = size
+                    owners[axis] = spec.name
+                elif size != sizes[axis]:
+                    raise InputError(f"`{spec.name}` has {axis}={size}, `{owners[axis]}` has {axis}={sizes[axis]}.")
+    return sizes
 
 
 def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
     if not isinstance(array, np.ndarray):
-        raise InputError(f"`{spec.name}` is a {type(array).__name__}; give a numpy array of {spec.dtype}.")
+        raise InputError(f"`{spec.name}` must be a numpy array of {spec.dtype}, got {type(array).__name__}.")
     if array.dtype != spec.dtype:
         raise InputError(
             f"`{spec.name}` is {array.dtype}, the graph takes {spec.dtype}; use array.astype({spec.dtype!r})."
         )
-    fits = len(array.shape) == len(spec.shape) and all(
-        size == expected if isinstance(expected, int) else size > 0
-        for size, expected in zip(array.shape, spec.shape, strict=True)
-    )
-    if not fits:
+    if not _fits(array.shape, spec.shape):
         raise InputError(f"`{spec.name}` has shape {list(array.shape)}, the graph takes {spec} with no size 0.")
 
 
+def _fits(shape: Sequence[int], expected_shape: Sequence[int | str]) -> bool:
+    if len(shape) != len(expected_shape):
+        return False
+    for size, expected in zip(shape, expected_shape, strict=True):
+        if isinstance(expected, int):
+            if size != expected:
+                return False
+        elif size == 0:
+            return False
+    return True
+
+
 def _default(spec: Tensor, signature: Signature, sizes: Mapping[str, int]) -> np.ndarray:
-    """An optional input that was left out: lengths that count every step, or a state of zeros."""
+    """Return an optional input that was left out: lengths that count every step, or a state of zeros."""
     shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape)
     if 0 in shape:
         raise InputError(f"input `{spec.name}` is missing, and no other input tells the size of {spec}.")
@@ -101,10 +122,9 @@ def _default(spec: Tensor, signature: Signature, sizes: Mapping[str, int]) -> np
     return np.full(shape, limit if isinstance(limit, int) else sizes[limit], spec.dtype)
 
 
-def _check_lengths(name: str, lengths: np.ndarray, limit: int | str, sizes: Mapping[str, int]) -> None:
-    """onnxruntime does not: a length of 0, or beyond T, reads memory that is not the row's."""
-    most = limit if isinstance(limit, int) else sizes[limit]
-    wrong = np.flatnonzero((lengths < 1) | (lengths > most))
-    if wrong.size:
-        row = int(wrong[0])
-        raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has 1 to {most} steps.")
+def _check_lengths(name: str, lengths: np.ndarray, limit: int) -> None:
+    """Check what onnxruntime does not: a length of 0, or beyond T, makes it read memory that is not the row's."""
+    wrong_rows = np.flatnonzero((lengths < 1) | (lengths > limit))
+    if wrong_rows.size:
+        row = int(wrong_rows[0])
+        raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has 1 to {limit} steps.")

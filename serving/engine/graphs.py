@@ -1,75 +1,116 @@
-"""`Graphs`: which of a bundle's graphs runs a request."""
+"""`Graphs`: which graph of a model runs a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
+from typing import NamedTuple, Self
 
 from deploy_rnn.bundle import Graph
-from deploy_rnn.errors import InputError
+from deploy_rnn.errors import BundleError, InputError
 
 from .session import Runner
 
 
-class Graphs:
-    """The graphs of any number of steps, and those of one number, the buckets.
+class GraphChoice(NamedTuple):
+    """A graph, and the steps to give it, padding included; None if the model has no single time axis."""
 
-    Attributes:
-        dynamic: the former, the fastest first.
-        any_steps: that of them which runs one row, the first unless `assign` says otherwise; None if there is none.
-        buckets: the latter, by their steps in rising order.
+    runner: Runner
+    steps: int | None
+
+
+class Graphs:
+    """Dynamic graphs take any number of steps; a bucket is a graph for one number of steps.
+
+    Args:
+        dynamic: the fastest for one row first.
+        buckets: steps -> the graph for them, in rising order.
     """
 
-    def __init__(self, graphs: Sequence[Graph], open_graph: Callable[[Graph], Runner]) -> None:
-        dynamic = sorted((graph for graph in graphs if graph.steps is None), key=lambda graph: graph.milliseconds)
-        fixed = sorted((graph.steps, graph.file, graph) for graph in graphs if graph.steps is not None)
-        self.dynamic = [open_graph(graph) for graph in dynamic]
-        self._of_rows = {1: self.dynamic[0]} if dynamic else {}
-        self.buckets = {steps: open_graph(graph) for steps, _, graph in fixed}
-        self._from = {steps: steps for steps in self.buckets}
+    def __init__(self, dynamic: Sequence[Runner], buckets: Mapping[int, Runner]) -> None:
+        self.dynamic = dynamic
+        self.buckets = buckets
+        # Rows from which on a dynamic graph is used: the first for any number, until `assign` says otherwise.
+        self._by_rows = {1: dynamic[0]} if dynamic else {}
+        # Steps from which on a bucket is worth padding to: its own, until `prefer` says otherwise.
+        self._pad_from = {steps: steps for steps in buckets}
 
-    @property
-    def any_steps(self) -> Runner | None:
-        return self._of_rows.get(1)
+    @classmethod
+    def single(cls, runner: Runner) -> Self:
+        """One graph, for all that it takes."""
+        return cls([runner], {})
 
-    def assign(self, rows: int, runner: Runner) -> None:
-        """Let one of `dynamic` run so many rows and more, up to the next number that has been assigned."""
-        self._of_rows[rows] = runner
-
-    def prefer(self, bucket: int, seconds: float, seconds_any: float) -> None:
-        """Let shorter requests be padded to a bucket where it is the faster way, by what one run of its steps takes.
-
-        Args:
-            seconds: in the bucket's graph.
-            seconds_any: in the graph of any number of steps, whose time is taken to grow with them.
-        """
-        self._from[bucket] = max(1, ceil(bucket * min(1.0, seconds / seconds_any)))
-
-    def pick(self, steps: int | None, *, may_pad: bool, rows: int = 1) -> tuple[Runner, int | None]:
-        """A graph, and the number of steps that it is to be given.
-
-        1. The bucket of exactly these steps.
-        2. The next larger one, if rows may be padded and it is expected to be faster, or nothing else can run them.
-        3. The graph of any number of steps.
+    @classmethod
+    def of_bundle(cls, graphs: Sequence[Graph], open_graph: Callable[[Graph], Runner]) -> Self:
+        """Open the graphs of a bundle.
 
         Raises:
-            InputError: no graph takes so many.
+            BundleError: there are none.
         """
-        any_steps = self._of_rows[max(each for each in self._of_rows if each <= rows)] if self._of_rows else None
-        if steps is None:
-            return self._of_no_steps(any_steps)
-        if steps in self.buckets:
-            return self.buckets[steps], steps
-        larger = next((bucket for bucket in self.buckets if bucket > steps), None) if may_pad else None
-        if larger is not None and (any_steps is None or steps >= self._from[larger]):
-            return self.buckets[larger], larger
-        if any_steps is None:
-            rule = f"at most {max(self.buckets)}" if may_pad else f"exactly {' or '.join(map(str, self.buckets))}"
-            raise InputError(f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket.")
-        return any_steps, steps
+        if not graphs:
+            raise BundleError("a bundle must have a graph; its manifest names none.")
+        dynamic = sorted((graph for graph in graphs if graph.steps is None), key=lambda graph: graph.milliseconds)
+        fixed = sorted((graph.steps, graph.file, graph) for graph in graphs if graph.steps is not None)
+        runners = [open_graph(graph) for graph in dynamic]
+        return cls(runners, {steps: open_graph(graph) for steps, _, graph in fixed})
 
-    def _of_no_steps(self, any_steps: Runner | None) -> tuple[Runner, int | None]:
-        """The model has no axis of steps that may vary, or several of different size."""
-        if any_steps is not None:
-            return any_steps, None
+    @property
+    def one_row(self) -> Runner | None:
+        """The dynamic graph that runs one row; None if there is no dynamic graph."""
+        return self._by_rows.get(1)
+
+    def assign(self, rows: int, runner: Runner) -> None:
+        """Use a dynamic graph for this number of rows and more, up to the next number that is assigned."""
+        # A new dict, since `pick` may be looking through the old one.
+        self._by_rows = {**self._by_rows, rows: runner}
+
+    def prefer(self, bucket: int, seconds: float, dynamic_seconds: float) -> None:
+        """Let shorter requests be padded to a bucket where that is faster, judged by one run with its steps.
+
+        Args:
+            bucket: its steps.
+            seconds: of a run in the bucket's graph.
+            dynamic_seconds: of a run in the dynamic graph, which are taken to grow with the steps.
+        """
+        self._pad_from[bucket] = max(1, ceil(bucket * min(1.0, seconds / dynamic_seconds)))
+
+    def pick(self, steps: int | None, *, may_pad: Callable[[], bool], rows: int = 1) -> GraphChoice:
+        """Pick the graph for a batch.
+
+        1. The bucket of exactly these steps.
+        2. The next larger bucket, if rows may be padded and it is expected to be faster, or nothing else can run them.
+        3. The dynamic graph for this number of rows.
+
+        Args:
+            steps: of the longest request; None if the model has no single time axis.
+            may_pad: whether rows may be padded; called only where that matters, since the answer may take trial runs.
+            rows: of all requests.
+
+        Raises:
+            InputError: no graph takes these steps.
+        """
+        dynamic = None
+        if self._by_rows:
+            dynamic = self._by_rows[max(row_count for row_count in self._by_rows if row_count <= rows)]
+        if steps is None:
+            return self._pick_without_steps(dynamic)
+        # Case 1.
+        if steps in self.buckets:
+            return GraphChoice(self.buckets[steps], steps)
+        # Case 2.
+        larger = next((bucket for bucket in self.buckets if bucket > steps), None)
+        if larger is not None and (dynamic is None or steps >= self._pad_from[larger]) and may_pad():
+            return GraphChoice(self.buckets[larger], larger)
+        # Case 3.
+        if dynamic is not None:
+            return GraphChoice(dynamic, steps)
+        at_most = f"at most {max(self.buckets)}"
+        exactly = f"exactly {' or '.join(map(str, self.buckets))}"
+        rule = at_most if may_pad() else exactly
+        raise InputError(f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket.")
+
+    def _pick_without_steps(self, dynamic: Runner | None) -> GraphChoice:
+        """Pick for a model that has no time axis that may vary, or has several of different size."""
+        if dynamic is not None:
+            return GraphChoice(dynamic, None)
         if len(self.buckets) == 1:
-            return next(iter(self.buckets.values())), None
+            return GraphChoice(next(iter(self.buckets.values())), None)
         raise InputError("the inputs differ in their steps; the bundle's graphs take one number for all.")

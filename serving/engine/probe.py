@@ -1,10 +1,11 @@
-"""What is tried on a model before its requests share runs: do rows, or the steps beyond a row's end, touch an answer?
+"""Trial runs of a model: does batching or padding change its answers?
 
 A recurrent layer with lengths passes. A model that normalises over the batch, or smooths over time before its layer,
-does not, and nothing in its inputs tells: it is found out by running it.
+does not, and nothing in its inputs tells: only running it does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,77 +14,122 @@ from deploy_rnn.errors import DeployError
 from .feeds import Feeds
 from .signature import Signature
 
-Run = Callable[[Sequence[Feeds], int], list[dict[str, np.ndarray]]]
-"""Requests to one run of so many steps, and their outputs."""
+Outputs = Mapping[str, np.ndarray]
+Run = Callable[[Sequence[Feeds], int], Sequence[Outputs]]
+"""Run requests together with this number of steps, and return the outputs of each."""
 
 
-def example(signature: Signature, rows: int, steps: int, seed: int = 0) -> Feeds:
-    """Inputs of any value: random numbers, and 0 or 1 where they are whole."""
-    random = np.random.default_rng(seed)
-    arrays = {}
-    for spec in signature.outer_inputs:
-        if spec.name not in signature.optional:
-            named = {signature.rows_axis: rows} | dict.fromkeys(signature.steps_axes, steps)
-            shape = [size if isinstance(size, int) else named.get(size, 1) for size in spec.shape]
-            whole = np.dtype(spec.dtype).kind != "f"
-            arrays[spec.name] = (random.integers(2, size=shape) if whole else random.normal(size=shape)).astype(
-                spec.dtype
-            )
-    return Feeds.of(arrays, signature)
+@dataclass(frozen=True)
+class TrialResults:
+    """What may be done to a model without changing its answers.
+
+    Attributes:
+        rows_are_independent: whether rows of several requests may share a run, and rows of a run may be divided.
+        padding_is_harmless: whether a row may be padded.
+    """
+
+    rows_are_independent: bool
+    padding_is_harmless: bool
+
+
+def try_batching(run: Run, signature: Signature, short: int, long: int) -> TrialResults:
+    """Run a few random rows alone, together and padded: five small runs at most.
+
+    Args:
+        run: runs the model.
+        signature: of the model.
+        short, long: two numbers of steps that it takes; equal if it takes only one.
+    """
+    if not rows_are_independent(run, signature, short):
+        return TrialResults(rows_are_independent=False, padding_is_harmless=False)
+    if short == long:
+        return TrialResults(True, padding_is_not_read(run, signature, short))
+    return TrialResults(True, padding_is_harmless(run, signature, short, long))
 
 
 def rows_are_independent(run: Run, signature: Signature, steps: int) -> bool:
-    """Whether a row gets the same answer alone and beside another."""
-    if signature.rows_axis is None:
+    """Return whether a row gets the same answer alone and next to another row."""
+    if signature.batch_axis is None:
         return False
     rows = [example(signature, 1, steps, seed) for seed in (1, 2)]
-    return _holds(lambda: _same(run(rows, steps), [run([row], steps)[0] for row in rows]))
+
+    def check() -> bool:
+        together = run(rows, steps)
+        alone = [run([row], steps)[0] for row in rows]
+        return _same(together, alone)
+
+    return _holds(check)
 
 
-def padding_is_harmless(run: Run, signature: Signature, steps: int, more: int) -> bool:
-    """Whether a row of `steps` steps gets the same answer in a run of `more`."""
-    if not signature.has_lengths:
+def padding_is_harmless(run: Run, signature: Signature, short: int, long: int) -> bool:
+    """Return whether a row of `short` steps gets the same answer in a run of `long` steps."""
+    if not signature.lengths_cover_time:
         return False
-    row = example(signature, 1, steps, 3)
-    return _holds(lambda: _same(run([row], more), run([row], steps)))
+    row = example(signature, 1, short, seed=3)
+    return _holds(lambda: _same(run([row], long), run([row], short)))
 
 
 def padding_is_not_read(run: Run, signature: Signature, steps: int) -> bool:
-    """The same where there is a graph for one number of steps only: whether what is beyond a row's end matters."""
-    if not signature.has_lengths or steps == 1:
-        return signature.has_lengths
+    """Return whether the values beyond a row's end do not matter, where the graph takes one number of steps only."""
+    if not signature.lengths_cover_time:
+        return False
+    if steps == 1:
+        return True  # no row can be shorter
     length = steps // 2
-    rows = [_shortened(example(signature, 1, steps, 4), signature, length, beyond) for beyond in (0, 1)]
-    ended = [
-        {
-            name: array[:, :length] if name in signature.in_time else array
-            for name, array in run([row], steps)[0].items()
-        }
-        for row in rows
-    ]
-    return _holds(lambda: _same(ended[:1], ended[1:]))
+    row = example(signature, 1, steps, seed=4)
+
+    def answer(padding: int) -> Outputs:
+        outputs = run([_shorten(row, signature, length, padding)], steps)[0]
+        over_time = signature.outputs_over_time
+        return {name: array[:, :length] if name in over_time else array for name, array in outputs.items()}
+
+    return _holds(lambda: _same([answer(padding=0)], [answer(padding=1)]))
 
 
-def _shortened(row: Feeds, signature: Signature, length: int, beyond: int) -> Feeds:
-    arrays = {
-        name: np.minimum(array, length) if name in signature.lengths else array.copy()
-        for name, array in row.arrays.items()
-    }
-    for spec in signature.outer_inputs:
+def example(signature: Signature, rows: int, steps: int, seed: int = 0) -> Feeds:
+    """Make inputs of these sizes: random numbers, and 0 or 1 where they are whole."""
+    random = np.random.default_rng(seed)
+    sizes: dict[str | None, int] = {signature.batch_axis: rows}
+    sizes |= dict.fromkeys(signature.time_axes, steps)
+    arrays = {}
+    for spec in signature.client_inputs:
+        if spec.name in signature.optional:
+            continue
+        shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape]
+        is_float = np.dtype(spec.dtype).kind == "f"
+        values = random.normal(size=shape) if is_float else random.integers(2, size=shape)
+        arrays[spec.name] = values.astype(spec.dtype)
+    return Feeds.of(arrays, signature)
+
+
+def _shorten(row: Feeds, signature: Signature, length: int, padding: int) -> Feeds:
+    """Return the row with fewer steps, and `padding` in all that is beyond them."""
+    arrays = {}
+    for spec in signature.client_inputs:
+        array = row.arrays[spec.name].copy()
+        if spec.name in signature.lengths:
+            array = np.minimum(array, length)
         if spec.time is not None:
-            arrays[spec.name][:, length:] = beyond
+            array[:, length:] = padding
+        arrays[spec.name] = array
     return Feeds.of(arrays, signature)
 
 
 def _holds(check: Callable[[], bool]) -> bool:
-    """What cannot be run cannot be relied on."""
+    """Return the result of a check; False if a run fails, since then nothing is known."""
     try:
         return check()
     except DeployError:
         return False
 
 
-def _same(found: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Mapping[str, np.ndarray]]) -> bool:
-    """Up to rounding, which differs with the sizes of a product."""
-    pairs = [(a[name], b[name]) for a, b in zip(found, expected, strict=True) for name in a]
-    return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in pairs)
+def _same(results: Sequence[Outputs], expected_results: Sequence[Outputs]) -> bool:
+    """Return whether all outputs are equal up to rounding, which differs with the sizes of a product."""
+    for outputs, expected_outputs in zip(results, expected_results, strict=True):
+        for name, array in outputs.items():
+            expected = expected_outputs[name]
+            if array.shape != expected.shape:
+                return False
+            if not np.allclose(array, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                return False
+    return True

@@ -1,4 +1,4 @@
-"""`Runner`: one opened graph, in its own layout."""
+"""`Runner`: one opened graph, in its own layout; `Session`: the one for any provider."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -10,23 +10,27 @@ import onnxruntime
 from deploy_rnn.errors import InputError, RunError
 from deploy_rnn.runtime import TensorSpec, specs
 
-LARGE = 16_384
+Arrays = Mapping[str, np.ndarray]
+
+LARGE_RUN = 16_384
 """Rows times steps above which a run gives its memory back to the system when it ends: onnxruntime would keep what the
 largest run ever needed. After 16 x 4,000 steps of a two-layer bidirectional GRU, H = 128, 361 MB stay instead of 747.
 Small runs keep theirs, since fetching it again took up to ten times as long as the run."""
 
 
 class Runner(Protocol):
-    """Runs one graph; may be called from several threads at once.
+    """Runs one graph; `run` may be called from several threads at once.
 
     Attributes:
-        rounds_rows: whether it had better be given few different numbers of rows.
+        prefers_few_row_counts: whether each new number of rows costs time and memory once, so that rows are worth
+            adding to avoid it.
     """
 
     prefers_few_row_counts: bool
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Run the graph once.
+
         Raises:
             InputError: onnxruntime refuses what is in the inputs, such as an index beyond a table.
             RunError: it failed for another reason.
@@ -34,11 +38,31 @@ class Runner(Protocol):
         ...
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """What the graph takes, and what it gives."""
+        """Return the inputs and the outputs of the graph."""
         ...
 
+    def tune(
+        self,
+        example: Callable[[int], Arrays],
+        outputs: Sequence[str],
+        batch_axes: Mapping[str, int],
+        row_counts: Sequence[int],
+    ) -> dict[int, float]:
+        """Measure which way to run is the fastest for each number of rows, and use it from now on.
 
-class Session:
+        Args:
+            example: number of rows -> inputs.
+            outputs: the names of all outputs.
+            batch_axes: of every input and output; empty if rows must stay together.
+            row_counts: the numbers of rows to measure, from 1 upwards.
+
+        Returns:
+            Rows -> seconds of one run in the fastest way. Empty if there is only one way, and nothing was measured.
+        """
+        return {}
+
+
+class Session(Runner):
     """A graph on any provider.
 
     Args:
@@ -50,35 +74,36 @@ class Session:
 
     def __init__(self, session: onnxruntime.InferenceSession, arenas: str) -> None:
         self._session = session
-        self._small, self._large = quiet(), quiet()
-        self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
+        self._options = quiet_options()
+        self._large_run_options = quiet_options()
+        self._large_run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
-    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        large = any(prod(array.shape[:2]) > LARGE for array in feeds.values())
-        options = self._large if large else self._small
-        return guarded(lambda: self._session.run(list(outputs), contiguous(feeds), options))
+    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        is_large = any(prod(array.shape[:2]) > LARGE_RUN for array in feeds.values())
+        options = self._large_run_options if is_large else self._options
+        return translate_errors(lambda: self._session.run(list(outputs), contiguous(feeds), options))
 
     def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         return specs(self._session)
 
 
-def contiguous(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """In the order of memory that onnxruntime reads."""
+def contiguous(feeds: Arrays) -> dict[str, np.ndarray]:
+    """Return the arrays in the order of memory that onnxruntime reads."""
     return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
 
 
-def quiet() -> onnxruntime.RunOptions:
-    """Options of a run that does not write to stderr: its errors are raised, and any client can cause them."""
+def quiet_options() -> onnxruntime.RunOptions:
+    """Return options of a run that does not log to stderr: its errors are raised, and any client can cause them."""
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     return options
 
 
-def guarded(run: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
-    """`run`, with onnxruntime's errors as ours."""
+def translate_errors(run: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
+    """Call `run`, and raise onnxruntime's errors as an InputError or a RunError."""
     try:
         return run()
-    except Exception as error:  # onnxruntime has a dozen types, with no base of their own
+    except Exception as error:  # onnxruntime has a dozen exception types without a common base
         if type(error).__name__ == "InvalidArgument":
             raise InputError(f"the graph cannot take these inputs: {error}") from error
         raise RunError(f"onnxruntime failed: {error}") from error

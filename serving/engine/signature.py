@@ -1,4 +1,4 @@
-"""`Signature`: what a model takes and gives, in the graph's layout and in that of its clients."""
+"""`Signature`: the inputs and outputs of a model, in the layout of its graphs and in that of its clients."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ from deploy_rnn.tensor_spec import TensorSpec
 
 @dataclass(frozen=True)
 class Signature:
-    """Tensors as the graphs have them, and what is known of their axes.
+    """The tensors of a model as its graphs have them, and what their axes mean.
 
-    Outside, every tensor with an axis of rows is batch-first: rows, then steps, then the others in the graph's order. A
-    tensor without one stays as it is.
+    Clients see every tensor that has a batch axis batch-first: batch, then time, then the other axes in the graph's
+    order. A tensor without a batch axis stays as it is.
 
     Attributes:
-        inputs, outputs: of every graph.
-        lengths: inputs that are the lengths of the rows -> the axis that limits them, or its size.
+        inputs, outputs: the same for every graph of the model.
+        lengths: inputs that hold the lengths of the rows -> the time axis that limits them, by its name or size.
         states: inputs that carry a state from chunk to chunk -> the outputs that give it.
     """
 
@@ -33,18 +33,18 @@ class Signature:
 
     @classmethod
     def of_specs(cls, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Self:
-        """A file of which nothing is known but its shapes."""
-        first, last = (tuple(Tensor(each.name, each.dtype, each.shape) for each in ends) for ends in (inputs, outputs))
-        return cls(first, last, {}, {})
+        """The signature of a lone .onnx file, which says nothing about its axes."""
+        return cls(_without_axes(inputs), _without_axes(outputs), lengths={}, states={})
 
     @cached_property
-    def outer_inputs(self) -> tuple[Tensor, ...]:
-        """The inputs as a client gives them."""
-        return tuple(map(outer, self.inputs))
+    def client_inputs(self) -> tuple[Tensor, ...]:
+        """The inputs in the layout of clients."""
+        return tuple(batch_first(tensor) for tensor in self.inputs)
 
     @cached_property
-    def outer_outputs(self) -> tuple[Tensor, ...]:
-        return tuple(map(outer, self.outputs))
+    def client_outputs(self) -> tuple[Tensor, ...]:
+        """The outputs in the layout of clients."""
+        return tuple(batch_first(tensor) for tensor in self.outputs)
 
     @cached_property
     def optional(self) -> frozenset[str]:
@@ -52,44 +52,56 @@ class Signature:
         return frozenset(self.lengths) | frozenset(self.states)
 
     @cached_property
-    def rows_axis(self) -> str | None:
-        """What the rows are called if every tensor has them; None if requests cannot share a run."""
-        names = {each.shape[each.batch] if each.batch is not None else None for each in (*self.inputs, *self.outputs)}
-        name = names.pop() if len(names) == 1 else None
+    def batch_axis(self) -> str | None:
+        """The name of the batch axis, if every tensor has it; None if requests cannot share a run."""
+        sizes = {_size(tensor, tensor.batch) for tensor in (*self.inputs, *self.outputs)}
+        if len(sizes) != 1:
+            return None
+        name = sizes.pop()
         return name if isinstance(name, str) else None
 
     @cached_property
-    def steps_axes(self) -> frozenset[str]:
-        """What the axes of steps are called."""
-        names = (each.shape[each.time] for each in (*self.inputs, *self.outputs) if each.time is not None)
-        return frozenset(name for name in names if isinstance(name, str))
+    def time_axes(self) -> frozenset[str]:
+        """The names of the time axes."""
+        sizes = {_size(tensor, tensor.time) for tensor in (*self.inputs, *self.outputs)}
+        return frozenset(name for name in sizes if isinstance(name, str))
 
     @cached_property
-    def has_lengths(self) -> bool:
-        """Whether rows may be padded, by all that the names say."""
-        return self.rows_axis is not None and len(self.steps_axes) == 1 and self.steps_axes <= {*self.lengths.values()}
+    def lengths_cover_time(self) -> bool:
+        """Whether there are lengths for the one time axis, without which no row can be padded."""
+        return self.batch_axis is not None and len(self.time_axes) == 1 and self.time_axes <= {*self.lengths.values()}
 
     @cached_property
-    def in_time(self) -> frozenset[str]:
+    def outputs_over_time(self) -> frozenset[str]:
         """Outputs with a value for every step."""
-        return frozenset(each.name for each in self.outputs if each.time is not None)
+        return frozenset(tensor.name for tensor in self.outputs if tensor.time is not None)
 
 
-def order(tensor: Tensor) -> tuple[int, ...]:
-    """The axes of a graph's tensor as they stand outside."""
+def axis_order(tensor: Tensor) -> tuple[int, ...]:
+    """Return the axes of a graph's tensor in the order in which clients see them."""
     axes = range(len(tensor.shape))
     if tensor.batch is None:
         return tuple(axes)
-    first = [tensor.batch] if tensor.time is None else [tensor.batch, tensor.time]
-    return (*first, *(axis for axis in axes if axis not in first))
+    leading = [tensor.batch]
+    if tensor.time is not None:
+        leading.append(tensor.time)
+    return (*leading, *(axis for axis in axes if axis not in leading))
 
 
-def outer(tensor: Tensor) -> Tensor:
-    """A graph's tensor as it looks outside."""
-    axes = order(tensor)
+def batch_first(tensor: Tensor) -> Tensor:
+    """Return a graph's tensor as clients see it."""
+    axes = axis_order(tensor)
     return replace(
         tensor,
         shape=tuple(tensor.shape[axis] for axis in axes),
         batch=None if tensor.batch is None else axes.index(tensor.batch),
         time=None if tensor.time is None else axes.index(tensor.time),
     )
+
+
+def _size(tensor: Tensor, axis: int | None) -> int | str | None:
+    return None if axis is None else tensor.shape[axis]
+
+
+def _without_axes(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(spec.name, spec.dtype, spec.shape) for spec in specs)

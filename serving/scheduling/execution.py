@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..engine.engine import Engine
+from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Feeds
 from ..engine.signature import Signature
 from .queue import StreamSegment
@@ -31,7 +31,7 @@ class BatchResult:
     padded_steps: int
 
 
-def execute(engine: Engine, batch: Sequence[StreamSegment]) -> BatchResult:
+def execute(engine: BatchEngine, batch: Sequence[StreamSegment]) -> BatchResult:
     """Run a batch.
 
     Raises:
@@ -42,10 +42,11 @@ def execute(engine: Engine, batch: Sequence[StreamSegment]) -> BatchResult:
     if any(segment[0].stream for segment in batch):
         names.update(signature.states.values())
     feeds = [end_to_end(segment, signature) for segment in batch]
-    results = engine.run_together(feeds, sorted(names))
+    choice = engine.choose(feeds)
+    results = engine.run(choice, feeds, sorted(names))
     rows = sum(request.rows for request in feeds)
     real_steps = sum(request.rows * (request.steps or 1) for request in feeds)
-    all_steps = rows * (engine.steps_of(feeds) or 1)
+    all_steps = rows * (choice.steps or 1)
     segments = list(zip(batch, results, strict=True))
     return BatchResult(
         outputs=[_split(segment, result, signature) for segment, result in segments],
@@ -62,7 +63,7 @@ def end_to_end(segment: StreamSegment, signature: Signature) -> Feeds:
     stream = segment[0].stream
     arrays = dict(first.arrays)
     if len(segment) > 1:
-        for spec in signature.outer_inputs:
+        for spec in signature.client_inputs:
             if spec.time is not None:
                 chunks = [job.feeds.arrays[spec.name] for job in segment]
                 arrays[spec.name] = np.concatenate(chunks, spec.time)  # (B, T of all chunks, ...)
@@ -83,7 +84,7 @@ def _split(segment: StreamSegment, result: Outputs, signature: Signature) -> lis
         chunk = {}
         for name in job.outputs:
             # A copy, so that one chunk's answer does not keep those of the others in memory.
-            chunk[name] = result[name][:, start:stop].copy() if name in signature.in_time else result[name]
+            chunk[name] = result[name][:, start:stop].copy() if name in signature.outputs_over_time else result[name]
         outputs.append(chunk)
         start = stop
     return outputs

@@ -10,7 +10,8 @@ from typing import Self
 from deploy_rnn.errors import BusyError, ClosedError, DeployError, InputError, StreamError
 from deploy_rnn.runtime import CPU, TensorSpec
 
-from ..engine.engine import Engine
+from ..engine.batch_engine import BatchEngine
+from ..engine.opening import open_model
 from .execution import BatchResult, execute
 from .limits import Limits
 from .queue import Job, RequestQueue, StreamSegment
@@ -55,7 +56,7 @@ class Model:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = Path(path)
-        self._engine = Engine(path, provider=provider, threads=threads)
+        self._engine = BatchEngine(open_model(self.path, provider, threads))
         self.name = name or self._engine.name
         self._engine.warm_up()
         signature = self._engine.signature
@@ -66,7 +67,7 @@ class Model:
         self.streaming = bool(self.states)
         self.optional = signature.optional
         self._limits = limits or Limits()
-        self.max_batch = self._limits.max_rows if signature.rows_axis else 0
+        self.max_batch = self._limits.max_rows if signature.batch_axis else 0
         self._clock = clock
         # Guards everything below; notified when a request arrives, and when the model closes.
         self._changed = Condition()
@@ -139,13 +140,13 @@ class Model:
     def _make_job(self, request: Request) -> Job:
         """Check a request as far as it can be done without the lock."""
         self._check_stream(request)
-        feeds = self._engine.feeds(request.inputs)
+        feeds = self._engine.check_inputs(request.inputs)
         if feeds.rows > self._limits.max_rows:
             raise InputError(f"the request has {feeds.rows} rows; send at most {self._limits.max_rows} at once.")
         if (feeds.steps or 0) > self._limits.max_steps:
             raise InputError(f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}.")
-        outputs = self._engine.wanted(self._output_names(request))
-        joins = self._engine.joins(outputs)
+        outputs = self._engine.check_outputs(self._output_names(request))
+        joins = self._engine.can_join_chunks(outputs)
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout
         return Job(feeds, outputs, joins, arrived, deadline)

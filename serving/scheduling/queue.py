@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from deploy_rnn.errors import DeadlineError, StreamError
 
-from ..engine.engine import Engine
+from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Feeds
 from .batching import choose_rows, choose_segments
 from .limits import Limits
@@ -52,7 +52,7 @@ class Job:
     @property
     def key(self) -> Hashable:
         """Requests that differ in an axis other than rows and steps cannot share a run."""
-        return self.feeds.others
+        return self.feeds.other_sizes
 
     def claim(self) -> bool:
         """Claim it for a run: it can no longer be cancelled. False if it has been; its waiters are then told."""
@@ -73,12 +73,12 @@ class RequestQueue:
         streams: whose chunks are in the queue; the chunks of a broken stream are dropped.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, streams: StreamTable) -> None:
+    def __init__(self, engine: BatchEngine, limits: Limits, streams: StreamTable) -> None:
         self._streams = streams
         self._streaming = bool(engine.signature.states)
-        self._max_rows = limits.max_rows if engine.rows_share else 0
-        self._max_waste = limits.max_waste if engine.pads else 0.0
-        self._max_segment_steps = limits.max_steps if engine.any_steps else 0
+        self._max_rows = limits.max_rows if engine.rows_are_independent() else 0
+        self._max_waste = limits.max_waste if engine.padding_is_harmless() else 0.0
+        self._max_segment_steps = limits.max_steps if engine.takes_any_steps else 0
         self._jobs: list[Job] = []
 
     def __len__(self) -> int:

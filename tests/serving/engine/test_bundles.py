@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from deploy_rnn.errors import BundleError, InputError, RunError
+from deploy_rnn.errors import BundleError, InputError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import CUDA
 from deploy_rnn.serving import Engine
-from deploy_rnn.serving.engine.session import guarded
+
+KeepGraphs = Callable[..., Path]
 
 
 def tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:
@@ -58,15 +60,6 @@ def test_tensors_are_batch_first_outside(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["output"], layer(x)[0].transpose(0, 1).detach(), atol=1e-6)
 
 
-def test_requests_in_one_run_get_what_they_get_alone(padded: Path) -> None:
-    engine = Engine(padded)
-    inputs = [{"tokens": tokens(rows, steps, steps)} for rows, steps in [(1, 9), (2, 30), (1, 1), (3, 16)]]
-    inputs.append({"tokens": tokens(2, 20), "lengths": np.array([3, 20])})
-    together = engine.run_together([engine.feeds(each) for each in inputs], ["output"])
-    for each, found in zip(inputs, together, strict=True):
-        np.testing.assert_allclose(found["output"], engine.run(each)["output"], atol=1e-5)
-
-
 def test_nan_stays_in_its_row(tmp_path: Path) -> None:
     layer = nn.GRU(3, 5, bidirectional=True, batch_first=True)
     export_bundle(layer, torch.randn(2, 6, 3), tmp_path / "b", forms=["native"], sizes=(2,))
@@ -101,14 +94,6 @@ def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message:
     assert message in str(raised.value)
 
 
-def test_another_fault_of_onnxruntime_is_no_fault_of_the_inputs() -> None:
-    def fail() -> Any:
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RunError, match="onnxruntime failed: out of memory"):
-        guarded(fail)
-
-
 def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
         Engine(tmp_path)
@@ -123,20 +108,11 @@ def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Pa
         Engine(folder)
 
 
-def keep(bundle: Path, folder: Path, *files: str) -> Path:
-    """A copy of the bundle with these graphs only."""
-    shutil.copytree(bundle, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["file"] in files]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def test_only_the_steps_that_there_are_graphs_for(exact: Path, tagger: nn.Module, tmp_path: Path) -> None:
-    engine = Engine(keep(exact, tmp_path / "b", "unrolled-4.onnx"))
+def test_only_the_steps_that_there_are_graphs_for(
+    exact: Path, tagger: nn.Module, tmp_path: Path, keep_graphs: KeepGraphs
+) -> None:
+    engine = Engine(keep_graphs(exact, tmp_path / "b", "unrolled-4.onnx"))
     engine.warm_up()
-    assert not engine.pads
-    assert engine.rows_share
     found = engine.run({"tokens": tokens(3, 4)})["output"]
     np.testing.assert_allclose(found, expected(tagger, tokens(3, 4)), atol=1e-5)
     with pytest.raises(InputError, match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another"):
@@ -145,11 +121,10 @@ def test_only_the_steps_that_there_are_graphs_for(exact: Path, tagger: nn.Module
 
 @pytest.mark.parametrize("buckets", [["8", "16"], ["16"]])
 def test_a_bundle_of_buckets_pads_all_that_is_shorter(
-    buckets: list[str], padded: Path, tagger: nn.Module, tmp_path: Path
+    buckets: list[str], padded: Path, tagger: nn.Module, tmp_path: Path, keep_graphs: KeepGraphs
 ) -> None:
-    engine = Engine(keep(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
+    engine = Engine(keep_graphs(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
     engine.warm_up()
-    assert engine.pads
     found = engine.run({"tokens": tokens(3, 11)})["output"]
     np.testing.assert_allclose(found, expected(tagger, tokens(3, 11)), atol=1e-5)
     with pytest.raises(
@@ -158,53 +133,11 @@ def test_a_bundle_of_buckets_pads_all_that_is_shorter(
         engine.run({"tokens": tokens(3, 17)})
 
 
-class Smoothed(nn.Module):
-    """Looks one step beyond a row's end before its layer does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.smooth = nn.Conv1d(3, 4, 3, padding=1)
-        self.rnn = nn.GRU(4, 5, batch_first=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        smooth = self.smooth(x.mT + 1).mT
-        packed = nn.utils.rnn.pack_padded_sequence(smooth, lengths, batch_first=True, enforce_sorted=False)
-        output = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
-        return output[0]
-
-
-class Centred(nn.Module):
-    """Subtracts the mean of all rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(3, 5, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.rnn(x)[0]
-        return output - output.mean(0, keepdim=True)
-
-
-def test_a_model_that_minds_padding_is_not_padded(tmp_path: Path) -> None:
-    args = (torch.randn(2, 6, 3), torch.tensor([6, 4]))
-    export_bundle(Smoothed(), args, tmp_path / "b", forms=["native"], buckets=[6], sizes=(2,))
-    for file in ("native.onnx", "unrolled-6.onnx"):
-        engine = Engine(keep(tmp_path / "b", tmp_path / file, file))
-        assert engine.rows_share
-        assert not engine.pads
-
-
-def test_a_model_whose_rows_touch_each_other_runs_one_request_at_a_time(tmp_path: Path) -> None:
-    export_bundle(Centred(), (torch.randn(2, 6, 3),), tmp_path / "b", forms=["native"], sizes=(2,))
-    assert not Engine(tmp_path / "b").rows_share
-
-
 def test_a_model_without_rows(tmp_path: Path) -> None:
     layer = nn.RNN(3, 5)
     export_bundle(layer, torch.randn(6, 3), tmp_path / "b", forms=["native"], sizes=(2,))
     engine, x = Engine(tmp_path / "b"), torch.randn(4, 3)
     engine.warm_up()
-    assert not engine.rows_share
     assert str(engine.inputs[0]) == "input: float32 [T, 3]"
     np.testing.assert_allclose(engine.run({"input": x.numpy()})["output"], layer(x)[0].detach(), atol=1e-6)
 

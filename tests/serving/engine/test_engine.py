@@ -62,7 +62,7 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
     for nothing in ("output", []):
         with pytest.raises(InputError, match=r"must be a list of names, or None for all \(output, h_n\)"):
             engine.run(feeds(2), nothing)
-    with pytest.raises(InputError, match="`inputs` is a list; give a dict of arrays by name"):
+    with pytest.raises(InputError, match="`inputs` must be a dict of arrays by name, got list"):
         engine.run(list(feeds(2).values()))
     with pytest.raises(ValueError, match=r"`threads` \(=0\) must be 1 or more"):
         Engine(path, threads=0)
@@ -73,7 +73,7 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
     [
         ({"h0": None}, "input `h0` is missing; the inputs are input, h0."),
         ({"x": np.zeros(3)}, "there is no input `x`; the inputs are input, h0."),
-        ({"input": [[1.0]]}, "`input` is a list; give a numpy array of float32."),
+        ({"input": [[1.0]]}, "`input` must be a numpy array of float32, got list."),
         ({"input": np.zeros((4, 2, 3))}, "`input` is float64, the graph takes float32; use array.astype('float32')."),
         ({"input": np.zeros((4, 2), np.float32)}, "`input` has shape [4, 2], the graph takes input: float32 [4, B, 3]"),
         ({"input": np.zeros((5, 2, 3), np.float32)}, "`input` has shape [5, 2, 3], the graph takes"),

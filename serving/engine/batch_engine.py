@@ -1,0 +1,185 @@
+"""`BatchEngine`: from the checked inputs of one or several requests to their outputs, in one run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from threading import Lock
+
+import numpy as np
+
+from deploy_rnn.errors import InputError
+from deploy_rnn.timing import quickest
+
+from .collate import collate, split
+from .feeds import Feeds
+from .graphs import GraphChoice
+from .opening import OpenedModel
+from .probe import TrialResults, example, try_batching
+from .session import Runner
+
+TRIED_ROWS = (1, 2, 4, 16)
+TRIED_STEPS = 64
+"""Where `warm_up` measures. Several rows are measured besides one, since onnxruntime's RNN operator takes them in turn
+and a loop of products takes them at once."""
+
+
+class BatchEngine:
+    """A loaded model whose requests can share runs; every method may be called from several threads at once.
+
+    Rows share a run, and are padded, only if trial runs have shown that this does not change the answers of this
+    model. The trials run once: in `warm_up`, or before, in the first call whose result depends on them.
+
+    Attributes:
+        name: of the model.
+        inputs, outputs: as those of `Engine`.
+        signature: what their axes mean, and which inputs are lengths and states.
+        takes_any_steps: whether there is a graph for any number of steps.
+    """
+
+    def __init__(self, opened: OpenedModel) -> None:
+        self.name = opened.name
+        self.inputs = opened.inputs
+        self.outputs = opened.outputs
+        self.signature = opened.signature
+        self.takes_any_steps = bool(opened.graphs.dynamic)
+        self._graphs = opened.graphs
+        self._output_names = [spec.name for spec in opened.outputs]
+        self._trial_results: TrialResults | None = None
+        self._trial_lock = Lock()
+
+    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> Feeds:
+        """Return the inputs of one request, checked and completed.
+
+        Raises:
+            InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range; steps
+                that no graph takes.
+        """
+        feeds = Feeds.of(inputs, self.signature)
+        self.choose([feeds])
+        return feeds
+
+    def check_outputs(self, outputs: Sequence[str] | None) -> Sequence[str]:
+        """Return the names of the outputs to compute; None stands for all.
+
+        Raises:
+            InputError: an unknown output, or no output.
+        """
+        names = self._output_names
+        if outputs is None:
+            return names
+        if isinstance(outputs, str) or not outputs:
+            raise InputError(f"`outputs` (={outputs!r}) must be a list of names, or None for all ({', '.join(names)}).")
+        for name in outputs:
+            if name not in names:
+                raise InputError(f"there is no output `{name}`; the outputs are {', '.join(names)}.")
+        return list(outputs)
+
+    def choose(self, batch: Sequence[Feeds]) -> GraphChoice:
+        """Choose the graph for a run of these requests, and its steps.
+
+        Raises:
+            InputError: no graph takes their steps.
+        """
+        rows = sum(feeds.rows for feeds in batch)
+        steps = max((feeds.steps for feeds in batch if feeds.steps is not None), default=None)
+        return self._graphs.pick(steps, may_pad=self.padding_is_harmless, rows=rows)
+
+    def run(self, choice: GraphChoice, batch: Sequence[Feeds], outputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """Run requests together, and return the outputs of each.
+
+        Args:
+            choice: what `choose` returned for them.
+            batch: requests with equal `other_sizes`; only one unless `rows_are_independent`, and of equal steps unless
+                `padding_is_harmless`.
+            outputs: the names of the outputs to compute.
+
+        Raises:
+            InputError, RunError: as for `Runner.run`.
+        """
+        if not choice.runner.prefers_few_row_counts:
+            return self._run(choice, batch, outputs)
+        return self._run(choice, self._with_spare_rows(batch), outputs)[: len(batch)]
+
+    def can_join_chunks(self, outputs: Sequence[str]) -> bool:
+        """Return whether chunks of a stream may run end to end, and these outputs be cut into theirs again."""
+        tensors = self.signature.inputs
+        covered = all(tensor.time is not None or tensor.name in self.signature.states for tensor in tensors)
+        return covered and self.rows_are_independent() and self.signature.outputs_over_time.issuperset(outputs)
+
+    def rows_are_independent(self) -> bool:
+        """Return whether requests may share a run: no row changes the answer of another."""
+        return self._tried().rows_are_independent
+
+    def padding_is_harmless(self) -> bool:
+        """Return whether rows may be padded: what is beyond a row's end does not change its answer."""
+        return self._tried().padding_is_harmless
+
+    def warm_up(self) -> None:
+        """Run each graph, and measure which way is the fastest: how to use the cores, from which length on to pad to a
+        bucket, and which dynamic graph to use for how many rows.
+        """
+        row_counts = TRIED_ROWS if self.rows_are_independent() else (1,)
+        seconds = {runner: self._measure(runner, TRIED_STEPS, row_counts) for runner in self._graphs.dynamic}
+        # The fastest graph for one row is often not the fastest for sixteen.
+        for rows in row_counts if seconds else ():
+            fastest = min(seconds, key=lambda runner: seconds[runner][rows])
+            self._graphs.assign(rows, fastest)
+        for steps, runner in self._graphs.buckets.items():
+            tuned = self._tune(runner, steps, row_counts)
+            # One row is enough without a choice: a captured graph would be captured for every number of rows.
+            bucket_seconds = tuned[1] if tuned else self._time(runner, steps, rows=1)
+            if self._graphs.one_row is not None and self.padding_is_harmless():
+                self._graphs.prefer(steps, bucket_seconds, self._time(self._graphs.one_row, steps, rows=1))
+
+    def _run(self, choice: GraphChoice, batch: Sequence[Feeds], outputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        arrays = choice.runner.run(collate(batch, self.signature, choice.steps), outputs)
+        return split(dict(zip(outputs, arrays, strict=True)), batch, self.signature, choice.steps)
+
+    def _with_spare_rows(self, batch: Sequence[Feeds]) -> Sequence[Feeds]:
+        """Add rows until their number is a power of 2, so that few captured graphs serve all: copies of the first."""
+        rows = sum(feeds.rows for feeds in batch)
+        missing_rows = (1 << (rows - 1).bit_length()) - rows
+        if missing_rows == 0 or not self.rows_are_independent():
+            return batch
+        first_row = {name: array[:1] for name, array in batch[0].arrays.items()}
+        return [*batch, *[replace(batch[0], arrays=first_row, rows=1)] * missing_rows]
+
+    def _tried(self) -> TrialResults:
+        """Return the results of the trials, which run in the first call; other threads wait for it."""
+        if self._trial_results is None:
+            with self._trial_lock:
+                if self._trial_results is None:
+                    self._trial_results = self._try_batching()
+        return self._trial_results
+
+    def _try_batching(self) -> TrialResults:
+        def run(batch: Sequence[Feeds], steps: int) -> list[dict[str, np.ndarray]]:
+            # Neither padded nor with spare rows: that these are harmless is what the trials have to show.
+            choice = self._graphs.pick(steps, may_pad=lambda: False)
+            return self._run(choice, batch, self._output_names)
+
+        if self.takes_any_steps:
+            return try_batching(run, self.signature, short=3, long=7)
+        buckets = list(self._graphs.buckets)
+        return try_batching(run, self.signature, short=buckets[0], long=buckets[-1])
+
+    def _measure(self, runner: Runner, steps: int, row_counts: Sequence[int]) -> dict[int, float]:
+        """Return rows -> seconds of one run, in the fastest way that the runner has."""
+        tuned = self._tune(runner, steps, row_counts)
+        return tuned or {rows: self._time(runner, steps, rows) for rows in row_counts}
+
+    def _tune(self, runner: Runner, steps: int, row_counts: Sequence[int]) -> dict[int, float]:
+        def graph_inputs(rows: int) -> dict[str, np.ndarray]:
+            feeds = example(self.signature, rows, steps)
+            return collate([feeds], self.signature, feeds.steps)
+
+        batch_axes = {}
+        if self.rows_are_independent():
+            tensors = (*self.signature.inputs, *self.signature.outputs)
+            batch_axes = {tensor.name: tensor.batch for tensor in tensors if tensor.batch is not None}
+        return runner.tune(graph_inputs, self._output_names, batch_axes, row_counts)
+
+    def _time(self, runner: Runner, steps: int, rows: int) -> float:
+        """Return the seconds of one run, collating and splitting included."""
+        feeds = example(self.signature, rows, steps)
+        choice = GraphChoice(runner, feeds.steps)
+        return quickest(lambda: self._run(choice, [feeds], self._output_names))

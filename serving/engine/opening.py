@@ -1,0 +1,60 @@
+"""`open_model`: open the graphs of a bundle, or a lone .onnx file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from deploy_rnn.bundle import Graph, Manifest
+from deploy_rnn.runtime import TensorSpec
+
+from .graphs import Graphs
+from .providers import open_runner
+from .session import Runner
+from .signature import Signature
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that is ready to run.
+
+    Attributes:
+        name: the bundle's, or that of the file.
+        inputs, outputs: in the layout of clients.
+        signature: what their axes mean.
+        graphs: opened on one provider.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    signature: Signature
+    graphs: Graphs
+
+
+def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
+    """Open a model, without running it; arguments and errors are those of `Engine`."""
+    open_graph = partial(open_runner, provider=provider, threads=threads)
+    if path.is_dir():
+        return _open_bundle(path, open_graph)
+    if path.is_file():
+        return _open_file(path, open_graph)
+    raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
+
+
+def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
+    manifest = Manifest.read(folder)
+    manifest.check(folder)
+    signature = Signature.of_manifest(manifest)
+
+    def open_row(graph: Graph) -> Runner:
+        return open_graph(folder / graph.file, fixed=graph.steps is not None)
+
+    graphs = Graphs.of_bundle(manifest.graphs, open_row)
+    return OpenedModel(manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs)
+
+
+def _open_file(path: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
+    runner = open_graph(path)
+    inputs, outputs = runner.specs()
+    return OpenedModel(path.stem, inputs, outputs, Signature.of_specs(inputs, outputs), Graphs.single(runner))
