@@ -5,8 +5,7 @@
 """
 
 from collections.abc import Hashable, Sequence
-from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Item(Protocol):
@@ -38,6 +37,18 @@ class Chunk(Item, Protocol):
     def joins(self) -> bool: ...
 
 
+class Segment(NamedTuple):
+    """The first chunks of a stream's backlog, which run as one.
+
+    Attributes:
+        backlog: index of the backlog.
+        chunks: how many of its chunks.
+    """
+
+    backlog: int
+    chunks: int
+
+
 def choose_rows(items: Sequence[Item], max_rows: int, max_waste: float) -> list[int]:
     """Choose the next batch: indices of `items`, which are in order of arrival.
 
@@ -50,32 +61,34 @@ def choose_rows(items: Sequence[Item], max_rows: int, max_waste: float) -> list[
     padding.
     """
     oldest = items[0]
-    longest_first = [index for index, item in enumerate(items) if item.key == oldest.key]
-    longest_first.sort(key=lambda index: items[index].steps, reverse=True)  # stable: the earlier of equals first
-    batches: list[list[int]] = []
-    previous_steps = None
+    joinable = [index for index, item in enumerate(items) if item.key == oldest.key]
+    longest_first = sorted(joinable, key=lambda index: -items[index].steps)  # stable: the earlier of equals first
+    best = [0]
+    best_worth = (0, 0)
+    longest = None
     for position, index in enumerate(longest_first):
         steps = items[index].steps
-        # Rule 1: the oldest would not fit into a shorter batch.
+        # Rule 1: the oldest does not fit into a batch of fewer steps.
         if steps < oldest.steps:
             break
-        if steps != previous_steps:
-            batches.append(_fill(items, longest_first[position:], max_rows, max_waste))
-        previous_steps = steps
-
-    def worth(batch: list[int]) -> tuple[int, int]:
-        return _rows_and_padding([items[index] for index in batch])
-
-    best = max(batches, key=worth)
+        if steps == longest:
+            continue
+        longest = steps
+        batch = _fill(items, longest_first[position:], max_rows, max_waste)
+        worth = _worth([items[index] for index in batch])
+        if worth > best_worth:
+            best = batch
+            best_worth = worth
     return sorted(best)
 
 
 def _fill(items: Sequence[Item], longest_first: Sequence[int], max_rows: int, max_waste: float) -> list[int]:
     """Add to the oldest request as many of the others as fit; the oldest alone if that leaves too much padding."""
+    oldest = items[0]
     longest = items[longest_first[0]].steps
     batch = [0]
-    rows = items[0].rows
-    real_steps = items[0].rows * items[0].steps
+    rows = oldest.rows
+    real_steps = oldest.rows * oldest.steps
     for index in longest_first:
         item = items[index]
         new_rows = rows + item.rows
@@ -93,15 +106,16 @@ def _fill(items: Sequence[Item], longest_first: Sequence[int], max_rows: int, ma
     return batch if within_waste else [0]
 
 
-def _rows_and_padding(batch: Sequence[Item]) -> tuple[int, int]:
-    """Count the rows, and the steps of padding as a negative number."""
-    longest = max(item.steps for item in batch)
+def _worth(batch: Sequence[Item]) -> tuple[int, int]:
+    """First the rows, then the steps of padding as a negative number."""
     rows = sum(item.rows for item in batch)
-    return rows, sum(item.rows * (item.steps - longest) for item in batch)
+    longest = max(item.steps for item in batch)
+    real_steps = sum(item.rows * item.steps for item in batch)
+    return rows, real_steps - rows * longest
 
 
-def choose_segments(backlogs: Sequence[Sequence[Chunk]], max_rows: int, max_steps: int) -> list[tuple[int, int]]:
-    """Choose the next batch: (index of a backlog, how many of its chunks).
+def choose_segments(backlogs: Sequence[Sequence[Chunk]], max_rows: int, max_steps: int) -> list[Segment]:
+    """Choose the next batch.
 
     A backlog is the chunks of one stream that wait, in order; the first few can run as one segment, end to end. A run
     takes the same number of steps from each backlog that takes part.
@@ -111,39 +125,37 @@ def choose_segments(backlogs: Sequence[Sequence[Chunk]], max_rows: int, max_step
     3. The number of steps is one at which a chunk of the oldest backlog ends; of those, the one at which most rows can
        take part, and of equals the larger.
     """
-    counts = [_chunks_by_steps(backlog, backlogs[0][0].key, max_steps) for backlog in backlogs]
-    fewest_steps_first = [_segments(steps, backlogs, counts, max_rows) for steps in counts[0]]
-
-    def rows(batch: list[tuple[int, int]]) -> int:
-        return sum(backlogs[index][0].rows for index, _ in batch)
-
-    # Rule 3: `max` takes the first of equals, which is to be the one of most steps.
-    return max(reversed(fewest_steps_first), key=rows)
+    key = backlogs[0][0].key
+    chunk_counts = [_chunks_by_steps(backlog, key, max_steps) for backlog in backlogs]
+    best: list[Segment] = []
+    most_rows = 0
+    # Rule 3: from most steps to fewest, so that of equals the larger stays.
+    for steps in reversed(chunk_counts[0]):
+        batch: list[Segment] = []
+        rows = 0
+        for index, backlog in enumerate(backlogs):
+            new_rows = rows + backlog[0].rows
+            fits = new_rows <= max_rows or index == 0
+            if fits and steps in chunk_counts[index]:
+                batch.append(Segment(index, chunk_counts[index][steps]))
+                rows = new_rows
+        if rows > most_rows:
+            best = batch
+            most_rows = rows
+    return best
 
 
 def _chunks_by_steps(backlog: Sequence[Chunk], key: Hashable, max_steps: int) -> dict[int, int]:
-    """Map the steps at which a segment of the backlog can end to the number of its chunks."""
+    """Map the steps at which a segment of the backlog can end to the number of its chunks, fewest first."""
     counts: dict[int, int] = {}
-    ends = accumulate(chunk.steps for chunk in backlog)
-    for index, (chunk, end) in enumerate(zip(backlog, ends, strict=True)):
-        if chunk.key != key:
+    steps = 0
+    joins = True
+    for count, chunk in enumerate(backlog, 1):
+        steps += chunk.steps
+        # Rule 2: the first chunk may have more steps, for it cannot be cut.
+        too_long = steps > max_steps and count > 1
+        if chunk.key != key or too_long or not joins:
             break
-        follows = index > 0
-        if follows and (end > max_steps or not backlog[index - 1].joins):
-            break
-        counts[end] = index + 1
+        counts[steps] = count
+        joins = chunk.joins
     return counts
-
-
-def _segments(
-    steps: int, backlogs: Sequence[Sequence[Chunk]], counts: Sequence[dict[int, int]], max_rows: int
-) -> list[tuple[int, int]]:
-    """The segments of this many steps: the oldest, then as many others as fit, in order of age."""
-    batch = [(0, counts[0][steps])]
-    rows = backlogs[0][0].rows
-    for index in range(1, len(backlogs)):
-        new_rows = rows + backlogs[index][0].rows
-        if steps in counts[index] and new_rows <= max_rows:
-            batch.append((index, counts[index][steps]))
-            rows = new_rows
-    return batch

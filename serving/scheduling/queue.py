@@ -145,8 +145,8 @@ class RequestQueue:
         for job in candidates:
             by_stream.setdefault(job.stream or job, []).append(job)
         backlogs = list(by_stream.values())
-        chosen = choose_segments(backlogs, self._max_rows, self._max_segment_steps)
-        return [backlogs[index][:count] for index, count in chosen]
+        segments = choose_segments(backlogs, self._max_rows, self._max_segment_steps)
+        return [backlogs[segment.backlog][: segment.chunks] for segment in segments]
 
 
 def _expired(job: Job, now: float) -> Exception | None:
