@@ -22,6 +22,7 @@ from deploy_rnn.export import export_bundle
 from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.forms import FORMS
 from deploy_rnn.export.forms.node_count import MAX_NODES
+from deploy_rnn.export.options import ExportOptions
 
 STOCK_STEPS = 200
 """Steps, over all layers and directions, above which torch.onnx.export takes more than a minute."""
@@ -49,10 +50,7 @@ class Job:
 def write_forms(net: Net, steps: int, folder: Path) -> Files:
     """Every form of ours, from one trace. Not verified: every contestant is compared before it is timed."""
     x = torch.randn(steps, 2, net.hidden)
-    captured = CapturedModel.of(
-        net.layer(), (x,), None, dynamic_shapes=None, input_names=None, output_names=None, opset_version=18,
-        dynamic_time=False, streaming=False,
-    )  # fmt: skip
+    captured = CapturedModel.of(net.layer(), (x,), None, ExportOptions(), dynamic_time=False)
     files: Files = {}
     for form in FORMS:
         path = folder / f"{net.key}-t{steps}-{form}.onnx"

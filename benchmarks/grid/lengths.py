@@ -27,6 +27,7 @@ from benchmarks.grid.points import CELLS, Net
 from deploy_rnn.export import export_bundle
 from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.forms.node_count import MAX_NODES
+from deploy_rnn.export.options import ExportOptions
 from deploy_rnn.runtime import open_session
 from deploy_rnn.serving import Engine
 from deploy_rnn.timing import compare
@@ -103,10 +104,7 @@ def graph_runner(layer: nn.RNNBase, path: Path, threads: int, *, form: str, step
     example_steps = steps or 5
     x = torch.randn(example_steps, 2, layer.input_size)
     kwargs = {"lengths": torch.tensor([example_steps, 3])}
-    captured = CapturedModel.of(
-        layer, (x,), kwargs if masked else None, dynamic_shapes=None, input_names=None, output_names=None,
-        opset_version=18, dynamic_time=steps is None, streaming=False,
-    )  # fmt: skip
+    captured = CapturedModel.of(layer, (x,), kwargs if masked else None, ExportOptions(), dynamic_time=steps is None)
     ir.save(captured.written(form, max_nodes=MAX_NODES), path)
     session = open_session(path, threads=threads)
     names = [spec.name for spec in session.get_inputs()]
