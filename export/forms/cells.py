@@ -1,10 +1,10 @@
-"""What one time step is in ONNX: the twin of `deploy_rnn.nn.cells`, one small function per cell.
+"""What one time step is in ONNX: the counterpart of `deploy_rnn.nn.cells`, one small function per cell.
 
-Tensors are two-dimensional: a state is [B, P] or [B, H]. Gates with an activation in common form a group, which has one
+Tensors are two-dimensional: a state is [B, P] or [B, H]. Gates with the same activation form a group, which has one
 product; what the input contributes to a group of g gates is [B, g*H]. So a step has one `Gemm` for each group, and
-onnxruntime's CPU provider fuses it with the activation behind it.
+onnxruntime's CPU provider fuses it with the activation that follows.
 
-A cell that has no twin here is derived from its PyTorch step (see `derived`).
+A cell without a counterpart here is derived from its PyTorch step (see `derived`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ from deploy_rnn.nn import cells
 
 from ..stack import DirectionWeights
 from .builder import Builder
+from .product import product
 
 
 @dataclass(frozen=True)
@@ -40,31 +41,24 @@ class StepBuild:
     """One step of one direction, to be written.
 
     Attributes:
-        build: takes the nodes.
+        build: takes the nodes; its names end in the number of the step.
+        direction: takes the nodes that all steps of the direction share.
         groups: the weights of each group.
         weight_hr: (P, H), or None without a projection.
         projected: what the input contributes to each group.
         states: before the step; None for zeros.
-        name: what the names of its nodes begin with.
-        time: what they end with.
     """
 
     build: Builder
+    direction: Builder
     groups: Mapping[str, Group]
     weight_hr: ir.Value | None
     projected: Mapping[str, ir.Value]
     states: Sequence[ir.Value | None]
-    name: str
-    time: int
-
-    def op(self, op_type: str, *inputs: ir.Value | None, name: str, **attributes: int) -> ir.Value:
-        """A node with one output."""
-        return self.build.op(op_type, *inputs, name=f"{self.name}{name}{self.time}", **attributes)
 
     def gates(self, value: ir.Value, *names: str) -> Sequence[ir.Value]:
         """[B, g*H] -> g times [B, H]"""
-        outputs = [f"{self.name}{name}{self.time}" for name in names]
-        return self.build.op_many("Split", value, names=outputs, axis=1, num_outputs=len(names))
+        return self.build.op_many("Split", value, outputs=names, axis=1, num_outputs=len(names))
 
     def total(self, group: str = "") -> ir.Value:
         """projected + h[t-1] @ W_hh.T"""
@@ -72,13 +66,16 @@ class StepBuild:
 
     def hidden(self, group: str) -> ir.Value | None:
         """h[t-1] @ W_hh.T + b_hh; None for zeros"""
-        return self._product(group, self.groups[group].bias_hh) or self.groups[group].bias_hh
+        bias_hh = self.groups[group].bias_hh
+        return self._product(group, bias_hh) or bias_hh
 
-    def _product(self, group: str, plus: ir.Value | None) -> ir.Value | None:
+    def _product(self, group: str, bias: ir.Value | None) -> ir.Value | None:
         """None for the first step without states, which has nothing to multiply."""
-        if self.states[0] is None:
+        h = self.states[0]
+        if h is None:
             return None
-        return self.op("Gemm", self.states[0], self.groups[group].weight_hh, plus, name=dotted(group, "g"), transB=1)
+        build = group_scope(self.build, group).scope("g")
+        return product(build, h, self.groups[group].weight_hh, bias)
 
 
 Write = Callable[[StepBuild], Sequence[ir.Value]]
@@ -91,76 +88,92 @@ class OnnxCell:
 
     Attributes:
         write: the function.
-        groups: name -> its gates, by their place in weight_ih and weight_hh.
-        late: the groups that add b_hh within the step, and not beforehand to all steps.
-        stacked: whether what a step takes and gives has a leading axis, [1, B, ...], as in PyTorch.
+        groups: name -> its gates, by their position in weight_ih and weight_hh.
+        bias_in_step: the groups that add b_hh within the step, and not beforehand to all steps.
+        direction_axis: whether everything that a step reads and writes has a leading axis, [1, B, ...], as in PyTorch.
     """
 
     write: Write
     groups: Mapping[str, Sequence[int]]
     bias_in_step: frozenset[str] = frozenset()
-    stacked: bool = False
+    direction_axis: bool = False
 
-    def split_weights(self, build: Builder, direction: DirectionWeights, name: str) -> dict[str, Group]:
+    def split_weights(self, build: Builder, direction: DirectionWeights) -> dict[str, Group]:
         """The weights of each group."""
-        return {group: self._group(build, direction, group, name) for group in self.groups}
+        return {group: self._group(build, direction, group) for group in self.groups}
 
-    def _group(self, build: Builder, direction: DirectionWeights, group: str, name: str) -> Group:
-        count = sum(map(len, self.groups.values()))
+    def _group(self, build: Builder, direction: DirectionWeights, group: str) -> Group:
+        gates = sum(len(positions) for positions in self.groups.values())
 
-        def rows(value: ir.Value, what: str) -> ir.Value:
-            return build.blocks(value, self.groups[group], count, name=name + dotted(group, what))
+        def rows(name: str, value: ir.Value) -> ir.Value:
+            return group_scope(build, group).scope(name).blocks(value, self.groups[group], gates)
 
-        early, bias_in_step = [direction.bias_ih, direction.bias_hh], None
+        # b_hh joins b_ih before all steps, unless the step needs it by itself.
+        biases = [direction.bias_ih]
+        bias_in_step = None
         if group in self.bias_in_step:
-            early, bias_in_step = early[:1], direction.bias_hh
-        bias = build.add([each for each in early if each is not None], name=f"{name}bias")
+            bias_in_step = direction.bias_hh
+        else:
+            biases.append(direction.bias_hh)
+        bias = build.scope("bias").add([value for value in biases if value is not None])
         return Group(
-            weight_ih=rows(direction.weight_ih, "weight_ih"),
-            bias=bias and rows(bias, "bias"),
-            weight_hh=rows(direction.weight_hh, "weight_hh"),
-            bias_hh=bias_in_step and rows(bias_in_step, "bias_hh"),
+            weight_ih=rows("weight_ih", direction.weight_ih),
+            bias=bias and rows("bias", bias),
+            weight_hh=rows("weight_hh", direction.weight_hh),
+            bias_hh=bias_in_step and rows("bias_hh", bias_in_step),
         )
 
 
-def dotted(group: str, name: str) -> str:
-    """The name of something that belongs to a group."""
-    return f"{group}.{name}" if group else name
+def group_scope(build: Builder, group: str) -> Builder:
+    """The scope of a group of gates; the only group of a cell has no name."""
+    return build.scope(f"{group}.") if group else build
 
 
 def tanh(step: StepBuild) -> list[ir.Value]:
     """1 Gemm, 1 Tanh."""
-    return [step.op("Tanh", step.total(), name="h")]
+    return [step.build.scope("h").op("Tanh", step.total())]
 
 
 def relu(step: StepBuild) -> list[ir.Value]:
     """1 Gemm, 1 Relu."""
-    return [step.op("Relu", step.total(), name="h")]
+    return [step.build.scope("h").op("Relu", step.total())]
 
 
 def gru(step: StepBuild) -> list[ir.Value]:
     """2 Gemm, 1 Split, 7 others; h[t] = n + z * (h[t-1] - n), as (1-z) * n + z * h[t-1] has one node more."""
-    r, z = step.gates(step.op("Sigmoid", step.total("rz"), name="rz"), "r", "z")
-    total, hidden = step.projected["n"], step.hidden("n")
+    build = step.build
+    rz = build.scope("rz").op("Sigmoid", step.total("rz"))
+    r, z = step.gates(rz, "r", "z")
+    total = step.projected["n"]
+    hidden = step.hidden("n")
     if hidden is not None:
-        total = step.op("Add", total, step.op("Mul", r, hidden, name="rn"), name="n.total")
-    n = step.op("Tanh", total, name="n")
+        reset = build.scope("rn").op("Mul", r, hidden)
+        total = build.scope("n.total").op("Add", total, reset)
+    n = build.scope("n").op("Tanh", total)
     h = step.states[0]
+    # Without a state before: h[t] = n - z * n.
     if h is None:
-        return [step.op("Sub", n, step.op("Mul", z, n, name="zn"), name="h")]
-    apart = step.op("Sub", h, n, name="apart")
-    return [step.op("Add", n, step.op("Mul", z, apart, name="kept"), name="h")]
+        lost = build.scope("zn").op("Mul", z, n)
+        return [build.scope("h").op("Sub", n, lost)]
+    difference = build.scope("apart").op("Sub", h, n)
+    kept = build.scope("kept").op("Mul", z, difference)
+    return [build.scope("h").op("Add", n, kept)]
 
 
 def lstm(step: StepBuild) -> list[ir.Value]:
     """2 Gemm, 1 Split, 7 others, and 1 Gemm for a projection."""
-    i, f, o = step.gates(step.op("Sigmoid", step.total("ifo"), name="ifo"), "i", "f", "o")
-    c = step.op("Mul", i, step.op("Tanh", step.total("g"), name="g"), name="new")
+    build = step.build
+    ifo = build.scope("ifo").op("Sigmoid", step.total("ifo"))
+    i, f, o = step.gates(ifo, "i", "f", "o")
+    g = build.scope("g").op("Tanh", step.total("g"))
+    c = build.scope("new").op("Mul", i, g)
     if step.states[1] is not None:
-        c = step.op("Add", step.op("Mul", f, step.states[1], name="kept"), c, name="c")
-    h = step.op("Mul", o, step.op("Tanh", c, name="tanh"), name="h")
+        kept = build.scope("kept").op("Mul", f, step.states[1])
+        c = build.scope("c").op("Add", kept, c)
+    squashed = build.scope("tanh").op("Tanh", c)
+    h = build.scope("h").op("Mul", o, squashed)
     if step.weight_hr is not None:
-        h = step.op("Gemm", h, step.weight_hr, name="p", transB=1)
+        h = product(build.scope("p"), h, step.weight_hr)
     return [h, c]
 
 
@@ -170,4 +183,4 @@ CELLS: dict[cells.Step, OnnxCell] = {
     cells.gru: OnnxCell(gru, {"rz": [0, 1], "n": [2]}, bias_in_step=frozenset({"n"})),
     cells.lstm: OnnxCell(lstm, {"ifo": [0, 1, 3], "g": [2]}),
 }
-"""PyTorch's step -> its twin."""
+"""PyTorch's step -> its counterpart."""

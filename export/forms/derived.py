@@ -1,4 +1,4 @@
-"""A cell without a twin in `cells`: its PyTorch step is traced once, and the nodes are repeated for each step.
+"""A cell without a counterpart in `cells`: its PyTorch step is traced once, and the nodes are repeated for each step.
 
 The step runs as it stands, on one direction, so that tensors keep the leading axis, D=1. What it does to the weights
 alone, above all their transposition, is written once for all steps.
@@ -23,143 +23,159 @@ from .cells import CELLS, OnnxCell, StepBuild
 
 
 def cell_of(build: Builder, stack: Stack) -> OnnxCell:
-    """The cell of `stack`: the twin of its step, or one derived from it."""
+    """The cell of `stack`: the counterpart of its step, or one derived from it."""
     return CELLS.get(stack.cell.step) or derived(build, stack)
 
 
 def derived(build: Builder, stack: Stack) -> OnnxCell:
-    """A cell that repeats the nodes of PyTorch's step.
+    """Return a cell that repeats the nodes of PyTorch's step.
 
     Raises:
         ExportError: torch.onnx cannot take the step; or it fixes the batch, branches, or returns another number of
             states than the cell has.
     """
-    cell, direction = stack.cell, stack.layers[0][0]
-    bias_in_step = frozenset([""] if cell.bias_in_step else [])
-    weights = _recurrent(direction.weight_hh, direction.bias_hh if bias_in_step else None, direction.weight_hr)
+    cell = stack.cell
+    direction = stack.layers[0][0]
+    bias_hh = direction.bias_hh if cell.bias_in_step else None
+    weights = _recurrent_weights(direction.weight_hh, bias_hh, direction.weight_hr)
     assert direction.weight_ih.dtype is not None
     example = _Example(
         cell,
         widths=(fixed(direction.weight_ih, 0), *stack.sizes),
-        weights=tuple(tuple(fixed(weight, axis) for axis in range(len(weight.shape or ()))) for weight in weights),
+        weight_shapes=tuple(_fixed_shape(weight) for weight in weights),
         zero_bias=cell.bias_in_step and direction.bias_hh is None,
         dtype=direction.weight_ih.dtype.numpy(),
     )
-    traced = build.once(example, lambda: _Traced(example, build.opset))
-    return OnnxCell(traced.write, {"": range(cell.gates)}, bias_in_step, stacked=True)
+    step = build.once(example, lambda: _TracedStep(example, build.opset))
+    bias_in_step = frozenset([""] if cell.bias_in_step else [])
+    return OnnxCell(step.write, {"": range(cell.gates)}, bias_in_step, direction_axis=True)
 
 
-def _recurrent(*weights: ir.Value | None) -> list[ir.Value]:
-    """W_hh, b_hh, W_hr: those that there are."""
+def _recurrent_weights(*weights: ir.Value | None) -> list[ir.Value]:
+    """W_hh, b_hh, W_hr without those that are missing."""
     return [weight for weight in weights if weight is not None]
+
+
+def _fixed_shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(fixed(value, axis) for axis in range(len(value.shape)))
 
 
 @dataclass(frozen=True)
 class _Example:
-    """What a step is traced with; stacks that agree in it share the trace.
+    """What a step is traced with; stacks for which it is equal share the trace.
 
     Attributes:
         cell: has the step.
         widths: G*H of what the input contributes, then P, H ... of the states.
-        weights: the shape of each recurrent weight, as the layer has it.
-        zero_bias: whether the step expects a b_hh that the layer has not.
+        weight_shapes: of each recurrent weight, as the layer has it.
+        zero_bias: whether the step expects a b_hh that the layer does not have.
         dtype: of all tensors.
     """
 
     cell: cells.Cell
     widths: tuple[int, ...]
-    weights: tuple[tuple[int, ...], ...]
+    weight_shapes: tuple[tuple[int, ...], ...]
     zero_bias: bool
     dtype: np.dtype[np.generic]
 
     def tensors(self) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """projected (1, B, G*H), states (1, B, P) ..., weights; B=2"""
         projected, *states = (self._ones((1, 2, width)) for width in self.widths)
-        return projected, states, [self._ones(shape) for shape in self.weights]
+        weights = [self._ones(shape) for shape in self.weight_shapes]
+        return projected, states, weights
 
     def _ones(self, shape: Sequence[int]) -> Tensor:
         return torch.from_numpy(np.ones(shape, self.dtype))
 
 
-class _Alone(nn.Module):
-    """A step by itself, for one direction."""
+class _StepModule(nn.Module):
+    """A step for one direction, as a module that can be traced."""
 
     def __init__(self, example: _Example) -> None:
         super().__init__()
-        self._step, self._zero_bias = example.cell.step, example.zero_bias
+        self._step = example.cell.step
+        self._zero_bias = example.zero_bias
 
     def forward(self, projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-        turned = [right_hand([weight]) for weight in weights]
+        right_weights = [right_hand([weight]) for weight in weights]
         if self._zero_bias:
-            turned.insert(1, projected.new_zeros(1, 1, projected.size(2)))
-        return self._step(projected, states, turned)
+            right_weights.insert(1, projected.new_zeros(1, 1, projected.size(2)))
+        return self._step(projected, states, right_weights)
 
 
-def _graph(example: _Example, opset: int) -> ir.Graph:
+def _trace_step(example: _Example, opset: int) -> ir.Graph:
     """Inputs: projected (1, B, G*H), states (1, B, P) ..., weights; outputs: states."""
-    named = f"the step `{getattr(example.cell.step, '__name__', example.cell.step)}`"
+    name = f"the step `{getattr(example.cell.step, '__name__', example.cell.step)}`"
     projected, states, weights = example.tensors()
-    open_batch = [{1: DYNAMIC}, [{1: DYNAMIC} for _ in states], [None for _ in weights]]
+    axes = [{1: DYNAMIC}, [{1: DYNAMIC} for _ in states], [None for _ in weights]]
+    module = _StepModule(example).eval()
     try:
-        graph = trace(_Alone(example).eval(), (projected, states, weights), {}, open_batch, opset_version=opset).graph
+        graph = trace(module, (projected, states, weights), {}, axes, opset_version=opset).graph
     except ExportError as error:
-        raise ExportError(f"{named} cannot be written in ONNX: {error}") from error
+        raise ExportError(f"{name} cannot be written in ONNX: {error}") from error
     if len(graph.outputs) != len(states):
-        raise ExportError(f"{named} returns {len(graph.outputs)} states; its cell says `states={len(states)}`.")
-    if any(each.type == ir.AttributeType.GRAPH for node in graph for each in node.attributes.values()):
-        raise ExportError(f"{named} branches or loops, which cannot be repeated; use operations such as torch.where.")
+        raise ExportError(f"{name} returns {len(graph.outputs)} states; its cell says `states={len(states)}`.")
+    attributes = [attribute for node in graph for attribute in node.attributes.values()]
+    if any(attribute.type == ir.AttributeType.GRAPH for attribute in attributes):
+        raise ExportError(f"{name} branches or loops, which cannot be repeated; use operations such as torch.where.")
     return graph
 
 
-class _Traced:
+class _TracedStep:
     """A step as nodes: those that read nothing but weights, and the others."""
 
     def __init__(self, example: _Example, opset: int) -> None:
-        self._widths, self._dtype = example.widths[1:], example.dtype
-        self._graph = _graph(example, opset)
-        self._of_weights: list[ir.Node] = []
-        self._of_step: list[ir.Node] = []
-        changing = set(self._graph.inputs[: len(example.widths)])
+        self._state_widths = example.widths[1:]
+        self._dtype = example.dtype
+        self._graph = _trace_step(example, opset)
+        self._weight_nodes: list[ir.Node] = []
+        self._step_nodes: list[ir.Node] = []
+        changing_values = set(self._graph.inputs[: len(example.widths)])
         for node in self._graph:
-            if changing.isdisjoint(node.inputs):
-                self._of_weights.append(node)
+            if changing_values.isdisjoint(node.inputs):
+                self._weight_nodes.append(node)
             else:
-                self._of_step.append(node)
-                changing.update(node.outputs)
+                self._step_nodes.append(node)
+                changing_values.update(node.outputs)
 
     def write(self, step: StepBuild) -> list[ir.Value]:
         """Repeat the nodes for one step."""
         group = step.groups[""]
-        weights = _recurrent(group.weight_hh, group.bias_hh, step.weight_hr)
-        known = dict(step.build.once((self, *weights), lambda: self._write_once(step, weights)))
-        states = [state or self._zeros(step, width) for state, width in zip(step.states, self._widths, strict=True)]
-        known.update(zip(self._graph.inputs, [step.projected[""], *states], strict=False))
-        for node in self._of_step:
-            step.build.copy(node, known, name=lambda name: f"{step.name}{name}.{step.time}")
-        return [known[value] for value in self._graph.outputs]
+        weights = _recurrent_weights(group.weight_hh, group.bias_hh, step.weight_hr)
+        values = dict(step.build.once((self, *weights), lambda: self._write_weight_nodes(step.direction, weights)))
+        states = [
+            state or self._zeros(step, width) for state, width in zip(step.states, self._state_widths, strict=True)
+        ]
+        # The weights, which come after these inputs, are in `values` already.
+        values.update(zip(self._graph.inputs, [step.projected[""], *states], strict=False))
+        for node in self._step_nodes:
+            step.build.copy(node, values, name=lambda name: f"{name}.")
+        return [values[value] for value in self._graph.outputs]
 
-    def _write_once(self, step: StepBuild, weights: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+    def _write_weight_nodes(self, build: Builder, weights: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
         """What the steps of a direction share: value of the trace -> value here."""
-        build = step.build.outside
-        known = dict(zip(self._graph.inputs[len(self._widths) + 1 :], weights, strict=True))
-        known.update(build.once((self, "constants"), lambda: self._constants(build)))
-        for node in self._of_weights:
-            build.copy(node, known, name=lambda name: f"{step.name}{name}")
-        return known
+        inputs = self._graph.inputs[1 + len(self._state_widths) :]
+        values = dict(zip(inputs, weights, strict=True))
+        values.update(build.once((self, "constants"), lambda: self._constants(build.root)))
+        for node in self._weight_nodes:
+            build.copy(node, values, name=lambda name: name)
+        return values
 
     def _constants(self, build: Builder) -> dict[ir.Value, ir.Value]:
         constants = {}
         for name, value in self._graph.initializers.items():
             assert value.const_value is not None
-            constants[value] = build.constant(value.const_value.numpy(), name=f"step.{name}")
+            constants[value] = build.scope(f"step.{name}").constant(value.const_value.numpy())
         return constants
 
     def _zeros(self, step: StepBuild, width: int) -> ir.Value:
-        """A state (1, B, width) for a stack that is given none."""
-        build, name = step.build, f"zeros.{width}"
+        """A state (1, B, width) for a stack that has none."""
+        build = step.build.root.scope(f"zeros.{width}")
 
         def make() -> ir.Value:
-            batch = build.op("Shape", step.projected[""], name=f"{name}.batch", start=1, end=2)
-            shape = build.shape([1, batch, width], name=f"{name}.shape")
-            return build.op("ConstantOfShape", shape, name=name, value=ir.tensor(np.zeros(1, self._dtype)))
+            batch = build.scope(".batch").op("Shape", step.projected[""], start=1, end=2)
+            shape = build.scope(".shape").shape([1, batch, width])
+            return build.op("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, self._dtype)))
 
-        return build.once((build, name), make)
+        return build.once((build.root, "zeros", width), make)

@@ -1,24 +1,25 @@
 """What the forms share that write a stack layer by layer, one direction after the other.
 
 Between layers the sequence stays two-dimensional, [T*B, N], with the rows of step t at [t*B, (t+1)*B]: the input of all
-steps is projected in one `Gemm`, and a form only says how a direction walks over what comes out of it.
-
-Lengths are no affair of the walk. Every direction walks on beyond the end of a row: what came before does not depend on
-it, and nothing there is read. The reverse direction walks a sequence of which each row has been turned around within
-its length, so that it starts at the row's own last step; its output is turned back. A last state is that of the row's
-own last step. A mask at every step costs an RNN a third of its time.
+steps is projected in one `Gemm`, and a form only says how a direction walks over the result. Rows of different length
+are handled around the walk (see `row_ends`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from ..stack import DirectionWeights, Stack, fixed
+from ..stack import Stack, fixed
 from .builder import Builder
-from .cells import Group, OnnxCell, dotted
+from .cells import Group, OnnxCell, group_scope
 from .derived import cell_of
+from .product import product
+from .row_ends import RowEnds
+from .shapes import set_shapes, split_time
+
+REVERSE = 1
+"""The index of the reverse direction; forward is 0."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class DirectionBuild:
     """One direction of one layer, to be walked over.
 
     Attributes:
-        build: takes the nodes.
+        build: takes the nodes; its scope is the direction's.
+        name: of that scope, such as "l0f.".
         stack: what it is part of.
         cell: what a step is.
         groups: the weights of each group of gates.
@@ -34,13 +36,14 @@ class DirectionBuild:
         projected: what the input contributes to each group at all steps, [T*B, g*H].
         states: at the start, [B, P] ...; None for zeros.
         reverse: whether the last step is walked first.
-        kept: of how many kinds of state every step is asked for.
-        name: what the names of its nodes begin with.
+        kept: how many states, from the first, are needed after every step.
 
-    What a derived cell takes and gives at one step has a leading axis, [1, B, ...], the states too.
+    A derived cell has an axis for the direction in front of everything that a step reads and writes, [1, B, ...], the
+    states too.
     """
 
     build: Builder
+    name: str
     stack: Stack
     cell: OnnxCell
     groups: Mapping[str, Group]
@@ -49,211 +52,118 @@ class DirectionBuild:
     states: Sequence[ir.Value | None]
     reverse: bool
     kept: int
-    name: str
 
     def width(self, group: str) -> int:
         """g*H: what each row of `projected` has."""
         return fixed(self.groups[group].weight_ih, 0)
 
 
-Walked = tuple[Sequence[ir.Value], Sequence[ir.Value]]
-"""`kept` kinds of state at every step, [T*B, P] ..., in the order of time, and all after the last step walked."""
+@dataclass(frozen=True)
+class Walked:
+    """What a form returns for one direction.
+
+    Attributes:
+        sequences: the `kept` states at every step, [T*B, P] ..., in the order of time.
+        finals: every state after the last step walked.
+    """
+
+    sequences: Sequence[ir.Value]
+    finals: Sequence[ir.Value]
+
 
 Walk = Callable[[Sequence[DirectionBuild]], Sequence[Walked]]
-"""The directions of one layer, walked over."""
+"""Walks over the directions of one layer."""
 
 
 def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    cell, ends = cell_of(build, stack), RowEnds.of(build, stack)
-    sequence = build.reshape(stack.input, [-1, fixed(stack.input, 2)], name="input")  # [T*B, I]
-    starts = _starts(build, stack, cell)
+    cell = cell_of(build, stack)
+    ends = RowEnds.of(build, stack)
+    sequence = build.scope("input").reshape(stack.input, [-1, fixed(stack.input, 2)])  # [T*B, I]
+    starts = _start_states(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
     for number, layer in enumerate(stack.layers):
-        sources = [sequence]
-        if len(layer) == 2:
-            sources.append(ends.turned(sequence, name=f"l{number}r.input") if ends else sequence)
-        sides = [
-            _side(build, stack, cell, direction, sources[which], starts[len(finals) + which], number, which)
-            for which, direction in enumerate(layer)
-        ]
+        sources = [sequence] * len(layer)
+        if ends and len(layer) == 2:
+            sources[REVERSE] = ends.reverse_rows(build.scope(f"l{number}r.input"), sequence)
+        layer_starts = starts[number * len(layer) : (number + 1) * len(layer)]
+        directions = _directions(build, stack, cell, number, sources, layer_starts)
         outputs = []
-        for which, (side, (rows, final)) in enumerate(zip(sides, walk(sides), strict=True)):
-            outputs.append(ends.turned(rows[0], name=f"{side.name}h.in_time") if ends and which == 1 else rows[0])
-            finals.append(ends.last(rows, side.name) if ends else final)
-        sequence = build.concat(outputs, axis=1, name=f"l{number}.output")  # [T*B, D*P]
+        for index, walked in enumerate(walk(directions)):
+            direction = directions[index].build
+            output, final = walked.sequences[0], walked.finals
+            if ends:
+                if index == REVERSE:
+                    output = ends.reverse_rows(direction.scope("h.in_time"), output)
+                final = ends.final_states(direction, walked.sequences)
+            outputs.append(output)
+            finals.append(final)
+        sequence = build.scope(f"l{number}.output").concat(outputs, axis=1)  # [T*B, D*P]
     if ends:
-        sequence = ends.cleared(sequence)
+        sequence = ends.clear_padding(build.scope("output.rows"), sequence)
     width = len(stack.layers[0]) * stack.sizes[0]
-    return [to_steps(build, stack, sequence, width, name="output"), *_finals(build, stack, finals)]
+    return [split_time(build.scope("output"), stack, sequence, width), *_final_states(build, stack, finals)]
 
 
-def _side(
+def _start_states(build: Builder, stack: Stack, cell: OnnxCell) -> list[Sequence[ir.Value | None]]:
+    """The first states of each direction of each layer: [B, P] ..., or [1, B, P] ...; None for zeros."""
+    count = sum(len(layer) for layer in stack.layers)
+    starts: list[Sequence[ir.Value | None]] = []
+    for name, state, width in zip(stack.state_names, stack.states, stack.sizes, strict=True):
+        if state is None:
+            starts.append([None] * count)
+            continue
+        rows = state  # (L*D, B, P)
+        if not cell.direction_axis:
+            rows = build.scope(f"{name}0.rows").reshape(state, [-1, width])  # [L*D*B, P]
+        parts = build.scope(f"{name}0.").split(rows, count)
+        set_shapes(parts, stack, width, direction_axis=cell.direction_axis)
+        starts.append(parts)
+    return list(zip(*starts, strict=True))
+
+
+def _directions(
     build: Builder,
     stack: Stack,
     cell: OnnxCell,
-    direction: DirectionWeights,
-    sequence: ir.Value,
-    states: Sequence[ir.Value | None],
     number: int,
-    which: int,
-) -> DirectionBuild:
-    """Direction `which` (1: reverse) of layer `number`; `sequence` is what it reads, [T*B, N]."""
-    name = f"l{number}{'fr'[which]}."
-    groups = cell.split_weights(build, direction, name)
-    projected = {
-        group: build.op("Gemm", sequence, weights.weight_ih, weights.bias, name=name + dotted(group, "x"), transB=1)
-        for group, weights in groups.items()
-    }
-    has_lengths = stack.lengths is not None
-    reverse, kept = which == 1 and not has_lengths, stack.kept if has_lengths else 1
-    return DirectionBuild(build, stack, cell, groups, direction.weight_hr, projected, states, reverse, kept, name)
+    sources: Sequence[ir.Value],
+    starts: Sequence[Sequence[ir.Value | None]],
+) -> list[DirectionBuild]:
+    """The directions of layer `number`, each with its source [T*B, N] and its first states."""
+    directions = []
+    for index, weights in enumerate(stack.layers[number]):
+        name = f"l{number}{'fr'[index]}."
+        direction = build.scope(name)
+        groups = cell.split_weights(direction, weights)
+        projected = {}
+        for group, group_weights in groups.items():
+            x = group_scope(direction, group).scope("x")
+            projected[group] = product(x, sources[index], group_weights.weight_ih, group_weights.bias)  # [T*B, g*H]
+        has_lengths = stack.lengths is not None
+        directions.append(
+            DirectionBuild(
+                build=direction,
+                name=name,
+                stack=stack,
+                cell=cell,
+                groups=groups,
+                weight_hr=weights.weight_hr,
+                projected=projected,
+                states=starts[index],
+                # With lengths the source is reversed already, and final states are looked up among those of all steps.
+                reverse=index == REVERSE and not has_lengths,
+                kept=stack.kept if has_lengths else 1,
+            )
+        )
+    return directions
 
 
-def to_steps(
-    build: Builder, stack: Stack, rows: ir.Value, width: int, *, name: str, between: Sequence[int] = ()
-) -> ir.Value:
-    """[T*B, width] -> [T, *between, B, width]"""
-    if isinstance(stack.steps, int):
-        return build.reshape(rows, [stack.steps, *between, -1, width], name=name)
-    return build.reshape(rows, [size(build, stack, 0), *between, size(build, stack, 1), width], name=name)
-
-
-def with_shape(values: Sequence[ir.Value], stack: Stack, width: int, *, stacked: bool) -> Sequence[ir.Value]:
-    """Note in the file that each is [B, width], or [1, B, width] for a derived cell, and of the stack's dtype.
-
-    onnxruntime cannot tell it from T*B rows in T parts. It never uses a buffer of unknown size again, and looks through
-    all of them for every node: 2,000 steps then take many times as long to open (docs/performance.md).
-    """
-    dtype = stack.input.dtype
-    assert dtype is not None
-    for value in values:
-        value.shape = ir.Shape([1, stack.batch, width] if stacked else [stack.batch, width])
-        value.dtype = dtype
-    return values
-
-
-def size(build: Builder, stack: Stack, axis: int) -> int | ir.Value:
-    """T (axis 0) or B (axis 1), a tensor of one element where it is dynamic."""
-    assert stack.input.shape is not None
-    known = stack.input.shape[axis]
-    if isinstance(known, int):
-        return known
-    return build.once(
-        (build, "size", axis),
-        lambda: build.op("Shape", stack.input, name=f"{'TB'[axis]}", start=axis, end=axis + 1),
-    )
-
-
-def zero(build: Builder, stack: Stack) -> ir.Value:
-    """0 in the dtype of the stack."""
-    assert stack.input.dtype is not None
-    dtype = stack.input.dtype.numpy()
-    return build.once(("zero", dtype), lambda: build.constant(np.zeros((), dtype), name="zero"))
-
-
-@dataclass(frozen=True)
-class RowEnds:
-    """What the lengths of the rows make of a walk that does not know of them.
-
-    Attributes:
-        build, stack: as of a side.
-        lengths: (B,), int64.
-    """
-
-    build: Builder
-    stack: Stack
-    lengths: ir.Value
-
-    @classmethod
-    def of(cls, build: Builder, stack: Stack) -> "RowEnds | None":
-        if stack.lengths is None:
-            return None
-        return cls(build, stack, build.cast(stack.lengths, ir.DataType.INT64, name="lengths"))
-
-    def turned(self, rows: ir.Value, *, name: str) -> ir.Value:
-        """[T*B, N], each row turned around within its length; its own inverse."""
-        return self.build.op("Gather", rows, self._once("turned", self._turned), name=name, axis=0)
-
-    def cleared(self, rows: ir.Value) -> ir.Value:
-        """[T*B, N], zeros beyond the end of a row."""
-        within = self._once("mask", lambda: self.build.reshape(self._within, [-1, 1], name="mask"))
-        return self.build.op("Where", within, rows, zero(self.build, self.stack), name="output.rows")
-
-    def last(self, rows: Sequence[ir.Value], name: str) -> Sequence[ir.Value]:
-        """States at every step, [T*B, P] ..., as they were walked -> after each row's own last step, [B, P] ..."""
-        at = self._once("ends", lambda: self._place(self._last_step, name="ends"))
-        kinds = zip(self.stack.state_names, rows, strict=False)
-        found = [self.build.op("Gather", each, at, name=f"{name}{kind}.last", axis=0) for kind, each in kinds]
-        return found + found[:1] * (len(self.stack.sizes) - len(found))  # those that nobody reads
-
-    def _turned(self) -> ir.Value:
-        """Which of T*B rows stands where: step length - 1 - t of the same row at step t within it, itself beyond."""
-        back = self.build.op("Sub", self._last_step, self._steps, name="back")
-        step = self.build.op("Where", self._within, back, self._steps, name="turned.step")
-        return self.build.reshape(self._place(step, name="turned.place"), [-1], name="turned")
-
-    def _place(self, step: ir.Value, *, name: str) -> ir.Value:
-        """Steps, [T, B] or [B] -> where they are among T*B rows."""
-        batch = size(self.build, self.stack, 1)
-        first = self.build.op("Mul", step, self._as_number(batch, "B"), name=f"{name}.first")
-        row = self._once("row", lambda: self._count(batch, "B"))
-        return self.build.op("Add", first, row, name=name)
-
-    @property
-    def _within(self) -> ir.Value:
-        """Whether step t is within row b, [T, B]."""
-        return self._once("within", lambda: self.build.op("Less", self._steps, self.lengths, name="within"))
-
-    @property
-    def _last_step(self) -> ir.Value:
-        """Of each row, [B]."""
-        return self._once("last", lambda: self.build.op("Sub", self.lengths, self._number(1), name="last_step"))
-
-    @property
-    def _steps(self) -> ir.Value:
-        """0, 1 ... T-1, [T, 1]."""
-        count = self._once("count", lambda: self._count(size(self.build, self.stack, 0), "T"))
-        return self._once("steps", lambda: self.build.reshape(count, [-1, 1], name="steps"))
-
-    def _count(self, upto: int | ir.Value, name: str) -> ir.Value:
-        """0, 1 ... upto-1"""
-        if isinstance(upto, int):
-            return self.build.constant(np.arange(upto), name=f"{name}.count")
-        ends = self._number(0), self._as_number(upto, name), self._number(1)
-        return self.build.op("Range", *ends, name=f"{name}.count")
-
-    def _as_number(self, value: int | ir.Value, name: str) -> ir.Value:
-        if isinstance(value, int):
-            return self._number(value)
-        return self.build.once(("number", value), lambda: self.build.op("Squeeze", value, name=f"{name}.number"))
-
-    def _number(self, value: int) -> ir.Value:
-        return self.build.once(("number", value), lambda: self.build.constant(np.array(value), name=f"number.{value}"))
-
-    def _once(self, what: str, make: Callable[[], ir.Value]) -> ir.Value:
-        """Stacks of the same lengths, T and B share it."""
-        return self.build.once(("ends", what, self.lengths, str(self.stack.steps), str(self.stack.batch)), make)
-
-
-def _starts(build: Builder, stack: Stack, cell: OnnxCell) -> list[Sequence[ir.Value | None]]:
-    """The first states of each direction of each layer: [B, P] ..., or [1, B, P] ...; None for zeros."""
-    walks = sum(map(len, stack.layers))
-    kinds: list[Sequence[ir.Value | None]] = []
-    for name, state, width in zip(stack.state_names, stack.states, stack.sizes, strict=True):
-        if state is None:
-            kinds.append([None] * walks)
-            continue
-        rows = state if cell.stacked else build.reshape(state, [-1, width], name=f"{name}0.rows")
-        parts = build.split(rows, walks, name=f"{name}0.")
-        kinds.append(with_shape(parts, stack, width, stacked=cell.stacked))
-    return list(zip(*kinds, strict=True))
-
-
-def _finals(build: Builder, stack: Stack, finals: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
-    """The last states of each direction of each layer -> one tensor of each kind."""
-    kinds = zip(stack.state_names, zip(*finals, strict=True), stack.sizes, strict=True)
-    return [
-        build.reshape(build.concat(each, axis=0, name=f"{name}_n.rows"), [len(finals), -1, width], name=f"{name}_n")
-        for name, each, width in kinds
-    ]
+def _final_states(build: Builder, stack: Stack, finals: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
+    """The final states of each direction of each layer -> one tensor of each state."""
+    tensors = []
+    for index, name in enumerate(stack.state_names):
+        parts = [states[index] for states in finals]
+        rows = build.scope(f"{name}_n.rows").concat(parts, axis=0)
+        tensors.append(build.scope(f"{name}_n").reshape(rows, [len(finals), -1, stack.sizes[index]]))
+    return tensors

@@ -1,6 +1,6 @@
 """Form "native": ONNX's own RNN, GRU and LSTM operators, one for each layer; any number of steps.
 
-The operators order the gates otherwise than PyTorch, have no projection, and are all there is: a cell of one's own, or
+The operators order the gates differently from PyTorch and have no projection. A cell that ONNX has no operator for, or
 an LSTM with `proj_size`, takes another form.
 """
 
@@ -13,7 +13,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.nn import cells
 
 from ..stack import DirectionWeights, Stack
-from .builder import Builder
+from .builder import Attribute, Builder
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Operator:
 
     Attributes:
         op_type: its name.
-        order: its gates, by their place among PyTorch's.
-        attributes: what makes it PyTorch's.
-        activations: of one direction, where it must be told.
+        order: its gates, by their position among PyTorch's.
+        attributes: with which it computes what PyTorch does.
+        activations: of one direction, where the operator has no right default.
     """
 
     op_type: str
@@ -49,30 +49,38 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
         ExportError: a projection, a cell that ONNX has no operator for, or a dtype that onnxruntime lacks it for.
     """
     operator = _operator(stack)
-    directions, hidden = len(stack.layers[0]), stack.sizes[0]
+    directions = len(stack.layers[0])
+    hidden = stack.sizes[0]
     names = stack.state_names
-    lengths = stack.lengths and build.cast(stack.lengths, ir.DataType.INT32, name="sequence_lens")
-    starts = [_by_layer(build, stack, state, f"{name}0.") for name, state in zip(names, stack.states, strict=True)]
-    sequence, finals = stack.input, []
+    lengths = stack.lengths and build.scope("sequence_lens").cast(stack.lengths, ir.DataType.INT32)
+    starts = [
+        _split_layers(build.scope(f"{name}0."), stack, state) for name, state in zip(names, stack.states, strict=True)
+    ]
+    attributes: dict[str, Attribute] = dict(operator.attributes)
+    if operator.activations:
+        attributes["activations"] = [*operator.activations] * directions
+    sequence = stack.input
+    finals = []
     for number, layer in enumerate(stack.layers):
-        name = f"l{number}."
-        outputs, *last = build.op_many(
+        layer_build = build.scope(f"l{number}.")
+        outputs, *layer_finals = layer_build.op_many(
             operator.op_type,
             sequence,
-            *_weights(build, layer, operator, name),
+            *_weights(layer_build, layer, operator),
             lengths,
-            *(state[number] for state in starts),
-            names=[f"{name}Y", *(f"{name}{kind}_n" for kind in names)],
+            *(layer_states[number] for layer_states in starts),
+            outputs=["Y", *(f"{name}_n" for name in names)],
             hidden_size=hidden,
             direction="bidirectional" if directions == 2 else "forward",
-            **operator.attributes,
-            **({"activations": list(operator.activations) * directions} if operator.activations else {}),
+            **attributes,
         )  # [T, D, B, H], [D, B, H] ...
-        finals.append(last)
-        turned = build.op("Transpose", outputs, name=f"{name}turned", perm=[0, 2, 1, 3])  # [T, B, D, H]
-        sequence = build.reshape(turned, [0, 0, directions * hidden], name=f"{name}output")
-    kinds = zip(names, zip(*finals, strict=True), strict=True)
-    return [sequence, *(build.concat(each, axis=0, name=f"{name}_n") for name, each in kinds)]
+        finals.append(layer_finals)
+        turned = layer_build.scope("turned").op("Transpose", outputs, perm=[0, 2, 1, 3])  # [T, B, D, H]
+        sequence = layer_build.scope("output").reshape(turned, [0, 0, directions * hidden])  # [T, B, D*H]
+    results = [sequence]
+    for index, name in enumerate(names):
+        results.append(build.scope(f"{name}_n").concat([states[index] for states in finals], axis=0))  # [L*D, B, H]
+    return results
 
 
 def _operator(stack: Stack) -> Operator:
@@ -90,28 +98,30 @@ def _operator(stack: Stack) -> Operator:
 
 
 def _weights(
-    build: Builder, layer: Sequence[DirectionWeights], operator: Operator, name: str
+    build: Builder, layer: Sequence[DirectionWeights], operator: Operator
 ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H] or None, gates in the operator's order."""
+    directions = [build.scope("f."), build.scope("r.")][: len(layer)]
 
-    def ordered(value: ir.Value, what: str, side: int) -> ir.Value:
-        return build.blocks(value, operator.order, len(operator.order), name=f"{name}{'fr'[side]}.{what}")
+    def reorder(direction: Builder, name: str, value: ir.Value) -> ir.Value:
+        return direction.scope(name).blocks(value, operator.order, len(operator.order))
 
-    w = [ordered(direction.weight_ih, "W", side) for side, direction in enumerate(layer)]
-    r = [ordered(direction.weight_hh, "R", side) for side, direction in enumerate(layer)]
-    b = [
-        build.concat([ordered(bias_ih, "Wb", side), ordered(bias_hh, "Rb", side)], axis=0, name=f"{name}{'fr'[side]}.B")
-        for side, (bias_ih, bias_hh) in enumerate((direction.bias_ih, direction.bias_hh) for direction in layer)
-        if bias_ih is not None and bias_hh is not None
-    ]
+    w = [reorder(direction, "W", weights.weight_ih) for direction, weights in zip(directions, layer, strict=True)]
+    r = [reorder(direction, "R", weights.weight_hh) for direction, weights in zip(directions, layer, strict=True)]
+    b = []
+    for direction, weights in zip(directions, layer, strict=True):
+        if weights.bias_ih is not None and weights.bias_hh is not None:
+            biases = [reorder(direction, "Wb", weights.bias_ih), reorder(direction, "Rb", weights.bias_hh)]
+            b.append(direction.scope("B").concat(biases, axis=0))
     return (
-        build.stack(w, name=f"{name}W"),
-        build.stack(r, name=f"{name}R"),
-        build.stack(b, name=f"{name}B") if b else None,
+        build.scope("W").stack(w),
+        build.scope("R").stack(r),
+        build.scope("B").stack(b) if b else None,
     )
 
 
-def _by_layer(build: Builder, stack: Stack, state: ir.Value | None, name: str) -> Sequence[ir.Value | None]:
+def _split_layers(build: Builder, stack: Stack, state: ir.Value | None) -> Sequence[ir.Value | None]:
     """(L*D, B, H) -> L times [D, B, H]; None for zeros"""
-    layers = len(stack.layers)
-    return [None] * layers if state is None else build.split(state, layers, name=name)
+    if state is None:
+        return [None] * len(stack.layers)
+    return build.split(state, len(stack.layers))

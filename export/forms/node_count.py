@@ -26,8 +26,8 @@ def check_node_count(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[st
         return
     steps = max(stack.steps for stack in stacks if isinstance(stack.steps, int))
     raise ExportError(
-        f"form='unrolled' would write {steps:,} steps as {nodes:,} nodes, {nodes * NODE_BYTES / 1e6:.0f} MB beside the "
-        f"weights, which onnxruntime takes about {load_seconds(nodes):.0f} s to open; the limit is `max_nodes` "
+        f"form='unrolled' would write {steps:,} steps as {nodes:,} nodes, {nodes * NODE_BYTES / 1e6:.0f} MB besides "
+        f"the weights, which onnxruntime takes about {load_seconds(nodes):.0f} s to open; the limit is `max_nodes` "
         f"(={max_nodes:,}). Use form='scan' or form='native', or raise the limit."
     )
 
@@ -41,11 +41,21 @@ def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
     """Steps times directions times what one step of the cell writes."""
     assert isinstance(stack.steps, int)
     scratch = Builder(ir.Graph((), (), nodes=(), opset_imports=dict(opsets)), "", {})
-    cell, direction = cell_of(scratch, stack), stack.layers[0][0]
-    groups = cell.split_weights(scratch, direction, "")
-    inputs = {group: ir.Value() for group in groups}
-    step = StepBuild(scratch, groups, direction.weight_hr, inputs, [ir.Value() for _ in stack.sizes], "", 0)
+    cell = cell_of(scratch, stack)
+    direction = stack.layers[0][0]
+    groups = cell.split_weights(scratch, direction)
+    step = StepBuild(
+        build=scratch,
+        direction=scratch,
+        groups=groups,
+        weight_hr=direction.weight_hr,
+        projected={group: ir.Value() for group in groups},
+        states=[ir.Value() for _ in stack.sizes],
+    )
+    # The second time, without what all steps share.
     cell.write(step)
     before = len(scratch.nodes)
-    cell.write(step)  # without what all steps share
-    return stack.steps * sum(map(len, stack.layers)) * (len(scratch.nodes) - before)
+    cell.write(step)
+    nodes_of_step = len(scratch.nodes) - before
+    directions = sum(len(layer) for layer in stack.layers)
+    return stack.steps * directions * nodes_of_step

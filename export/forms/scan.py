@@ -6,15 +6,16 @@ The weights stay outside the body, so that a runtime can prepare them once. The 
 loop for both directions has half the iterations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ..stack import Stack
 from .builder import Builder
-from .cells import StepBuild, dotted
-from .layers import DirectionBuild, Walked, size, to_steps, write_layers
+from .cells import StepBuild, group_scope
+from .layers import DirectionBuild, Walked, write_layers
+from .shapes import batch_size, split_time
 
 
 def scan(build: Builder, stack: Stack) -> list[ir.Value]:
@@ -22,93 +23,111 @@ def scan(build: Builder, stack: Stack) -> list[ir.Value]:
     return write_layers(build, stack, _walk)
 
 
-def _walk(sides: Sequence[DirectionBuild]) -> Sequence[Walked]:
-    """One `Scan`: states and sequences in, the last states and every output out."""
-    build, stack = sides[0].build, sides[0].stack
-    states = [state for side in sides for state in _states(side)]
-    sequences = [_sequences(side) for side in sides]
-    results = build.op_many(
+def _walk(directions: Sequence[DirectionBuild]) -> Sequence[Walked]:
+    """One `Scan`: states and sequences in, the final states and every output out."""
+    root = directions[0].build.root
+    names = directions[0].stack.state_names
+    starts: list[ir.Value] = []
+    for direction in directions:
+        starts += _start_states(direction)
+    sources: list[ir.Value] = []
+    final_names: list[str] = []
+    sequence_names: list[str] = []
+    backwards_in: list[int] = []
+    backwards_out: list[int] = []
+    for direction in directions:
+        sources += [_split_steps(direction, group) for group in direction.projected]
+        final_names += [f"{direction.name}{name}.end" for name in names]
+        sequence_names += [f"{direction.name}{name}.steps" for name in names[: direction.kept]]
+        backwards_in += [int(direction.reverse)] * len(direction.projected)
+        backwards_out += [int(direction.reverse)] * direction.kept
+    results = root.op_many(
         "Scan",
-        *states,
-        *(rows for of_side in sequences for rows in of_side.values()),
-        names=[
-            *(f"{side.name}{kind}.end" for side in sides for kind in stack.state_names),
-            *(f"{side.name}{kind}.steps" for side in sides for kind in stack.state_names[: side.kept]),
-        ],
-        body=_body(sides),
-        num_scan_inputs=sum(map(len, sequences)),
-        scan_input_directions=[int(side.reverse) for side, each in zip(sides, sequences, strict=True) for _ in each],
-        scan_output_directions=[int(side.reverse) for side in sides for _ in range(side.kept)],
+        *starts,
+        *sources,
+        outputs=[*final_names, *sequence_names],
+        body=_body(directions),
+        num_scan_inputs=len(sources),
+        scan_input_directions=backwards_in,
+        scan_output_directions=backwards_out,
     )
-    ends, steps = iter(results[: len(states)]), iter(results[len(states) :])
+    finals = iter(results[: len(starts)])
+    sequences = iter(results[len(starts) :])
+    walks = []
+    for direction in directions:
+        kept = [_join(direction, index, next(sequences)) for index in range(direction.kept)]
+        walks.append(Walked(kept, [next(finals) for _ in names]))
+    return walks
+
+
+def _start_states(direction: DirectionBuild) -> list[ir.Value]:
+    """A `Scan` needs every first state: zeros where the stack has none."""
     return [
-        (
-            [
-                build.reshape(next(steps), [-1, width], name=f"{side.name}{kind}")
-                for kind, width in list(zip(stack.state_names, stack.sizes, strict=True))[: side.kept]
-            ],
-            [next(ends) for _ in stack.sizes],
-        )
-        for side in sides
+        state or _zeros(direction, width) for state, width in zip(direction.states, direction.stack.sizes, strict=True)
     ]
 
 
-def _states(side: DirectionBuild) -> Sequence[ir.Value]:
-    """The first ones."""
-    build, stack = side.build, side.stack
-    return [
-        state or _zeros(build, stack, [*_between(side), size(build, stack, 1), width])
-        for state, width in zip(side.states, stack.sizes, strict=True)
-    ]
+def _zeros(direction: DirectionBuild, width: int) -> ir.Value:
+    """[B, width], or [1, B, width] for a derived cell; one for all directions of a stack."""
+    stack = direction.stack
+    assert stack.input.dtype is not None
+    zero = ir.tensor(np.zeros(1, stack.input.dtype.numpy()))
+    shape: list[int | ir.Value] = [1] if direction.cell.direction_axis else []
+    shape += [batch_size(direction.build, stack), width]
+    build = direction.build.root.scope(f"zeros.{width}")
+    return build.once(
+        (build.root, "zeros", width),
+        lambda: build.op("ConstantOfShape", build.scope(".shape").shape(shape), value=zero),
+    )
 
 
-def _sequences(side: DirectionBuild) -> Mapping[str, ir.Value]:
-    """What is walked over: what the input contributes to each group."""
-    return {
-        dotted(group, "x"): to_steps(
-            side.build,
-            side.stack,
-            rows,
-            side.width(group),
-            name=side.name + dotted(group, "steps"),
-            between=_between(side),
-        )
-        for group, rows in side.projected.items()
-    }
+def _split_steps(direction: DirectionBuild, group: str) -> ir.Value:
+    """What the input contributes to a group, [T*B, g*H] -> [T, B, g*H], or [T, 1, B, g*H] for a derived cell."""
+    return split_time(
+        group_scope(direction.build, group).scope("steps"),
+        direction.stack,
+        direction.projected[group],
+        direction.width(group),
+        direction_axis=direction.cell.direction_axis,
+    )
 
 
-def _between(side: DirectionBuild) -> Sequence[int]:
-    return [1] if side.cell.stacked else []
+def _join(direction: DirectionBuild, index: int, steps: ir.Value) -> ir.Value:
+    """State `index` after every step, [T, B, P] or [T, 1, B, P] -> [T*B, P]"""
+    build = direction.build.scope(direction.stack.state_names[index])
+    return build.reshape(steps, [-1, direction.stack.sizes[index]])
 
 
-def _body(sides: Sequence[DirectionBuild]) -> ir.Graph:
+def _body(directions: Sequence[DirectionBuild]) -> ir.Graph:
     """States, then sequences of every direction at one step -> states, then those kept."""
-    before: list[ir.Value] = []
-    given: list[ir.Value] = []
-    after: list[ir.Value] = []
+    states: list[ir.Value] = []
+    sources: list[ir.Value] = []
+    finals: list[ir.Value] = []
     kept: list[ir.Value] = []
     nodes: list[ir.Node] = []
-    for side in sides:
-        body, dtype = side.build.body(f"{side.name}step."), side.stack.input.dtype
-        assert dtype is not None
-        states = [body.input(f"{kind}.before", dtype) for kind in side.stack.state_names]
-        projected = {group: body.input(dotted(group, "x"), dtype) for group in side.projected}
-        new = side.cell.write(StepBuild(body, side.groups, side.weight_hr, projected, states, "", 0))
-        before += states
-        given += projected.values()
-        after += new
-        # Values of their own: a state and an output cannot be one.
-        kept += [body.op("Identity", state, name=f"kept.{kind}") for kind, state in enumerate(new[: side.kept])]
+    for direction in directions:
+        body = direction.build.scope("step.").body()
+        step = _step(direction, body)
+        new_states = direction.cell.write(step)
+        states += [state for state in step.states if state is not None]
+        sources += step.projected.values()
+        finals += new_states
+        # One value cannot be both a state and an output of the body.
+        for index, state in enumerate(new_states[: direction.kept]):
+            kept.append(body.scope(f"kept.{index}").op("Identity", state))
         nodes += body.nodes
-    return ir.Graph([*before, *given], [*after, *kept], nodes=nodes, name=f"{sides[0].name}step")
+    return ir.Graph([*states, *sources], [*finals, *kept], nodes=nodes, name=f"{directions[0].name}step")
 
 
-def _zeros(build: Builder, stack: Stack, shape: Sequence[int | ir.Value]) -> ir.Value:
-    """A first state for a stack that is given none."""
-    assert stack.input.dtype is not None
-    value = ir.tensor(np.zeros(1, stack.input.dtype.numpy()))
-    name = f"zeros.{shape[-1]}"
-    return build.once(
-        (build, name, len(shape)),
-        lambda: build.op("ConstantOfShape", build.shape(shape, name=f"{name}.shape"), name=name, value=value),
+def _step(direction: DirectionBuild, body: Builder) -> StepBuild:
+    """The one step that the body has; it reads the body's inputs."""
+    dtype = direction.stack.input.dtype
+    assert dtype is not None
+    return StepBuild(
+        build=body.scope("", step=0),
+        direction=direction.build,
+        groups=direction.groups,
+        weight_hr=direction.weight_hr,
+        projected={group: group_scope(body, group).scope("x").input(dtype) for group in direction.projected},
+        states=[body.scope(f"{name}.before").input(dtype) for name in direction.stack.state_names],
     )

@@ -11,53 +11,68 @@ import onnx_ir as ir
 
 from ..stack import Stack
 from .builder import Builder
-from .cells import StepBuild, dotted
-from .layers import DirectionBuild, Walked, to_steps, with_shape, write_layers
+from .cells import StepBuild, group_scope
+from .layers import DirectionBuild, Walked, write_layers
+from .shapes import set_shapes, split_time
 
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    return write_layers(build, stack, lambda sides: [_walk(side) for side in sides])
+    return write_layers(build, stack, lambda directions: [_walk(direction) for direction in directions])
 
 
-def _walk(side: DirectionBuild) -> Walked:
+def _walk(direction: DirectionBuild) -> Walked:
     """One direction over all steps.
 
     1. Forward: step t reads the states of t-1.
     2. Reverse: step t reads the states of t+1; its output is stored at t all the same.
     """
-    build, count = side.build, _steps(side.stack)
-    parts = {
-        group: _parts(side, rows, side.width(group), side.name + dotted(group, "x"))
-        for group, rows in side.projected.items()
-    }
+    count = _steps(direction.stack)
+    parts = {group: _split_steps(direction, group) for group in direction.projected}
     kept: dict[int, Sequence[ir.Value]] = {}
-    states: Sequence[ir.Value | None] = side.states
-    after: Sequence[ir.Value] = []
+    states: Sequence[ir.Value | None] = direction.states
+    finals: Sequence[ir.Value] = []
     # Case 2: walk the steps backwards, but write to the same index.
-    for t in reversed(range(count)) if side.reverse else range(count):
-        projected = {group: of_group[t] for group, of_group in parts.items()}
-        after = side.cell.write(StepBuild(build, side.groups, side.weight_hr, projected, states, side.name, t))
-        states, kept[t] = after, after[: side.kept]
-    rows = [_joined(side, [kept[t][kind] for t in range(count)], kind) for kind in range(side.kept)]
-    return rows, after
+    steps = reversed(range(count)) if direction.reverse else range(count)
+    for t in steps:
+        step = StepBuild(
+            build=direction.build.scope("", step=t),
+            direction=direction.build,
+            groups=direction.groups,
+            weight_hr=direction.weight_hr,
+            projected={group: of_steps[t] for group, of_steps in parts.items()},
+            states=states,
+        )
+        finals = direction.cell.write(step)
+        kept[t] = finals[: direction.kept]
+        states = finals
+    sequences = [_join(direction, [kept[t][index] for t in range(count)], index) for index in range(direction.kept)]
+    return Walked(sequences, finals)
 
 
-def _joined(side: DirectionBuild, steps: Sequence[ir.Value], kind: int) -> ir.Value:
-    """A state at every step -> [T*B, P]"""
-    build, name = side.build, f"{side.name}{side.stack.state_names[kind]}"
-    joined = build.concat(steps, axis=0, name=name)
-    return build.reshape(joined, [-1, side.stack.sizes[kind]], name=f"{name}.rows") if side.cell.stacked else joined
+def _join(direction: DirectionBuild, steps: Sequence[ir.Value], index: int) -> ir.Value:
+    """State `index` after every step -> [T*B, P]"""
+    build = direction.build.scope(direction.stack.state_names[index])
+    joined = build.concat(steps, axis=0)
+    if direction.cell.direction_axis:
+        return build.scope(".rows").reshape(joined, [-1, direction.stack.sizes[index]])  # from [T, B, P]
+    return joined
 
 
-def _parts(side: DirectionBuild, rows: ir.Value, width: int, name: str) -> Sequence[ir.Value]:
-    """[T*B, width] -> T times [B, width], or [1, B, width] for a derived cell."""
-    stacked = side.cell.stacked
-    split = to_steps(side.build, side.stack, rows, width, name=f"{name}.steps") if stacked else rows
-    parts = side.build.split(split, _steps(side.stack), name=name)
-    return with_shape(parts, side.stack, width, stacked=stacked)
+def _split_steps(direction: DirectionBuild, group: str) -> Sequence[ir.Value]:
+    """What the input contributes to a group, [T*B, width] -> T times [B, width], or [1, B, width]."""
+    stack = direction.stack
+    width = direction.width(group)
+    direction_axis = direction.cell.direction_axis
+    build = group_scope(direction.build, group).scope("x")
+    rows = direction.projected[group]
+    if direction_axis:
+        rows = split_time(build.scope(".steps"), stack, rows, width)  # [T, B, width]
+    parts = build.split(rows, _steps(stack))
+    set_shapes(parts, stack, width, direction_axis=direction_axis)
+    return parts
 
 
 def _steps(stack: Stack) -> int:
-    assert isinstance(stack.steps, int)  # `lower` has seen to it
+    assert isinstance(stack.steps, int)  # `lower` refuses a dynamic T in this form
     return stack.steps

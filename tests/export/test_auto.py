@@ -42,8 +42,8 @@ def test_a_file_that_would_be_too_large_is_refused_beforehand(tmp_path: Path) ->
     with pytest.raises(ExportError) as raised:
         export_onnx(layer, torch.randn(10_000, 1, 4), tmp_path / "lstm.onnx")
     assert str(raised.value) == (
-        "form='unrolled' would write 10,000 steps as 400,000 nodes, 52 MB beside the weights, which onnxruntime takes "
-        "about 389 s to open; the limit is `max_nodes` (=20,000). Use form='scan' or form='native', or raise the "
+        "form='unrolled' would write 10,000 steps as 400,000 nodes, 52 MB besides the weights, which onnxruntime "
+        "takes about 389 s to open; the limit is `max_nodes` (=20,000). Use form='scan' or form='native', or raise the "
         "limit."
     )
 

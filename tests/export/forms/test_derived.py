@@ -1,4 +1,4 @@
-"""Cells without a twin in ONNX: derived from the PyTorch step, and right."""
+"""Cells without a counterpart in ONNX: derived from the PyTorch step, and right."""
 
 from collections import Counter
 from pathlib import Path
@@ -63,6 +63,13 @@ def test_a_cell_with_two_states(tmp_path: Path) -> None:
     counts = Counter(node.op_type for node in onnx.load(tmp_path / "leaky.onnx").graph.node)
     assert counts["MatMul"] == 4 * 6
     assert counts["Transpose"] == 4  # of the weights: once for each direction, not for each step
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2}])
+def test_every_direction_in_a_loop_has_its_own_weights(options: dict[str, Any], tmp_path: Path) -> None:
+    """What is done to the weights stands once for each direction, under names that differ."""
+    report = export_onnx(Leaky(3, 4, **options), torch.randn(6, 2, 3), tmp_path / "leaky.onnx", form="scan")
+    assert not report.failures
 
 
 def short(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:

@@ -261,7 +261,7 @@ def test_an_export_that_is_wrong_leaves_no_file(
         path.write_bytes(b"an earlier file")
 
     def softsign(step: StepBuild) -> list[ir.Value]:
-        return [step.op("Softsign", step.total(), name="h")]
+        return [step.build.scope("h").op("Softsign", step.total())]
 
     monkeypatch.setitem(CELLS, cells.tanh, OnnxCell(softsign, {"": [0]}))
     with pytest.raises(VerificationError, match=r"rnn.onnx is not the model"):
