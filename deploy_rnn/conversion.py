@@ -11,6 +11,7 @@ from deploy_rnn.errors import ConversionError
 from deploy_rnn.nn.gru import GRU
 from deploy_rnn.nn.lstm import LSTM
 from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import is_recurrent as is_recurrent
 from deploy_rnn.nn.rnn import RNN
 
 LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
@@ -49,11 +50,6 @@ def _replace_layers(model: nn.Module) -> nn.Module:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, replacements[id(module)])
     return replacements.get(id(model), model)
-
-
-def is_recurrent(module: nn.Module) -> bool:
-    """Whether it is a layer of torch.nn or of ours."""
-    return isinstance(module, (nn.RNNBase, Recurrent))
 
 
 def _replacement(name: str, module: nn.RNNBase) -> Recurrent:

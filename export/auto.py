@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.runtime import open_session
+from deploy_rnn.runtime import open_session, specs
 from deploy_rnn.timing import compare
 
 from .capture.captured import CapturedModel
@@ -34,7 +34,7 @@ def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[s
             path = Path(folder) / f"{form}.onnx"
             ir.save(graph, path)
             session = open_session(path)
-            runs[form] = partial(session.run, None, example_feeds(session, captured.call))
+            runs[form] = partial(session.run, None, example_feeds(specs(session)[0], captured.call))
         if not runs:
             raise ExportError("no form fits: " + " ".join(f"{form}: {why}" for form, why in found.items()))
         times = compare(runs, rounds=2, calls=7)

@@ -12,7 +12,7 @@ import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
 from deploy_rnn.checking.example_call import Axes
-from deploy_rnn.checking.trials import resized
+from deploy_rnn.checking.trials import Reference, resized
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.runtime import CPU
@@ -24,7 +24,7 @@ from .options import DEFAULTS, ExportOptions
 from .shared_weights import SharedWeights
 from .verification.html import reports_html
 from .verification.report import Report
-from .verification.verify import check
+from .verification.verify import CheckOptions, check
 
 
 def export_bundle(
@@ -82,8 +82,10 @@ def export_bundle(
         rtol=rtol,
         sizes=sizes,
     )
+    checks = CheckOptions(options.tolerance(), sizes)
     captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=True)
     plans = _plan_graphs(captured, forms, buckets, max_nodes)
+    reference = Reference(captured.model)
     title = name or folder.resolve().name
 
     def write(temporary: Path) -> Manifest:
@@ -96,7 +98,7 @@ def export_bundle(
             weights.take(graph)
             file = temporary / plan.file
             ir.save(graph, file)
-            report = check(file, source.model, source.call, options.tolerance(), sizes, shown_as=folder / plan.file)
+            report = check(file, reference, source.call, checks, shown_as=folder / plan.file)
             reports.append(report)
             graphs.append(Graph(plan.file, plan.form, plan.steps, report.nodes, report.latency[CPU]["example"]))
         _write_reports(temporary, reports, title)

@@ -1,13 +1,13 @@
 """`export_onnx`: one call from a model to an ONNX file that has been run and compared."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 from torch import nn
 
+from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 
@@ -16,7 +16,7 @@ from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, ExportOptions
 from .verification.report import Report
-from .verification.verify import check
+from .verification.verify import CheckOptions, check
 
 AUTO = "auto"
 
@@ -101,24 +101,17 @@ def export_onnx(
         rtol=rtol,
         sizes=sizes,
     )
+    checks = CheckOptions(options.tolerance(), sizes, require_provider=require_provider)
     dynamic_time = form not in (*FIXED_TIME, AUTO)
     captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
     measured_forms: dict[str, float | str] = {}
     if form == AUTO:
         form, measured_forms = choose_form(captured, max_nodes=max_nodes)
     graph = captured.written(form, max_nodes=max_nodes)
+    reference = Reference(captured.model)
 
     def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
-        return check(
-            temporary,
-            captured.model,
-            captured.call,
-            options.tolerance(),
-            sizes,
-            shown_as=path,
-            require_provider=require_provider,
-        )
+        return check(temporary, reference, captured.call, checks, shown_as=path, forms=measured_forms)
 
-    report = replace_file(path, save_and_check)
-    return replace(report, forms=measured_forms)
+    return replace_file(path, save_and_check)

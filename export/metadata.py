@@ -1,4 +1,4 @@
-"""What a file of ours says about itself, in its metadata: what a graph's inputs and outputs do not show."""
+"""The metadata that deploy-rnn writes into an ONNX file: what its inputs and outputs do not show."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ PREFIX = "deploy_rnn."
 
 @dataclass(frozen=True)
 class FileMetadata:
-    """Metadata of a file.
+    """What deploy-rnn notes about a file.
 
     Attributes:
         form: how its recurrent layers are written; None if deploy-rnn did not write them.
-        lengths: inputs that are the lengths of the rows -> the axis, or the number of steps, that limits them.
-        states: inputs that carry a state from chunk to chunk -> the outputs that give it; of a streaming file.
-        time: inputs -> which of their axes are the steps; of a streaming file.
+        lengths: inputs that hold the lengths of the rows -> the axis, or the number of steps, that limits them.
+        states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
+        time: of a streaming file, inputs -> their time axis.
     """
 
     form: str | None = None
@@ -25,18 +25,22 @@ class FileMetadata:
     time: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> "FileMetadata":
-        """From the metadata of any file."""
+    def of(cls, properties: Mapping[str, str]) -> "FileMetadata":
+        """From the metadata properties of any file.
 
-        def noted(name: str) -> Any:
-            return json.loads(metadata.get(PREFIX + name, "{}"))
+        Raises:
+            ValueError, TypeError: a property of deploy-rnn that is not a JSON object.
+        """
 
-        return cls(metadata.get(PREFIX + "form"), noted("lengths"), noted("states"), noted("time"))
+        def read(name: str) -> dict[str, Any]:
+            return dict(json.loads(properties.get(PREFIX + name, "{}")))
 
-    def metadata(self) -> dict[str, str]:
-        """What is to be written."""
-        return {
-            PREFIX + name: value if isinstance(value, str) else json.dumps(value)
-            for name, value in asdict(self).items()
-            if value
-        }
+        return cls(properties.get(PREFIX + "form"), read("lengths"), read("states"), read("time"))
+
+    def to_properties(self) -> dict[str, str]:
+        """The metadata properties to write; empty entries are left out."""
+        properties = {}
+        for name, value in asdict(self).items():
+            if value:
+                properties[PREFIX + name] = value if isinstance(value, str) else json.dumps(value)
+        return properties

@@ -1,9 +1,9 @@
-"""`inspect`: what an .onnx file is, from anyone; read with onnx alone, and nothing in it is run."""
+"""`OnnxFile`: what an .onnx file is, whoever wrote it. Only onnx is needed to read it, and nothing in it is run."""
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,104 +14,167 @@ from deploy_rnn.tensor_spec import DTYPES, TensorSpec
 
 from .metadata import PREFIX, FileMetadata
 
-SHOWN = 10
-"""Types of nodes that are shown; the rest are counted together."""
+SHOWN_TYPES = 10
+"""How many node types `print` names; the rest are counted together."""
 
 
 @dataclass(frozen=True)
-class Inspection:
+class OnnxFile:
     """An .onnx file.
 
     Attributes:
         path: the file.
         form: how its recurrent layers are written, if deploy-rnn wrote them.
-        lengths: inputs that are the lengths of the rows -> the axis, or the number of steps, that limits them.
-        states: inputs that carry a state from chunk to chunk -> the outputs that give it.
-        producer: what wrote it, and that one's version.
-        opsets: domain -> version; "" is ONNX's own.
+        lengths: inputs that hold the lengths of the rows -> the axis, or the number of steps, that limits them.
+        states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
+        time: of a streaming file, inputs -> their time axis.
+        producer: the name and version of the program that wrote it.
+        opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
-        outputs: what it gives.
-        dynamic: name of a dynamic axis -> where it is, such as "input axis 1".
-        node_types: how many nodes of each type, the most frequent first; those of subgraphs and functions count.
-        bytes: size on disk, with the files of external data beside it.
+        outputs: what it returns.
+        graph_nodes: number of nodes in the main graph alone.
+        node_types: number of nodes of each type, the most frequent first; includes subgraphs and functions.
+        file_bytes: size of the .onnx file alone.
+        bytes: size on disk, external data files included.
         weight_bytes: size of its constant tensors.
-        metadata: what else its writer noted.
+        metadata: other properties that its writer noted.
     """
 
     path: str
     form: str | None
     lengths: Mapping[str, int | str]
     states: Mapping[str, str]
+    time: Mapping[str, int]
     producer: str
     opsets: Mapping[str, int]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    dynamic: Mapping[str, tuple[str, ...]]
+    graph_nodes: int
     node_types: Mapping[str, int]
+    file_bytes: int
     bytes: int
     weight_bytes: int
     metadata: Mapping[str, str]
 
+    @classmethod
+    def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
+        """Read a file; external data is measured, not read.
+
+        Args:
+            path: the file.
+            shown_as: the path to report, for a file that still has a temporary name; None for `path`.
+
+        Raises:
+            LoadError: the file is missing or is not ONNX, or deploy-rnn's metadata in it is damaged.
+        """
+        path = Path(path)
+        shown_as = shown_as or path
+        model = _parse(path)
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        metadata = _read_metadata(properties, shown_as)
+        tensors = [tensor for graph in _graphs(model.graph) for tensor in _constants(graph)]
+        file_bytes = path.stat().st_size
+        external_bytes = sum(file.stat().st_size for file in _external_files(path.parent, tensors))
+        # Files of an IR version below 4 list their weights among the inputs.
+        weight_names = {tensor.name for tensor in model.graph.initializer}
+        return cls(
+            path=str(shown_as),
+            form=metadata.form,
+            lengths=metadata.lengths,
+            states=metadata.states,
+            time=metadata.time,
+            producer=f"{model.producer_name} {model.producer_version}".strip(),
+            opsets={entry.domain: entry.version for entry in model.opset_import},
+            inputs=tuple(_spec(value) for value in model.graph.input if value.name not in weight_names),
+            outputs=tuple(_spec(value) for value in model.graph.output),
+            graph_nodes=len(model.graph.node),
+            node_types=dict(Counter(_type_name(node) for node in _nodes(model)).most_common()),
+            file_bytes=file_bytes,
+            bytes=file_bytes + external_bytes,
+            weight_bytes=sum(_tensor_bytes(tensor) for tensor in tensors),
+            metadata={key: value for key, value in properties.items() if not key.startswith(PREFIX)},
+        )
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its folder."""
+        return Path(self.path).name
+
     @property
     def nodes(self) -> int:
+        """Number of all nodes, those of subgraphs and functions included."""
         return sum(self.node_types.values())
 
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators; 0 if the file declares none."""
+        return self.opsets.get("", self.opsets.get("ai.onnx", 0))
+
+    @property
+    def dynamic(self) -> dict[str, tuple[str, ...]]:
+        """Name of each dynamic axis -> where it occurs, such as "input axis 1"."""
+        places: dict[str, tuple[str, ...]] = {}
+        for spec in (*self.inputs, *self.outputs):
+            for axis, size in enumerate(spec.shape):
+                if isinstance(size, str):
+                    places[size] = (*places.get(size, ()), f"{spec.name} axis {axis}")
+        return places
+
+    @property
+    def dynamic_inputs(self) -> list[str]:
+        """The names of the dynamic axes of the inputs."""
+        sizes = [size for spec in self.inputs for size in spec.shape if isinstance(size, str)]
+        return list(dict.fromkeys(sizes))
+
+    def input(self, name: str) -> TensorSpec:
+        """The input of that name."""
+        return next(spec for spec in self.inputs if spec.name == name)
+
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: every field, and `nodes`."""
-        return asdict(self) | {"nodes": self.nodes}
+        """For JSON."""
+        return {
+            "path": self.path,
+            "form": self.form,
+            "lengths": self.lengths,
+            "states": self.states,
+            "producer": self.producer,
+            "opsets": self.opsets,
+            "inputs": [vars(spec) for spec in self.inputs],
+            "outputs": [vars(spec) for spec in self.outputs],
+            "dynamic": self.dynamic,
+            "node_types": self.node_types,
+            "bytes": self.bytes,
+            "weight_bytes": self.weight_bytes,
+            "metadata": self.metadata,
+            "nodes": self.nodes,
+        }
 
     def __str__(self) -> str:
         opsets = ", ".join(f"{domain} {version}".strip() for domain, version in self.opsets.items())
         lines = [f"{self.path}: {self.form or 'not by deploy-rnn'}, {self.bytes / 1e3:,.0f} kB, opset {opsets}"]
         lines += [f"  input    {spec}" for spec in self.inputs]
         lines += [f"  output   {spec}" for spec in self.outputs]
-        lines += [f"  dynamic  {name}: {', '.join(where)}" for name, where in self.dynamic.items()]
+        lines += [f"  dynamic  {name}: {', '.join(places)}" for name, places in self.dynamic.items()]
         lines += [f"  lengths  {name}: at most {limit} each" for name, limit in self.lengths.items()]
-        lines += [f"  state    {first}: from {last} of the chunk before" for first, last in self.states.items()]
+        lines += [f"  state    {name}: from {output} of the chunk before" for name, output in self.states.items()]
         lines += [f"  {key}: {value}" for key, value in self.metadata.items()]
-        lines += [f"  weights  {self.weight_bytes:,} bytes", f"  producer {self.producer or 'unknown'}"]
-        return "\n".join([*lines, f"  nodes    {self.nodes}{self._shown_types()}"])
+        lines.append(f"  weights  {self.weight_bytes:,} bytes")
+        lines.append(f"  producer {self.producer or 'unknown'}")
+        lines.append(f"  nodes    {self.nodes}{self._list_types()}")
+        return "\n".join(lines)
 
-    def _shown_types(self) -> str:
-        shown = [f"{count} {name}" for name, count in list(self.node_types.items())[:SHOWN]]
-        if rest := list(self.node_types.values())[SHOWN:]:
-            shown.append(f"{sum(rest)} of {len(rest)} other types")
-        return f": {', '.join(shown)}" if shown else ""
-
-
-def inspect(path: str | Path) -> Inspection:
-    """Read an .onnx file; external data is measured, not read.
-
-    Raises:
-        LoadError: there is no such file, or it is not ONNX.
-    """
-    path = Path(path)
-    model = _parsed(path)
-    noted = {entry.key: entry.value for entry in model.metadata_props}
-    metadata = _file_metadata(path, noted)
-    graphs = list(_graphs(model.graph))
-    stored = {tensor.name for tensor in model.graph.initializer}  # old files list weights among the inputs, too
-    inputs = tuple(_spec(value) for value in model.graph.input if value.name not in stored)
-    outputs = tuple(map(_spec, model.graph.output))
-    tensors = [tensor for graph in graphs for tensor in _tensors(graph)]
-    return Inspection(
-        path=str(path),
-        form=metadata.form,
-        lengths=metadata.lengths,
-        states=metadata.states,
-        producer=f"{model.producer_name} {model.producer_version}".strip(),
-        opsets={entry.domain: entry.version for entry in model.opset_import},
-        inputs=inputs,
-        outputs=outputs,
-        dynamic=_dynamic(*inputs, *outputs),
-        node_types=dict(Counter(_type(node) for node in _nodes(model)).most_common()),
-        bytes=path.stat().st_size + sum(each.stat().st_size for each in _external(path.parent, tensors)),
-        weight_bytes=sum(map(_size, tensors)),
-        metadata={key: value for key, value in noted.items() if not key.startswith(PREFIX)},
-    )
+    def _list_types(self) -> str:
+        if not self.node_types:
+            return ""
+        counts = list(self.node_types.items())
+        shown = [f"{count} {name}" for name, count in counts[:SHOWN_TYPES]]
+        hidden = [count for _, count in counts[SHOWN_TYPES:]]
+        if hidden:
+            shown.append(f"{sum(hidden)} of {len(hidden)} other types")
+        return f": {', '.join(shown)}"
 
 
-def _parsed(path: Path) -> onnx.ModelProto:
+def _parse(path: Path) -> onnx.ModelProto:
     if path.is_dir():
         raise LoadError(f"{str(path)!r} is a folder; give an .onnx file.")
     if not path.is_file():
@@ -119,94 +182,106 @@ def _parsed(path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception:  # protobuf's DecodeError, of a module without types
+    except Exception:  # protobuf's DecodeError, from a module without types
         raise LoadError(f"{str(path)!r} is not an ONNX file.") from None
-    if not model.HasField("graph") or not model.opset_import:  # any few bytes parse as some message
+    # A few bytes of anything parse as some message.
+    if not model.HasField("graph") or not model.opset_import:
         raise LoadError(f"{str(path)!r} is not an ONNX file: it has no graph, or no opset.")
     return model
 
 
-def _file_metadata(path: Path, properties: Mapping[str, str]) -> FileMetadata:
+def _read_metadata(properties: Mapping[str, str], path: Path) -> FileMetadata:
     try:
-        metadata = FileMetadata.of(properties)
-        return FileMetadata(metadata.form, dict(metadata.lengths), dict(metadata.states), dict(metadata.time))
+        return FileMetadata.of(properties)
     except (ValueError, TypeError):
-        raise LoadError(f"{str(path)!r} has metadata of deploy-rnn that is no JSON object.") from None
+        raise LoadError(f"{str(path)!r} has metadata of deploy-rnn that is not a JSON object.") from None
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """The graph and those within its nodes."""
     yield graph
     for node in graph.node:
-        yield from _inner(node)
+        yield from _subgraphs(node)
 
 
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        if attribute.HasField("g"):
+            yield from _graphs(attribute.g)
+        for graph in attribute.graphs:
             yield from _graphs(graph)
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the graph, its subgraphs and the model's functions."""
     for graph in _graphs(model.graph):
         yield from graph.node
     for function in model.functions:
         for node in function.node:
             yield node
-            for graph in _inner(node):
+            for graph in _subgraphs(node):
                 yield from graph.node
 
 
-def _type(node: onnx.NodeProto) -> str:
+def _type_name(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The constants of one graph: initializers, and the values of its Constant nodes."""
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The constant tensors of one graph: initializers, and tensors within attributes, as of Constant nodes."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
+        yield sparse.values
+        yield sparse.indices
     for node in graph.node:
-        yield from (each.t for each in node.attribute if each.HasField("t"))
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
 
 
-def _size(tensor: onnx.TensorProto) -> int:
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
     if tensor.raw_data or tensor.string_data:
-        return len(tensor.raw_data) + sum(map(len, tensor.string_data))
-    noted = {entry.key: entry.value for entry in tensor.external_data}
-    if noted.get("length", "").isdecimal():
-        return int(noted["length"])
+        return len(tensor.raw_data) + sum(len(text) for text in tensor.string_data)
+    external = {entry.key: entry.value for entry in tensor.external_data}
+    if external.get("length", "").isdecimal():
+        return int(external["length"])
     if tensor.data_type in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
         return 0
-    each: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    count: int = math.prod(tensor.dims)
-    return each * count
+    item_bytes: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    elements: int = math.prod(tensor.dims)
+    return item_bytes * elements
 
 
-def _external(folder: Path, tensors: list[onnx.TensorProto]) -> set[Path]:
-    """The files of external data that are there, within the folder."""
-    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    files = {(folder / name).resolve() for name in names}
-    return {each for each in files if each.is_relative_to(folder.resolve()) and each.is_file()}
+def _external_files(folder: Path, tensors: Sequence[onnx.TensorProto]) -> set[Path]:
+    """The existing files of external data. A path that leads out of the folder is ignored."""
+    files = set()
+    for tensor in tensors:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                files.add((folder / entry.value).resolve())
+    return {file for file in files if file.is_relative_to(folder.resolve()) and file.is_file()}
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.WhichOneof("value")
-    if kind != "tensor_type":
-        return TensorSpec(value.name, (kind or "unknown").removesuffix("_type"), ())
+    type_name = value.type.WhichOneof("value")
+    if type_name != "tensor_type":
+        return TensorSpec(value.name, (type_name or "unknown").removesuffix("_type"), ())
     tensor = value.type.tensor_type
-    known = onnx.TensorProto.DataType.values()
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type in known else "unknown"
+    dtype = _dtype_name(tensor.elem_type)
     if not tensor.HasField("shape"):
-        return TensorSpec(value.name, DTYPES.get(dtype, dtype), ("...",))
-    sizes = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
-    return TensorSpec.of(value.name, DTYPES.get(dtype, dtype), sizes)
+        return TensorSpec(value.name, dtype, ("...",))
+    return TensorSpec.of(value.name, dtype, _sizes(tensor.shape.dim))
 
 
-def _dynamic(*specs: TensorSpec) -> dict[str, tuple[str, ...]]:
-    found: dict[str, list[str]] = {}
-    for spec in specs:
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str):
-                found.setdefault(size, []).append(f"{spec.name} axis {axis}")
-    return {name: tuple(where) for name, where in found.items()}
+def _dtype_name(element_type: int) -> str:
+    # A file of a later ONNX may have an element type that this onnx does not know.
+    if element_type not in onnx.TensorProto.DataType.values():
+        return "unknown"
+    name: str = onnx.TensorProto.DataType.Name(element_type).lower()
+    return DTYPES.get(name, name)
+
+
+def _sizes(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> Iterator[int | str | None]:
+    """A number for a fixed axis, a name for a dynamic one, None for a dynamic one without a name."""
+    for dim in dims:
+        yield dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None

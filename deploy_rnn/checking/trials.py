@@ -51,12 +51,13 @@ class Reference:
     """The PyTorch model, and the same in float64 where it runs so."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = copy.deepcopy(model).eval()  # a copy: a forward may count its calls in a buffer
-        self._exact = copy.deepcopy(self._model).double()
+        # A copy: a forward may count its calls in a buffer.
+        self.model = copy.deepcopy(model).eval()
+        self._exact = copy.deepcopy(self.model).double()
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         """Raises: Exception: whatever the model's own code raises."""
-        return call.run(self._model)
+        return call.run(self.model)
 
     def expected(self, call: ExampleCall, outputs: list[Tensor], label: str) -> list[Expected]:
         """`outputs`, those of the same call, with their rounding.

@@ -430,3 +430,8 @@ def _check_arguments(
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if isinstance(hidden_size, int) and proj_size >= hidden_size:
         raise ValueError("proj_size has to be smaller than hidden_size")
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether it is a recurrent layer of torch.nn or of ours."""
+    return isinstance(module, (nn.RNNBase, Recurrent))

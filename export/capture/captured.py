@@ -11,8 +11,8 @@ from torch import nn
 
 import deploy_rnn
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
-from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn.recurrent import is_recurrent
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
@@ -109,7 +109,7 @@ class CapturedModel:
         graph = self.graph.clone()
         lower(graph, form, max_nodes=max_nodes)
         graph.metadata_props.update(
-            FileMetadata(form, self.metadata.lengths, self.metadata.states, self.metadata.time).metadata()
+            FileMetadata(form, self.metadata.lengths, self.metadata.states, self.metadata.time).to_properties()
         )
         return graph
 

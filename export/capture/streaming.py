@@ -11,8 +11,8 @@ from dataclasses import replace
 import onnx_ir as ir
 from torch import nn
 
-from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn.recurrent import is_recurrent
 
 from ..metadata import FileMetadata
 from ..stack import FIRST_STATE, Stack, layer_path, stack_nodes

@@ -16,7 +16,7 @@ from deploy_rnn.files import folder_target, replace_file
 from deploy_rnn.files import target as writable
 
 if TYPE_CHECKING:
-    from ..onnx_file import Inspection
+    from ..onnx_file import OnnxFile
     from ..verification.report import Report
     from .target import Target
 
@@ -194,9 +194,9 @@ def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **opt
     options = _given(options)
     weights = _taken(options, WEIGHTS)
     with command_errors(as_json=as_json):
-        from ..onnx_file import inspect as read
+        from ..onnx_file import OnnxFile
 
-        read(path)  # a file that is not there, or is no ONNX, is bad input; beyond that it is a wrong file
+        OnnxFile.read(path)  # a file that is not there, or is no ONNX, is bad input; beyond that it is a wrong file
         found = _loaded(target, weights)
     with command_errors(as_json=as_json, failed=(*CHECKS, ExportError)):
         from deploy_rnn.export import verify as check
@@ -234,10 +234,10 @@ def _manifest(path: Path) -> "Manifest":
     return manifest
 
 
-def _inspected(path: Path) -> "Inspection":
-    from ..onnx_file import inspect as read
+def _inspected(path: Path) -> "OnnxFile":
+    from ..onnx_file import OnnxFile
 
-    return read(path)
+    return OnnxFile.read(path)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,36 +1,47 @@
-"""What a file is run on: the example, random inputs of other sizes, and what PyTorch makes of them."""
+"""What a file is run on: the example, random inputs of other sizes, and PyTorch's outputs for each of them."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from onnxruntime import InferenceSession
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
 from deploy_rnn.checking.trials import Reference, constant, draw, resized, size_assignments
 from deploy_rnn.errors import ExportError
-from deploy_rnn.runtime import TensorSpec, specs
+from deploy_rnn.tensor_spec import TensorSpec
 
 from ..bare_layer import is_layer, state_names
-from .report import Report
+from ..onnx_file import OnnxFile
+
+CHUNKINGS = 3
+"""How many ways a streaming file's sequence is cut into chunks."""
+
+Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+"""A file that some runtime has opened: inputs by name -> outputs in the file's order."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs, and what PyTorch makes of it."""
+    """One set of inputs, and what PyTorch returns for it.
+
+    Attributes:
+        label: what it is called in the report, such as "random, B=3".
+        feeds: the file's inputs, by name.
+        expected: PyTorch's outputs; the file may have more, the states of a streaming file.
+    """
 
     label: str
     feeds: dict[str, np.ndarray]
     expected: list[Expected]
 
-    def run(self, session: InferenceSession) -> list[np.ndarray]:
-        """What the file makes of it: at least one array for each of `expected`."""
-        return list(session.run(None, self.feeds))
+    def run(self, run: Run) -> Sequence[np.ndarray]:
+        """The file's outputs: at least one array for each of `expected`."""
+        return run(self.feeds)
 
 
 @dataclass(frozen=True)
@@ -38,229 +49,251 @@ class InChunks(Case):
     """A whole sequence that a streaming file gets chunk by chunk.
 
     Attributes:
-        chunks: the number of steps of each.
-        time: input -> its axis of steps.
-        states: input -> the output that it takes from the chunk before.
+        file: the streaming file; it says which inputs have a time axis, and which carry states.
+        chunks: the number of steps of each chunk.
     """
 
+    file: OnnxFile
     chunks: Sequence[int]
-    time: Mapping[str, int]
-    states: Mapping[str, str]
 
-    def run(self, session: InferenceSession) -> list[np.ndarray]:
-        names = [output.name for output in session.get_outputs()]
-        feeds, parts = dict(self.feeds), []
-        starts = [0, *itertools.accumulate(self.chunks)]
-        for first, end in itertools.pairwise(starts):
-            for name, axis in self.time.items():
-                feeds[name] = np.take(self.feeds[name], range(first, end), axis)
-            parts.append(dict(zip(names, session.run(None, feeds), strict=True)))
-            feeds |= {name: parts[-1][last] for name, last in self.states.items()}
-        return [
-            _joined([part[name] for part in parts], expected.values.shape)
-            for name, expected in zip(names, self.expected, strict=False)
-        ]
+    def run(self, run: Run) -> Sequence[np.ndarray]:
+        names = [spec.name for spec in self.file.outputs]
+        feeds = dict(self.feeds)
+        results: list[dict[str, np.ndarray]] = []
+        bounds = [0, *itertools.accumulate(self.chunks)]
+        for start, stop in itertools.pairwise(bounds):
+            for name, axis in self.file.time.items():
+                feeds[name] = np.take(self.feeds[name], range(start, stop), axis)
+            result = dict(zip(names, run(feeds), strict=True))
+            results.append(result)
+            # The next chunk starts from the states that this one returned.
+            feeds |= {name: result[output] for name, output in self.file.states.items()}
+        pairs = zip(names, self.expected, strict=False)
+        return [_join([result[name] for result in results], expected.values.shape) for name, expected in pairs]
 
 
-def _joined(parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
-    """Along the axis that grows from chunk to chunk; the last one if none does."""
+def _join(parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+    """Concatenate along the axis that grows from chunk to chunk to give `shape`; the last part if none does."""
     for axis, size in enumerate(shape):
         if parts[0].ndim == len(shape) and sum(part.shape[axis] for part in parts) == size:
             return np.concatenate(parts, axis)
     return parts[-1]
 
 
-def cases(model: nn.Module, call: ExampleCall, report: Report, sizes: Sequence[int]) -> Iterator[Case]:
-    """What a file with the inputs and outputs of `report` is to be run on.
+class CaseMaker:
+    """Makes the cases of a file: an example call gives the values, the file gives the names and the axes.
 
-    1. The example itself.
-    2. Random inputs, for every size of the dynamic axes.
-    3. A bare layer that takes states: zeros, against PyTorch without them.
-    4. A streaming file: a whole sequence in chunks.
+    Args:
+        reference: the PyTorch model.
+        call: the example call of it.
+        file: what the file is. A streaming file may have more inputs than the call has tensors: its states.
 
     Raises:
-        ExportError: the model does not fit the file, or fails on a size.
+        ExportError: the call does not fit the file's inputs.
     """
-    carried = [spec.name for spec in report.inputs[len(call.tensors) :]]
-    if len(call.tensors) > len(report.inputs) or not set(carried) <= report.states.keys():
-        raise ExportError(
-            f"the file has {len(report.inputs)} inputs ({', '.join(spec.name for spec in report.inputs)}), "
-            f"the example has {len(call.tensors)} tensors."
+
+    def __init__(self, reference: Reference, call: ExampleCall, file: OnnxFile) -> None:
+        only_in_file = {spec.name for spec in file.inputs[len(call.tensors) :]}
+        if len(call.tensors) > len(file.inputs) or not only_in_file <= file.states.keys():
+            names = ", ".join(spec.name for spec in file.inputs)
+            raise ExportError(
+                f"the file has {len(file.inputs)} inputs ({names}), the example has {len(call.tensors)} tensors."
+            )
+        self._reference = reference
+        self._call = call
+        self._file = file
+        self._inputs = list(zip(file.inputs, call.tensors, strict=False))
+
+    def cases(self, sizes: Sequence[int]) -> Iterator[Case]:
+        """What the file is to be run on.
+
+        1. The example itself.
+        2. Random inputs, for every size of the dynamic axes.
+        3. A bare layer that takes states: zeros, against PyTorch without them.
+        4. A streaming file: a whole sequence in chunks.
+
+        Raises:
+            ExportError: the model does not fit the file's outputs, or fails on a size.
+        """
+        random = torch.Generator().manual_seed(0)
+        model = self._reference.model
+        takes_states = is_layer(model) and self._call.arguments.get("hx") is not None
+        # Case 1.
+        yield self._case("example", self._call)
+        for axis_sizes in size_assignments(self._file.dynamic_inputs, sizes):
+            # Case 2.
+            call, case = self._first_that_runs(axis_sizes, random)
+            yield case
+            # Case 3.
+            if takes_states:
+                zeros = pytree.tree_map(torch.zeros_like, call.arguments["hx"])
+                names = " and ".join(f"{name}0" for name in state_names(model))
+                without_states = call.with_argument("hx", None)
+                yield self._case(f"{case.label}, without {names}", call.with_argument("hx", zeros), without_states)
+        # Case 4.
+        if self._file.states:
+            yield from self._in_chunks(random)
+
+    def long_case(self, steps: Mapping[str, int]) -> Case:
+        """Random inputs of many steps, which show an error that grows with time.
+
+        Args:
+            steps: the size of each time axis; other axes are as in the example.
+
+        Raises:
+            ExportError: the model does not take that many, or they leave nothing to compare: a value that is not
+                finite, or PyTorch's own float32 too far from float64.
+        """
+        label = _label("long", steps)
+        call = self._drawn({**self.example_sizes, **steps}, torch.Generator().manual_seed(0))
+        case = self._case(label, self._sorted(call))
+        for spec, expected in zip(self._file.outputs, case.expected, strict=False):
+            if not np.isfinite(expected.values).all():
+                raise ExportError(f"`{spec.name}` has values that are not finite.")
+            if ROUNDING_MARGIN * expected.rounding > ROUNDING_LIMIT:
+                raise ExportError(f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64.")
+        return case
+
+    @property
+    def example_sizes(self) -> dict[str, int]:
+        """The size of each dynamic axis in the example."""
+        sizes = {}
+        for spec, tensor in self._inputs:
+            for axis, size in zip(spec.shape, tensor.shape, strict=True):
+                if isinstance(axis, str):
+                    sizes[axis] = size
+        return sizes
+
+    @property
+    def unvaried(self) -> tuple[str, ...]:
+        """The inputs that are checked with one value only: whole numbers or booleans, all equal in the example."""
+        return tuple(
+            spec.name
+            for spec, tensor in self._inputs
+            if not tensor.is_floating_point() and constant(tensor) and spec.name not in self._file.lengths
         )
-    reference = Reference(model)
-    start = call.arguments.get("hx") if is_layer(model) else None
-    random = torch.Generator().manual_seed(0)
-    # Case 1.
-    yield _case(reference, report, "example", call, call)
-    for at in size_assignments(_axes(report), sizes):
-        # Case 2.
-        drawn, case = _first_that_runs(reference, report, call, at, random)
-        yield case
-        # Case 3.
-        if start is not None:
-            zeros = pytree.tree_map(torch.zeros_like, drawn.arguments["hx"])
-            without = " and ".join(f"{name}0" for name in state_names(model))
-            fed, asked = drawn.with_argument("hx", zeros), drawn.with_argument("hx", None)
-            yield _case(reference, report, f"{case.label}, without {without}", fed, asked)
-    # Case 4.
-    if report.states:
-        yield from _in_chunks(reference, report, call, random)
 
+    def _first_that_runs(self, sizes: Mapping[str, int], random: torch.Generator) -> tuple[ExampleCall, Case]:
+        """A call with these sizes that the model takes. In this order:
 
-def _first_that_runs(
-    reference: Reference, report: Report, call: ExampleCall, at: dict[str, int], random: torch.Generator
-) -> tuple[ExampleCall, Case]:
-    """1. Random values, rows of any length in any order.
-    2. The longest row first: the model may want them sorted.
-    3. The example cut or repeated: its values may need an order, such as a mask's that is true before it is false.
+        1. Random values, rows of any length in any order.
+        2. The longest row first: the model may want them sorted.
+        3. The example cut or repeated: its values may need an order, such as a mask's that is true before it is false.
 
-    Raises:
-        ExportError: the model takes none of them; what it said of the first.
-    """
-    drawn = _drawn(call, report, at, random)
-    tried = {"random": drawn, "random, sorted": _sorted(drawn, report), "example resized": _resized(call, report, at)}
-    errors: list[ExportError] = []
-    for kind, each in tried.items():
-        label = ", ".join([kind, *(f"{axis}={size}" for axis, size in at.items())])
+        Raises:
+            ExportError: the model takes none of them; why it refused the first.
+        """
+        drawn = self._drawn(sizes, random)
+        calls = {"random": drawn, "random, sorted": self._sorted(drawn), "example resized": self._resized(sizes)}
+        errors: list[ExportError] = []
+        for name, call in calls.items():
+            try:
+                return call, self._case(_label(name, sizes), call)
+            except ExportError as error:
+                errors.append(error)
+        raise errors[0]
+
+    def _in_chunks(self, random: torch.Generator) -> Iterator[InChunks]:
+        """Random chunks; if the file fixes the steps, chunks of that size."""
+        example = {spec.name: tensor for spec, tensor in self._inputs}
+        time = self._file.time
+        steps = next(example[name].size(axis) for name, axis in time.items())
+        is_dynamic = any(isinstance(self._file.input(name).shape[axis], str) for name, axis in time.items())
+        for _ in range(CHUNKINGS if is_dynamic else 1):
+            chunks = torch.randint(1, 6, (5,), generator=random).tolist() if is_dynamic else [steps] * 3
+            call = self._sequence(sum(chunks), random)
+            case = self._case(f"a sequence in chunks of {', '.join(map(str, chunks))}", call)
+            yield InChunks(case.label, case.feeds, case.expected, self._file, chunks)
+
+    def _sequence(self, steps: int, random: torch.Generator) -> ExampleCall:
+        """Random inputs of that many steps; a state that the model takes as an argument starts at zero."""
+        tensors = []
+        for spec, tensor in self._inputs:
+            if spec.name in self._file.states:
+                tensors.append(torch.zeros_like(tensor))
+            else:
+                shape = list(tensor.shape)
+                if spec.name in self._file.time:
+                    shape[self._file.time[spec.name]] = steps
+                tensors.append(draw(tensor, shape, random))
+        return self._call.with_tensors(tensors)
+
+    def _drawn(self, sizes: Mapping[str, int], random: torch.Generator) -> ExampleCall:
+        """Random inputs with these sizes of the dynamic axes."""
+        tensors = []
+        for spec, tensor in self._inputs:
+            shape = _sized(spec, tensor, sizes)
+            if spec.name in self._file.lengths:
+                longest = self._longest(spec.name, sizes)
+                lengths = torch.randint(1, longest + 1, shape, generator=random)
+                tensors.append(lengths.to(tensor.dtype))
+            else:
+                tensors.append(draw(tensor, shape, random))
+        return self._call.with_tensors(tensors)
+
+    def _resized(self, sizes: Mapping[str, int]) -> ExampleCall:
+        """The example with these sizes of the dynamic axes."""
+        tensors = []
+        for spec, tensor in self._inputs:
+            tensor = resized(tensor, _sized(spec, tensor, sizes))
+            if spec.name in self._file.lengths:
+                tensor = tensor.clamp(max=self._longest(spec.name, sizes))
+            tensors.append(tensor)
+        return self._call.with_tensors(tensors)
+
+    def _longest(self, name: str, sizes: Mapping[str, int]) -> int:
+        """The largest length that this input may hold: a fixed number of steps, or the size of the time axis."""
+        limit = self._file.lengths[name]
+        return limit if isinstance(limit, int) else sizes[limit]
+
+    def _sorted(self, call: ExampleCall) -> ExampleCall:
+        """The same call with the longest row first."""
+        tensors = []
+        for (spec, _), tensor in zip(self._inputs, call.tensors, strict=True):
+            if spec.name in self._file.lengths:
+                tensor = tensor.sort(descending=True)[0]
+            tensors.append(tensor)
+        return call.with_tensors(tensors)
+
+    def _case(self, label: str, call: ExampleCall, torch_call: ExampleCall | None = None) -> Case:
+        """`torch_call`: the call to PyTorch that should give the same as `call` gives in the file; None for `call`."""
+        torch_call = torch_call or call
         try:
-            return each, _case(reference, report, label, each, each)
-        except ExportError as error:
-            errors.append(error)
-    raise errors[0]
+            outputs = self._reference.outputs(torch_call)
+        except Exception as error:  # anything that the model's own code raises
+            raise ExportError(
+                f"the PyTorch model itself fails on {label}: {type(error).__name__}: {error}. "
+                "If it cannot take that size, give the `sizes` that it can."
+            ) from error
+        expected = self._reference.expected(torch_call, outputs, label)
+        only_in_file = {spec.name for spec in self._file.outputs[len(outputs) :]}
+        if len(outputs) > len(self._file.outputs) or not only_in_file <= set(self._file.states.values()):
+            raise ExportError(
+                f"the file has {len(self._file.outputs)} outputs, the model gives {len(outputs)} tensors."
+            )
+        return Case(label, example_feeds(self._file.inputs, call), expected)
 
 
-def _in_chunks(reference: Reference, report: Report, call: ExampleCall, random: torch.Generator) -> Iterator[InChunks]:
-    """Three random chunkings; if the file fixes the steps, three chunks of as many."""
-    given = dict(zip((spec.name for spec in report.inputs), call.tensors, strict=False))
-    dynamic = any(isinstance(report.input(name).shape[axis], str) for name, axis in report.time.items())
-    steps = next(given[name].size(axis) for name, axis in report.time.items())
-    for _ in range(3 if dynamic else 1):
-        chunks = [int(size) for size in torch.randint(1, 6, (5,), generator=random)] if dynamic else [steps] * 3
-        shapes = [
-            [sum(chunks) if axis == report.time.get(name) else size for axis, size in enumerate(tensor.shape)]
-            for name, tensor in given.items()
-        ]
-        # A state that the model takes as an argument starts at zero.
-        tensors = [
-            torch.zeros_like(tensor) if name in report.states else draw(tensor, shape, random)
-            for (name, tensor), shape in zip(given.items(), shapes, strict=True)
-        ]
-        whole = call.with_tensors(tensors)
-        case = _case(reference, report, f"a sequence in chunks of {', '.join(map(str, chunks))}", whole, whole)
-        yield InChunks(case.label, case.feeds, case.expected, chunks, report.time, report.states)
+def example_feeds(inputs: Sequence[TensorSpec], call: ExampleCall) -> dict[str, np.ndarray]:
+    """The tensors of a call as a file with these inputs takes them.
 
-
-def long_case(model: nn.Module, call: ExampleCall, report: Report, at: dict[str, int]) -> Case:
-    """Random inputs of many steps: what is not seen in a few may be seen in these. Other axes are as in the example.
-
-    Raises:
-        ExportError: the model does not take that many, or they leave nothing to compare: a value that is not finite,
-            or PyTorch's own float32 too far from float64.
+    An input that the call lacks is a state of a streaming file: it gets zeros, as at the beginning of a stream.
     """
-    label = ", ".join(["long", *(f"{axis}={size}" for axis, size in at.items())])
-    drawn = _drawn(call, report, {**example_sizes(call, report), **at}, torch.Generator().manual_seed(0))
-    drawn = _sorted(drawn, report)
-    case = _case(Reference(model), report, label, drawn, drawn)
-    for spec, expected in zip(report.outputs, case.expected, strict=False):
-        if not np.isfinite(expected.values).all():
-            raise ExportError(f"`{spec.name}` has values that are not finite.")
-        if ROUNDING_MARGIN * expected.rounding > ROUNDING_LIMIT:
-            raise ExportError(f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64.")
-    return case
+    feeds = {}
+    sizes: dict[int | str, int] = {}
+    for spec, tensor in zip(inputs, call.tensors, strict=False):
+        feeds[spec.name] = tensor.detach().numpy()
+        sizes |= zip(spec.shape, tensor.shape, strict=True)
+    for spec in inputs[len(feeds) :]:
+        shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
+        feeds[spec.name] = np.zeros(shape, spec.dtype)
+    return feeds
 
 
-def _drawn(call: ExampleCall, report: Report, at: dict[str, int], random: torch.Generator) -> ExampleCall:
-    """Random inputs with these sizes of the dynamic axes."""
-    tensors = []
-    for tensor, spec in zip(call.tensors, report.inputs, strict=False):
-        shape = _sized(spec, tensor, at)
-        if spec.name in report.lengths:
-            limit = report.lengths[spec.name]
-            steps = limit if isinstance(limit, int) else at[limit]
-            tensors.append(torch.randint(1, steps + 1, shape, generator=random).to(tensor.dtype))
-        else:
-            tensors.append(draw(tensor, shape, random))
-    return call.with_tensors(tensors)
+def _label(name: str, sizes: Mapping[str, int]) -> str:
+    return ", ".join([name, *(f"{axis}={size}" for axis, size in sizes.items())])
 
 
-def _resized(call: ExampleCall, report: Report, at: dict[str, int]) -> ExampleCall:
-    """The example with these sizes of the dynamic axes."""
-    tensors = []
-    for tensor, spec in zip(call.tensors, report.inputs, strict=False):
-        tensor = resized(tensor, _sized(spec, tensor, at))
-        if spec.name in report.lengths:
-            limit = report.lengths[spec.name]
-            tensor = tensor.clamp(max=limit if isinstance(limit, int) else at[limit])
-        tensors.append(tensor)
-    return call.with_tensors(tensors)
-
-
-def _sorted(call: ExampleCall, report: Report) -> ExampleCall:
-    """Longest row first."""
-    pairs = zip(call.tensors, report.inputs, strict=False)
-    return call.with_tensors(
-        [tensor.sort(descending=True)[0] if spec.name in report.lengths else tensor for tensor, spec in pairs]
-    )
-
-
-def _case(reference: Reference, report: Report, label: str, fed: ExampleCall, asked: ExampleCall) -> Case:
-    """`fed` are the graph's inputs, `asked` is the call to PyTorch that should give the same."""
-    try:
-        outputs = reference.outputs(asked)
-    except Exception as error:  # whatever the model's own code raises
-        raise ExportError(
-            f"the PyTorch model itself fails on {label}: {type(error).__name__}: {error}. "
-            "If it cannot take that size, give the `sizes` that it can."
-        ) from error
-    expected = reference.expected(asked, outputs, label)
-    more = {spec.name for spec in report.outputs[len(outputs) :]}
-    if len(outputs) > len(report.outputs) or not more <= set(report.states.values()):
-        raise ExportError(f"the file has {len(report.outputs)} outputs, the model gives {len(outputs)} tensors.")
-    feeds = {spec.name: tensor.detach().numpy() for spec, tensor in zip(report.inputs, fed.tensors, strict=False)}
-    return Case(label, with_zero_states(feeds, report.inputs), expected)
-
-
-def example_feeds(session: InferenceSession, call: ExampleCall) -> dict[str, np.ndarray]:
-    """The example, as a file takes it."""
-    inputs = specs(session)[0]
-    given = {spec.name: tensor.detach().numpy() for spec, tensor in zip(inputs, call.tensors, strict=False)}
-    return with_zero_states(given, inputs)
-
-
-def with_zero_states(feeds: Mapping[str, np.ndarray], inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """`feeds`, with zeros for those of `inputs` that it lacks: the states of a streaming file, at the beginning."""
-    sizes = {
-        axis: size
-        for spec in inputs
-        if spec.name in feeds
-        for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        if isinstance(axis, str)
-    }
-    missing = [spec for spec in inputs if spec.name not in feeds]
-    zeros = {spec.name: np.zeros([sizes.get(str(axis), axis) for axis in spec.shape], spec.dtype) for spec in missing}
-    return {**feeds, **zeros}
-
-
-def _axes(report: Report) -> list[str]:
-    """The dynamic ones."""
-    return list(dict.fromkeys(size for spec in report.inputs for size in spec.shape if isinstance(size, str)))
-
-
-def example_sizes(call: ExampleCall, report: Report) -> dict[str, int]:
-    """What each dynamic axis is in the example; states that the file alone takes come last, and are not in it."""
-    pairs = zip(report.inputs, call.tensors, strict=False)
-    sizes = [each for spec, tensor in pairs for each in zip(spec.shape, tensor.shape, strict=True)]
-    return {axis: size for axis, size in sizes if isinstance(axis, str)}
-
-
-def _sized(spec: TensorSpec, example: Tensor, at: dict[str, int]) -> list[int]:
-    return [at.get(str(size), now) for size, now in zip(spec.shape, example.shape, strict=True)]
-
-
-def unvaried(call: ExampleCall, report: Report) -> tuple[str, ...]:
-    """The inputs that are checked with one value only: whole numbers or booleans, the same all over the example."""
-    return tuple(
-        spec.name
-        for spec, tensor in zip(report.inputs, call.tensors, strict=False)
-        if not tensor.is_floating_point() and constant(tensor) and spec.name not in report.lengths
-    )
+def _sized(spec: TensorSpec, example: Tensor, sizes: Mapping[str, int]) -> list[int]:
+    """The shape of the example with these sizes of the dynamic axes."""
+    return [sizes.get(str(axis), size) for axis, size in zip(spec.shape, example.shape, strict=True)]

@@ -1,15 +1,19 @@
 """Reports as one HTML page that needs nothing else: no script, no other file, no network."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.tensor_spec import TensorSpec
 
 from .plots import bars, error_over_time
-from .report import Comparison, ErrorOverTime, Report
+
+if TYPE_CHECKING:
+    from .report import Comparison, ErrorOverTime, Report
 
 _SERIES = 3
 

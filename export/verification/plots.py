@@ -1,11 +1,15 @@
 """Plots as SVG that stands in a page: colours come from its style sheet, so that light and dark are its own affair."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
-from .report import ErrorOverTime
+if TYPE_CHECKING:
+    from .report import ErrorOverTime
 
 WIDTH = 720
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 64, 16, 12, 40, 300
@@ -55,7 +59,7 @@ class _Area:
     high: int
 
     @classmethod
-    def around(cls, series: Sequence[ErrorOverTime]) -> "_Area":
+    def around(cls, series: Sequence[ErrorOverTime]) -> _Area:
         values = [value for each in series for value in (*each.errors, *each.allowed)]
         seen = [math.log10(value) for value in values if 0 < value < math.inf] or [0.0]
         low, high = math.floor(min(seen)), math.ceil(max(seen))

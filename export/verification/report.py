@@ -1,13 +1,19 @@
-"""What an export or a check found, for people and for machines."""
+"""`Report`: what an export or a check found, for people and for machines."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.tensor_spec import TensorSpec
+
+from ..onnx_file import OnnxFile
+
+JSON_FIELDS = (
+    "path", "form", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time", "unvaried",
+    "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency", "versions",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,9 @@ class Comparison:
         case: which inputs, such as "random, B=3".
         output: its name in the graph.
         max_abs_error: largest absolute difference.
-        max_rel_error: the same, divided by the largest magnitude that PyTorch gave.
+        max_rel_error: the same, divided by the largest magnitude in PyTorch's output.
         difference: the absolute difference at the element that is nearest its limit, or furthest beyond it.
-        allowed: the limit there.
+        allowed: the limit of that element.
         rounding: how far PyTorch's own result is from float64 on these inputs, as a share of an element's magnitude
             (absolute below 1); 0 if that is unknown.
         first_bad: index of the first element beyond its limit, in the output's own axes; None if there is none. First
@@ -49,14 +55,16 @@ class Comparison:
     @property
     def used(self) -> float:
         """The difference as a share of what is allowed, at the worst element."""
-        return self.difference / self.allowed if self.allowed else math.inf * bool(self.difference)
+        if self.allowed:
+            return self.difference / self.allowed
+        return math.inf if self.difference else 0.0
 
     def __str__(self) -> str:
         optimized = "on" if self.optimized else "off"
         step = "" if self.first_bad_step is None else f"time step {self.first_bad_step} (the first is 0), "
-        where = "" if self.first_bad is None else f", first at {step}index {list(self.first_bad)},"
+        place = "" if self.first_bad is None else f", first at {step}index {list(self.first_bad)},"
         return (
-            f"`{self.output}` differs by {self.difference:.1e} (allowed {self.allowed:.1e}){where} "
+            f"`{self.output}` differs by {self.difference:.1e} (allowed {self.allowed:.1e}){place} "
             f"on {self.provider}, optimisations {optimized}, {self.case}"
         )
 
@@ -85,7 +93,8 @@ class ErrorOverTime:
     @property
     def first_bad(self) -> int | None:
         """The first step beyond its limit, from 0."""
-        return next((step for step in range(self.steps) if self.errors[step] > self.allowed[step]), None)
+        pairs = zip(self.errors, self.allowed, strict=True)
+        return next((step for step, (error, limit) in enumerate(pairs) if error > limit), None)
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Placement:
     """Where the nodes of one run with graph optimisations on really ran, from onnxruntime's own profile.
 
     Attributes:
-        nodes: provider -> operator -> how many nodes, each once however often a loop ran it.
+        nodes: provider -> operator -> number of nodes; a node within a loop counts once.
         copies: how many of them onnxruntime added to copy a tensor between devices.
     """
 
@@ -101,115 +110,150 @@ class Placement:
     copies: int
 
     def __str__(self) -> str:
-        ran = ", ".join(f"{sum(each.values())} nodes on {provider}" for provider, each in self.nodes.items())
-        return f"{ran}; {self.copies} copies between devices"
+        counts = [f"{sum(by_type.values())} nodes on {provider}" for provider, by_type in self.nodes.items()]
+        return f"{', '.join(counts)}; {self.copies} copies between devices"
 
 
 @dataclass(frozen=True)
 class Report:
-    """A checked ONNX file.
+    """An ONNX file, and what was found when it was checked.
 
     Attributes:
-        path: the file.
-        form: how its recurrent layers are written, if deploy-rnn wrote them.
-        opset: its version of the ONNX operators.
-        nodes: how many it has.
-        bytes: its size.
-        inputs: what it takes; a dynamic axis has a name.
-        outputs: what it gives.
-        lengths: inputs that are the lengths of the rows -> the axis, or the number of steps, that limits them.
-        states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that give it.
-        time: of a streaming file, inputs -> which of their axes are the steps.
-        unvaried: inputs that were checked with one value only, since the example has no other.
+        file: what the file is. These come from it: `path`, `form`, `opset`, `inputs`, `outputs`, `lengths`, `states`,
+            `time`; `nodes` and `bytes`, of the main graph and of the .onnx file alone; `op_types`, operator -> number
+            of nodes, those within loops included.
         providers: for each execution provider, "checked", or why it was not.
         comparisons: every output of every run.
-        forms: with form="auto", every form -> milliseconds of the example, or why it does not fit.
-        op_types: operator -> how many nodes, those within loops included.
+        unvaried: inputs that were checked with one value only, since the example has no other.
         left_out: what was not run, and why.
         placement: for each provider that was checked, which one ran each node of the example.
         over_time: for each output with a time axis and each case, the error at each step.
         latency: for each provider that was checked, case -> milliseconds of one run, median of a few; of the example,
             and of the long case if there is one. It decides nothing.
         versions: of torch, onnx and onnxruntime.
+        forms: with form="auto", every form -> milliseconds of the example, or why it does not fit.
     """
 
-    path: str
-    form: str | None
-    opset: int
-    nodes: int
-    bytes: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    lengths: Mapping[str, int | str]
-    states: Mapping[str, str]
-    time: Mapping[str, int]
-    unvaried: tuple[str, ...]
+    file: OnnxFile
     providers: Mapping[str, str]
     comparisons: tuple[Comparison, ...]
-    forms: Mapping[str, float | str] = field(default_factory=dict)
-    op_types: Mapping[str, int] = field(default_factory=dict)
+    unvaried: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     placement: Mapping[str, Placement] = field(default_factory=dict)
     over_time: tuple[ErrorOverTime, ...] = ()
     latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    forms: Mapping[str, float | str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def form(self) -> str | None:
+        return self.file.form
+
+    @property
+    def opset(self) -> int:
+        return self.file.opset
+
+    @property
+    def nodes(self) -> int:
+        return self.file.graph_nodes
+
+    @property
+    def bytes(self) -> int:
+        return self.file.file_bytes
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.file.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.file.outputs
+
+    @property
+    def lengths(self) -> Mapping[str, int | str]:
+        return self.file.lengths
+
+    @property
+    def states(self) -> Mapping[str, str]:
+        return self.file.states
+
+    @property
+    def time(self) -> Mapping[str, int]:
+        return self.file.time
+
+    @property
+    def op_types(self) -> Mapping[str, int]:
+        return self.file.node_types
 
     def input(self, name: str) -> TensorSpec:
         """The input of that name."""
-        return next(spec for spec in self.inputs if spec.name == name)
+        return self.file.input(name)
 
     @property
     def failures(self) -> tuple[Comparison, ...]:
-        return tuple(each for each in self.comparisons if not each.ok)
+        return tuple(comparison for comparison in self.comparisons if not comparison.ok)
 
     @property
     def worst(self) -> dict[str, dict[str, Comparison]]:
         """For each provider and output, the run with the largest error."""
         worst: dict[str, dict[str, Comparison]] = {}
-        for each in self.comparisons:
-            outputs = worst.setdefault(each.provider, {})
-            if each.output not in outputs or each.max_abs_error > outputs[each.output].max_abs_error:
-                outputs[each.output] = each
+        for comparison in self.comparisons:
+            outputs = worst.setdefault(comparison.provider, {})
+            largest = outputs.setdefault(comparison.output, comparison)
+            if comparison.max_abs_error > largest.max_abs_error:
+                outputs[comparison.output] = comparison
         return worst
 
     def to_json(self) -> str:
         """Every field; an infinite difference is the string "inf", since JSON has no number for it."""
-        return json.dumps(_finite(asdict(self)), indent=2, allow_nan=False)
+        values = {name: _to_json(getattr(self, name)) for name in JSON_FIELDS}
+        return json.dumps(values, indent=2, allow_nan=False)
 
     def to_html(self) -> str:
         """One page that needs nothing else: what the file is, how far it differs, where in time, how fast, on what."""
+        # The page is drawn from a report and knows its fields; a report needs the page only if it is asked for one.
         from .html import reports_html
 
-        return reports_html([self], Path(self.path).name)
+        return reports_html([self], self.file.name)
 
     def __str__(self) -> str:
         form = f"{self.form}, " if self.form else ""
         lines = [f"{self.path}: {form}{self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"]
-        for name, found in self.forms.items():
-            lines.append(f"  {name}: " + (found if isinstance(found, str) else f"{found:.2f} ms"))
+        for name, result in self.forms.items():
+            lines.append(f"  {name}: " + (result if isinstance(result, str) else f"{result:.2f} ms"))
         lines += [f"  input   {spec}" for spec in self.inputs]
         lines += [f"  output  {spec}" for spec in self.outputs]
         lines += [f"  {name}: checked with one value only, the example has no other" for name in self.unvaried]
-        lines += [f"  not run: {each}" for each in self.left_out]
+        lines += [f"  not run: {reason}" for reason in self.left_out]
+        worst = self.worst
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")
-            for output, each in self.worst.get(provider, {}).items():
-                lines.append(
-                    f"    {output}: max abs error {each.max_abs_error:.1e}, relative {each.max_rel_error:.1e}; "
-                    f"at most {max(run.used for run in self._runs(provider, output)):.0%} of what is allowed"
-                )
+            lines += [self._describe_output(comparison) for comparison in worst.get(provider, {}).values()]
             if provider in self.latency:
-                times = (f"{milliseconds:.3g} ms on {case}" for case, milliseconds in self.latency[provider].items())
+                times = [f"{milliseconds:.3g} ms on {case}" for case, milliseconds in self.latency[provider].items()]
                 lines.append(f"    {'; '.join(times)}")
         return "\n".join(lines)
 
-    def _runs(self, provider: str, output: str) -> list[Comparison]:
-        return [each for each in self.comparisons if (each.provider, each.output) == (provider, output)]
+    def _describe_output(self, worst: Comparison) -> str:
+        runs = [run for run in self.comparisons if (run.provider, run.output) == (worst.provider, worst.output)]
+        return (
+            f"    {worst.output}: max abs error {worst.max_abs_error:.1e}, relative {worst.max_rel_error:.1e}; "
+            f"at most {max(run.used for run in runs):.0%} of what is allowed"
+        )
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+def _to_json(value: Any) -> Any:
+    """What `json` can write of a field."""
+    if is_dataclass(value):
+        return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _to_json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [_to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

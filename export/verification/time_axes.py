@@ -1,8 +1,7 @@
 """Which axes are time: found by running the PyTorch model with one step more or fewer, not by size or name alone."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,23 +10,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.trials import resized
-from deploy_rnn.conversion import is_recurrent
+from deploy_rnn.checking.trials import Reference, resized
+from deploy_rnn.nn.recurrent import is_recurrent
 
-from .report import Report
+from ..onnx_file import OnnxFile
 
 
 @dataclass(frozen=True)
-class Time:
+class TimeAxes:
     """The time axes of a file.
 
     Attributes:
         names: the dynamic axes of its inputs that are steps of a recurrent layer, such as "T".
-        axes: for each output with a time axis, which of its axes that is.
+        outputs: for each output with a time axis, which of its axes that is.
     """
 
     names: tuple[str, ...] = ()
-    axes: dict[str, int] = field(default_factory=dict)
+    outputs: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class _Change:
 
     Attributes:
         name: of a dynamic axis; None for a fixed one.
-        old, new: its size in the example, and here.
-        places: (number of the input, axis) wherever it stands.
+        old: its size in the example.
+        new: its size in the changed call.
+        places: (number of the input, number of the axis) wherever it occurs.
     """
 
     name: str | None
@@ -45,94 +45,133 @@ class _Change:
     new: int
     places: tuple[tuple[int, int], ...]
 
+    @property
+    def added(self) -> int:
+        return self.new - self.old
 
-def time_axes(model: nn.Module, call: ExampleCall, report: Report) -> Time:
+
+@dataclass(frozen=True)
+class _Ran:
+    """One run of the model: the steps of each call of a recurrent layer, and the shape of each output."""
+
+    steps: list[int]
+    shapes: list[tuple[int, ...]]
+
+    def added_steps(self, before: "_Ran") -> list[int]:
+        """For each call of a layer, how many more steps it had than in the run before."""
+        return [now - then for now, then in zip(self.steps, before.steps, strict=True)]
+
+    def grown_axes(self, before: "_Ran", added: int) -> list[int | None]:
+        """For each output, the first axis that has that many more elements than in the run before."""
+        axes = []
+        for now, then in zip(self.shapes, before.shapes, strict=False):
+            grown = (axis for axis, size in enumerate(then) if now[axis] - size == added)
+            axes.append(next(grown, None))
+        return axes
+
+
+def time_axes(reference: Reference, call: ExampleCall, file: OnnxFile) -> TimeAxes:
     """Change one axis of the inputs at a time, and see whether a recurrent layer takes as many more or fewer steps.
 
     If so, the axis is time, and so is an axis of an output that changes by as much. A dynamic axis gets one step more;
-    a fixed axis of as many elements as there are steps gets one fewer (1 gets 2). What the model refuses is no time
-    axis.
+    a fixed axis of as many elements as there are steps gets one fewer (1 gets 2). An axis that the model does not let
+    change is not a time axis.
     """
-    watched = _Watched(model)
-    names: list[str | None] = []
-    axes: dict[str, int] = {}
-    with suppress(Exception):  # whatever the model's own code raises; `cases` will say so
-        steps, shapes = watched.run(_changed(call, report, None))
-        for change in _changes(call, report, steps):
-            with suppress(Exception):  # a size that the model cannot take
-                steps_then, shapes_then = watched.run(_changed(call, report, change))
-                by = change.new - change.old
-                if by in [then - now for now, then in zip(steps, steps_then, strict=True)]:
-                    names.append(change.name)
-                    for spec, now, then in zip(report.outputs, shapes, shapes_then, strict=False):
-                        for axis in (axis for axis, size in enumerate(now) if then[axis] - size == by):
-                            axes.setdefault(spec.name, axis)
-    return Time(tuple(name for name in names if name is not None), axes)
+    names = []
+    outputs: dict[str, int] = {}
+    with _count_steps(reference.model) as steps, suppress(Exception):
+        # Anything that the model's own code raises on the example is for the cases to report.
+        example = _run(reference, _changed(call, file, None), steps)
+        for change in _changes(call, file, example.steps):
+            # The model may not take the new size.
+            with suppress(Exception):
+                ran = _run(reference, _changed(call, file, change), steps)
+                if change.added in ran.added_steps(example):
+                    if change.name is not None:
+                        names.append(change.name)
+                    grown_axes = ran.grown_axes(example, change.added)
+                    for spec, axis in zip(file.outputs, grown_axes, strict=False):
+                        if axis is not None:
+                            outputs.setdefault(spec.name, axis)
+    return TimeAxes(tuple(names), outputs)
 
 
-def _changes(call: ExampleCall, report: Report, steps: list[int]) -> Iterator[_Change]:
+@contextmanager
+def _count_steps(model: nn.Module) -> Iterator[list[int]]:
+    """A list that gets the number of steps each time a recurrent layer of the model is called."""
+    steps: list[int] = []
+
+    def count(layer: Any, args: Any, kwargs: Any) -> None:
+        input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
+        if isinstance(input, PackedSequence):
+            steps.append(input.batch_sizes.size(0))
+        else:
+            # (T, I) of one row has its steps first even with `batch_first`.
+            steps.append(input.size(1 if layer.batch_first and input.dim() == 3 else 0))
+
+    layers = [module for module in model.modules() if is_recurrent(module)]
+    hooks = [layer.register_forward_pre_hook(count, with_kwargs=True) for layer in layers]
+    try:
+        yield steps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _run(reference: Reference, call: ExampleCall, steps: list[int]) -> _Ran:
+    """`steps`: the list that `_count_steps` fills."""
+    steps.clear()
+    outputs = reference.outputs(call)
+    return _Ran(list(steps), [tuple(output.shape) for output in outputs])
+
+
+def _changes(call: ExampleCall, file: OnnxFile, steps: Sequence[int]) -> Iterator[_Change]:
     """1. Each dynamic axis of the inputs.
     2. Each fixed one that has as many elements as a layer has steps, by itself: other inputs may have that size too.
     3. The same in all inputs at once: they may have to agree."""
-    found: dict[tuple[int | str, int], list[tuple[int, int]]] = {}
-    for number, (spec, tensor) in enumerate(zip(report.inputs, call.tensors, strict=False)):
+    places: dict[tuple[int | str, int], list[tuple[int, int]]] = {}
+    for number, (spec, tensor) in enumerate(zip(file.inputs, call.tensors, strict=False)):
         for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) or (size in steps and spec.name not in report.lengths):
-                found.setdefault((size if isinstance(size, str) else axis, tensor.size(axis)), []).append(
-                    (number, axis)
-                )
-    for (which, old), places in found.items():
-        if isinstance(which, str):
-            yield _Change(which, old, old + 1, tuple(places))  # Case 1.
+            # A dynamic axis goes by its name, wherever it is; a fixed one by its number and size.
+            if isinstance(size, str):
+                places.setdefault((size, tensor.size(axis)), []).append((number, axis))
+            elif size in steps and spec.name not in file.lengths:
+                places.setdefault((axis, size), []).append((number, axis))
+    for (axis_or_name, old), group in places.items():
+        # Case 1.
+        if isinstance(axis_or_name, str):
+            yield _Change(axis_or_name, old, old + 1, tuple(group))
             continue
         new = old - 1 if old > 1 else 2
-        for place in places:
-            yield _Change(None, old, new, (place,))  # Case 2.
-        if len(places) > 1:
-            yield _Change(None, old, new, tuple(places))  # Case 3.
+        # Case 2.
+        for place in group:
+            yield _Change(None, old, new, (place,))
+        # Case 3.
+        if len(group) > 1:
+            yield _Change(None, old, new, tuple(group))
 
 
-def _changed(call: ExampleCall, report: Report, change: _Change | None) -> ExampleCall:
+def _changed(call: ExampleCall, file: OnnxFile, change: _Change | None) -> ExampleCall:
     """The example with the change; rows that have lengths all have every step."""
     tensors = []
-    for number, (spec, tensor) in enumerate(zip(report.inputs, call.tensors, strict=False)):
-        for axis in (axis for at, axis in (change.places if change else ()) if at == number):
-            assert change is not None
-            tensor = resized(tensor, [*tensor.shape[:axis], change.new, *tensor.shape[axis + 1 :]])
-        if spec.name in report.lengths:
-            tensor = torch.full_like(tensor, _steps(call, report, report.lengths[spec.name], change))
+    for number, (spec, tensor) in enumerate(zip(file.inputs, call.tensors, strict=False)):
+        shape = list(tensor.shape)
+        if change is not None:
+            for input_number, axis in change.places:
+                if input_number == number:
+                    shape[axis] = change.new
+        tensor = resized(tensor, shape)
+        if spec.name in file.lengths:
+            tensor = torch.full_like(tensor, _steps(call, file, file.lengths[spec.name], change))
         tensors.append(tensor)
     return call.with_tensors(tensors)
 
 
-def _steps(call: ExampleCall, report: Report, limit: int | str, change: _Change | None) -> int:
+def _steps(call: ExampleCall, file: OnnxFile, limit: int | str, change: _Change | None) -> int:
     """The number of steps that `limit`, an axis or its size, stands for."""
     if change is not None and limit in (change.name, change.old):
         return change.new
     if isinstance(limit, int):
         return limit
-    pairs = zip(report.inputs, call.tensors, strict=False)
+    pairs = zip(file.inputs, call.tensors, strict=False)
     return next(tensor.size(spec.shape.index(limit)) for spec, tensor in pairs if limit in spec.shape)
-
-
-class _Watched:
-    """A copy of a model that notes the number of steps each time one of its recurrent layers is called."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = copy.deepcopy(model).eval()
-        self._steps: list[int] = []
-        for layer in filter(is_recurrent, self._model.modules()):
-            layer.register_forward_pre_hook(self._note, with_kwargs=True)
-
-    def _note(self, layer: Any, args: Any, kwargs: Any) -> None:
-        input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
-        if isinstance(input, PackedSequence):
-            self._steps.append(input.batch_sizes.size(0))
-        else:
-            self._steps.append(input.size(1 if layer.batch_first and input.dim() == 3 else 0))
-
-    def run(self, call: ExampleCall) -> tuple[list[int], list[tuple[int, ...]]]:
-        """The steps of each call of a layer, the shape of each output."""
-        self._steps = []
-        outputs = call.run(self._model)
-        return self._steps, [tuple(output.shape) for output in outputs]

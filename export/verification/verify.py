@@ -1,9 +1,9 @@
 """`verify`: an ONNX file against the PyTorch model that it came from, run for run."""
 
+import itertools
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,42 @@ from torch import nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.tolerance import Tolerance
-from deploy_rnn.checking.trials import SIZES
+from deploy_rnn.checking.trials import SIZES, Reference
 from deploy_rnn.errors import ExportError, VerificationError
-from deploy_rnn.runtime import PROVIDERS, TensorSpec
+from deploy_rnn.runtime import PROVIDERS
 
 from ..bare_layer import with_lengths
-from ..metadata import FileMetadata
-from .cases import Case, cases, example_sizes, long_case, unvaried
+from ..onnx_file import OnnxFile
+from .cases import Case, CaseMaker
+from .on_onnxruntime import run_on
 from .report import Report
-from .runs import Plan, run_on
-from .time_axes import Time, time_axes
+from .runs import Plan, ProviderResult
+from .time_axes import TimeAxes, time_axes
 
 LONG_STEPS = 200
 """The steps of one more case, where time is dynamic: enough to see an error that grows with them."""
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How a file is checked; see `verify`.
+
+    Raises:
+        ValueError: `sizes` or `long_steps` out of range.
+    """
+
+    tolerance: Tolerance
+    sizes: Sequence[int] = SIZES
+    long_steps: int | None = LONG_STEPS
+    require_provider: str | None = None
+
+    def __post_init__(self) -> None:
+        sizes = self.sizes if isinstance(self.sizes, Sequence) else ()
+        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"`sizes` (={self.sizes!r}) must be whole numbers from 1, such as (1, 3, 7).")
+        steps = self.long_steps
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"`long_steps` (={steps!r}) must be a whole number from 1, or None for no such case.")
 
 
 def verify(
@@ -80,118 +103,110 @@ def verify(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
+    options = CheckOptions(Tolerance(atol, rtol), sizes, long_steps, require_provider)
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    limits = Tolerance(atol, rtol)
-    return check(
-        path, model, call, limits, sizes, shown_as=path, long_steps=long_steps, require_provider=require_provider
-    )
+    return check(path, Reference(model), call, options, shown_as=path)
 
 
 def check(
-    file: Path,
-    model: nn.Module,
+    path: Path,
+    reference: Reference,
     call: ExampleCall,
-    limits: Tolerance,
-    sizes: Sequence[int],
+    options: CheckOptions,
     *,
     shown_as: Path,
-    long_steps: int | None = LONG_STEPS,
-    require_provider: str | None = None,
+    forms: Mapping[str, float | str] | None = None,
 ) -> Report:
-    """`verify`, for a file that may still have a temporary name."""
-    sizes = _checked(sizes, long_steps)
-    report = _describe(file, shown_as)
-    todo = list(cases(model, call, report, sizes))
-    report = replace(report, unvaried=unvaried(call, report))
-    for name in report.unvaried:
+    """`verify`, for a file that may still have a temporary name.
+
+    Args:
+        path: where the file is now.
+        reference: the PyTorch model, on the CPU.
+        call: the example call of it, on the CPU.
+        options: how to check.
+        shown_as: the name that the file will have.
+        forms: for the report: with form="auto", what each form took.
+    """
+    _check_valid(path, shown_as)
+    file = OnnxFile.read(path, shown_as=shown_as)
+    maker = CaseMaker(reference, call, file)
+    cases = list(maker.cases(options.sizes))
+    for name in maker.unvaried:
         warnings.warn(
-            f"the example of `{name}` has one value all over, so {shown_as.name} is checked with no other; "
+            f"the example of `{name}` has one value all over, so {file.name} is checked with no other; "
             "give an example with the values that it takes.",
             stacklevel=4,
         )
-    time = time_axes(model, call, report)
-    long, left_out = _long(model, call, report, time, long_steps)
-    report = replace(report, left_out=left_out)
-    plan = Plan(file, [*todo, *long], limits, time.axes, timed=[todo[0], *long], required=require_provider)
-    for provider in dict.fromkeys([*PROVIDERS, *filter(None, [require_provider])]):
-        report = run_on(provider, plan, report)
+    time = time_axes(reference, call, file)
+    long_cases, left_out = _long_cases(maker, time, options.long_steps)
+    plan = Plan(
+        path=path,
+        file=file,
+        cases=[*cases, *long_cases],
+        timed=[cases[0], *long_cases],
+        tolerance=options.tolerance,
+        time_axes=time.outputs,
+        required=options.require_provider,
+    )
+    providers = list(PROVIDERS)
+    if options.require_provider is not None and options.require_provider not in providers:
+        providers.append(options.require_provider)
+    results = [run_on(provider, plan) for provider in providers]
+    report = _report(file, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {})
     if report.failures:
-        raise VerificationError(f"{shown_as.name} is not the model: {_describe_failure(report)}.", report)
+        raise VerificationError(f"{file.name} is not the model: {_describe_failure(report)}.", report)
     return report
 
 
-def _long(
-    model: nn.Module, call: ExampleCall, report: Report, time: Time, steps: int | None
-) -> tuple[list[Case], tuple[str, ...]]:
-    """The case of many steps, or why there is none; neither where time is fixed, or as long in the example."""
-    present = example_sizes(call, report)
-    if steps is None or steps <= max((present[name] for name in time.names), default=steps):
-        return [], ()
-    at = dict.fromkeys(time.names, steps)
+def _check_valid(path: Path, shown_as: Path) -> None:
     try:
-        return [long_case(model, call, report, at)], ()
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{shown_as.name} is not a valid ONNX model: {error}") from error
+
+
+def _long_cases(maker: CaseMaker, time: TimeAxes, steps: int | None) -> tuple[list[Case], tuple[str, ...]]:
+    """The case of many steps, or why there is none; neither where time is fixed, or as long in the example."""
+    example_steps = [maker.example_sizes[name] for name in time.names]
+    if steps is None or not example_steps or steps <= max(example_steps):
+        return [], ()
+    try:
+        return [maker.long_case(dict.fromkeys(time.names, steps))], ()
     except ExportError as error:
         return [], (f"{steps} steps: {error}",)
 
 
-def _describe_failure(report: Report) -> str:
-    """The worst failure; if that output has no time axis, also from which step another is wrong in the same run."""
-    worst = max(report.failures, key=lambda each: each.used)
-    run = (worst.provider, worst.optimized, worst.case)
-    steps = [
-        f"`{each.output}` from time step {each.first_bad_step} (the first is 0)"
-        for each in report.failures
-        if (each.provider, each.optimized, each.case) == run and each.first_bad_step is not None
-    ]
-    return "; ".join([str(worst), *(steps if worst.first_bad_step is None else [])])
-
-
-def _checked(sizes: Sequence[int], long_steps: int | None) -> tuple[int, ...]:
-    given = tuple(sizes) if isinstance(sizes, Sequence) else ()
-    if not given or not all(isinstance(size, int) and size > 0 for size in given):
-        raise ValueError(f"`sizes` (={sizes!r}) must be whole numbers from 1, such as (1, 3, 7).")
-    if long_steps is not None and (not isinstance(long_steps, int) or long_steps < 1):
-        raise ValueError(f"`long_steps` (={long_steps!r}) must be a whole number from 1, or None for no such case.")
-    return given
-
-
-def _describe(file: Path, shown_as: Path) -> Report:
-    try:
-        onnx.checker.check_model(str(file), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{shown_as.name} is not a valid ONNX model: {error}") from error
-    proto = onnx.load(str(file), load_external_data=False)
-    metadata = FileMetadata.of({entry.key: entry.value for entry in proto.metadata_props})
+def _report(
+    file: OnnxFile,
+    results: Sequence[ProviderResult],
+    *,
+    unvaried: tuple[str, ...],
+    left_out: tuple[str, ...],
+    forms: Mapping[str, float | str],
+) -> Report:
     return Report(
-        path=str(shown_as),
-        form=metadata.form,
-        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
-        nodes=len(proto.graph.node),
-        bytes=file.stat().st_size,
-        inputs=tuple(map(_spec, proto.graph.input)),
-        outputs=tuple(map(_spec, proto.graph.output)),
-        lengths=metadata.lengths,
-        states=metadata.states,
-        time=metadata.time,
-        unvaried=(),
-        providers={},
-        comparisons=(),
-        op_types=dict(Counter(_op_types(proto.graph)).most_common()),
+        file=file,
+        providers={result.provider: result.status for result in results},
+        comparisons=tuple(itertools.chain.from_iterable(result.comparisons for result in results)),
+        unvaried=unvaried,
+        left_out=left_out,
+        placement={result.provider: result.placement for result in results if result.placement is not None},
+        over_time=tuple(itertools.chain.from_iterable(result.over_time for result in results)),
+        latency={result.provider: result.latency for result in results if result.latency},
         versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        forms=forms,
     )
 
 
-def _op_types(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        yield node.op_type
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _op_types(attribute.g)
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    shape = (dim.dim_param or dim.dim_value or None for dim in tensor.shape.dim)
-    return TensorSpec.of(value.name, dtype, shape)
+def _describe_failure(report: Report) -> str:
+    """The worst failure; if that output has no time axis, also from which step another is wrong in the same run."""
+    worst = max(report.failures, key=lambda comparison: comparison.used)
+    parts = [str(worst)]
+    if worst.first_bad_step is None:
+        run = (worst.provider, worst.optimized, worst.case)
+        for failure in report.failures:
+            same_run = (failure.provider, failure.optimized, failure.case) == run
+            if same_run and failure.first_bad_step is not None:
+                parts.append(f"`{failure.output}` from time step {failure.first_bad_step} (the first is 0)")
+    return "; ".join(parts)

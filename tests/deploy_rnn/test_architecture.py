@@ -48,11 +48,11 @@ ARROWS = {
         "nn", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx", "export.metadata",
         "export.bare_layer", "export.options",
     },
-    "export.verification": {
-        "checking", "conversion", "runtime", "export.onnx_file", "export.metadata", "export.bare_layer",
-    },
+    "export.verification": {"nn", "checking", "runtime", "export.onnx_file", "export.bare_layer"},
     "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
-    "export.exporter": {"export.auto", "export.capture", "export.forms", "export.options", "export.verification"},
+    "export.exporter": {
+        "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.verification",
+    },
     "export.bundle": {
         "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.shared_weights",
         "export.verification",

@@ -15,14 +15,14 @@ from torch import nn
 
 from deploy_rnn.errors import LoadError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.onnx_file import inspect
+from deploy_rnn.export.onnx_file import OnnxFile
 
 
 def test_a_file_of_ours(tmp_path: Path) -> None:
     lengths = torch.tensor([5, 2])
     path = tmp_path / "gru.onnx"
     report = export_onnx(nn.GRU(3, 4), torch.randn(5, 2, 3), path, kwargs={"lengths": lengths}, form="scan")
-    found = inspect(path)
+    found = OnnxFile.read(path)
     assert (found.path, found.form, found.bytes) == (str(path), "scan", path.stat().st_size)
     assert (found.inputs, found.outputs, found.lengths) == (report.inputs, report.outputs, {"lengths": "T"})
     assert found.producer == "deploy-rnn 0.1.0"
@@ -52,7 +52,7 @@ def saved(graph: onnx.GraphProto, path: Path, **more: Any) -> Path:
 
 
 def test_a_file_of_others(tmp_path: Path) -> None:
-    found = inspect(saved(relu("g"), tmp_path / "x.onnx"))
+    found = OnnxFile.read(saved(relu("g"), tmp_path / "x.onnx"))
     assert found.form is None
     assert str(found.inputs[0]) == "x: bfloat16 [N, x.1, 0, 7]"
     assert found.opsets == {"": 17, "theirs": 3}
@@ -68,7 +68,7 @@ def test_unusual_inputs(tmp_path: Path) -> None:
     graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, []))
     graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2]))  # as before IR version 4
     graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.float32), "weight"))
-    found = inspect(saved(graph, tmp_path / "x.onnx"))
+    found = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
     assert [str(spec) for spec in found.inputs] == ["x: bfloat16 [...]", "seq: sequence []", "text: string []"]
     assert found.weight_bytes == 8
 
@@ -82,7 +82,7 @@ def test_subgraphs_and_functions_count(tmp_path: Path) -> None:
     graph.node.extend([constant, branch, helper.make_node("Own", ["x"], ["z"], domain="theirs")])
     body = [helper.make_node("Tanh", ["a"], ["b"]), helper.make_node("If", ["a"], ["b"], then_branch=inner)]
     own = helper.make_function("theirs", "Own", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
-    found = inspect(saved(graph, tmp_path / "x.onnx", functions=[own]))
+    found = OnnxFile.read(saved(graph, tmp_path / "x.onnx", functions=[own]))
     assert found.node_types == {"Relu": 4, "If": 2, "Constant": 1, "theirs::Own": 1, "Tanh": 1}
     assert found.weight_bytes == 2 * 24 + 40
 
@@ -90,7 +90,7 @@ def test_subgraphs_and_functions_count(tmp_path: Path) -> None:
 def test_the_rarest_types_are_counted_together(tmp_path: Path) -> None:
     graph = relu("g")
     graph.node.extend(helper.make_node(f"Op{number}", ["x"], []) for number in range(11))
-    found = inspect(saved(graph, tmp_path / "x.onnx"))
+    found = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
     assert str(found).endswith(
         "nodes    12: 1 Relu, " + ", ".join(f"1 Op{n}" for n in range(9)) + ", 2 of 2 other types"
     )
@@ -101,11 +101,11 @@ def test_external_data_is_measured_where_it_is(tmp_path: Path) -> None:
     graph.initializer.append(numpy_helper.from_array(np.zeros(1000, np.float32), "w"))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
-    found = inspect(tmp_path / "x.onnx")
+    found = OnnxFile.read(tmp_path / "x.onnx")
     assert found.weight_bytes == 4000
     assert found.bytes == (tmp_path / "x.onnx").stat().st_size + 4000
     (tmp_path / "x.data").unlink()
-    assert inspect(tmp_path / "x.onnx").weight_bytes == 4000
+    assert OnnxFile.read(tmp_path / "x.onnx").weight_bytes == 4000
 
 
 def test_external_data_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
@@ -116,15 +116,15 @@ def test_external_data_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
     tensor.external_data.add(key="location", value="../secret")
     graph.initializer.append(tensor)
     path = saved(graph, tmp_path / "folder/x.onnx")
-    assert inspect(path).bytes == path.stat().st_size
-    assert inspect(path).weight_bytes == 12
+    assert OnnxFile.read(path).bytes == path.stat().st_size
+    assert OnnxFile.read(path).weight_bytes == 12
 
 
 def test_other_metadata_is_shown(tmp_path: Path) -> None:
     model = helper.make_model(relu("g"))
     helper.set_model_props(model, {"deploy_rnn.form": "native", "author": "Elman"})
     onnx.save(model, tmp_path / "x.onnx")
-    found = inspect(tmp_path / "x.onnx")
+    found = OnnxFile.read(tmp_path / "x.onnx")
     assert found.metadata == {"author": "Elman"}
     assert "  author: Elman" in str(found).splitlines()
 
@@ -133,15 +133,15 @@ def test_other_metadata_is_shown(tmp_path: Path) -> None:
 def test_what_is_not_onnx_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(content)
     with pytest.raises(LoadError, match=r"x.onnx' is not an ONNX file"):
-        inspect(tmp_path / "x.onnx")
+        OnnxFile.read(tmp_path / "x.onnx")
 
 
 def test_lengths_that_are_no_json_are_refused(tmp_path: Path) -> None:
     model = helper.make_model(relu("g"))
     helper.set_model_props(model, {"deploy_rnn.lengths": "[3"})
     onnx.save(model, tmp_path / "x.onnx")
-    with pytest.raises(LoadError, match="has metadata of deploy-rnn that is no JSON object"):
-        inspect(tmp_path / "x.onnx")
+    with pytest.raises(LoadError, match="has metadata of deploy-rnn that is not a JSON object"):
+        OnnxFile.read(tmp_path / "x.onnx")
 
 
 def test_neither_torch_nor_onnxruntime_is_needed(tmp_path: Path) -> None:

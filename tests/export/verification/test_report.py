@@ -1,8 +1,10 @@
 """What a report says beyond right or wrong: where in time, how fast, on what; and its page."""
 
+import copy
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deploy_rnn.errors import ProviderError, VerificationError
 from deploy_rnn.export import Report, export_onnx, reports_html, verify
-from deploy_rnn.export.verification import runs
+from deploy_rnn.export.verification import on_onnxruntime
 from deploy_rnn.export.verification.plots import WIDTH, error_over_time
 from deploy_rnn.export.verification.report import ErrorOverTime
 from deploy_rnn.runtime import CPU, CUDA, RanNode, placement
@@ -266,6 +268,40 @@ def test_it_says_how_long_a_run_took_and_what_ran_it(tmp_path: Path) -> None:
     assert loaded["over_time"][0]["case"] == "example"
 
 
+class Best(nn.Module):
+    """The number of the best class at each step: whole numbers, which must be equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        return output.argmax(2)
+
+
+def test_equal_whole_numbers_use_nothing_of_what_is_allowed(tmp_path: Path) -> None:
+    report = export_onnx(Best(), torch.randn(4, 2, 3), tmp_path / "a.onnx")
+    assert {comparison.used for comparison in report.comparisons} == {0.0}
+    assert "at most 0% of what is allowed" in str(report)
+
+
+def test_the_copies_of_the_model_in_one_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One in evaluation mode and one in float64; neither the time axis nor the long case needs another."""
+    layer, x, path = nn.GRU(3, 4), torch.randn(4, 2, 3), tmp_path / "a.onnx"
+    export_onnx(layer, x, path, form="scan")
+    copied: list[type] = []
+
+    def count(module: nn.Module, memo: Any = None) -> nn.Module:
+        copied.append(type(module))
+        return deepcopy(module, memo)
+
+    monkeypatch.setattr(copy, "deepcopy", count)
+    report = verify(path, layer, x)
+    assert ("long, T=200", "output") in over_time(report)
+    assert copied == [nn.GRU, nn.GRU]
+
+
 def test_a_loop_counts_its_nodes_once(tmp_path: Path) -> None:
     layer, path = nn.RNN(3, 4), tmp_path / "a.onnx"
     report = export_onnx(layer, torch.randn(9, 2, 3), path, form="scan")
@@ -295,7 +331,7 @@ def test_nodes_that_are_left_to_another_provider_are_named(tmp_path: Path, monke
     export_onnx(layer, x, path)
     ran = [RanNode("mine", "Gemm", CPU, False), RanNode("copy", "MemcpyToHost", CPU, False)]
     ran += [RanNode("shape", "Concat", "Other", True)]
-    monkeypatch.setattr(runs, "ran_nodes", lambda session: ran)
+    monkeypatch.setattr(on_onnxruntime, "ran_nodes", lambda session: ran)
     report = verify(path, layer, x, require_provider=CPU)  # what only computes sizes may run elsewhere
     assert str(report.placement[CPU]) == "2 nodes on CPUExecutionProvider, 1 nodes on Other; 1 copies between devices"
     ran += [RanNode(f"left{number}", "Tanh", "Other", False) for number in range(7)]
@@ -314,12 +350,12 @@ def test_shape_arithmetic_is_told_from_the_rest(tmp_path: Path) -> None:
     graph = onnx.helper.make_graph(nodes, "adds", inputs, outputs)
     opset = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "a.onnx")
-    session = runs.open_session(tmp_path / "a.onnx", profile_to=tmp_path)
+    session = on_onnxruntime.open_session(tmp_path / "a.onnx", profile_to=tmp_path)
     feeds = {
         f"in{n}": np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(kind)) for n, (kind, shape) in enumerate(SPECS)
     }
     session.run(None, feeds)
-    assert {node.name: node.only_sizes for node in runs.ran_nodes(session)} == {
+    assert {node.name: node.only_sizes for node in on_onnxruntime.ran_nodes(session)} == {
         "add0": True, "add1": True, "add2": False, "add3": False,
     }  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.errors import ExportError, LoadError, VerificationError
 from deploy_rnn.export import export_onnx, verify
 from deploy_rnn.export.forms.cells import CELLS, OnnxCell, StepBuild
 from deploy_rnn.nn import cells
@@ -289,6 +289,23 @@ def test_a_file_of_another_model_is_refused(args: Any, exported: Path) -> None:
         VerificationError, match=r"`output` is float32\[6, 2, 16\] on example, PyTorch gives float32\[6, 2, 8\]"
     ):
         verify(exported, nn.RNN(3, 8, 4), args)
+
+
+def test_weights_among_the_inputs_are_not_taken_for_inputs(layer: nn.RNN, args: Any, exported: Path) -> None:
+    """Files of an IR version below 4 list them there."""
+    model = onnx.load(exported)
+    for weight in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+    onnx.save(model, exported)
+    assert [spec.name for spec in verify(exported, layer, args).inputs] == ["input", "h0"]
+
+
+def test_damaged_metadata_is_refused(layer: nn.RNN, args: Any, exported: Path) -> None:
+    model = onnx.load(exported)
+    onnx.helper.set_model_props(model, {"deploy_rnn.lengths": "[3"})
+    onnx.save(model, exported)
+    with pytest.raises(LoadError, match=r"rnn.onnx' has metadata of deploy-rnn that is not a JSON object"):
+        verify(exported, layer, args)
 
 
 def test_a_file_that_is_no_model_is_refused(layer: nn.RNN, args: Any, tmp_path: Path) -> None:
