@@ -1,141 +1,158 @@
 """The tables of a grid, made from its JSON."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from benchmarks.reporting.summary import behind, leads, mean, ours, peers, place, share, targets
+from benchmarks.reporting.summary import (
+    NATIVE,
+    SCAN,
+    UNROLLED,
+    Row,
+    Target,
+    leads,
+    mean,
+    medians,
+    our_times,
+    peers,
+    point_name,
+    points_behind,
+    share,
+    targets,
+)
 from benchmarks.reporting.text import machine_line, markdown
 
-Row = dict[str, Any]
-SESSIONS = ("onnxruntime, unrolled", "onnxruntime, scan", "onnxruntime, native")
+ENGINE = "deploy_rnn, Engine"
 
 
 def grid_summary(result: Row) -> str:
-    """For each cell, and each batch of it: our best against each peer's best, mean and worst point; share of floor."""
-    found = {peer: names for peer, names in peers(result).items() if leads(result["rows"], names)}
-    groups = [
-        (cell, [row for row in result["rows"] if row["cell"] == cell and batch in (None, row["B"])], batch)
-        for cell in _distinct(result["rows"], "cell")
-        for batch in (None, *_distinct([row for row in result["rows"] if row["cell"] == cell], "B"))
-    ]
-    lines = [
-        [
-            cell if batch is None else f"{cell}, B={batch}",
-            *(_leads(points, names) for names in found.values()),
-            f"{100 * (mean(map(share, points)) or 0):.0f} %",
-        ]
-        for cell, points, batch in groups
-    ]
-    header = ["speed of our best, mean (worst point)", *(f"against {name}" for name in found), "of the floor"]
+    """Our best against each peer's best, mean and worst point, and the share of the floor.
+
+    One line for each cell, and one for each batch of it.
+    """
+    rows = result["rows"]
+    peer_names = {peer: names for peer, names in peers(result).items() if leads(rows, names)}
+    lines = []
+    for cell in sorted({row["cell"] for row in rows}):
+        cell_rows = [row for row in rows if row["cell"] == cell]
+        lines.append(_summary_line(cell, cell_rows, peer_names.values()))
+        for batch in sorted({row["B"] for row in cell_rows}):
+            batch_rows = [row for row in cell_rows if row["B"] == batch]
+            lines.append(_summary_line(f"{cell}, B={batch}", batch_rows, peer_names.values()))
+    headings = [f"against {peer}" for peer in peer_names]
+    header = ["speed of our best, mean (worst point)", *headings, "of the floor"]
     return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
-def _leads(points: Sequence[Row], names: Sequence[str]) -> str:
-    values = [value for value, _ in leads(points, names)]
+def _summary_line(label: str, rows: Sequence[Row], peer_names: Iterable[Sequence[str]]) -> list[str]:
+    cells = [_mean_and_worst(rows, names) for names in peer_names]
+    mean_share = mean(map(share, rows)) or 0
+    return [label, *cells, f"{100 * mean_share:.0f} %"]
+
+
+def _mean_and_worst(rows: Sequence[Row], names: Sequence[str]) -> str:
+    values = [lead for lead, _ in leads(rows, names)]
     return f"{mean(values):.2f}x ({min(values):.2f}x)" if values else ""
 
 
-def _distinct(rows: Iterable[Row], key: str) -> list[Any]:
-    return sorted({row[key] for row in rows}, key=str if key == "cell" else int)
-
-
 def targets_table(result: Row) -> str:
-    """What is aimed at, what was measured, and whether it is met."""
-    lines = [
-        [
-            target.name,
-            f"{'<=' if target.at_most else '>='} {target.goal:g}{_unit(target.unit)}",
-            "not measured" if target.value is None else f"{target.value:.2f}{_unit(target.unit)}",
-            {None: "", True: "yes", False: "**no**"}[target.met],
-            "" if target.bound is None else f"{target.bound:.2f}{_unit(target.unit)}",
-            target.where,
-        ]
-        for target in targets(result)
-    ]
+    """The goals, what was measured, and whether they are met."""
     header = ["geometric means over the grid", "target", "measured", "met", "the products alone", "worst point"]
-    return markdown(header, lines)
+    return markdown(header, [_target_line(target) for target in targets(result)])
 
 
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit == "%" else unit
+def _target_line(target: Target) -> list[str]:
+    sign = "<=" if target.at_most else ">="
+    unit = " %" if target.unit == "%" else target.unit
+    value = "not measured" if target.value is None else f"{target.value:.2f}{unit}"
+    verdict = {None: "", True: "yes", False: "**no**"}[target.met]
+    bound = "" if target.bound is None else f"{target.bound:.2f}{unit}"
+    return [target.name, f"{sign} {target.goal:g}{unit}", value, verdict, bound, target.where]
 
 
 def behind_table(result: Row) -> str:
     """Every point where a peer is more than 5 % ahead of our best."""
-    lines = [[place(row), peer, f"{ahead:.2f}x", _first(row)] for ahead, peer, row in behind(result)]
+    lines = []
+    for factor, peer, row in points_behind(result):
+        times = our_times(row)
+        fastest = min(times, key=lambda name: times[name])
+        lines.append([point_name(row), peer, f"{factor:.2f}x", fastest])
     return markdown(["point", "ahead of us", "by", "our best"], lines) if lines else "Nowhere."
-
-
-def _first(row: Row) -> str:
-    times = ours(row)
-    return min(times, key=lambda name: times[name])
 
 
 def points_table(result: Row) -> str:
     """Milliseconds of every contestant at every point, and the quartiles around it."""
-    names = list(dict.fromkeys(name for row in result["rows"] for name in row["contestants"]))
-    lines = [
-        [
-            place(row),
-            *(_time(row["contestants"].get(name)) for name in names),
-            f"{min(row['products'].values()):.2f}",
-            f"{100 * share(row):.0f} %",
-        ]
-        for row in result["rows"]
-    ]
+    names = _contestant_names(result["rows"])
+    lines = []
+    for row in result["rows"]:
+        times = [_time(row["contestants"].get(name)) for name in names]
+        products = min(row["products"].values())
+        lines.append([point_name(row), *times, f"{products:.2f}", f"{100 * share(row):.0f} %"])
     return markdown(["ms (quartiles)", *names, "products alone", "of the floor"], lines)
 
 
-def _time(measured: Row | None) -> str:
-    return f"{measured['median']:.2f} ({measured['low']:.2f}-{measured['high']:.2f})" if measured else ""
+def _contestant_names(rows: Iterable[Row]) -> list[str]:
+    """Everyone who ran at some point, in the order of the JSON."""
+    return list(dict.fromkeys(name for row in rows for name in row["contestants"]))
+
+
+def _time(timing: Row | None) -> str:
+    return f"{timing['median']:.2f} ({timing['low']:.2f}-{timing['high']:.2f})" if timing else ""
 
 
 def engine_table(result: Row) -> str:
     """Several rows: a session of onnxruntime whose cores share each node, and the engine, which may share out rows."""
-    name = "deploy_rnn, Engine"
     lines = []
     for row in result["rows"]:
-        plain = {each: times["median"] for each, times in row["contestants"].items() if each in SESSIONS}
-        if row["B"] > 1 and name in row["contestants"] and plain:
-            fastest, ours = min(plain, key=lambda each: plain[each]), row["contestants"][name]["median"]
-            alone, apart = (row["products"].get(each) for each in ("onnxruntime", "onnxruntime, rows apart"))
-            products = f"{alone:.2f}, {apart:.2f}" if alone and apart else ""
-            form, speed = fastest.partition(", ")[2], plain[fastest] / ours
-            lines.append([place(row), f"{plain[fastest]:.2f} ({form})", f"{ours:.2f}", f"{speed:.2f}x", products])
-    header = ["ms", "session, fastest form", "Engine", "speed", "products alone: together, rows apart"]
+        times = medians(row)
+        session_times = {name: times[name] for name in (UNROLLED, SCAN, NATIVE) if name in times}
+        if row["B"] > 1 and ENGINE in times and session_times:
+            fastest = min(session_times, key=lambda name: session_times[name])
+            form = fastest.partition(", ")[2]
+            speed = times[fastest] / times[ENGINE]
+            session_cell = f"{times[fastest]:.2f} ({form})"
+            products = _products(row["products"])
+            lines.append([point_name(row), session_cell, f"{times[ENGINE]:.2f}", f"{speed:.2f}x", products])
+    header = ["ms", "session, fastest form", "Engine", "speed", "products alone: together, by core"]
     return markdown(header, lines) if lines else "Not measured."
 
 
+def _products(products: dict[str, float]) -> str:
+    """The products of all rows on all cores together, and of some rows on each core."""
+    together = products.get("onnxruntime")
+    by_core = products.get("onnxruntime, rows apart")
+    return f"{together:.2f}, {by_core:.2f}" if together and by_core else ""
+
+
 def missing_table(result: Row) -> str:
-    """Who could not be measured, at how many points, and why."""
-    why: dict[tuple[str, str], int] = {}
+    """Which contestants could not be measured, at how many points, and why."""
+    counts: Counter[tuple[str, str]] = Counter()
     for row in result["rows"]:
-        for each in row["missing"].items():
-            why[each] = why.get(each, 0) + 1
-    lines = [[name, str(count), reason] for (name, reason), count in why.items()]
+        counts.update(row["missing"].items())
+    lines = [[name, str(count), reason] for (name, reason), count in counts.items()]
     return markdown(["not measured", "points", "why"], lines) if lines else "All were measured at every point."
 
 
 def load_table(result: Row) -> str:
     """Milliseconds to open each graph, and its size, over T: two layers in two directions."""
     rows = {(row["cell"], row["H"], row["T"]): row for row in result["rows"] if row["layers"] == row["directions"] == 2}
-    names = [
-        name
-        for name in dict.fromkeys(name for row in rows.values() for name in row["contestants"])
-        if any("load" in row["contestants"].get(name, {}) for row in rows.values())
-    ]
-    lines = [
-        [f"{cell}, H={hidden}, T={steps}", *(_load(row["contestants"].get(name)) for name in names)]
-        for (cell, hidden, steps), row in sorted(rows.items())
-    ]
+    names = [name for name in _contestant_names(rows.values()) if _is_opened(name, rows.values())]
+    lines = []
+    for (cell, hidden, steps), row in sorted(rows.items()):
+        loads = [_load(row["contestants"].get(name)) for name in names]
+        lines.append([f"{cell}, H={hidden}, T={steps}", *loads])
     return markdown(["ms to open (MB)", *names], lines)
+
+
+def _is_opened(name: str, rows: Iterable[Row]) -> bool:
+    """Whether a contestant opens a file, which the JSON says by the time that took."""
+    return any("load" in row["contestants"].get(name, {}) for row in rows)
 
 
 def _load(measured: Row | None) -> str:
     if measured is None:
         return ""
-    size = f" ({measured['bytes'] / 1e6:.1f})" if "bytes" in measured else ""
-    return f"{1e3 * measured['load']:.0f}{size}"
+    load = f"{1e3 * measured['load']:.0f}"
+    return f"{load} ({measured['bytes'] / 1e6:.1f})" if "bytes" in measured else load
 
 
 def lengths_table(result: Row) -> str:
@@ -144,8 +161,8 @@ def lengths_table(result: Row) -> str:
     if not rows:
         return "Not measured."
     names = list(rows[0]["contestants"])
-    lines = [
-        [f"{row['cell']}, H={row['H']}", *(f"{row['contestants'][name]['median']:.3f}" for name in names)]
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        times = medians(row)
+        lines.append([f"{row['cell']}, H={row['H']}", *(f"{times[name]:.3f}" for name in names)])
     return markdown(["ms a sequence", *names], lines)

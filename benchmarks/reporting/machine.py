@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how a result is written down."""
+"""The machine that a result was measured on, and how a result is written."""
 
 import json
 import platform
@@ -11,20 +11,22 @@ import torch
 
 from deploy_rnn.runtime import usable_cores
 
+PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rnn")
+
 
 def describe() -> dict[str, Any]:
-    """Processor, GPU and driver if there is one, and the versions of all that takes part."""
+    """Processor, GPU and driver if there is one, and the versions of every package that is measured."""
     return {
         "cpu": _cpu(),
         "cores": usable_cores(),
         **_gpu(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rnn")},
+        **{package: _version(package) for package in PACKAGES},
     }
 
 
 def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:
-    """`result` with the machine named, also written to `output` as JSON if that is given."""
+    """Add the machine to `result`, and write it to `output` as JSON if that is given."""
     result = {**result, "machine": describe()}
     if output:
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -34,8 +36,10 @@ def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _gpu() -> dict[str, Any]:
@@ -52,8 +56,8 @@ def _driver() -> str:
         return "driver unknown"
 
 
-def _version(name: str) -> str:
-    for candidate in (name, f"{name}-gpu"):
+def _version(package: str) -> str:
+    for candidate in (package, f"{package}-gpu"):  # onnxruntime's GPU build is a package with another name
         try:
             return metadata.version(candidate).partition("+")[0]
         except metadata.PackageNotFoundError:

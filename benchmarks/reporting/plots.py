@@ -1,4 +1,7 @@
-"""The README's pictures, drawn from the JSON in benchmarks/results: `python -m benchmarks.reporting.plots`."""
+"""The pictures of the README and docs: `python -m benchmarks.reporting.plots`.
+
+They are drawn from the JSON in benchmarks/results.
+"""
 
 from pathlib import Path
 from statistics import geometric_mean
@@ -10,12 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.reporting.summary import PEERS, ours, place
+from benchmarks.reporting.summary import PEERS, best, floor, medians, point_name
 from benchmarks.reporting.tables import GRID, speeds
 from benchmarks.reporting.text import load, machine_line
 
 DOCS = ROOT / "docs"
 STYLES = {1: "-", 32: "--"}
+"""Batch -> the style of its lines."""
 
 
 def modules_plot(result: dict[str, Any]) -> Figure:
@@ -24,7 +28,7 @@ def modules_plot(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
     for panel, family in zip(panels, families, strict=True):
-        _family(panel, [row for row in result["rows"] if row["family"] == family])
+        _draw_family(panel, [row for row in result["rows"] if row["family"] == family])
         panel.set_title(family)
     panels[0].set_ylabel("speed, torch.nn eager = 1")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -32,15 +36,15 @@ def modules_plot(result: dict[str, Any]) -> Figure:
     return figure
 
 
-def _family(panel: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_family(panel: Axes, rows: list[dict[str, Any]]) -> None:
     names = [name for name in rows[0]["contestants"] if name != "torch.nn"]
     sizes = list(dict.fromkeys(row["H"] for row in rows))
     for color, name in enumerate(names):
         for batch, style in STYLES.items():
-            means = [
-                geometric_mean(speeds([r["contestants"] for r in rows if (r["H"], r["B"]) == (size, batch)], name))
-                for size in sizes
-            ]
+            means = []
+            for size in sizes:
+                points = [row["contestants"] for row in rows if (row["H"], row["B"]) == (size, batch)]
+                means.append(geometric_mean(speeds(points, name)))
             panel.plot(sizes, means, style, marker="o", ms=4, color=f"C{color}", label=f"{name}, B={batch}")
     panel.axhline(1, color="black", lw=0.8)
     panel.set_xscale("log", base=2)
@@ -52,51 +56,48 @@ def _family(panel: Axes, rows: list[dict[str, Any]]) -> None:
     panel.grid(alpha=0.3)
 
 
-SHOWN = ("torch.nn", "native operator", "torch.onnx.export", "OpenVINO")
+SHOWN_PEERS = ("torch.nn", "native operator", "torch.onnx.export", "OpenVINO")
 
 
 def grid_plot(result: dict[str, Any]) -> Figure:
     """Time over that of the matrix products alone: a panel for each cell, a line for each point."""
     cells = list(dict.fromkeys(row["cell"] for row in result["rows"]))
-    figure = Figure(figsize=(11, 1.5 + 2.4 * ((len(cells) + 1) // 2)), layout="constrained")
-    panels = figure.subplots((len(cells) + 1) // 2, 2, sharex=True, squeeze=False).flatten()
+    height = (len(cells) + 1) // 2  # panels on top of each other; two lie side by side
+    figure = Figure(figsize=(11, 1.5 + 2.4 * height), layout="constrained")
+    panels = figure.subplots(height, 2, sharex=True, squeeze=False).flatten()
     for panel, cell in zip(panels, cells, strict=False):
-        _cell(panel, [row for row in result["rows"] if row["cell"] == cell])
+        _draw_cell(panel, [row for row in result["rows"] if row["cell"] == cell])
         panel.set_title(cell)
     for panel in panels[len(cells) :]:
         panel.set_axis_off()
-    for panel in panels[max(len(cells) - 2, 0) : len(cells)]:
+    lowest_panels = panels[max(len(cells) - 2, 0) : len(cells)]
+    for panel in lowest_panels:
         panel.set_xlabel("time, matrix products alone = 1")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.suptitle(machine_line(result), fontsize=7, color="gray")
     return figure
 
 
-def _cell(panel: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_cell(panel: Axes, rows: list[dict[str, Any]]) -> None:
     rows = sorted(rows, key=lambda row: (row["B"], row["H"], row["T"]), reverse=True)
-    floors = [min(row["products"].values()) for row in rows]
-    best = [min(ours(row).values()) for row in rows]
-    panel.scatter(
-        [ms / floor for ms, floor in zip(best, floors, strict=True)],
-        range(len(rows)),
-        45,
-        "C0",
-        label="deploy_rnn, best",
-    )
-    for color, peer in enumerate(SHOWN, start=1):
-        for at, (row, floor) in enumerate(zip(rows, floors, strict=True)):
-            times = [row["contestants"][name]["median"] for name in PEERS[peer] if name in row["contestants"]]
-            ms = min(times, default=float("nan"))
-            panel.scatter(ms / floor, at, 28, f"C{color}", marker="x", label=peer if at == 0 else None)
+    best_ratios = [best(row) / floor(row) for row in rows]
+    panel.scatter(best_ratios, range(len(rows)), 45, "C0", label="deploy_rnn, best")
+    for color, peer in enumerate(SHOWN_PEERS, start=1):
+        for line, row in enumerate(rows):
+            times = medians(row)
+            ms = min((times[name] for name in PEERS[peer] if name in times), default=float("nan"))
+            label = peer if line == 0 else None  # one entry in the legend, not one for each point
+            panel.scatter(ms / floor(row), line, 28, f"C{color}", marker="x", label=label)
     panel.axvline(1, color="black", lw=0.8)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
-    panel.set_yticks(range(len(rows)), [place(row).partition(", ")[2] for row in rows], fontsize=8)
+    sizes = [point_name(row).partition(", ")[2] for row in rows]  # without the cell, which is the panel's title
+    panel.set_yticks(range(len(rows)), sizes, fontsize=8)
     panel.grid(alpha=0.3)
 
 
 def draw(figure: Figure, path: Path) -> None:
-    with mpl.rc_context({"svg.hashsalt": "deploy-rnn"}):  # the same picture, the same file
+    with mpl.rc_context({"svg.hashsalt": "deploy-rnn"}):  # so that an equal picture is an equal file
         figure.savefig(path, metadata={"Date": None})
 
 

@@ -6,6 +6,10 @@ from statistics import geometric_mean
 from typing import Any
 
 Row = dict[str, Any]
+"""A result, or one of its rows: a point and what was measured there."""
+
+UNROLLED = "onnxruntime, unrolled"
+SCAN = "onnxruntime, scan"
 NATIVE = "onnxruntime, native"
 PEERS: dict[str, tuple[str, ...]] = {
     "torch.nn": ("torch.nn",),
@@ -16,6 +20,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "legacy exporter": ("onnxruntime, torch.onnx.export, legacy",),
     "OpenVINO": ("openvino, native", "openvino, unrolled"),
 }
+"""What a user would pick instead of us -> the contestants of which the fastest counts."""
 CUDA_PEERS: dict[str, tuple[str, ...]] = {
     "cuDNN fp32": ("torch.nn",),
     "cuDNN tf32": ("torch.nn, tf32",),
@@ -23,57 +28,78 @@ CUDA_PEERS: dict[str, tuple[str, ...]] = {
     "cuDNN bf16": ("torch.nn, bf16",),
     "native operator": (NATIVE, f"{NATIVE}, CUDA graph"),
 }
-OPERATORS = frozenset({NATIVE, f"{NATIVE}, CUDA graph"})
-"""A form of ours, which `form="auto"` picks where it is fastest, and a peer: what a user of that form alone has."""
-RNN, GATED = ("tanh", "relu"), ("GRU", "LSTM")
+OURS_AND_PEERS = frozenset({NATIVE, f"{NATIVE}, CUDA graph"})
+"""The native form is one of ours, which `form="auto"` picks where it is fastest. It is a peer too: a user of that form
+alone has it."""
+RNN = ("tanh", "relu")
+GATED = ("GRU", "LSTM")
 
 
 def peers(result: Row) -> dict[str, tuple[str, ...]]:
     return CUDA_PEERS if result["device"] == "cuda" else PEERS
 
 
-def ours(row: Row) -> dict[str, float]:
-    """Milliseconds of each of ours that ran at a point."""
-    others = {name for each in (PEERS | CUDA_PEERS).values() for name in each} - OPERATORS
-    return {name: each["median"] for name, each in row["contestants"].items() if name not in others}
+def medians(row: Row) -> dict[str, float]:
+    """Milliseconds of every contestant that ran at a point."""
+    return {name: timing["median"] for name, timing in row["contestants"].items()}
+
+
+def our_times(row: Row) -> dict[str, float]:
+    """Milliseconds of every contestant of ours that ran at a point."""
+    peer_names = {name for names in [*PEERS.values(), *CUDA_PEERS.values()] for name in names}
+    return {name: ms for name, ms in medians(row).items() if name not in peer_names - OURS_AND_PEERS}
 
 
 def best(row: Row) -> float:
-    return min(ours(row).values())
+    """Milliseconds of our fastest."""
+    return min(our_times(row).values())
 
 
 def floor(row: Row) -> float:
     """Milliseconds of the matrix products alone."""
-    found: float = min(row["products"].values())
-    return found
+    ms: float = min(row["products"].values())
+    return ms
 
 
 def share(row: Row) -> float:
-    """Of the floor that our best reaches: 1 is the time of the matrix products alone."""
+    """The share of the floor that our best reaches: 1 if it takes no longer than the matrix products alone."""
     return floor(row) / best(row)
 
 
-def lead(row: Row, names: Sequence[str], of: Callable[[Row], float] = best) -> float | None:
-    """How many times as fast as the best of `names` our best is, or what `of` gives; None where none of them ran."""
-    medians = [row["contestants"][name]["median"] for name in names if name in row["contestants"]]
-    return min(medians) / of(row) if medians else None
+def lead(row: Row, names: Sequence[str], our_time: Callable[[Row], float] = best) -> float | None:
+    """How many times as fast as the best of `names` we are; None if none of them ran.
+
+    Args:
+        our_time: milliseconds of ours at a point.
+    """
+    times = medians(row)
+    peer_times = [times[name] for name in names if name in times]
+    return min(peer_times) / our_time(row) if peer_times else None
 
 
-def leads(rows: Iterable[Row], names: Sequence[str], of: Callable[[Row], float] = best) -> list[tuple[float, Row]]:
-    found = [(lead(row, names, of), row) for row in rows]
-    return [(value, row) for value, row in found if value is not None]
+def leads(
+    rows: Iterable[Row], names: Sequence[str], our_time: Callable[[Row], float] = best
+) -> list[tuple[float, Row]]:
+    """The lead at every point where one of `names` ran, and the point."""
+    pairs = [(lead(row, names, our_time), row) for row in rows]
+    return [(value, row) for value, row in pairs if value is not None]
 
 
 def mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return geometric_mean(found) if found else None
+    """The geometric mean, or None of no values."""
+    values = list(values)
+    return geometric_mean(values) if values else None
 
 
 @dataclass(frozen=True)
 class Target:
-    """A figure and what it is to be: at least `goal`, or at most that if `at_most`; None: it was not measured.
+    """A figure and its goal.
 
-    `bound` is what the matrix products alone would have instead of all that a layer does.
+    Attributes:
+        value: what was measured; None: nothing was.
+        goal: the least that `value` should be, or the most if `at_most`.
+        where: the worst point.
+        bound: what `value` would be if a layer did nothing but its matrix products.
     """
 
     name: str
@@ -92,92 +118,115 @@ class Target:
 
 
 def targets(result: Row) -> list[Target]:
-    """Of the quick grid on the CPU."""
+    """The targets of a grid on the CPU."""
     rows = result["rows"]
-    plain = [row for row in rows if row["cell"] in RNN]
-    large = [row for row in plain if row["B"] >= 32]
-    found = [
-        _lead(f"RNN, against {peer}", plain, PEERS[peer], goal)
-        for peer, goal in (("torch.nn", 4), ("native operator", 2.5), ("torch.onnx.export", 1.5), ("OpenVINO", 1.25))
-    ]
-    reached = mean(map(share, large))
-    found.append(
-        Target("RNN, B >= 32, share of the floor", reached and 100 * reached, 85, "%", where=_worst(large, share))
-    )
+    rnn_rows = [row for row in rows if row["cell"] in RNN]
+    gated_targets = []
     for cell in GATED:
-        of_cell = [row for row in rows if row["cell"] == cell]
-        found.append(_lead(f"{cell}, against torch.nn", of_cell, PEERS["torch.nn"], 1.5))
-        found.append(_lead(f"{cell}, against the native operator", of_cell, PEERS["native operator"], 1))
-    return [*found, *_mixed(result["lengths"]), _load(rows), *_scan(rows)]
+        cell_rows = [row for row in rows if row["cell"] == cell]
+        gated_targets += [
+            lead_target(f"{cell}, against torch.nn", cell_rows, PEERS["torch.nn"], 1.5),
+            lead_target(f"{cell}, against the native operator", cell_rows, PEERS["native operator"], 1),
+        ]
+    return [
+        lead_target("RNN, against torch.nn", rnn_rows, PEERS["torch.nn"], 4),
+        lead_target("RNN, against native operator", rnn_rows, PEERS["native operator"], 2.5),
+        lead_target("RNN, against torch.onnx.export", rnn_rows, PEERS["torch.onnx.export"], 1.5),
+        lead_target("RNN, against OpenVINO", rnn_rows, PEERS["OpenVINO"], 1.25),
+        share_target("RNN, B >= 32, share of the floor", [row for row in rnn_rows if row["B"] >= 32], 85),
+        *gated_targets,
+        *lengths_targets(result["lengths"]),
+        load_target(rnn_rows),
+        scan_target(rows, batch=32, goal=1.2),
+        scan_target(rows, batch=1, goal=1.6),
+    ]
 
 
-def _lead(name: str, rows: Sequence[Row], names: Sequence[str], goal: float) -> Target:
-    found = leads(rows, names)
-    worst = min(found, key=lambda each: each[0], default=None)
-    where = f"{worst[0]:.2f}x at {place(worst[1])}" if worst else ""
-    bound = mean(value for value, _ in leads(rows, names, floor))
-    return Target(name, mean(value for value, _ in found), goal, where=where, bound=bound)
+def lead_target(name: str, rows: Sequence[Row], peer_names: Sequence[str], goal: float) -> Target:
+    """Our lead on a peer."""
+    our_leads = leads(rows, peer_names)
+    value = mean(lead for lead, _ in our_leads)
+    bound = mean(lead for lead, _ in leads(rows, peer_names, floor))
+    where = ""
+    if our_leads:
+        worst, row = min(our_leads, key=lambda pair: pair[0])
+        where = f"{worst:.2f}x at {point_name(row)}"
+    return Target(name, value, goal, where=where, bound=bound)
 
 
-def _worst(rows: Sequence[Row], figure: Callable[[Row], float]) -> str:
-    row = min(rows, key=figure, default=None)
-    return f"{100 * figure(row):.0f} % at {place(row)}" if row else ""
+def share_target(name: str, rows: Sequence[Row], goal: float) -> Target:
+    """The share of the floor, in percent."""
+    value = mean(100 * share(row) for row in rows)
+    where = ""
+    if rows:
+        worst = min(rows, key=share)
+        where = f"{100 * share(worst):.0f} % at {point_name(worst)}"
+    return Target(name, value, goal, "%", where=where)
 
 
-def _mixed(rows: Sequence[Row]) -> list[Target]:
-    """Of mixed lengths: our best way against torch.nn and against our own best graph, both of which pad."""
-    found = []
-    for whose in ("torch.nn", "our best graph"):
-        gains = [(_gain(row, torch=whose == "torch.nn"), row) for row in rows]
-        worst = min(gains, key=lambda each: each[0], default=None)
-        where = f"{worst[0]:.2f}x at {worst[1]['cell']}" if worst else ""
-        name = f"mixed lengths, against {whose}, padded"
-        found.append(Target(name, mean(value for value, _ in gains), 2, where=where))
-    return found
+def lengths_targets(rows: Sequence[Row]) -> list[Target]:
+    """Mixed lengths: our best way against torch.nn and against our own best graph, both of which pad."""
+    return [
+        gain_target("mixed lengths, against torch.nn, padded", rows, against_torch=True),
+        gain_target("mixed lengths, against our best graph, padded", rows, against_torch=False),
+    ]
 
 
-def _gain(row: Row, *, torch: bool) -> float:
-    times = {name: each["median"] for name, each in row["contestants"].items()}
-    of = {name: name.startswith("torch") for name in times}
-    pad: float = min(times[name] for name in times if name.endswith("padded") and of[name] == torch)
-    ours: float = min(times[name] for name in times if not name.endswith("padded") and not of[name])
-    return pad / ours
+def gain_target(name: str, rows: Sequence[Row], *, against_torch: bool) -> Target:
+    gains = [padding_gain(row, against_torch=against_torch) for row in rows]
+    where = ""
+    if gains:
+        worst = min(gains)
+        where = f"{worst:.2f}x at {rows[gains.index(worst)]['cell']}"
+    return Target(name, mean(gains), 2, where=where)
 
 
-def _load(rows: Sequence[Row]) -> Target:
-    name = "onnxruntime, unrolled"
+def padding_gain(row: Row, *, against_torch: bool) -> float:
+    """How many times as fast as the fastest that pads, of torch.nn or of ours, our fastest that does not pad is."""
+    padded_times = []
+    our_times = []
+    for name, ms in medians(row).items():
+        is_torch = name.startswith("torch")
+        if name.endswith("padded"):
+            if is_torch == against_torch:
+                padded_times.append(ms)
+        elif not is_torch:
+            our_times.append(ms)
+    return min(padded_times) / min(our_times)
+
+
+def load_target(rows: Sequence[Row]) -> Target:
+    """Seconds to open an unrolled graph of 1000 steps."""
     loads = [
-        row["contestants"][name]["load"]
+        row["contestants"][UNROLLED]["load"]
         for row in rows
-        if row["cell"] in RNN and row["T"] == 1000 and row["layers"] == 2 and name in row["contestants"]
+        if row["T"] == 1000 and row["layers"] == 2 and UNROLLED in row["contestants"]
     ]
     return Target("RNN, 2 layers, T=1000, seconds to load", max(loads, default=None), 1, " s", at_most=True)
 
 
-def _scan(rows: Sequence[Row]) -> list[Target]:
-    names = ("onnxruntime, scan", "onnxruntime, unrolled")
-
-    def slower(batch: int) -> list[float]:
-        both = [row["contestants"] for row in rows if row["B"] == batch and all(n in row["contestants"] for n in names)]
-        return [each[names[0]]["median"] / each[names[1]]["median"] for each in both]
-
-    return [
-        Target(f"scan against unrolled, B={batch}", mean(slower(batch)), goal, at_most=True)
-        for batch, goal in ((32, 1.2), (1, 1.6))
-    ]
+def scan_target(rows: Sequence[Row], *, batch: int, goal: float) -> Target:
+    """How many times as long as the unrolled form the scan takes."""
+    ratios = []
+    for row in rows:
+        times = medians(row)
+        if row["B"] == batch and SCAN in times and UNROLLED in times:
+            ratios.append(times[SCAN] / times[UNROLLED])
+    return Target(f"scan against unrolled, B={batch}", mean(ratios), goal, at_most=True)
 
 
-def behind(result: Row, margin: float = 1.05) -> list[tuple[float, str, Row]]:
-    """Every point where a peer is more than `margin` ahead of our best: by how much, who, where; the worst first."""
-    found = [
-        (1 / value, peer, row)
-        for peer, names in peers(result).items()
-        for value, row in leads(result["rows"], names)
-        if value < 1 / margin
-    ]
-    return sorted(found, key=lambda each: -each[0])
+def points_behind(result: Row, margin: float = 1.05) -> list[tuple[float, str, Row]]:
+    """Every point where a peer is more than `margin` ahead of our best: by how much, which, where. The worst first."""
+    behind = []
+    for peer, names in peers(result).items():
+        for value, row in leads(result["rows"], names):
+            if value < 1 / margin:
+                behind.append((1 / value, peer, row))
+    return sorted(behind, key=lambda item: -item[0])
 
 
-def place(row: Row) -> str:
-    depth = "" if (row["layers"], row["directions"]) == (2, 2) else f", L={row['layers']}, D={row['directions']}"
-    return f"{row['cell']}, T={row['T']}, B={row['B']}, H={row['H']}{depth}"
+def point_name(row: Row) -> str:
+    name = f"{row['cell']}, T={row['T']}, B={row['B']}, H={row['H']}"
+    if (row["layers"], row["directions"]) != (2, 2):  # the grid's own depth is not worth repeating
+        name += f", L={row['layers']}, D={row['directions']}"
+    return name

@@ -1,4 +1,7 @@
-"""The README's tables, made from the JSON in benchmarks/results: `python -m benchmarks.reporting.tables`."""
+"""The tables of the README and docs: `python -m benchmarks.reporting.tables`.
+
+They are made from the JSON in benchmarks/results; what the pages have between two markers is replaced.
+"""
 
 from collections.abc import Sequence
 from statistics import geometric_mean
@@ -15,137 +18,156 @@ from benchmarks.reporting.grid_tables import (
     points_table,
     targets_table,
 )
+from benchmarks.reporting.summary import medians
 from benchmarks.reporting.text import load, machine_line, markdown
 
 GRID = RESULTS / "grid_cpu.json"
-AT = ("median", "worst")
+Result = dict[str, Any]
+"""The JSON of a benchmark."""
 
 
-def export_table(result: dict[str, Any]) -> str:
+def export_table(result: Result) -> str:
     """Seconds, nodes and megabytes (as a share of the weights) of each export, milliseconds to open it, memory."""
     header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open", "MB to export", "MB to open"]
-    rows = [[_exported(row), *_export_costs(row["measured"], result["limit"])] for row in result["rows"]]
-    return markdown(header, rows) + "\n\n" + machine_line(result)
+    lines = [[_export_label(row), *_export_costs(row["measured"], result["limit"])] for row in result["rows"]]
+    return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
-def _exported(row: dict[str, Any]) -> str:
-    exporter = row["exporter"] if "." in row["exporter"] else f"deploy_rnn, {row['exporter']}"
+def _export_label(row: dict[str, Any]) -> str:
+    is_ours = "." not in row["exporter"]  # ours is named by its form, PyTorch's by its function
+    exporter = f"deploy_rnn, {row['exporter']}" if is_ours else row["exporter"]
     return f"{exporter}, T={row['T']}, H={row['H']}"
 
 
 def _export_costs(measured: dict[str, Any] | None, limit: int) -> list[str]:
-    if measured is None:
-        return [f"> {limit}", *[""] * 5]
-    size = f"{measured['bytes'] / 1e6:.2f} ({measured['bytes'] / measured['weights']:.2f}x)"
+    if measured is None:  # it was stopped
+        return [f"> {limit}", "", "", "", "", ""]
+    megabytes = measured["bytes"] / 1e6
+    share = measured["bytes"] / measured["weights"]
     load = "" if measured["load"] is None else f"{1e3 * measured['load']:.0f}"
+    memory = [f"{measured[key] / 1e6:.0f}" if key in measured else "" for key in ("peak", "memory")]
     return [
         f"{measured['seconds']:.1f}",
         f"{measured['nodes']:,}",
-        size,
+        f"{megabytes:.2f} ({share:.2f}x)",
         load,
-        *(f"{measured[at] / 1e6:.0f}" if at in measured else "" for at in ("peak", "memory")),
+        *memory,
     ]
 
 
-def compile_table(result: dict[str, Any]) -> str:
+def compile_table(result: Result) -> str:
     """Seconds from the call to the first result, for each number of steps."""
-    steps = list(result["rows"][0]["seconds"])
-    rows = [
-        [
-            f"{row['family']}, {row['contestant']}",
-            *(f"> {result['limit']}" if row["seconds"][at] is None else f"{row['seconds'][at]:.1f}" for at in steps),
-        ]
-        for row in result["rows"]
-    ]
-    return markdown(["seconds", *(f"T={at}" for at in steps)], rows) + "\n\n" + machine_line(result)
+    lines = []
+    for row in result["rows"]:
+        times = [f"> {result['limit']}" if time is None else f"{time:.1f}" for time in row["seconds"].values()]
+        lines.append([f"{row['family']}, {row['contestant']}", *times])
+    headings = [f"T={steps}" for steps in result["rows"][0]["seconds"]]
+    return markdown(["seconds", *headings], lines) + "\n\n" + machine_line(result)
 
 
-def modules_table(result: dict[str, Any]) -> str:
+def modules_table(result: Result) -> str:
     """Milliseconds of every contestant at every point, and its speed against torch.nn."""
-    labels = [f"{row['family']}, T={row['T']}, B={row['B']}, H={row['H']}" for row in result["rows"]]
     names = list(result["rows"][0]["contestants"])
-    rows = []
-    for label, row in zip(labels, result["rows"], strict=True):
-        medians = {name: row["contestants"][name]["median"] for name in names}
-        rows.append([label, *(f"{ms:.2f} ({medians['torch.nn'] / ms:.1f}x)" for ms in medians.values())])
-    return markdown(["ms (speed)", *names], rows) + "\n\n" + machine_line(result)
+    lines = []
+    for row in result["rows"]:
+        times = medians(row)
+        eager = times["torch.nn"]
+        cells = [f"{times[name]:.2f} ({eager / times[name]:.1f}x)" for name in names]
+        lines.append([f"{row['family']}, T={row['T']}, B={row['B']}, H={row['H']}", *cells])
+    return markdown(["ms (speed)", *names], lines) + "\n\n" + machine_line(result)
 
 
-def modules_summary(result: dict[str, Any]) -> str:
+def modules_summary(result: Result) -> str:
     """Speed against torch.nn, geometric mean over the points of each family and batch, and the worst point."""
     names = [name for name in result["rows"][0]["contestants"] if name != "torch.nn"]
-    groups: dict[str, list[Any]] = {}
-    for batch in (None, *dict.fromkeys(row["B"] for row in result["rows"])):
-        for row in result["rows"]:
-            if batch in (None, row["B"]):
-                label = row["family"] if batch is None else f"{row['family']}, B={batch}"
-                groups.setdefault(label, []).append(row)
-    rows = []
-    for group, points in sorted(groups.items(), key=lambda each: each[0].partition(",")[0]):
-        contests = [point["contestants"] for point in points]
-        each = [speeds(contests, name) for name in names]
-        limit = geometric_mean(point["contestants"]["torch.nn"]["median"] / point["products"] for point in points)
-        rows.append([group, *(f"{geometric_mean(all):.2f}x ({min(all):.2f}x)" for all in each), f"{limit:.2f}x"])
+    lines = []
+    for family in sorted({row["family"] for row in result["rows"]}):
+        rows = [row for row in result["rows"] if row["family"] == family]
+        lines.append(_modules_line(family, rows, names))
+        for batch in dict.fromkeys(row["B"] for row in rows):
+            batch_rows = [row for row in rows if row["B"] == batch]
+            lines.append(_modules_line(f"{family}, B={batch}", batch_rows, names))
     header = ["speed, mean (worst point)", *names, "matrix products alone"]
-    return markdown(header, rows) + "\n\n" + machine_line(result)
+    return markdown(header, lines) + "\n\n" + machine_line(result)
+
+
+def _modules_line(label: str, rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    cells = []
+    for name in names:
+        values = speeds([row["contestants"] for row in rows], name)
+        cells.append(f"{geometric_mean(values):.2f}x ({min(values):.2f}x)")
+    limit = geometric_mean(medians(row)["torch.nn"] / row["products"] for row in rows)
+    return [label, *cells, f"{limit:.2f}x"]
 
 
 def speeds(points: Sequence[Any], name: str) -> list[float]:
-    """Of one contestant against torch.nn, at each point."""
+    """The speed of one contestant against torch.nn at each point."""
     return [point["torch.nn"]["median"] / point[name]["median"] for point in points]
 
 
-def rounding_table(result: dict[str, Any]) -> str:
+def rounding_table(result: Result) -> str:
     """Largest difference of a window's scores: the median window, and the worst."""
-    rows = [
-        [
-            f"{name} (largest singular value {row['gain']:.1f}, scores up to {row['largest_score']:.0f})",
-            *(f"{row[pair][at]:.0e}" for pair in ("float32_to_float64", "torch_to_deploy_rnn") for at in AT),
-        ]
-        for name, row in result["rows"].items()
-    ]
-    header = [
-        "recurrent weights",
-        *(f"{pair}, {at} window" for pair in ("float32 - float64", "two float32") for at in AT),
-    ]
-    return markdown(header, rows) + "\n\n" + machine_line(result)
+    comparisons = {"float32_to_float64": "float32 - float64", "torch_to_deploy_rnn": "two float32"}
+    columns = [(comparison, window) for comparison in comparisons for window in ("median", "worst")]
+    lines = []
+    for name, row in result["rows"].items():
+        label = f"{name} (largest singular value {row['gain']:.1f}, scores up to {row['largest_score']:.0f})"
+        cells = [f"{row[comparison][window]:.0e}" for comparison, window in columns]
+        lines.append([label, *cells])
+    headings = [f"{comparisons[comparison]}, {window} window" for comparison, window in columns]
+    return markdown(["recurrent weights", *headings], lines) + "\n\n" + machine_line(result)
 
 
-def batching_table(result: dict[str, Any]) -> str:
+def batching_table(result: Result) -> str:
     """Throughput and padding of a flood of requests, latency at a steady rate."""
     header = ["", "requests/s", "padding", "rows of a run", "p50 ms", "p99 ms"]
-    rows = [
-        [
-            row["contestant"],
-            f"{row['measured']['rate']:.0f}",
-            f"{row['measured']['waste']:.0%}",
-            f"{row['measured']['rows']:.1f}",
-            *(f"{row['measured'][at]:.1f}" for at in ("p50", "p99")),
-        ]
-        for row in result["rows"]
-    ]
-    return markdown(header, rows) + "\n\n" + machine_line(result)
+    lines = []
+    for row in result["rows"]:
+        measured = row["measured"]
+        lines.append(
+            [
+                row["contestant"],
+                f"{measured['rate']:.0f}",
+                f"{measured['waste']:.0%}",
+                f"{measured['rows']:.1f}",
+                f"{measured['p50']:.1f}",
+                f"{measured['p99']:.1f}",
+            ]
+        )
+    return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
-def serving_table(result: dict[str, Any]) -> str:
-    """Throughput within the limit, latency at a few rates that all were asked for, padding and overhead."""
-    common = [point["rate"] for point in min((row["points"] for row in result["rows"]), key=len)]
-    shown = common[:: max(1, len(common) // 2)][:2]
-    header = ["", f"requests/s within p99 {result['limit']:.0f} ms", "rows of a run", "padding", "overhead ms"]
-    header += [f"p50 / p95 / p99 ms at {rate:.0f}/s" for rate in shown]
-    rows = []
+def serving_table(result: Result) -> str:
+    """Throughput within the limit, overhead, padding, and latency at two rates that every contestant reached."""
+    shortest = min((row["points"] for row in result["rows"]), key=len)
+    common_rates = [point["rate"] for point in shortest]
+    shown_rates = common_rates[:: max(1, len(common_rates) // 2)][:2]
+    lines = []
     for row in result["rows"]:
         best = row["best"] or {"rate": 0.0, "rows": 0.0}
-        at = {
-            point["rate"]: " / ".join(f"{point[name]:.1f}" for name in ("p50", "p95", "p99")) for point in row["points"]
-        }
-        waste = f"{best['waste']:.0%}" if "waste" in best else ""
-        rate, together = f"{best['rate']:.0f}", f"{best['rows']:.1f}"
-        rows.append([row["contestant"], rate, together, waste, f"{row['overhead']:.2f}", *(at[each] for each in shown)])
-    return markdown(header, rows) + "\n\n" + machine_line(result)
+        padding = f"{best['waste']:.0%}" if "waste" in best else ""
+        latencies = {point["rate"]: _latency(point) for point in row["points"]}
+        lines.append(
+            [
+                row["contestant"],
+                f"{best['rate']:.0f}",
+                f"{best['rows']:.1f}",
+                padding,
+                f"{row['overhead']:.2f}",
+                *(latencies[rate] for rate in shown_rates),
+            ]
+        )
+    header = ["", f"requests/s within p99 {result['limit']:.0f} ms", "rows of a run", "padding", "overhead ms"]
+    header += [f"p50 / p95 / p99 ms at {rate:.0f}/s" for rate in shown_rates]
+    return markdown(header, lines) + "\n\n" + machine_line(result)
+
+
+def _latency(point: dict[str, float]) -> str:
+    return f"{point['p50']:.1f} / {point['p95']:.1f} / {point['p99']:.1f}"
 
 
 def accuracy_line(metrics: dict[str, Any]) -> str:
+    """How well the highlighter does, from the metrics of its training."""
     return (
         f"Accuracy on {metrics['held_out_files']} held-out files ({metrics['held_out_characters']:,} characters, white "
         f"space not counted): **{metrics['accuracy']:.1%}**; always the most frequent label: "
@@ -155,7 +177,7 @@ def accuracy_line(metrics: dict[str, Any]) -> str:
 
 
 def sections() -> dict[str, str]:
-    """Every generated part of the README, by the name in its markers."""
+    """Every generated part of the README and docs, by the name in its markers."""
     return {
         "export": export_table(load(RESULTS / "export.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
@@ -169,7 +191,7 @@ def sections() -> dict[str, str]:
     }
 
 
-def grid_sections(result: dict[str, Any]) -> dict[str, str]:
+def grid_sections(result: Result) -> dict[str, str]:
     """Every table of a grid, and its picture as the README and the docs show it."""
     picture = "![Time over that of the matrix products alone]"
     return {
@@ -186,12 +208,13 @@ def grid_sections(result: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def filled(text: str) -> str:
-    """`text` with what stands between `<!-- NAME -->` and `<!-- /NAME -->` made anew."""
+def fill(text: str) -> str:
+    """Regenerate everything between a `<!-- NAME -->` and its `<!-- /NAME -->`."""
     for name, section in sections().items():
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
-        text = before + start + section + "\n" + end + after if end else text
+        if end:
+            text = before + start + section + "\n" + end + after
     return text
 
 
@@ -207,7 +230,7 @@ PAGES = (
 
 def main() -> None:
     for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all tables are made of."""
+"""Helpers of all tables: Markdown, the line that names the machine, reading JSON."""
 
 import json
 from collections.abc import Sequence
@@ -7,18 +7,20 @@ from typing import Any
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is on the left and whose others are on the right."""
+    """A table with its first column aligned left and the others right."""
     rule = ["---", *["--:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
 def machine_line(result: dict[str, Any]) -> str:
+    """What a result was measured on."""
     machine = result["machine"]
-    where = [f"{machine['cpu']}, {machine['cores']} cores"]
+    processors = f"{machine['cpu']}, {machine['cores']} cores"
     if "gpu" in machine:
-        where.append(f"{machine['gpu']}, CUDA {machine['cuda']}, {machine['driver']}")
-    names = [name for name in ("python", "torch", "onnxruntime", "onnx", "onnxscript", "openvino") if name in machine]
-    return f"Measured on {'; '.join(where)}; {', '.join(f'{name} {machine[name]}' for name in names)}."
+        processors += f"; {machine['gpu']}, CUDA {machine['cuda']}, {machine['driver']}"
+    packages = ("python", "torch", "onnxruntime", "onnx", "onnxscript", "openvino")
+    versions = [f"{package} {machine[package]}" for package in packages if package in machine]
+    return f"Measured on {processors}; {', '.join(versions)}."
 
 
 def load(path: Path) -> Any:

@@ -214,7 +214,7 @@ def test_targets_are_met_or_not_by_the_figures() -> None:
 
 def test_points_where_a_peer_is_ahead() -> None:
     rows = [point(torch=1.0, ours=2.0), point(torch=2.0, ours=2.05), point(torch=1.0, ours=3.0, stock=2.0)]
-    found = summary.behind({"device": "cpu", "rows": rows})
+    found = summary.points_behind({"device": "cpu", "rows": rows})
     assert [(ahead, peer) for ahead, peer, _ in found] == [
         (3.0, "torch.nn"), (2.0, "torch.nn"), (1.5, "torch.onnx.export"),
     ]  # fmt: skip

@@ -47,7 +47,7 @@ def test_the_figures_are_those_that_were_measured() -> None:
     for page in tables.PAGES:
         text = page.read_text(encoding="utf-8")
         assert "<!-- /" in text
-        assert tables.filled(text) == text, (
+        assert tables.fill(text) == text, (
             f"{page.name} differs from its JSON; run python -m benchmarks.reporting.tables"
         )
 
