@@ -1,9 +1,9 @@
 """What compiling costs as sequences grow: `python -m benchmarks.studies.compile_time`.
 
-From the call to the first result, in a fresh process without caches, once torch.compile has compiled a sum (the first
-time, it looks for the compiler and the processor's instructions): `deploy_rnn.compile`, and the same layers with their
-time loop left as a Python loop, which torch.compile unrolls (the RNN only: GRU and LSTM take longer). After two minutes
-a contestant is stopped.
+Measures seconds from the call to the first result, in a fresh process without caches. torch.compile compiles a sum
+first, because the first time it looks for the compiler and the processor's instructions. The contestants are
+`deploy_rnn.compile`, and the same layers with a Python loop over time, which torch.compile unrolls (the RNN only: GRU
+and LSTM take longer). After two minutes a contestant is stopped.
 """
 
 import argparse
@@ -27,17 +27,20 @@ from deploy_rnn.nn.recurrent import Recurrent
 
 STEPS = [32, 256, 2048]
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
+OURS = "deploy_rnn.compile"
+UNROLLED = "unrolled loop"
 LIMIT = 120
 """Seconds after which a contestant is stopped."""
 
 
-def one(contestant: str, family: str, steps: int) -> float:
+def time_compilation(contestant: str, family: str, steps: int) -> float:
     """Seconds from the call to the first result: two bidirectional layers, I = H = 128, B = 4."""
-    layer, x = FAMILIES[family](128, 128, 2, bidirectional=True).eval(), torch.randn(steps, 4, 128)
+    layer = FAMILIES[family](128, 128, 2, bidirectional=True).eval()
+    x = torch.randn(steps, 4, 128)
     with torch.no_grad():
         torch.compile(torch.add)(x, x)
         started = time.perf_counter()
-        if contestant == "unrolled loop":
+        if contestant == UNROLLED:
             Recurrent._loop = python_loop  # type: ignore[method-assign]
             compiled: nn.Module = torch.compile(deploy_rnn.convert(layer), fullgraph=True)  # type: ignore[assignment]
         else:
@@ -54,18 +57,31 @@ def python_loop(self: Recurrent, projected: Any, mask: Any, states: Any, weights
     return torch.stack(outputs), states
 
 
-def apart(contestant: str, family: str, steps: int) -> float | None:
-    """`one` in a process of its own; None if it does not finish in time."""
+def time_in_process(contestant: str, family: str, steps: int) -> float | None:
+    """Run `time_compilation` in a fresh process; None if it does not finish in time."""
+    command = [sys.executable, "-m", "benchmarks.studies.compile_time", "--one", contestant, family, str(steps)]
     with TemporaryDirectory() as cache:
-        command = [sys.executable, "-m", "benchmarks.studies.compile_time", "--one", contestant, family, str(steps)]
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
         try:
-            said = subprocess.run(
+            finished = subprocess.run(
                 command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True
             )
         except subprocess.TimeoutExpired:
             return None
-        return float(said.stdout.split()[-1])
+    return float(finished.stdout.split()[-1])
+
+
+def measure(contestant: str, family: str, step_counts: list[int], console: Console) -> dict[str, float | None]:
+    """Number of steps -> seconds; None if compiling was stopped."""
+    seconds: dict[str, float | None] = {}
+    for steps in step_counts:
+        # Where a shorter sequence was stopped, a longer one would be too.
+        if None in seconds.values():
+            seconds[str(steps)] = None
+            continue
+        with console.status(f"{contestant}, {family}, T={steps} ..."):
+            seconds[str(steps)] = time_in_process(contestant, family, steps)
+    return seconds
 
 
 def main() -> None:
@@ -76,20 +92,19 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     options = parser.parse_args()
     if options.one:
-        print(one(options.one[0], options.one[1], int(options.one[2])))
+        contestant, family, steps = options.one
+        print(time_compilation(contestant, family, int(steps)))
         return
-    console, rows = Console(stderr=True), []
+
+    console = Console(stderr=True)
+    rows = []
     for family in options.families:
-        for contestant in ("deploy_rnn.compile", "unrolled loop")[: 2 if family == "RNN" else 1]:
-            seconds: dict[str, float | None] = {}
-            for steps in options.steps:
-                if None in seconds.values():
-                    seconds[str(steps)] = None  # longer would take longer still
-                    continue
-                with console.status(f"{contestant}, {family}, T={steps} ..."):
-                    seconds[str(steps)] = apart(contestant, family, steps)
+        contestants = [OURS, UNROLLED] if family == "RNN" else [OURS]
+        for contestant in contestants:
+            seconds = measure(contestant, family, options.steps, console)
             rows.append({"contestant": contestant, "family": family, "seconds": seconds})
-    print(compile_table(publish({"benchmark": "compile_time", "limit": LIMIT, "rows": rows}, options.output)))
+    result = publish({"benchmark": "compile_time", "limit": LIMIT, "rows": rows}, options.output)
+    print(compile_table(result))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What an export costs, beside PyTorch's own exporter: `python -m benchmarks.studies.exporters`.
+"""What an export costs, compared with PyTorch's own exporter: `python -m benchmarks.studies.exporters`.
 
 Each export runs in a fresh process, after torch is imported, and is timed from the call to the finished file. Ours
-includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core, in a process
-of its own. Memory is the largest resident set of the process that exports, and what opening adds to the one that opens.
+includes the check in onnxruntime; PyTorch's has none. Then the file is opened in onnxruntime, on one core, in another
+process. Memory is the largest resident set of the process that exports, and what opening adds to the other process.
 After three minutes a contestant is stopped.
 """
 
@@ -35,44 +35,52 @@ LIMIT = 180
 """Seconds after which a contestant is stopped."""
 
 
-def points(steps: list[int], hidden: int, wide: int) -> list[tuple[int, int]]:
+def sizes(steps: list[int], hidden: int, wide: int) -> list[tuple[int, int]]:
     """(T, H): every number of steps, and the middle one again with more hidden units."""
-    return [*((count, hidden) for count in steps), (sorted(steps)[len(steps) // 2], wide)]
+    middle = sorted(steps)[len(steps) // 2]
+    return [*((count, hidden) for count in steps), (middle, wide)]
 
 
-def one(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
+def measure_export(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
     """Export a two-layer bidirectional RNN once, and open the file."""
-    layer, x = nn.RNN(INPUT, hidden, 2, bidirectional=True).eval(), torch.randn(steps, 2, INPUT)
+    layer = nn.RNN(INPUT, hidden, 2, bidirectional=True).eval()
+    x = torch.randn(steps, 2, INPUT)
     with TemporaryDirectory() as folder:
         path = Path(folder) / "rnn.onnx"
-        started = time.perf_counter()
-        if exporter == STOCK:
-            stock_export(layer, x, path)
-        else:
-            from deploy_rnn.export import export_onnx
-
-            export_onnx(layer, x, path, form=exporter)
-        seconds = time.perf_counter() - started
-        size = sum(file.stat().st_size for file in Path(folder).iterdir())  # PyTorch puts the weights beside the graph
-        nodes = count(onnx.load(path, load_external_data=False).graph)
+        seconds = time_export(exporter, layer, x, path)
+        # PyTorch's exporter puts the weights into a second file.
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        nodes = count_nodes(onnx.load(path, load_external_data=False).graph)
         peak = peak_memory()
-        opening = json.loads(call("--open", str(path)))
+        opening = json.loads(run_in_process("--open", str(path)))
     weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
     return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "peak": peak, **opening}
 
 
-def opened(path: str) -> dict[str, float]:
+def time_export(exporter: str, layer: nn.RNN, x: torch.Tensor, path: Path) -> float:
+    started = time.perf_counter()
+    if exporter == STOCK:
+        stock_export(layer, x, path)
+    else:
+        from deploy_rnn.export import export_onnx
+
+        export_onnx(layer, x, path, form=exporter)
+    return time.perf_counter() - started
+
+
+def measure_opening(path: str) -> dict[str, float]:
     """Seconds to open a file in onnxruntime, and the bytes of memory that it holds then."""
-    before = resident()
+    memory_before = resident_memory()
     started = time.perf_counter()
     session = open_session(path, threads=1)
-    load, memory = time.perf_counter() - started, resident() - before
+    load = time.perf_counter() - started
+    memory = resident_memory() - memory_before
     del session
     return {"load": load, "memory": memory}
 
 
-def resident() -> int:
-    """Bytes of memory of this process; where Linux does not tell, the most that it has had."""
+def resident_memory() -> int:
+    """Bytes of memory of this process; the most that it has had, where the system does not say."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory()
 
@@ -83,26 +91,26 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def call(*arguments: str, limit: int | None = None) -> str:
-    """The last line that this script prints in a process of its own."""
+def run_in_process(*arguments: str, limit: int | None = None) -> str:
+    """The last line that this module prints in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.studies.exporters", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=limit
-    ).stdout.splitlines()[-1]
+    finished = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=limit)
+    return finished.stdout.splitlines()[-1]
 
 
-def count(graph: onnx.GraphProto) -> int:
-    """Nodes, with those in the bodies of loops."""
+def count_nodes(graph: onnx.GraphProto) -> int:
+    """Nodes, including those in the bodies of loops."""
     bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return len(graph.node) + sum(map(count, bodies))
+    return len(graph.node) + sum(map(count_nodes, bodies))
 
 
-def apart(exporter: str, steps: int, hidden: int) -> dict[str, Any] | None:
-    """`one` in a process of its own; None if it does not finish in time."""
+def measure_in_process(exporter: str, steps: int, hidden: int) -> dict[str, Any] | None:
+    """Run `measure_export` in a fresh process; None if it does not finish in time."""
     try:
-        measured: dict[str, Any] = json.loads(call("--one", exporter, str(steps), str(hidden), limit=LIMIT))
+        line = run_in_process("--one", exporter, str(steps), str(hidden), limit=LIMIT)
     except subprocess.TimeoutExpired:
         return None
+    measured: dict[str, Any] = json.loads(line)
     return measured
 
 
@@ -116,20 +124,23 @@ def main() -> None:
     parser.add_argument("--open", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.open:
-        print(json.dumps(opened(options.open)))
+        print(json.dumps(measure_opening(options.open)))
         return
     if options.one:
         exporter, steps, hidden = options.one
-        print(json.dumps(one(exporter, int(steps), int(hidden))))
+        print(json.dumps(measure_export(exporter, int(steps), int(hidden))))
         return
-    rows: list[dict[str, Any]] = []
+
+    exporters = FORMS if options.no_stock else [*FORMS, STOCK]
     console = Console(stderr=True)
-    for steps, hidden in points(options.steps, *options.hidden):
-        for exporter in FORMS if options.no_stock else [*FORMS, STOCK]:
+    rows: list[dict[str, Any]] = []
+    for steps, hidden in sizes(options.steps, *options.hidden):
+        for exporter in exporters:
             with console.status(f"{exporter}, T={steps}, H={hidden} ..."):
-                measured = apart(exporter, steps, hidden)
+                measured = measure_in_process(exporter, steps, hidden)
             rows.append({"exporter": exporter, "T": steps, "I": INPUT, "H": hidden, "measured": measured})
-    print(export_table(publish({"benchmark": "export", "limit": LIMIT, "rows": rows}, options.output)))
+    result = publish({"benchmark": "export", "limit": LIMIT, "rows": rows}, options.output)
+    print(export_table(result))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How far rounding moves a trained network: `python -m benchmarks.studies.rounding FREE_CHECKPOINT`.
 
-The highlighter's scores on held-out files, in float32 by torch.nn.RNN and by deploy_rnn, against float64, for the
-checkpoint in the repository and for one that was trained without a limit on its recurrent weights:
+Compares the highlighter's scores on held-out files, in float32 by torch.nn.RNN and by deploy_rnn, with float64: for the
+checkpoint in the repository, and for one that was trained without a limit on its recurrent weights:
 
     python -m deploy_rnn.examples.highlight.train --max-gain inf --folder free
     python -m benchmarks.studies.rounding free/checkpoint.safetensors
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from safetensors.torch import load_model
+from torch import nn
 
 import deploy_rnn
 from benchmarks.reporting.machine import publish
@@ -31,30 +32,36 @@ def measure(checkpoint: Path) -> dict[str, Any]:
     model = Highlighter()
     load_model(model, checkpoint)
     model.eval()
-    exact, ours = copy.deepcopy(model).double(), deploy_rnn.convert(model)
-    rounding, between, largest = [], [], 0.0
-    for codes, _ in track(read(held_out=True)[:FILES], checkpoint.parent.name):
+    exact_model = copy.deepcopy(model).double()
+    our_model = deploy_rnn.convert(model)
+    from_float64 = []
+    from_ours = []
+    largest_score = 0.0
+    files = read(held_out=True)[:FILES]
+    for codes, _ in track(files, checkpoint.parent.name):
+        batch = torch.from_numpy(windows(codes))
         with torch.no_grad():
-            batch = torch.from_numpy(windows(codes))
-            scores = model(batch)
-            rounding.append((scores - exact(batch)).abs().amax((1, 2)).numpy())
-            between.append((scores - ours(batch)).abs().amax((1, 2)).numpy())
-            largest = max(largest, float(scores.abs().max()))
+            scores = model(batch)  # (windows, T, labels)
+            from_float64.append((scores - exact_model(batch)).abs().amax((1, 2)).numpy())
+            from_ours.append((scores - our_model(batch)).abs().amax((1, 2)).numpy())
+        largest_score = max(largest_score, float(scores.abs().max()))
     return {
-        "gain": max(
-            float(torch.linalg.matrix_norm(weight.detach(), 2))
-            for name, weight in model.rnn.named_parameters()
-            if name.startswith("weight_hh")
-        ),
-        "largest_score": largest,
-        "windows": sum(map(len, rounding)),
-        "float32_to_float64": spread(rounding),
-        "torch_to_deploy_rnn": spread(between),
+        "gain": recurrent_gain(model.rnn),
+        "largest_score": largest_score,
+        "windows": sum(map(len, from_float64)),
+        "float32_to_float64": median_and_worst(from_float64),
+        "torch_to_deploy_rnn": median_and_worst(from_ours),
     }
 
 
-def spread(parts: list[np.ndarray]) -> dict[str, float]:
-    values = np.concatenate(parts)
+def recurrent_gain(layer: nn.RNN) -> float:
+    """Largest singular value of the recurrent weights."""
+    weights = [weight.detach() for name, weight in layer.named_parameters() if name.startswith("weight_hh")]
+    return max(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights)
+
+
+def median_and_worst(differences: list[np.ndarray]) -> dict[str, float]:
+    values = np.concatenate(differences)
     return {"median": float(np.median(values)), "worst": float(values.max())}
 
 
@@ -64,7 +71,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
     rows = {"without a limit": measure(options.free), "limited": measure(CHECKPOINT)}
-    print(rounding_table(publish({"benchmark": "rounding", "rows": rows}, options.output)))
+    result = publish({"benchmark": "rounding", "rows": rows}, options.output)
+    print(rounding_table(result))
 
 
 if __name__ == "__main__":
