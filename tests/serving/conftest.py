@@ -1,4 +1,4 @@
-"""What the tests share: a model whose every answer is known, servers on free ports, small bundles exported once."""
+"""Fixtures: a model whose every answer is known, servers on free ports, small bundles that are exported once."""
 
 import asyncio
 import threading
@@ -117,7 +117,7 @@ class SumModel:
 
 
 def write_bundle(folder: Path, scale: str = "1") -> Path:
-    """What `SumModel` and `Repository` need of one."""
+    """Write as much of a bundle as `SumModel` and `Repository` read."""
     folder.mkdir(exist_ok=True)
     (folder / "scale").write_text(scale, encoding="utf-8")
     (folder / "manifest.json").write_text("{}", encoding="utf-8")
@@ -134,16 +134,16 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def repository(folder: Path) -> Iterator[Repository]:
     """Has a loaded `SumModel`, `sum`."""
-    made = Repository(folder, SumModel)
-    made.load_all()
-    yield made
-    for model in made.models():
+    repository = Repository(folder, SumModel)
+    repository.load_all()
+    yield repository
+    for model in repository.models():
         model.gate.set()  # type: ignore[attr-defined]
-    made.close(5)
+    repository.close(5)
 
 
 class Client:
-    """Asks an ASGI application in this process."""
+    """An HTTP client of an ASGI application in this process."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -170,7 +170,7 @@ def client(repository: Repository) -> Client:
 
 @contextmanager
 def _running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
-    """A server on free ports, in a thread of its own."""
+    """A server on free ports, in its own thread."""
     started: Future[tuple[Server, asyncio.AbstractEventLoop]] = Future()
 
     async def serve() -> None:
@@ -200,13 +200,13 @@ def _running(repository: Repository, settings: Settings | None = None) -> Iterat
 
 @pytest.fixture
 def server(repository: Repository) -> Iterator[Server]:
-    with _running(repository) as found:
-        yield found
+    with _running(repository) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def run_server() -> Callable[..., Any]:
-    """Context manager: repository, settings -> a server on free ports, in a thread of its own."""
+    """A context manager: repository, settings -> a server on free ports, in its own thread."""
     return _running
 
 
@@ -252,7 +252,7 @@ def real_bundles(real_models: dict[str, nn.Module], tmp_path_factory: pytest.Tem
 
 
 class Scorer(nn.Module):
-    """Tokens (B, T) -> scores (B, T, 3); with lengths where the constructor says so."""
+    """Tokens (B, T) and lengths (B,), which may be left out -> scores (B, T, 3)."""
 
     def __init__(self, family: Any = deploy_rnn.RNN, *, bidirectional: bool = True) -> None:
         super().__init__()

@@ -37,24 +37,29 @@ def expected(model: nn.Module, array: np.ndarray) -> np.ndarray:
 
 
 class Held:
-    """Holds a model's runs back until told, so that requests queue up for certain."""
+    """Holds the runs of a model back until told, so that requests queue up for certain.
+
+    `batches` has the chunks of each segment of each run.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.entered, self.gate, self.rows = threading.Event(), threading.Event(), []
+        self.entered = threading.Event()
+        self.gate = threading.Event()
         self.gate.set()
+        self.batches: list[list[int]] = []
         real = module.execute
 
-        def execute(engine: Any, lanes: Any) -> Any:
+        def execute(engine: Any, batch: Any) -> Any:
             self.entered.set()
             assert self.gate.wait(30)
-            self.rows.append([len(lane) for lane in lanes])
-            return real(engine, lanes)
+            self.batches.append([len(segment) for segment in batch])
+            return real(engine, batch)
 
         monkeypatch.setattr(module, "execute", execute)
 
     @contextmanager
     def __call__(self, model: Model, first: Request) -> Iterator["Future[Response]"]:
-        """`first` is running; what is submitted meanwhile waits."""
+        """Run `first`; what is submitted inside the block waits."""
         self.gate.clear()
         self.entered.clear()
         future = model.submit(first)
@@ -83,10 +88,10 @@ def open_model() -> Iterator[Callable[..., Model]]:
         model.close()
 
 
-def test_it_says_what_it_is(padded: Path, streaming: Path, open_model: Callable[..., Model]) -> None:
+def test_it_describes_itself(padded: Path, streaming: Path, open_model: Callable[..., Model]) -> None:
     model = open_model(padded, max_rows=7)
     assert (model.name, model.path, model.max_batch) == ("padded", padded, 7)
-    assert [str(each) for each in (*model.inputs, *model.outputs)] == [
+    assert [str(spec) for spec in (*model.inputs, *model.outputs)] == [
         "tokens: int64 [B, T]", "lengths: int64 [B]", "output: float32 [B, T, 3]",
     ]  # fmt: skip
     assert (model.lengths, model.optional, model.streaming) == ({"lengths"}, {"lengths"}, False)
@@ -99,45 +104,46 @@ def test_it_says_what_it_is(padded: Path, streaming: Path, open_model: Callable[
 def test_requests_of_like_length_share_a_run(
     padded: Path, tagger: nn.Module, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, asked = (
-        open_model(padded),
-        [tokens(rows, steps, steps) for rows, steps in [(1, 20), (2, 21), (1, 50), (3, 19)]],
-    )
+    model = open_model(padded)
+    arrays = [tokens(rows, steps, steps) for rows, steps in [(1, 20), (2, 21), (1, 50), (3, 19)]]
     with held(model, ask(tokens(1, 5))):
-        futures = [model.submit(ask(array)) for array in asked]
+        futures = [model.submit(ask(array)) for array in arrays]
         assert model.statistics().queued == 4
-    for array, future in zip(asked, futures, strict=True):
+    for array, future in zip(arrays, futures, strict=True):
         np.testing.assert_allclose(future.result(30).outputs["output"], expected(tagger, array), atol=1e-5)
     assert [future.result().rows for future in futures] == [6, 6, 1, 6]
-    said = model.statistics()
-    assert (said.successes, said.failures, said.executions, said.rows, said.queued) == (5, 0, 3, 8, 0)
-    assert (said.steps_real, said.steps_padded) == (5 + 20 + 42 + 57 + 50, 1 + 6)
-    assert {rows: runs for rows, (runs, _) in said.batch_rows.items()} == {1: 2, 6: 1}
-    assert said.compute_seconds == pytest.approx(sum(seconds for _, seconds in said.batch_rows.values()))
-    assert said.queue_seconds > 0
-    assert abs(time.time() - (said.last_inference or 0)) < 60
+    statistics = model.statistics()
+    assert (statistics.successes, statistics.failures, statistics.queued) == (5, 0, 0)
+    assert (statistics.executions, statistics.rows) == (3, 8)
+    assert (statistics.steps_real, statistics.steps_padded) == (5 + 20 + 42 + 57 + 50, 1 + 6)
+    assert {rows: runs for rows, (runs, _) in statistics.batch_rows.items()} == {1: 2, 6: 1}
+    assert statistics.compute_seconds == pytest.approx(sum(seconds for _, seconds in statistics.batch_rows.values()))
+    assert statistics.queue_seconds > 0
+    assert abs(time.time() - (statistics.last_inference or 0)) < 60
 
 
 def test_without_lengths_only_equal_steps_share_a_run(
     exact: Path, tagger: nn.Module, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, asked = open_model(exact), [tokens(1, steps, seed) for seed, steps in enumerate([20, 21, 20])]
+    model = open_model(exact)
+    arrays = [tokens(1, steps, seed) for seed, steps in enumerate([20, 21, 20])]
     with held(model, ask(tokens(1, 5))):
-        futures = [model.submit(ask(array)) for array in asked]
-    for array, future in zip(asked, futures, strict=True):
+        futures = [model.submit(ask(array)) for array in arrays]
+    for array, future in zip(arrays, futures, strict=True):
         np.testing.assert_allclose(future.result(30).outputs["output"], expected(tagger, array), atol=1e-5)
     assert [future.result().rows for future in futures] == [2, 1, 2]
     assert model.statistics().steps_padded == 0
 
 
-def test_only_the_outputs_asked_for(streaming: Path, held: Held, open_model: Callable[..., Model]) -> None:
+def test_only_the_outputs_wanted(streaming: Path, held: Held, open_model: Callable[..., Model]) -> None:
     model = open_model(streaming)
     with held(model, ask(tokens(1, 5))) as first:
-        one = model.submit(ask(tokens(1, 4), outputs=("output",)))
-        two = model.submit(ask(tokens(1, 4), outputs=("rnn.c_n",)))
+        scores = model.submit(ask(tokens(1, 4), outputs=("output",)))
+        state = model.submit(ask(tokens(1, 4), outputs=("rnn.c_n",)))
     assert set(first.result(30).outputs) == {"output", "rnn.h_n", "rnn.c_n"}
-    assert (set(one.result(30).outputs), set(two.result(30).outputs)) == ({"output"}, {"rnn.c_n"})
-    assert one.result().rows == 2
+    assert set(scores.result(30).outputs) == {"output"}
+    assert set(state.result(30).outputs) == {"rnn.c_n"}
+    assert scores.result().rows == 2
 
 
 @pytest.mark.parametrize(
@@ -185,19 +191,19 @@ def test_a_full_queue_says_so_at_once(padded: Path, held: Held, open_model: Call
     assert all(future.result(30) for future in futures)
 
 
-def test_who_does_not_wait_any_more_is_not_run(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
+def test_a_request_that_nobody_waits_for_is_not_run(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
     model = open_model(padded)
     with held(model, ask(tokens(1, 5))):
         late = model.submit(ask(tokens(1, 5), timeout=0.0))
-        gone = model.submit(ask(tokens(1, 5)))
-        assert gone.cancel()
+        cancelled = model.submit(ask(tokens(1, 5)))
+        assert cancelled.cancel()
         kept = model.submit(ask(tokens(1, 5), timeout=1000.0))
     assert kept.result(30).rows == 1
     with pytest.raises(DeadlineError, match=r"the request waited for .* s, and its deadline passed"):
         late.result(30)
-    assert not wait([gone], 30).not_done
-    said = model.statistics()
-    assert (said.successes, said.failures, said.executions) == (2, 2, 2)
+    assert not wait([cancelled], 30).not_done
+    statistics = model.statistics()
+    assert (statistics.successes, statistics.failures, statistics.executions) == (2, 2, 2)
 
 
 def test_a_timeout_counts_from_when_the_request_is_accepted(padded: Path, held: Held) -> None:
@@ -212,21 +218,22 @@ def test_a_timeout_counts_from_when_the_request_is_accepted(padded: Path, held: 
         assert in_time.result(30).queued == 4.0
 
 
-def test_one_that_is_cancelled_while_a_run_is_chosen(
+def test_a_request_that_is_cancelled_while_a_batch_is_chosen(
     padded: Path, held: Held, open_model: Callable[..., Model]
 ) -> None:
     model = open_model(padded)
     choose = model._queue._choose
 
-    def chosen_and_cancelled() -> Any:
-        gone.cancel()
+    def cancel_and_choose() -> Any:
+        cancelled.cancel()
         return choose()
 
     with held(model, ask(tokens(1, 5))):
-        gone, kept = (model.submit(ask(tokens(1, 5))) for _ in range(2))
-        model._queue._choose = chosen_and_cancelled  # type: ignore[method-assign]
+        cancelled = model.submit(ask(tokens(1, 5)))
+        kept = model.submit(ask(tokens(1, 5)))
+        model._queue._choose = cancel_and_choose  # type: ignore[method-assign]
     assert kept.result(30).rows == 1
-    assert not wait([gone], 30).not_done
+    assert not wait([cancelled], 30).not_done
     assert model.infer(ask(tokens(1, 5))).rows == 1
 
 
@@ -243,7 +250,8 @@ def test_it_waits_for_more_rows_if_told_to(padded: Path, open_model: Callable[..
 def test_closing_under_load_answers_or_refuses_everyone(
     timeout: float | None, padded: Path, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, refused = open_model(padded, max_rows=1), []
+    model = open_model(padded, max_rows=1)
+    refusals: list[str] = []
     futures: list[Future[Response]] = []
     started = threading.Barrier(5)
 
@@ -255,7 +263,7 @@ def test_closing_under_load_answers_or_refuses_everyone(
             except BusyError:
                 time.sleep(0)
             except ClosedError as error:
-                refused.append(str(error))
+                refusals.append(str(error))
                 return
 
     threads = [threading.Thread(target=hammer) for _ in range(4)]
@@ -268,14 +276,14 @@ def test_closing_under_load_answers_or_refuses_everyone(
     model.close()
     for thread in threads:
         thread.join()
-    assert set(refused) == {"model 'padded' is being unloaded and takes no more requests."}
+    assert set(refusals) == {"model 'padded' is being unloaded and takes no more requests."}
     assert first.result(30)
     assert not wait(futures, 30).not_done
     for future in futures:
         error = future.exception()
         assert error is None or (timeout is not None and "was unloaded before the request was run" in str(error))
-    said = model.statistics()
-    assert said.successes == 1 + sum(future.exception() is None for future in futures)
+    answered = [future for future in futures if future.exception() is None]
+    assert model.statistics().successes == 1 + len(answered)
 
 
 def test_a_thread_that_dies_leaves_nobody_waiting(
@@ -292,13 +300,14 @@ def test_a_thread_that_dies_leaves_nobody_waiting(
 
 
 def test_many_threads_at_once(padded: Path, tagger: nn.Module, open_model: Callable[..., Model]) -> None:
-    model, wrong = open_model(padded), []
+    model = open_model(padded)
+    wrong: list[tuple[int, int]] = []
 
     def hammer(seed: int) -> None:
         for turn in range(15):
             array = tokens(1 + turn % 3, 1 + (7 * seed + turn) % 40, seed)
-            found = model.infer(ask(array)).outputs["output"]
-            if not np.allclose(found, expected(tagger, array), atol=1e-5):
+            scores = model.infer(ask(array)).outputs["output"]
+            if not np.allclose(scores, expected(tagger, array), atol=1e-5):
                 wrong.append((seed, turn))
 
     threads = [threading.Thread(target=hammer, args=(seed,)) for seed in range(8)]
@@ -310,7 +319,7 @@ def test_many_threads_at_once(padded: Path, tagger: nn.Module, open_model: Calla
     assert model.statistics().successes == 120
 
 
-def test_limits_that_make_no_sense() -> None:
+def test_invalid_limits() -> None:
     with pytest.raises(ValueError, match=r"`max_rows` \(=0\) must be 1 or more"):
         Limits(max_rows=0)
     with pytest.raises(ValueError, match=r"`max_wait` \(=-1\) must be 0 or more"):
@@ -329,9 +338,9 @@ def send(model: Model, name: int | str, array: np.ndarray, **options: Any) -> "F
 
 
 def chunks(model: Model, name: int | str, array: np.ndarray, sizes: list[int]) -> list["Future[Response]"]:
-    cuts = np.split(array, np.cumsum(sizes)[:-1], axis=1)
-    last = len(cuts) - 1
-    return [send(model, name, cut, start=at == 0, end=at == last) for at, cut in enumerate(cuts)]
+    pieces = np.split(array, np.cumsum(sizes)[:-1], axis=1)
+    last = len(pieces) - 1
+    return [send(model, name, piece, start=index == 0, end=index == last) for index, piece in enumerate(pieces)]
 
 
 def whole(futures: list["Future[Response]"]) -> np.ndarray:
@@ -356,25 +365,26 @@ def shared(streaming: Path) -> Iterator[Model]:
         yield model
 
 
-def test_chunks_that_queue_up_run_end_to_end_and_beside_other_streams(
+def test_chunks_that_queue_up_run_end_to_end_and_with_other_streams(
     streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, array = open_model(streaming), tokens(1, 30)
+    model = open_model(streaming)
+    array = tokens(1, 30)
     with held(model, ask(tokens(1, 1))):
-        one = chunks(model, 1, array, [10, 10, 10])
-        two = chunks(model, "1", array, [15, 15])
-        alone = model.submit(ask(array))
-    np.testing.assert_allclose(whole(one), expected(stream_model, array), atol=1e-5)
-    np.testing.assert_allclose(whole(two), expected(stream_model, array), atol=1e-5)
-    np.testing.assert_allclose(whole([alone]), expected(stream_model, array), atol=1e-5)
-    assert held.rows == [[1], [3, 2, 1]]
-    assert {future.result().rows for future in (*one, *two, alone)} == {3}
+        three_chunks = chunks(model, 1, array, [10, 10, 10])
+        two_chunks = chunks(model, "1", array, [15, 15])
+        no_stream = [model.submit(ask(array))]
+    for futures in (three_chunks, two_chunks, no_stream):
+        np.testing.assert_allclose(whole(futures), expected(stream_model, array), atol=1e-5)
+        assert {future.result().rows for future in futures} == {3}
+    assert held.batches == [[1], [3, 2, 1]]
 
 
-def test_a_chunk_whose_state_is_asked_for_ends_a_run(
+def test_a_chunk_whose_state_is_wanted_ends_a_segment(
     streaming: Path, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, array = open_model(streaming), tokens(1, 20)
+    model = open_model(streaming)
+    array = tokens(1, 20)
     with held(model, ask(tokens(1, 1))):
         first = send(model, 1, array[:, :10], start=True, outputs=("rnn.h_n",))
         second = send(model, 1, array[:, 10:], outputs=("output", "rnn.h_n"))
@@ -387,14 +397,15 @@ def test_a_chunk_whose_state_is_asked_for_ends_a_run(
 def test_a_client_may_carry_the_states_itself(
     streaming: Path, stream_model: nn.Module, open_model: Callable[..., Model]
 ) -> None:
-    model, array = open_model(streaming), tokens(2, 12)
+    model = open_model(streaming)
+    array = tokens(2, 12)
     states: dict[str, np.ndarray] = {}
-    parts = []
-    for cut in np.split(array, [5, 6], axis=1):
-        found = model.infer(Request({"tokens": cut, **states})).outputs
-        states = {first: found[last] for first, last in model.states.items()}
-        parts.append(found["output"])
-    np.testing.assert_allclose(np.concatenate(parts, 1), expected(stream_model, array), atol=1e-5)
+    scores = []
+    for piece in np.split(array, [5, 6], axis=1):
+        outputs = model.infer(Request({"tokens": piece, **states})).outputs
+        states = {state_input: outputs[state_output] for state_input, state_output in model.states.items()}
+        scores.append(outputs["output"])
+    np.testing.assert_allclose(np.concatenate(scores, 1), expected(stream_model, array), atol=1e-5)
     with pytest.raises(
         StreamError, match=r"`rnn.h0` is given together with a `sequence`, whose states the server holds"
     ):
@@ -405,7 +416,8 @@ def test_a_client_may_carry_the_states_itself(
 def test_a_chunk_that_is_refused_leaves_its_stream_as_it_was(
     streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, array = open_model(streaming, max_queue=1, max_streams=1, stream_keep=1000.0), tokens(1, 20)
+    model = open_model(streaming, max_queue=1, max_streams=1, stream_keep=1000.0)
+    array = tokens(1, 20)
     first = send(model, 1, array[:, :10], start=True)
     first.result(30)
     with pytest.raises(InputError, match="`tokens` has shape"):
@@ -427,7 +439,9 @@ def test_a_chunk_that_is_refused_leaves_its_stream_as_it_was(
 def test_a_chunk_that_fails_ends_its_stream_and_no_other(
     streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, array, bad = open_model(streaming), tokens(1, 12), np.full((1, 6), 99)
+    model = open_model(streaming)
+    array = tokens(1, 12)
+    bad = np.full((1, 6), 99)
     with held(model, ask(tokens(1, 5))):
         good = chunks(model, 1, array, [6, 6])
         before = send(model, 2, array[:, :6], start=True)
@@ -442,10 +456,9 @@ def test_a_chunk_that_fails_ends_its_stream_and_no_other(
     assert not model.holds(2)
 
 
-def test_a_chunk_that_is_given_up_ends_its_stream(
-    streaming: Path, held: Held, open_model: Callable[..., Model]
-) -> None:
-    model, array = open_model(streaming), tokens(1, 6)
+def test_a_chunk_that_is_dropped_ends_its_stream(streaming: Path, held: Held, open_model: Callable[..., Model]) -> None:
+    model = open_model(streaming)
+    array = tokens(1, 6)
     for name in (1, 2):
         send(model, name, array, start=True).result(30)
     with held(model, ask(tokens(1, 5))):
@@ -467,7 +480,8 @@ def test_a_chunk_that_is_given_up_ends_its_stream(
 def test_a_stream_ends_when_its_last_chunk_is_accepted(
     streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
 ) -> None:
-    model, array = open_model(streaming), tokens(1, 12)
+    model = open_model(streaming)
+    array = tokens(1, 12)
     with held(model, ask(tokens(1, 5))):
         first = chunks(model, "s", array, [5, 7])
         with pytest.raises(StreamError, match="stream 's' has ended; start it again to use its id again"):
@@ -497,7 +511,8 @@ def test_limits_may_be_infinite(streaming: Path, open_model: Callable[..., Model
 
 
 def test_streams_that_are_opened_and_abandoned(streaming: Path, open_model: Callable[..., Model]) -> None:
-    model, array = open_model(streaming, max_streams=64, stream_keep=0.0, max_queue=4096), tokens(1, 1)
+    model = open_model(streaming, max_streams=64, stream_keep=0.0, max_queue=4096)
+    array = tokens(1, 1)
     for name in range(10_000):
         while True:
             try:
@@ -506,5 +521,5 @@ def test_streams_that_are_opened_and_abandoned(streaming: Path, open_model: Call
             except BusyError:  # every stream of the table waits for its run
                 time.sleep(1e-4)
     model.close()
-    said = model.statistics()
-    assert (said.streams, said.queued, said.successes) == (64, 0, 10_000)
+    statistics = model.statistics()
+    assert (statistics.streams, statistics.queued, statistics.successes) == (64, 0, 10_000)

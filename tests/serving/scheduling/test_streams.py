@@ -1,4 +1,4 @@
-"""`StreamTable`: who is held, who is not any more, and why; the clock is given."""
+"""`StreamTable`: which streams are held, which are gone and why; the tests give the time."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_stream_lives_from_start_to_end(streams: StreamTable) -> None:
     assert chunk(streams, 7, 3.0, start=True) is not stream
 
 
-def test_it_is_refused_what_does_not_fit(streams: StreamTable) -> None:
+def test_a_chunk_that_does_not_fit_is_refused(streams: StreamTable) -> None:
     chunk(streams, "a", 0.0, start=True)
     with pytest.raises(StreamError, match="stream 'a' has already started; end it first, or use another id"):
         chunk(streams, "a", 1.0, start=True)
@@ -41,7 +41,7 @@ def test_it_is_refused_what_does_not_fit(streams: StreamTable) -> None:
     chunk(streams, "a", 2.0)
 
 
-def test_it_expires_when_idle(streams: StreamTable) -> None:
+def test_an_idle_stream_expires(streams: StreamTable) -> None:
     chunk(streams, "a", 0.0, start=True)
     chunk(streams, "b", 60.0, start=True)
     assert streams.next_expiry() == 100.0
@@ -57,7 +57,7 @@ def test_it_expires_when_idle(streams: StreamTable) -> None:
     assert streams.next_expiry() is None
 
 
-def test_it_does_not_expire_while_a_chunk_waits(streams: StreamTable) -> None:
+def test_a_stream_does_not_expire_while_a_chunk_waits(streams: StreamTable) -> None:
     stream = streams.admit("a", 1, start=True, end=False, now=0.0)
     streams.expire(500.0)
     assert "a" in streams
@@ -68,7 +68,7 @@ def test_it_does_not_expire_while_a_chunk_waits(streams: StreamTable) -> None:
     assert "a" not in streams
 
 
-def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: StreamTable) -> None:
+def test_a_stream_whose_chunk_waits_does_not_keep_others_from_expiring(streams: StreamTable) -> None:
     for name in ("a", "b"):
         chunk(streams, name, 0.0, start=True)
     streams.admit("a", 1, start=False, end=False, now=50.0)
@@ -76,7 +76,7 @@ def test_one_whose_chunk_waits_does_not_keep_others_from_expiring(streams: Strea
     assert [name in streams for name in "ab"] == [True, False]
 
 
-def test_a_full_table_refuses_or_evicts_who_is_idle(streams: StreamTable) -> None:
+def test_a_full_table_refuses_a_stream_or_evicts_an_idle_one(streams: StreamTable) -> None:
     for number in range(3):
         chunk(streams, number, float(number), start=True)
     with pytest.raises(BusyError, match="3 streams are live, which is the limit; end some, or try again later"):
@@ -88,13 +88,13 @@ def test_a_full_table_refuses_or_evicts_who_is_idle(streams: StreamTable) -> Non
     assert [number in streams for number in range(4)] == [True, False, True, True]
 
 
-def test_one_whose_chunk_waits_is_not_evicted(streams: StreamTable) -> None:
-    waits = streams.admit("a", 1, start=True, end=False, now=0.0)
+def test_a_stream_whose_chunk_waits_is_not_evicted(streams: StreamTable) -> None:
+    waiting = streams.admit("a", 1, start=True, end=False, now=0.0)
     for name in ("b", "c"):
         chunk(streams, name, 1.0, start=True)
     chunk(streams, "d", 20.0, start=True)
     assert [name in streams for name in "abcd"] == [True, False, True, True]
-    streams.answered(waits, 30.0)
+    streams.answered(waiting, 30.0)
     chunk(streams, "e", 31.0, start=True)
     assert [name in streams for name in "acde"] == [True, False, True, True]
     for name in "ade":
@@ -103,7 +103,7 @@ def test_one_whose_chunk_waits_is_not_evicted(streams: StreamTable) -> None:
         chunk(streams, "f", 90.0, start=True)
 
 
-def test_one_that_cannot_go_on_says_why(streams: StreamTable) -> None:
+def test_a_stream_that_cannot_go_on_says_why(streams: StreamTable) -> None:
     stream = chunk(streams, 1, 0.0, start=True)
     streams.fail(stream, "a chunk of it failed (no memory)")
     streams.fail(stream, "a second reason")
@@ -111,7 +111,7 @@ def test_one_that_cannot_go_on_says_why(streams: StreamTable) -> None:
     with pytest.raises(StreamError, match=r"stream 1 was ended: a chunk of it failed \(no memory\); start it again"):
         chunk(streams, 1, 1.0)
     again = chunk(streams, 1, 2.0, start=True)
-    streams.fail(stream, "late news of the old one")
+    streams.fail(stream, "a chunk of the stream that had the name before")
     assert chunk(streams, 1, 3.0) is again
 
 
