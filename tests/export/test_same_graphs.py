@@ -23,6 +23,7 @@ from deploy_rnn import LSTM, Cell, Recurrent
 from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.forms import FIXED_TIME
 from deploy_rnn.export.forms.node_count import MAX_NODES
+from deploy_rnn.export.options import ExportOptions
 
 GRAPHS = Path(__file__).parent / "graphs"
 STEPS = 2
@@ -133,10 +134,8 @@ def capture(name: str, *, dynamic_time: bool) -> CapturedModel:
     """The model of a case, traced once for several forms; what `export_onnx` does before it checks the file."""
     case = CASES[name]
     model, args, kwargs = example(case)
-    options = {"dynamic_shapes": None, "opset_version": 18, "streaming": False} | case.export
-    return CapturedModel.of(
-        model, args, kwargs, input_names=None, output_names=None, dynamic_time=dynamic_time, **options
-    )
+    options = ExportOptions(**case.export)
+    return CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
 
 
 def example(case: Case) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any] | None]:
