@@ -1,4 +1,4 @@
-"""A bundle: a folder with one model as several graphs over one file of weights, and a manifest that says what is in it.
+"""A bundle: a folder with one model as several graphs over one file of weights, and a manifest that lists them.
 
 The manifest is the contract between export and serving (docs/bundle.md; its schema is docs/bundle.schema.json). Neither
 torch nor onnx is needed to read it.
@@ -14,8 +14,8 @@ from typing import Any, Self
 from deploy_rnn.errors import BundleError
 from deploy_rnn.tensor_spec import TensorSpec
 
-VERSION = 1
-"""Of the manifest that this release writes. It reads this one and older ones."""
+VERSION = 2
+"""Version of the manifest that this release writes. It reads this one and older ones."""
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
@@ -23,11 +23,11 @@ WEIGHTS = "weights.bin"
 
 @dataclass(frozen=True)
 class Tensor(TensorSpec):
-    """An input or output, as all graphs of a bundle have it; "B" and "T" are what its dynamic axes are called.
+    """An input or output, the same in all graphs of a bundle. A dynamic axis has a name, such as "B" or "T".
 
     Attributes:
-        batch: the axis of the rows; None if it has none.
-        time: the axis of the steps; likewise.
+        batch: the batch axis; None if there is none.
+        time: the time axis; None if there is none.
     """
 
     batch: int | None = None
@@ -42,8 +42,9 @@ class Graph:
         file: its name in the folder.
         form: how its recurrent layers are written.
         steps: the number of steps that it is for; None for any.
-        nodes: how many it has.
-        milliseconds: median of one run of the example in onnxruntime on the CPU, where it was made.
+        nodes: the number of its nodes.
+        milliseconds: median time of one run of the example in onnxruntime on the CPU, where it was exported.
+        precision: in which it computes, such as "float32".
     """
 
     file: str
@@ -51,6 +52,7 @@ class Graph:
     steps: int | None
     nodes: int
     milliseconds: float
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -82,13 +84,16 @@ class Manifest:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: a bundle of {len(self.graphs)} graphs, opset {self.opset}, by {self.producer}"]
-        lines += [f"  input   {each}" for each in self.inputs]
-        lines += [f"  output  {each}" for each in self.outputs]
+        lines += [f"  input   {tensor}" for tensor in self.inputs]
+        lines += [f"  output  {tensor}" for tensor in self.outputs]
         lines += [f"  lengths {name}: at most {limit} each" for name, limit in self.lengths.items()]
-        lines += [f"  state   {first}: from {last} of the chunk before" for first, last in self.states.items()]
+        lines += [f"  state   {first}: from {last} of the previous chunk" for first, last in self.states.items()]
         for graph in self.graphs:
             steps = "any number of steps" if graph.steps is None else f"{graph.steps} steps"
-            lines.append(f"  {graph.file}: {graph.form}, {steps}, {graph.nodes} nodes, {graph.milliseconds:.3g} ms")
+            lines.append(
+                f"  {graph.file}: {graph.form}, {graph.precision}, {steps}, {graph.nodes} nodes, "
+                f"{graph.milliseconds:.3g} ms"
+            )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,54 +104,69 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The manifest of a bundle.
+        """Read the manifest of a bundle. One of an older version is returned as one of this version.
 
         Raises:
-            BundleError: no bundle, a manifest that cannot be read, or one of a later release.
+            BundleError: not a bundle, a manifest that cannot be read, or one of a later release.
         """
         path = Path(folder) / MANIFEST
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except OSError:
-            raise BundleError(f"{str(folder)!r} is no bundle: it has no {MANIFEST}.") from None
+            raise BundleError(f"{str(folder)!r} is not a bundle: {MANIFEST} is missing.") from None
         except ValueError as error:
             raise BundleError(f"{str(path)!r} is not JSON: {error}.") from None
         version = fields.get("version") if isinstance(fields, dict) else None
         if not isinstance(version, int):
-            raise BundleError(f"{str(path)!r} is no manifest: it has no `version`.")
+            raise BundleError(f"{str(path)!r} is not a manifest: `version` is missing.")
         if version > VERSION:
             raise BundleError(
                 f"{str(path)!r} has version {version}; this deploy-rnn reads up to {VERSION}: install a newer one."
             )
         try:
-            return cls(**fields | _parts(fields))
+            if version == 1:
+                fields = _from_version_1(fields)
+            return cls._of(fields)
         except (KeyError, TypeError) as error:
-            raise BundleError(f"{str(path)!r} is no manifest of version {version}: {error}.") from None
+            raise BundleError(f"{str(path)!r} is not a manifest of version {version}: {error}.") from None
+
+    @classmethod
+    def _of(cls, fields: dict[str, Any]) -> Self:
+        parts = {
+            "inputs": tuple(_tensor(tensor) for tensor in fields["inputs"]),
+            "outputs": tuple(_tensor(tensor) for tensor in fields["outputs"]),
+            "graphs": tuple(Graph(**graph) for graph in fields["graphs"]),
+        }
+        return cls(**fields | parts)
 
     def check(self, folder: str | Path) -> None:
         """Raises: BundleError: a file that is missing, or is not the one that was written."""
-        for name, digest in self.sha256.items():
+        for name, expected in self.sha256.items():
             path = Path(folder) / name
             if not path.is_file():
                 raise BundleError(f"{str(folder)!r} lacks {name!r}, which its manifest names.")
-            found = sha256(path)
-            if found != digest:
+            actual = sha256(path)
+            if actual != expected:
                 raise BundleError(
-                    f"{str(path)!r} is not the file that was exported: its sha256 is {found[:12]}..., the manifest "
-                    f"says {digest[:12]}...; export the bundle again."
+                    f"{str(path)!r} is not the file that was exported: its sha256 is {actual[:12]}..., the manifest "
+                    f"says {expected[:12]}...; export the bundle again."
                 )
 
 
-def _parts(fields: dict[str, Any]) -> dict[str, Any]:
-    """What is more than a number, a text or a mapping of them."""
-    tensors = {
-        kind: tuple(Tensor(**{**each, "shape": tuple(each["shape"])}) for each in fields[kind])
-        for kind in ("inputs", "outputs")
-    }
-    return {**tensors, "graphs": tuple(Graph(**each) for each in fields["graphs"])}
+def _tensor(fields: dict[str, Any]) -> Tensor:
+    return Tensor(**fields | {"shape": tuple(fields["shape"])})
+
+
+def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 has no precision: a graph then computed in its model's own, float32 or float64, as its outputs show."""
+    dtypes = {str(tensor["dtype"]) for tensor in fields["outputs"]}
+    float_dtypes = {dtype for dtype in dtypes if dtype.startswith("float")}
+    precision = "float64" if float_dtypes == {"float64"} else "float32"
+    graphs = [graph | {"precision": precision} for graph in fields["graphs"]]
+    return fields | {"version": 2, "graphs": graphs}
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file, in hexadecimal."""
+    """Return the digest of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

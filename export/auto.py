@@ -17,26 +17,29 @@ from .verification.cases import example_feeds
 
 
 def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[str, float | str]]:
-    """The fastest form in onnxruntime on the CPU; and for every form its milliseconds, or why it does not fit.
+    """Return the fastest form in onnxruntime on the CPU; and for every form its milliseconds, or why it does not fit.
 
     Raises:
         ExportError: no form fits.
     """
-    found: dict[str, float | str] = {}
     runs: dict[str, Callable[[], object]] = {}
+    refusals: dict[str, str] = {}
     with TemporaryDirectory() as folder:
         for form in FORMS:
             try:
                 graph = captured.written(form, max_nodes=max_nodes)
             except ExportError as error:
-                found[form] = str(error)
+                refusals[form] = str(error)
                 continue
             path = Path(folder) / f"{form}.onnx"
             ir.save(graph, path)
             session = open_session(path)
             runs[form] = partial(session.run, None, example_feeds(specs(session)[0], captured.call))
         if not runs:
-            raise ExportError("no form fits: " + " ".join(f"{form}: {why}" for form, why in found.items()))
-        times = compare(runs, rounds=2, calls=7)
-    found |= {form: 1e3 * time.median for form, time in times.items()}
-    return min(times, key=lambda form: times[form].median), {form: found[form] for form in FORMS}
+            reasons = " ".join(f"{form}: {reason}" for form, reason in refusals.items())
+            raise ExportError(f"no form fits: {reasons}")
+        timings = compare(runs, rounds=2, calls=7)
+    milliseconds = {form: 1000 * timing.median for form, timing in timings.items()}
+    fastest = min(milliseconds, key=lambda form: milliseconds[form])
+    results = refusals | milliseconds
+    return fastest, {form: results[form] for form in FORMS}

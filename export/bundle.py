@@ -1,4 +1,4 @@
-"""`export_bundle`: one model as several graphs over one file of weights, each run and compared."""
+"""`export_bundle`: one model as several verified graphs that share one file of weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,10 +33,11 @@ def export_bundle(
     folder: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    dynamic_shapes: Any = None,
     forms: Sequence[str] | None = None,
     buckets: Sequence[int] | None = None,
     name: str | None = None,
+    precision: str | None = None,
+    dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset_version: int = DEFAULTS.opset_version,
@@ -48,24 +49,25 @@ def export_bundle(
 ) -> Manifest:
     """Export a model as a folder: several graphs that share one file of weights, a manifest, and a report.
 
-    Every graph is checked as `export_onnx` does. The folder appears whole or not at all; a bundle that is there is
-    replaced, anything else is left alone.
+    Every graph is verified as in `export_onnx`. The folder appears whole or not at all. An existing bundle is replaced;
+    any other folder is left alone.
 
     Args:
-        folder: where the bundle is to be; the folder around it must exist.
-        forms: of any number of steps, "scan" and "native"; None for those of them that the model allows. With
-            "unrolled" among them, or none of the others, the example's number of steps is a bucket.
-        buckets: numbers of steps for each of which there is a graph with every step written out.
-        name: of the model; None for the folder's.
-        model, args, kwargs, dynamic_shapes, input_names, output_names, opset_version, streaming, max_nodes, atol, rtol,
-            sizes: as for `export_onnx`.
+        folder: the folder to write; the folder around it must exist.
+        forms: how the graphs for any number of steps are written: "scan", "native" or both. None: each of the two that
+            the model allows. With "unrolled", or if neither of the two is left, there is also a graph for the example's
+            number of steps.
+        buckets: numbers of steps; each gets a graph with every step written out.
+        name: name of the model; None for that of the folder.
+        model, args, kwargs, precision, dynamic_shapes, input_names, output_names, opset_version, streaming, max_nodes,
+            atol, rtol, sizes: as for `export_onnx`.
 
     Returns:
         The manifest.
 
     Raises:
-        ExportError: `folder` is there and is no bundle, the model has no time axis of its own for `buckets`, or as for
-            `export_onnx`.
+        FileExistsError: `folder` exists and is not a bundle.
+        ExportError: the model fixes its number of steps, so that there can be no `buckets`; or as for `export_onnx`.
     """
     folder = folder_target(folder, bundle.MANIFEST)
     for form in forms or ():
@@ -76,13 +78,15 @@ def export_bundle(
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
+        precision=precision,
         streaming=streaming,
         max_nodes=max_nodes,
         atol=atol,
         rtol=rtol,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance(), sizes)
+    precision = options.precision_for(model)
+    checks = CheckOptions(options.tolerance(precision), sizes)
     captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=True)
     plans = _plan_graphs(captured, forms, buckets, max_nodes)
     reference = Reference(captured.model)
@@ -100,7 +104,16 @@ def export_bundle(
             ir.save(graph, file)
             report = check(file, reference, source.call, checks, shown_as=folder / plan.file)
             reports.append(report)
-            graphs.append(Graph(plan.file, plan.form, plan.steps, report.nodes, report.latency[CPU]["example"]))
+            graphs.append(
+                Graph(
+                    file=plan.file,
+                    form=plan.form,
+                    steps=plan.steps,
+                    nodes=report.nodes,
+                    milliseconds=report.latency[CPU]["example"],
+                    precision=precision,
+                )
+            )
         _write_reports(temporary, reports, title)
         manifest = _manifest(captured, title, opset_version, graphs, temporary)
         (temporary / bundle.MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
@@ -142,6 +155,7 @@ def _plan_graphs(
 
 
 def _fits(captured: CapturedModel, form: str, max_nodes: int) -> bool:
+    """Whether the model can be written in this form."""
     try:
         captured.written(form, max_nodes=max_nodes)
     except ExportError:
@@ -150,12 +164,13 @@ def _fits(captured: CapturedModel, form: str, max_nodes: int) -> bool:
 
 
 def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOptions) -> CapturedModel:
-    """The same model, captured with this number of steps: its example is cut, or repeated from its beginning."""
+    """Capture the model again for this number of steps; its example is cut, or repeated from its beginning."""
     time_names = captured.time_names
     if not time_names:
         raise ExportError(f"the model fixes its steps at {captured.example_steps}; leave out `buckets`.")
     tensors = []
     axes: list[Axes] = []
+    # A streaming graph has more inputs than the example has tensors: its states come last.
     for value, tensor in zip(captured.graph.graph.inputs, captured.call.tensors, strict=False):
         names = {axis: str(size) for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)}
         shape = [steps if names.get(axis) in time_names else size for axis, size in enumerate(tensor.shape)]
@@ -170,36 +185,40 @@ def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOption
 
 
 def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:
+    items = ", ".join(report.to_json() for report in reports)
     (folder / "report.html").write_text(reports_html(reports, title), encoding="utf-8")
-    (folder / "report.json").write_text(f"[{', '.join(report.to_json() for report in reports)}]\n", encoding="utf-8")
+    (folder / "report.json").write_text(f"[{items}]\n", encoding="utf-8")
 
 
-def _manifest(whole: CapturedModel, name: str, opset: int, graphs: Sequence[Graph], folder: Path) -> Manifest:
-    ends = whole.graph.graph
+def _manifest(captured: CapturedModel, name: str, opset: int, graphs: Sequence[Graph], folder: Path) -> Manifest:
+    graph = captured.graph.graph
     return Manifest(
         version=bundle.VERSION,
         name=name,
         producer=f"deploy-rnn {deploy_rnn.__version__}",
         opset=opset,
-        inputs=tuple(_tensor(whole, value) for value in ends.inputs),
-        outputs=tuple(_tensor(whole, value) for value in ends.outputs),
-        lengths=whole.metadata.lengths,
-        states=whole.metadata.states,
+        inputs=tuple(_tensor(captured, value) for value in graph.inputs),
+        outputs=tuple(_tensor(captured, value) for value in graph.outputs),
+        lengths=captured.metadata.lengths,
+        states=captured.metadata.states,
         graphs=tuple(graphs),
         sha256={path.name: bundle.sha256(path) for path in sorted(folder.iterdir())},
     )
 
 
-def _tensor(whole: CapturedModel, value: ir.Value) -> Tensor:
+def _tensor(captured: CapturedModel, value: ir.Value) -> Tensor:
     assert value.shape is not None
     assert value.dtype is not None
-    spec = TensorSpec.of(
-        str(value.name),
-        value.dtype.numpy().name,
-        (size if isinstance(size, int) else size.value for size in value.shape),
-    )
+    sizes = [size if isinstance(size, int) else size.value for size in value.shape]
+    spec = TensorSpec.of(str(value.name), value.dtype.numpy().name, sizes)
+    batch = _axis_of(spec, captured.batch_names)
+    time = _axis_of(spec, captured.time_names)
+    return Tensor(spec.name, spec.dtype, spec.shape, batch=batch, time=time)
 
-    def axis(names: frozenset[str]) -> int | None:
-        return next((axis for axis, size in enumerate(spec.shape) if size in names), None)
 
-    return Tensor(spec.name, spec.dtype, spec.shape, batch=axis(whole.batch_names), time=axis(whole.time_names))
+def _axis_of(spec: TensorSpec, names: frozenset[str]) -> int | None:
+    """The first axis whose size is one of `names`."""
+    for axis, size in enumerate(spec.shape):
+        if size in names:
+            return axis
+    return None

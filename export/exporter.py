@@ -1,4 +1,4 @@
-"""`export_onnx`: one call from a model to an ONNX file that has been run and compared."""
+"""`export_onnx`: from a model to a verified ONNX file in one call."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +28,7 @@ def export_onnx(
     *,
     kwargs: Mapping[str, Any] | None = None,
     form: str = "unrolled",
+    precision: str | None = None,
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -39,53 +40,56 @@ def export_onnx(
     sizes: Sequence[int] = DEFAULTS.sizes,
     require_provider: str | None = None,
 ) -> Report:
-    """Export a model with recurrent layers to one self-contained ONNX file, and check it before it appears.
+    """Export a model with recurrent layers to one self-contained ONNX file, and verify it before it appears.
 
-    The model is exported as it computes in evaluation mode. Every `torch.nn.RNN`, `GRU` and `LSTM` in it, every
-    `deploy_rnn.Recurrent`, wherever it stands, is written in `form`; the rest goes through `torch.onnx.export`. The
-    file is then compared with `model` as `verify` does, under a temporary name, and moved to `path` only if all agrees;
-    what was at `path` before stays until then.
+    The model is exported as it computes in evaluation mode. Every `torch.nn.RNN`, `GRU`, `LSTM` and
+    `deploy_rnn.Recurrent` in it, at any depth, is written in `form`; the rest goes through `torch.onnx.export`. The
+    file is written under a temporary name and compared with `model` as `verify` does. It is moved to `path` only if
+    everything agrees; until then, the previous file at `path` stays.
 
     Args:
         model: a recurrent layer of `torch.nn`, a `deploy_rnn.Recurrent`, or any module that contains some, on any
             device. It is not changed.
         args: example arguments, as for `torch.onnx.export`: a tuple, or one tensor.
-        path: where the file is to be; its folder must exist.
-        kwargs: example keyword arguments. A bare layer of `torch.nn` takes `lengths` (B,) here, as those of
+        path: the file to write; its folder must exist.
+        kwargs: example keyword arguments. A bare layer of `torch.nn` takes `lengths` (B,) here, as the layers of
             `deploy_rnn` do, and computes what it would for `pack_padded_sequence(..., enforce_sorted=False)`.
         form: how the recurrence is written (docs/forms.md).
             "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
             "scan": a loop over the steps; their number and the batch may be dynamic.
             "native": ONNX's RNN, GRU and LSTM operators; both may be dynamic.
-            "auto": the fastest of those that the model and its dynamic axes allow, measured here and now on the
+            "auto": the fastest of those that the model and its dynamic axes allow, measured on this machine with the
                 example; the report's `forms` has the figures.
+        precision: in which the file computes: "float32" or "float64". It must be that of the model's weights; None to
+            use that one.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", in forms "scan" and "native" also their time axis, called "T", and no other; the
-            report's `inputs` show what is fixed. ("auto" leaves T fixed unless asked.)
-        input_names: names of the graph's inputs; for a bare layer `input`, `h0` and `c0`, else the argument names.
-        output_names: names of the graph's outputs; for a bare layer `output`, `h_n` and `c_n`, for other models
-            `output`, or `output_0`, `output_1`, ... if there are several.
+            report's `inputs` show what is fixed. ("auto" keeps T fixed unless it is named here.)
+        input_names: names of the graph's inputs. Default: `input`, `h0` and `c0` for a bare layer, else the names of
+            the arguments.
+        output_names: names of the graph's outputs. Default: `output`, `h_n` and `c_n` for a bare layer; for other
+            models `output`, or `output_0`, `output_1`, ... if there are several.
         opset_version: 18, 19 or 20.
-        streaming: let every state be an input and an output, so that a sequence can come in chunks: `h0` and `h_n` of
-            a bare layer, "encoder.rnn.h0" and so on of a layer within a model. Feed zeros to begin with. The check then
-            also runs a sequence in random chunks and compares with PyTorch on the whole.
-        max_nodes: the size from which form "unrolled" is refused.
+        streaming: make every state an input and an output, so that a sequence can come in chunks: `h0` and `h_n` of
+            a bare layer, "encoder.rnn.h0" and so on for a layer within a model. Feed zeros to the first chunk. The
+            file is then also run on a sequence in random chunks, and compared with PyTorch on the whole sequence.
+        max_nodes: form "unrolled" is refused if the file would have more nodes.
         atol, rtol, sizes, require_provider: as for `verify`.
 
     Returns:
-        The report of the check.
+        The report of the verification.
 
     Raises:
-        ValueError, TypeError: an `atol`, `rtol`, `sizes` or `args` that cannot be used.
+        ValueError, TypeError: an `atol`, `rtol`, `sizes`, `precision` or `args` that cannot be used.
         DynamicAxisError: an axis was asked to be dynamic that the form or the model fixes.
-        ConversionError: a recurrent layer that cannot be exported, such as a subclass with a forward of its own.
+        ConversionError: a recurrent layer that cannot be exported, such as a subclass with its own `forward`.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another; no file is left.
         VerificationError: the file's numbers differ from the model's; no file is left.
         ExportError: PyTorch cannot export the model, the form cannot express it, it cannot stream, the file would have
             more than `max_nodes` nodes, or an argument is out of range.
 
     Warns:
-        UserWarning: every axis is fixed though the recurrent layers have a batch; or see `verify`.
+        UserWarning: every axis is fixed although the recurrent layers have a batch; or see `verify`.
     """
     path = target(path, "model.onnx")
     if form not in (*FORMS, AUTO):
@@ -95,13 +99,15 @@ def export_onnx(
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
+        precision=precision,
         streaming=streaming,
         max_nodes=max_nodes,
         atol=atol,
         rtol=rtol,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance(), sizes, require_provider=require_provider)
+    tolerance = options.tolerance(options.precision_for(model))
+    checks = CheckOptions(tolerance, sizes, require_provider=require_provider)
     dynamic_time = form not in (*FIXED_TIME, AUTO)
     captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
     measured_forms: dict[str, float | str] = {}

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy_rnn.checking.tolerance import Tolerance
+from torch import nn
+
+from deploy_rnn.checking.tolerance import Tolerance, check_precision, model_precision
 from deploy_rnn.checking.trials import SIZES
 from deploy_rnn.errors import ExportError
 
@@ -21,9 +23,10 @@ class ExportOptions:
 
     Raises:
         ExportError: an `opset_version` that is not supported.
-        ValueError: an `atol` or `rtol` that cannot be used.
+        ValueError: an `atol`, `rtol` or `precision` that cannot be used.
     """
 
+    precision: str | None = None
     dynamic_shapes: Any = None
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
@@ -37,11 +40,27 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.opset_version not in OPSETS:
             raise ExportError(f"`opset_version` (={self.opset_version!r}) is not supported; use 18, 19 or 20.")
-        self.tolerance()
+        if self.precision is not None:
+            check_precision(self.precision)
+        Tolerance(self.atol, self.rtol)  # refuses limits that cannot be used before the model is traced
 
-    def tolerance(self) -> Tolerance:
-        """How much an output may differ from the model's."""
-        return Tolerance(self.atol, self.rtol)
+    def precision_for(self, model: nn.Module) -> str:
+        """Return the precision in which to write `model`.
+
+        Raises:
+            ExportError: the model cannot be written in the precision asked for.
+        """
+        own = model_precision(model)
+        if self.precision not in (None, own):
+            raise ExportError(
+                f"`precision` (={self.precision!r}) must be {own!r}, as the model's weights are; leave it out, or "
+                "convert the model first."
+            )
+        return own
+
+    def tolerance(self, precision: str) -> Tolerance:
+        """How much an output of a file in this precision may differ from the model's."""
+        return Tolerance(self.atol, self.rtol, precision)
 
 
 DEFAULTS = ExportOptions()

@@ -1,23 +1,23 @@
-"""The weights of several graphs in one file: what two graphs have in common is stored once."""
+"""The weights of several graphs in one file; weights that two graphs have in common are stored once."""
 
 import hashlib
 from pathlib import Path
 
 import onnx_ir as ir
 
-# A tensor smaller than this stays in its graph: where the bytes of a shape or a bias are does not matter.
+# Smaller tensors (biases, shapes) stay in their graph: storing them once would save next to nothing.
 EXTERNAL_BYTES = 1024
 
-# Where a tensor may begin, so that a runtime can map the file into memory.
+# Tensors begin at multiples of this, so that a runtime can map the file into memory.
 ALIGNMENT = 4096
 
 
 class SharedWeights:
-    """A file that grows by one tensor after the other."""
+    """A file to which graphs move their weights, one tensor after the other."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offsets: dict[bytes, int] = {}  # digest -> where its bytes begin
+        self._offsets: dict[bytes, int] = {}  # digest of a tensor's bytes -> where they begin in the file
         path.touch()
 
     def take(self, graph: ir.Model) -> None:
@@ -27,7 +27,7 @@ class SharedWeights:
             if tensor is not None and tensor.nbytes >= EXTERNAL_BYTES:
                 value.const_value = ir.ExternalTensor(
                     self._path.name,
-                    self._offset(tensor.tobytes()),
+                    self._store(tensor.tobytes()),
                     tensor.nbytes,
                     tensor.dtype,
                     shape=ir.Shape(tuple(tensor.numpy().shape)),
@@ -35,12 +35,13 @@ class SharedWeights:
                     base_dir=self._path.parent,
                 )
 
-    def _offset(self, data: bytes) -> int:
-        """Where the file has these bytes; they are written if it does not."""
+    def _store(self, data: bytes) -> int:
+        """Return where these bytes begin in the file; append them if they are not there yet."""
         digest = hashlib.sha256(data).digest()
         if digest not in self._offsets:
             with self._path.open("ab") as file:
-                file.write(bytes(-file.tell() % ALIGNMENT))
+                padding = -file.tell() % ALIGNMENT
+                file.write(bytes(padding))
                 self._offsets[digest] = file.tell()
                 file.write(data)
         return self._offsets[digest]

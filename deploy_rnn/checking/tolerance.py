@@ -4,15 +4,24 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import nn
 
-# What passes by default, as a share of an element's magnitude (absolute below 1).
-TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
+PRECISIONS = {"float32": 1e-5, "float64": 1e-9}
+"""Precision in which a file computes -> the difference that passes by default, as a share of an element's magnitude
+(absolute below 1). A new precision is a row here, and a file in export/forms that writes a graph in it."""
 
-# A trained network can amplify rounding (docs/verification.md has figures). Two right float32 runs then
-# differ by a few times PyTorch's own distance from float64, which is measured on the same inputs. Up to ROUNDING_LIMIT
-# only: beyond that the comparison would say nothing.
+# A trained network can amplify rounding (docs/verification.md has figures). Two correct float32 runs then differ by a
+# few times PyTorch's own distance from float64, which is measured on the same inputs. Up to ROUNDING_LIMIT only: beyond
+# that the comparison would prove nothing.
 ROUNDING_MARGIN = 10.0
 ROUNDING_LIMIT = 1e-2
+
+
+def model_precision(model: nn.Module) -> str:
+    """Return the precision in which a model computes: "float64" if all its weights have it, else "float32"."""
+    dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    return "float64" if dtypes == {torch.float64} else "float32"
 
 
 @dataclass(frozen=True)
@@ -33,36 +42,50 @@ class Expected:
         """`exact`: the same output in float64, or `values` itself."""
         if not np.issubdtype(values.dtype, np.floating):
             return cls(values, 0.0)
-        apart = difference(exact, values) / np.maximum(1.0, magnitudes(values))
-        return cls(values, float(apart[np.isfinite(apart)].max(initial=0)))
+        shares = difference(exact, values) / np.maximum(1.0, magnitudes(values))
+        finite_shares = shares[np.isfinite(shares)]
+        return cls(values, float(finite_shares.max(initial=0)))
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The differences that pass, |a - b| <= atol + rtol * |b|; both None for the default of each output's dtype.
+    """The differences that pass: |a - b| <= atol + rtol * |b|.
+
+    Attributes:
+        atol, rtol: the limits; both None for the default of `precision`.
+        precision: in which the file computes, one of `PRECISIONS`.
 
     Raises:
-        ValueError: a limit that is negative, infinite or NaN.
+        ValueError: a limit that is negative, infinite or NaN; an unknown precision.
     """
 
     atol: float | None = None
     rtol: float | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name, value in (("atol", self.atol), ("rtol", self.rtol)):
             if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` (={value}) is no limit; give a number of 0 or more.")
+                raise ValueError(f"`{name}` (={value}) must be finite and >= 0.")
+        check_precision(self.precision)
 
     def allowed(self, expected: Expected) -> np.ndarray:
-        """For each element, the largest absolute difference from `expected` that passes."""
+        """Return, for each element, the largest absolute difference from `expected` that passes."""
         size = magnitudes(expected.values)
         if self.atol is not None or self.rtol is not None:
             return np.asarray((self.atol or 0.0) + (self.rtol or 0.0) * size)
-        default = TOLERANCE.get(expected.values.dtype.name)
-        if default is None:
+        # Whole numbers and booleans must be equal.
+        if not np.issubdtype(expected.values.dtype, np.floating):
             return np.zeros(size.shape)
-        share = max(default, min(ROUNDING_MARGIN * expected.rounding, ROUNDING_LIMIT))
+        measured = min(ROUNDING_MARGIN * expected.rounding, ROUNDING_LIMIT)
+        share = max(PRECISIONS[self.precision], measured)
         return np.asarray(share * np.maximum(1.0, size))
+
+
+def check_precision(precision: str) -> None:
+    """Raises: ValueError: an unknown precision."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"`precision` (={precision!r}) must be {' or '.join(map(repr, PRECISIONS))}.")
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
@@ -72,8 +95,9 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 
 
 def difference(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    """|expected - actual|, where an infinity or NaN equals itself and differs infinitely from all else."""
+    """|expected - actual|, where an infinity or NaN equals itself and differs infinitely from everything else."""
     same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
     with np.errstate(invalid="ignore"):
-        apart = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
-    return np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
+        distance = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+    distance = np.where(np.isfinite(distance), distance, np.inf)
+    return np.where(same, 0.0, distance)

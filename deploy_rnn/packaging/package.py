@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
-from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
+from deploy_rnn.checking.tolerance import Expected, Tolerance, difference, model_precision
 from deploy_rnn.checking.trials import Reference, size_assignments
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
@@ -84,9 +84,9 @@ def package(
         kwargs: example keyword arguments.
         dynamic_shapes: name of each dynamic axis, such as {"tokens": {0: "B", 1: "T"}}; or a `torch.export.Dim` with
             its range. None: T and B of a bare layer, no axis of another model.
-        atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 for float32, 1e-9 for float64, of
-            an element's magnitude where that is above 1, and at least ten times PyTorch's own distance from float64
-            on the same inputs. Other dtypes must be equal.
+        atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
+            float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
+            PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
         rtol: allowed difference as a share of the element's magnitude, beside `atol`.
 
     Raises:
@@ -99,7 +99,7 @@ def package(
     path = target(path, "model.pt2")
     if path.suffix not in (".pt2", ".pt"):
         raise ExportError(f"`path` (={str(path)!r}) must end in .pt2 (AOTInductor) or .pt (TorchScript).")
-    limits = Tolerance(atol, rtol)
+    limits = Tolerance(atol, rtol, model_precision(model))
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     reference = Reference(model)
     example = _from_one(reference, DynamicCall.of(model, call, dynamic_shapes))

@@ -48,6 +48,10 @@ FORM_OPTIONS: tuple[Option, ...] = (
         "--form", "forms", multiple=True, metavar="FORM",
         help="How the recurrence is written: unrolled, scan, native or auto; may be repeated for a bundle.",
     ),
+    click.option(
+        "--precision", metavar="PRECISION",
+        help="In which the file computes, float32 or float64: that of the model's weights, which is the default.",
+    ),
     click.option("--opset", "opset_version", type=int, metavar="N", help="Version of the ONNX operators, 18 to 20."),
     click.option(
         "--dynamic", "dynamic_shapes", multiple=True, callback=_shapes, metavar="NAME:AXIS=SYMBOL",

@@ -112,6 +112,7 @@ def _file(report: Report) -> str:
     rows = [
         ["File", escape(report.path)],
         ["Form", escape(report.form or "not written by deploy-rnn")],
+        ["Precision", escape(report.precision)],
         ["Size", f"{report.bytes / 1e3:,.0f} kB, {report.nodes:,} nodes, opset {report.opset}"],
         ["Inputs", "<br>".join(map(_spec, report.inputs))],
         ["Outputs", "<br>".join(map(_spec, report.outputs))],

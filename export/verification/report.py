@@ -11,8 +11,9 @@ from deploy_rnn.tensor_spec import TensorSpec
 from ..onnx_file import OnnxFile
 
 JSON_FIELDS = (
-    "path", "form", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time", "unvaried",
-    "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency", "versions",
+    "path", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
+    "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
+    "versions",
 )  # fmt: skip
 
 
@@ -122,6 +123,7 @@ class Report:
         file: what the file is. These come from it: `path`, `form`, `opset`, `inputs`, `outputs`, `lengths`, `states`,
             `time`; `nodes` and `bytes`, of the main graph and of the .onnx file alone; `op_types`, operator -> number
             of nodes, those within loops included.
+        precision: in which the file computes; it sets the limits, unless `atol` or `rtol` is given.
         providers: for each execution provider, "checked", or why it was not.
         comparisons: every output of every run.
         unvaried: inputs that were checked with one value only, since the example has no other.
@@ -135,6 +137,7 @@ class Report:
     """
 
     file: OnnxFile
+    precision: str
     providers: Mapping[str, str]
     comparisons: tuple[Comparison, ...]
     unvaried: tuple[str, ...] = ()
@@ -222,7 +225,9 @@ class Report:
 
     def __str__(self) -> str:
         form = f"{self.form}, " if self.form else ""
-        lines = [f"{self.path}: {form}{self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"]
+        lines = [
+            f"{self.path}: {form}{self.precision}, {self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"
+        ]
         for name, result in self.forms.items():
             lines.append(f"  {name}: " + (result if isinstance(result, str) else f"{result:.2f} ms"))
         lines += [f"  input   {spec}" for spec in self.inputs]

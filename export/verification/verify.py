@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
-from deploy_rnn.checking.tolerance import Tolerance
+from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, Reference
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import PROVIDERS
@@ -76,9 +76,9 @@ def verify(
         model: the original, on any device; it is run on the CPU, in evaluation mode, and left as it was.
         args: example arguments, as for `torch.onnx.export`.
         kwargs: example keyword arguments, `lengths` too, as for `export_onnx`.
-        atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 for float32, 1e-9 for float64, of
-            an element's magnitude where that is above 1, and at least ten times PyTorch's own distance from float64
-            on the same inputs. Other dtypes must be equal.
+        atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
+            float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
+            PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
         rtol: allowed difference as a share of the element's magnitude, beside `atol`.
         sizes: what each dynamic axis is set to, beside its size in the example; whole numbers from 1.
         long_steps: the steps of one more case, if the time axis is dynamic and the model takes that many; None for no
@@ -103,7 +103,7 @@ def verify(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
-    options = CheckOptions(Tolerance(atol, rtol), sizes, long_steps, require_provider)
+    options = CheckOptions(Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider)
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     return check(path, Reference(model), call, options, shown_as=path)
@@ -153,7 +153,9 @@ def check(
     if options.require_provider is not None and options.require_provider not in providers:
         providers.append(options.require_provider)
     results = [run_on(provider, plan) for provider in providers]
-    report = _report(file, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {})
+    report = _report(
+        file, options.tolerance.precision, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {}
+    )
     if report.failures:
         raise VerificationError(f"{file.name} is not the model: {_describe_failure(report)}.", report)
     return report
@@ -179,6 +181,7 @@ def _long_cases(maker: CaseMaker, time: TimeAxes, steps: int | None) -> tuple[li
 
 def _report(
     file: OnnxFile,
+    precision: str,
     results: Sequence[ProviderResult],
     *,
     unvaried: tuple[str, ...],
@@ -187,6 +190,7 @@ def _report(
 ) -> Report:
     return Report(
         file=file,
+        precision=precision,
         providers={result.provider: result.status for result in results},
         comparisons=tuple(itertools.chain.from_iterable(result.comparisons for result in results)),
         unvaried=unvaried,

@@ -174,6 +174,7 @@ def test_json_is_all_that_stdout_has(rnn: nn.RNN) -> None:
     assert "noise" in done.stderr
     made = json.loads(done.stdout)
     assert (made["path"], made["form"], made["target"]) == ("m.onnx", "unrolled", "made.models:keyword: Model")
+    assert made["precision"] == "float32"
     assert [spec["name"] for spec in made["inputs"]] == ["x", "scale"]
 
     done = run("inspect", "m.onnx", "--json")
@@ -224,13 +225,13 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told = refused("export", "made.models:plain", "-o", "m.onnx")
     assert (told, passed) == ("enough", {"kwargs": None})
     refused(
-        "export", "made.models:plain", "-o", "m.onnx", "--form", "native", "--opset", "19", "--atol", "0",
-        "--rtol", "1e-3", "--size", "2", "--size", "5",
+        "export", "made.models:plain", "-o", "m.onnx", "--form", "native", "--precision", "float32", "--opset", "19",
+        "--atol", "0", "--rtol", "1e-3", "--size", "2", "--size", "5",
         "--dynamic", "x:1=B", "--dynamic", "x:0=T", "--dynamic", "s:-1=B",
     )  # fmt: skip
     assert passed == {
-        "kwargs": None, "form": "native", "opset_version": 19, "atol": 0, "rtol": 1e-3, "sizes": (2, 5),
-        "dynamic_shapes": {"x": {1: "B", 0: "T"}, "s": {-1: "B"}},
+        "kwargs": None, "form": "native", "precision": "float32", "opset_version": 19, "atol": 0, "rtol": 1e-3,
+        "sizes": (2, 5), "dynamic_shapes": {"x": {1: "B", 0: "T"}, "s": {-1: "B"}},
     }  # fmt: skip
 
 
@@ -302,10 +303,12 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
         (["-o", "m", "--require-provider", "X"], "`require_provider` is for a PATH that ends in .onnx; leave it out"),
         (["-o", "nowhere/m.onnx"], "the folder of `path` (='nowhere/m.onnx') does not exist; make it first."),
         (["-o", "m.onnx", "--form", "x"], "`form` (='x') is unknown; use 'unrolled' or 'scan' or 'native' or"),
+        (["-o", "m.onnx", "--precision", "int8"], "`precision` (='int8') must be 'float32' or 'float64'."),
+        (["-o", "m", "--precision", "float64"], "`precision` (='float64') must be 'float32', as the model's weights"),
         (["-o", "m.onnx", "--opset", "3"], "`opset_version` (=3) is not supported; use 18, 19 or 20."),
         (["-o", "m.onnx", "--dynamic", "y:1=B"], "`dynamic_shapes` names `y`; the arguments are x."),
         (["-o", "m.onnx", "--dynamic", "x:0=T"], "axis 0 ('T') of `x` is the time axis, which form='unrolled' cannot"),
-        (["-o", "m.onnx", "--atol", "-1"], "`atol` (=-1.0) is no limit; give a number of 0 or more."),
+        (["-o", "m.onnx", "--atol", "-1"], "`atol` (=-1.0) must be finite and >= 0."),
         (["-o", "m.onnx", "--size", "0"], "`sizes` (=(0,)) must be whole numbers from 1, such as (1, 3, 7)."),
         (
             ["-o", "m.onnx", "--steps", "3", "--batch-first"],
@@ -366,7 +369,7 @@ def test_files_that_cannot_be_verified(rnn: nn.RNN) -> None:
 
 def test_a_folder_is_refused() -> None:
     assert refused("verify", "made", "--against", "made.models:plain") == "'made' is a folder; give an .onnx file."
-    assert refused("inspect", "made") == "'made' is no bundle: it has no manifest.json."
+    assert refused("inspect", "made") == "'made' is not a bundle: manifest.json is missing."
 
 
 def test_the_report_is_written_passed_or_failed(rnn: nn.RNN) -> None:
@@ -426,7 +429,7 @@ def test_a_bundle_is_exported_and_inspected(folder: Path) -> None:
     assert done.exit_code == 0
     made = json.loads(done.stdout)
     assert [graph["file"] for graph in made["graphs"]] == ["scan.onnx", "unrolled-2.onnx"]
-    assert "  unrolled-2.onnx: unrolled, 2 steps, " in run("inspect", "m").stdout
+    assert "  unrolled-2.onnx: unrolled, float32, 2 steps, " in run("inspect", "m").stdout
     assert json.loads(run("inspect", "m", "--json").stdout)["sha256"] == made["sha256"]
     Path("m/scan.onnx").write_bytes(b"")
     spoilt = run("inspect", "m")

@@ -1,4 +1,4 @@
-"""`export_bundle`: what is in the folder, what each graph computes, and what becomes of a folder that is there."""
+"""`export_bundle`: what is in the folder, what each graph computes, and what happens to an existing folder."""
 
 import json
 from pathlib import Path
@@ -18,6 +18,7 @@ from deploy_rnn.errors import BundleError, ExportError
 from deploy_rnn.export import export_bundle
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "bundle.schema.json"
+MANIFESTS = Path(__file__).parent / "manifests"
 
 
 class Tagger(nn.Module):
@@ -33,27 +34,31 @@ class Tagger(nn.Module):
 
 
 def run(folder: Path, file: str, **feeds: Tensor) -> list[Any]:
-    return list(InferenceSession(str(folder / file)).run(None, {name: each.numpy() for name, each in feeds.items()}))
+    session = InferenceSession(str(folder / file))
+    return list(session.run(None, {name: tensor.numpy() for name, tensor in feeds.items()}))
 
 
 def test_every_graph_is_the_model(tmp_path: Path) -> None:
-    model, folder = Tagger(), tmp_path / "tagger"
+    model = Tagger()
+    folder = tmp_path / "tagger"
     manifest = export_bundle(model, torch.randint(20, (2, 5)), folder, buckets=[8, 3])
     assert [(graph.form, graph.steps) for graph in manifest.graphs] == [
         ("scan", None), ("native", None), ("unrolled", 3), ("unrolled", 8),
     ]  # fmt: skip
     for graph in manifest.graphs:
         tokens = torch.randint(20, (4, graph.steps or 11))
-        found = run(folder, graph.file, tokens=tokens)[0]
-        np.testing.assert_allclose(found, model(tokens).detach().numpy(), atol=1e-6)
+        output = run(folder, graph.file, tokens=tokens)[0]
+        np.testing.assert_allclose(output, model(tokens).detach().numpy(), atol=1e-6)
     assert {path.name for path in folder.iterdir()} == {*manifest.sha256, "manifest.json"}
 
 
 def test_the_manifest_says_what_each_axis_is(tmp_path: Path) -> None:
-    layer, lengths = nn.LSTM(4, 6, batch_first=True), torch.tensor([5, 2])
+    layer = nn.LSTM(4, 6, batch_first=True)
+    lengths = torch.tensor([5, 2])
     manifest = export_bundle(layer, torch.randn(2, 5, 4), tmp_path / "b", kwargs={"lengths": lengths}, name="lstm")
-    assert (manifest.name, manifest.version, manifest.lengths) == ("lstm", 1, {"lengths": "T"})
-    assert [(each.name, each.shape, each.batch, each.time) for each in (*manifest.inputs, *manifest.outputs)] == [
+    assert (manifest.name, manifest.version, manifest.lengths) == ("lstm", 2, {"lengths": "T"})
+    tensors = [*manifest.inputs, *manifest.outputs]
+    assert [(tensor.name, tensor.shape, tensor.batch, tensor.time) for tensor in tensors] == [
         ("input", ("B", "T", 4), 0, 1), ("lengths", ("B",), 0, None),
         ("output", ("B", "T", 6), 0, 1), ("h_n", (1, "B", 6), 1, None), ("c_n", (1, "B", 6), 1, None),
     ]  # fmt: skip
@@ -62,11 +67,43 @@ def test_the_manifest_says_what_each_axis_is(tmp_path: Path) -> None:
 
 def test_the_manifest_follows_its_schema(tmp_path: Path) -> None:
     export_bundle(nn.RNN(4, 6), torch.randn(5, 2, 4), tmp_path / "b", streaming=True)
-    schema, written = json.loads(SCHEMA.read_text()), json.loads((tmp_path / "b" / "manifest.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(written, schema)
+    jsonschema.validate(manifest, schema)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**written, "graphs": []}, schema)
+        jsonschema.validate({**manifest, "graphs": []}, schema)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_graph_has_its_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    layer = nn.RNN(4, 6, dtype=dtype)
+    manifest = export_bundle(layer, torch.randn(5, 2, 4, dtype=dtype), tmp_path / "b", forms=["scan"], buckets=[3])
+    name = str(dtype).removeprefix("torch.")
+    assert [graph.precision for graph in manifest.graphs] == [name, name]
+    assert f"  scan.onnx: scan, {name}, any number of steps, " in str(manifest)
+    assert f"  unrolled-3.onnx: unrolled, {name}, 3 steps, " in str(manifest)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_manifest_of_version_1_is_still_read(precision: str, tmp_path: Path) -> None:
+    """As deploy-rnn 0.1.0 wrote it: graphs had no precision, but computed in that of the model."""
+    text = (MANIFESTS / f"version_1_{precision}.json").read_text()
+    (tmp_path / "manifest.json").write_text(text)
+    manifest = Manifest.read(tmp_path)
+    fields = json.loads(text)
+    assert fields["version"] == 1
+    for graph in fields["graphs"]:
+        assert graph.setdefault("precision", precision) == precision
+    assert json.loads(manifest.to_json()) == fields | {"version": 2}
+    jsonschema.validate(json.loads(manifest.to_json()), json.loads(SCHEMA.read_text()))
+
+
+def test_a_manifest_of_version_2_needs_a_precision(tmp_path: Path) -> None:
+    fields = json.loads((MANIFESTS / "version_1_float32.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(fields | {"version": 2}))
+    with pytest.raises(BundleError, match=r"is not a manifest of version 2: .*'precision'"):
+        Manifest.read(tmp_path)
 
 
 def test_graphs_share_their_weights(tmp_path: Path) -> None:
@@ -88,7 +125,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_an_old_bundle_stays_until_the_new_one_is_checked(tmp_path: Path) -> None:
-    folder, x = tmp_path / "b", torch.randn(5, 2, 4)
+    folder = tmp_path / "b"
+    x = torch.randn(5, 2, 4)
     export_bundle(nn.RNN(4, 6), x, folder, forms=["scan"])
     before = (folder / "manifest.json").read_text()
     with pytest.raises(ExportError):
@@ -107,11 +145,11 @@ def test_an_old_bundle_stays_until_the_new_one_is_checked(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "manifest.json").unlink(), "is no bundle: it has no manifest.json"),
+        (lambda folder: (folder / "manifest.json").unlink(), "is not a bundle: manifest.json is missing"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), "it has no `version`"),
-        (lambda folder: (folder / "manifest.json").write_text('{"version": 1}'), "no manifest of version 1: 'inputs'"),
-        (lambda folder: (folder / "manifest.json").write_text('{"version": 2}'), "version 2; this deploy-rnn reads up"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "is not a manifest: `version` is missing"),
+        (lambda folder: (folder / "manifest.json").write_text('{"version": 2}'), "a manifest of version 2: 'inputs'"),
+        (lambda folder: (folder / "manifest.json").write_text('{"version": 3}'), "version 3; this deploy-rnn reads up"),
         (lambda folder: (folder / "scan.onnx").unlink(), "lacks 'scan.onnx', which its manifest names"),
         (lambda folder: (folder / "weights.bin").write_bytes(b"0"), "is not the file that was exported: its sha256 is"),
     ],

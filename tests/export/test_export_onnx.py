@@ -1,5 +1,6 @@
 """`export_onnx`: names, axes, whole models, errors, and what is left on disk."""
 
+import json
 import math
 import os
 import warnings
@@ -298,6 +299,13 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
     [
         (nn.RNN(5, 7), {"form": "spiral"}, ExportError, "`form` (='spiral') is unknown; use 'unrolled' or 'scan' or"),
         (nn.RNN(5, 7), {"opset_version": 17}, ExportError, "`opset_version` (=17) is not supported; use 18, 19 or 20."),
+        (nn.RNN(5, 7), {"precision": "int8"}, ValueError, "`precision` (='int8') must be 'float32' or 'float64'."),
+        (
+            nn.RNN(5, 7),
+            {"precision": "float64"},
+            ExportError,
+            "`precision` (='float64') must be 'float32', as the model's weights are; leave it out, or convert the ",
+        ),
         (nn.Linear(5, 7), {}, ExportError, "Linear holds no recurrent layer; use torch.onnx.export for it."),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
         (nn.RNNBase("GRU", 5, 7), {}, ConversionError, "the model is a torch.nn.RNNBase"),
@@ -310,6 +318,38 @@ def test_what_cannot_be_exported_is_refused(
         export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", **options)
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "float32"), (torch.float64, "float64")])
+def test_the_models_own_precision_may_be_given_and_changes_nothing(
+    dtype: torch.dtype, precision: str, tmp_path: Path
+) -> None:
+    layer = nn.RNN(5, 7, dtype=dtype)
+    x = torch.randn(4, 2, 5, dtype=dtype)
+    export_onnx(layer, x, tmp_path / "default.onnx")
+    report = export_onnx(layer, x, tmp_path / "given.onnx", precision=precision)
+    assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "default.onnx").read_bytes()
+    assert report.precision == json.loads(report.to_json())["precision"] == precision
+    assert f": unrolled, {precision}, " in str(report)
+    assert f"<td>{precision}</td>" in report.to_html()
+
+
+class HalfOutput(nn.Module):
+    """A float32 model whose output is rounded to float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0].half()
+        return output
+
+
+def test_an_output_of_another_dtype_is_judged_by_the_precision_of_the_file(tmp_path: Path) -> None:
+    report = export_onnx(HalfOutput(), torch.randn(4, 2, 5), tmp_path / "half.onnx")
+    assert {spec.dtype for spec in report.outputs} == {"float16"}
+    assert all(comparison.allowed >= 1e-5 for comparison in report.comparisons)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")

@@ -35,7 +35,7 @@ def test_a_bundle_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "bad" / "manifest.json").write_text("{}", encoding="utf-8")
     found = CliRunner().invoke(main, ["serve", str(tmp_path), *ANY_PORTS])
     assert found.exit_code == 2
-    assert "is no manifest: it has no `version`" in found.output
+    assert "is not a manifest: `version` is missing" in found.output
 
 
 def test_a_provider_that_is_missing(real_bundles: Path) -> None:

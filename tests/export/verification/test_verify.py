@@ -220,8 +220,8 @@ def test_an_example_of_one_whole_number_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"atol": float("nan")}, r"`atol` \(=nan\) is no limit"),
-        ({"rtol": -1.0}, r"`rtol` \(=-1.0\) is no limit"),
+        ({"atol": float("nan")}, r"`atol` \(=nan\) must be finite and >= 0"),
+        ({"rtol": -1.0}, r"`rtol` \(=-1.0\) must be finite and >= 0"),
         ({"sizes": ()}, r"`sizes` \(=\(\)\) must be whole numbers from 1"),
         ({"sizes": 3}, r"`sizes` \(=3\) must be"),
         ({"sizes": (0, 1)}, r"`sizes` \(=\(0, 1\)\) must be"),

@@ -95,7 +95,7 @@ def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message:
 
 
 def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"is no bundle: it has no manifest\.json"):
+    with pytest.raises(BundleError, match=r"is not a bundle: manifest\.json is missing"):
         Engine(tmp_path)
     folder = tmp_path / "copy"
     shutil.copytree(padded, folder)

@@ -11,7 +11,7 @@ from deploy_rnn.serving.engine.graphs import GraphChoice, Graphs
 
 def make_graphs(*steps: int | None) -> Any:
     """Graphs whose runners are the rows of the manifest: 0.onnx, 1.onnx ..., each slower than the one before."""
-    graphs = [Graph(f"{index}.onnx", "", number, 1, float(index)) for index, number in enumerate(steps)]
+    graphs = [Graph(f"{index}.onnx", "", number, 1, float(index), "") for index, number in enumerate(steps)]
     return Graphs.of_bundle(graphs[::-1], lambda graph: graph)  # type: ignore[arg-type, return-value]
 
 
