@@ -65,7 +65,7 @@ def _replacement(name: str, module: nn.RNNBase) -> Recurrent:
             f"{_where(name)} is a {_qualified(type(module))} with `{min(own)}` of its own, which would be lost; "
             f"let it hold a {_qualified(known)} instead of inheriting from it."
         )
-    layer = LAYERS[known].like(module)
+    layer = LAYERS[known].from_torch(module)
     if parametrize.is_parametrized(module):
         parametrize._inject_new_class(layer)
         for weight in layer.parametrizations:  # type: ignore[union-attr]

@@ -2,22 +2,23 @@
 
 `torch.export` would unroll the time loop, freeze the time axis without a word, and take half a minute for T=100.
 So each stack of layers is captured as one node `deploy_rnn::Recurrent` with T and B open, and a form (see `forms`)
-replaces that node by real ONNX operators. `make_symbolic` lets a layer write the node, `name_layers` notes which layer
+replaces that node by real ONNX operators. `SymbolicRecurrence` writes the node, `name_layers` notes which layer
 wrote it, and `Stack.of` reads both: three sides of one contract. Its inputs are
 
-    input, lengths (absent for T), every state (absent for zeros), every weight in the order of `weight_shapes()`
+    input, lengths (absent for T), every state (absent for zeros), `layer.ordered_weights()`
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.cells import Cell
+from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.recurrent import Recurrent
 
 from .capture.packing import Packing
@@ -28,34 +29,39 @@ FIRST_STATE = 2
 """The input of a captured node that is its first state."""
 
 
-def make_symbolic(layers: Sequence[Recurrent], packing: Packing) -> None:
-    """Let each layer become one node; everything but the recurrence (checks, layout) is exported as it is."""
-    for number, layer in enumerate(layers):
-        layer._stack = partial(_symbolic_stack, layer, number)  # type: ignore[method-assign]
-        layer._run_packed = partial(packing.run, layer)  # type: ignore[method-assign]
+class SymbolicRecurrence(Recurrence):
+    """A layer becomes one node; everything around the recurrence (checks, layout) is exported as it is."""
 
+    def __init__(self, number: int, packing: Packing) -> None:
+        """`number`: of the layer, which the node has as an attribute."""
+        self._number = number
+        self._packing = packing
 
-def _symbolic_stack(
-    layer: Recurrent, number: int, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """In the place of `Recurrent._stack`."""
-    steps, batch, sizes = input.size(0), input.size(1), layer._state_sizes()
-    if lengths is not None and lengths.size(0) != batch:
-        raise ExportError(f"`lengths` has {lengths.size(0)} rows, the input {batch}.")  # and makes one axis of both
-    directions = 2 if layer.bidirectional else 1
-    starts: list[Tensor | None] = [None] * len(sizes) if states is None else [*states]
-    output, *finals = torch.onnx.ops.symbolic_multi_out(
-        f"{DOMAIN}::Recurrent",
-        [input, lengths, *starts, *layer._weights()],
-        {"layer": number},
-        dtypes=[input.dtype] * (1 + len(sizes)),
-        shapes=[
-            (steps, batch, directions * sizes[0]),
-            *((layer.num_layers * directions, batch, size) for size in sizes),
-        ],
-        version=1,
-    )
-    return output, finals
+    def run(
+        self, layer: Recurrent, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        steps, batch = input.size(0), input.size(1)
+        if lengths is not None and lengths.size(0) != batch:  # compared, which makes one axis of both
+            raise ExportError(f"`lengths` has {lengths.size(0)} rows, the input {batch}.")
+        sizes = layer.state_sizes()
+        state_inputs: list[Tensor | None] = [None] * len(sizes) if states is None else [*states]
+        output_shape = (steps, batch, layer.num_directions() * sizes[0])
+        state_shapes = [(layer.num_layers * layer.num_directions(), batch, size) for size in sizes]
+        output, *finals = torch.onnx.ops.symbolic_multi_out(
+            f"{DOMAIN}::Recurrent",
+            [input, lengths, *state_inputs, *layer.ordered_weights()],
+            {"layer": self._number},
+            dtypes=[input.dtype] * (1 + len(sizes)),
+            shapes=[output_shape, *state_shapes],
+            version=1,
+        )
+        return output, finals
+
+    def unpack(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:
+        return self._packing.unpack(packed)
+
+    def repack(self, output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
+        return self._packing.repack(output, packed)
 
 
 def name_layers(graph: ir.Graph, layers: Mapping[str, Recurrent]) -> None:
@@ -124,7 +130,7 @@ class Stack:
                 for number in range(layer.num_layers)
             ),
             cell=layer.cell,
-            sizes=tuple(layer._state_sizes()),
+            sizes=tuple(layer.state_sizes()),
             kept=count if any(value.uses() or value.is_graph_output() for value in node.outputs[2:]) else 1,
         )
 

@@ -31,6 +31,9 @@ class Cell:
         bias_in_step: whether b_hh is added within the step, and not beforehand to all steps.
         diagonal: whether W_hh is a vector (G*H,), by which each unit multiplies its own state.
         projection: whether it multiplies its output by W_hr where the layer has a `proj_size`.
+        name: what errors call the layer; that of its class if empty.
+        autocast_on_cpu: whether the layer computes in autocast's dtype on the CPU too, as RNN and LSTM of `torch.nn`
+            do; its GRU keeps the dtype of the weights there.
     """
 
     step: Step
@@ -39,6 +42,8 @@ class Cell:
     bias_in_step: bool = False
     diagonal: bool = False
     projection: bool = False
+    name: str = ""
+    autocast_on_cpu: bool = True
 
 
 def tanh(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
@@ -78,9 +83,9 @@ def lstm(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list
 
 
 CELLS = {
-    "RNN_TANH": Cell(tanh),
-    "RNN_RELU": Cell(relu),
-    "GRU": Cell(gru, gates=3, bias_in_step=True),
-    "LSTM": Cell(lstm, gates=4, states=2, projection=True),
+    "RNN_TANH": Cell(tanh, name="RNN"),
+    "RNN_RELU": Cell(relu, name="RNN"),
+    "GRU": Cell(gru, gates=3, bias_in_step=True, name="GRU", autocast_on_cpu=False),
+    "LSTM": Cell(lstm, gates=4, states=2, projection=True, name="LSTM"),
 }
 """The cells of torch.nn, by the `mode` of its layers."""

@@ -14,8 +14,13 @@ def step_mask(steps: int, lengths: Tensor) -> Tensor:
     return (torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths).unsqueeze(1).unsqueeze(-1)
 
 
-def reverse_rows(input: Tensor, lengths: Tensor) -> Tensor:
-    """Turn each row of (T, B, I) around within its length; what lies beyond stays where it is. Its own inverse."""
+def reverse_rows(input: Tensor, lengths: Tensor | None) -> Tensor:
+    """Turn each row of (T, B, I) around within its length (None: T). It is its own inverse.
+
+    What lies beyond the length stays where it is.
+    """
+    if lengths is None:
+        return input.flip(0)
     t = torch.arange(input.size(0), device=lengths.device).unsqueeze(1)  # (T, 1)
     index = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
     return input.gather(0, index.unsqueeze(-1).expand(-1, -1, input.size(2)))
@@ -40,9 +45,10 @@ def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
     return padded, lengths.to(padded.device)
 
 
-def repack(output: Tensor, lengths: Tensor, like: PackedSequence) -> PackedSequence:
-    """(T, B, P) -> a PackedSequence with the rows, and their order, of `like`."""
-    if like.sorted_indices is not None:
-        output, lengths = output.index_select(1, like.sorted_indices), lengths[like.sorted_indices]
+def repack(output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
+    """Pack (T, B, P) with the rows, and their order, of `packed`."""
+    if packed.sorted_indices is not None:
+        output = output.index_select(1, packed.sorted_indices)
+        lengths = lengths[packed.sorted_indices]
     data = pack_padded_sequence(output, lengths.cpu()).data
-    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
+    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)

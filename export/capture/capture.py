@@ -11,7 +11,7 @@ from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
 
-from ..stack import Stack, make_symbolic, name_layers, stack_nodes
+from ..stack import Stack, SymbolicRecurrence, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
 from .packing import Packing
 
@@ -29,7 +29,8 @@ def capture(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], *, opset_
     converted = convert(model).eval()
     layers = {name: module for name, module in converted.named_modules() if isinstance(module, Recurrent)}
     packing = Packing()
-    make_symbolic([*layers.values()], packing)
+    for number, layer in enumerate(layers.values()):
+        layer.recurrence = SymbolicRecurrence(number, packing)
     nameless = [{axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in asked.items()} for asked in axes]
     with packing.installed():
         captured = trace(

@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.nn.recurrent import Recurrent
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,15 @@ class Packing:
             padded = _longer(padded, total_length, padding_value)
         return padded.transpose(0, 1) if batch_first else padded, rows.lengths
 
-    def run(self, layer: Recurrent, packed: PackedSequence, states: list[Tensor] | None, lengths: Any) -> Any:
-        """In the place of `Recurrent._run_packed`."""
-        layer._check_dtype(packed.data)
-        layer._check_size(packed.data)
+    def unpack(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:
+        """What a layer reads: the padded tensor (T, B, ...), undefined beyond each row's end, and the lengths (B,)."""
         rows = self._of(packed)
-        if states is not None:
-            layer._check_states(states, rows.padded.size(1))
-        output, finals = layer._stack(rows.padded, states, rows.lengths)
-        return self._packed(rows.having(output, zeros=True), packed.batch_sizes), finals
+        return rows.padded, rows.lengths
+
+    def repack(self, output: Tensor, packed: PackedSequence) -> PackedSequence:
+        """What a layer gives: its output (T, B, ...), which is 0 beyond each row's end, with the rows of `packed`."""
+        rows = self._packed_from(packed)
+        return self._packed(rows.having(output, zeros=True), packed.batch_sizes)
 
     def _packed(self, rows: Rows, batch_sizes: Tensor) -> PackedSequence:
         data = rows.pack()
@@ -144,12 +143,17 @@ class Packing:
 
     def _of(self, packed: PackedSequence) -> Rows:
         """What its data was packed from; or, where the model has made other data for the same rows, that."""
+        rows = self._packed_from(packed)
         if id(packed.data) in self._rows:
-            return self._rows[id(packed.data)][1]
-        if id(packed.batch_sizes) not in self._rows:
-            raise ExportError("a PackedSequence that is not made by pack_padded_sequence cannot be exported.")
-        rows = self._rows[id(packed.batch_sizes)][1]
+            return rows
         return rows.having(rows.unpack(packed.data), zeros=False)
+
+    def _packed_from(self, packed: PackedSequence) -> Rows:
+        """The rows of its data or, where the model has made other data, of the steps that these share with them."""
+        for tensor in (packed.data, packed.batch_sizes):
+            if id(tensor) in self._rows:
+                return self._rows[id(tensor)][1]
+        raise ExportError("a PackedSequence that is not made by pack_padded_sequence cannot be exported.")
 
 
 def _longer(padded: Tensor, total_length: Any, value: float) -> Tensor:

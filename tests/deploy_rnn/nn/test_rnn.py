@@ -148,7 +148,7 @@ def test_stepping_through_all_layers_at_each_time_step_is_wrong() -> None:
     assert wrong.shape == right.shape
     assert (wrong - right).abs().max() > 0.1
     # With one direction there is no reverse state to wait for, and the forward half of layer 0 is indeed right.
-    torch.testing.assert_close(RNN.like(original)(x, h0)[0], right, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(RNN.from_torch(original)(x, h0)[0], right, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
