@@ -11,7 +11,6 @@ from deploy_rnn.errors import ConversionError
 from deploy_rnn.nn.gru import GRU
 from deploy_rnn.nn.lstm import LSTM
 from deploy_rnn.nn.recurrent import Recurrent
-from deploy_rnn.nn.recurrent import is_recurrent as is_recurrent
 from deploy_rnn.nn.rnn import RNN
 
 LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}

@@ -40,16 +40,10 @@ def time_compilation(contestant: str, family: str, steps: int) -> float:
     with torch.no_grad():
         torch.compile(torch.add)(x, x)
         started = time.perf_counter()
-<<<<<<< HEAD
         if contestant == UNROLLED:
-            Recurrent._loop = python_loop  # type: ignore[method-assign]
-            compiled: nn.Module = torch.compile(deploy_rnn.convert(layer), fullgraph=True)  # type: ignore[assignment]
-=======
-        if contestant == "unrolled loop":
             converted: Any = deploy_rnn.convert(layer)
             converted.recurrence = PythonLoop()
             compiled: Any = torch.compile(converted, fullgraph=True)
->>>>>>> 28a197d (The seam of Recurrent: one hook, Recurrence, for what computes the layers)
         else:
             compiled = deploy_rnn.compile(layer)
         compiled(x)

@@ -10,8 +10,8 @@ from torch.utils import _pytree as pytree
 
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import draw
-from deploy_rnn.conversion import is_recurrent
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn.recurrent import is_recurrent
 
 NO_LIMIT = 2**63 - 1
 

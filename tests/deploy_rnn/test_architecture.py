@@ -34,7 +34,7 @@ ARROWS = {
     "runtime": set(),
     "conversion": {"nn"},
     "compilation": {"conversion"},
-    "packaging": {"conversion", "compilation", "checking"},
+    "packaging": {"nn", "conversion", "compilation", "checking"},
     "cli": {"examples"},
     "export.stack": {"nn", "export.capture"},
     "export.torch_onnx": set(),
