@@ -15,13 +15,14 @@ Outputs = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class BatchResult:
-    """
+    """What came of a run.
+
     Attributes:
         outputs: of each request of each segment.
         states: of each segment's stream at its end; empty for a request of no stream.
         rows: of all segments.
-        real_steps: rows times steps that the requests have.
-        padded_steps: rows times steps that were run besides.
+        real_steps: rows times steps of the requests.
+        padded_steps: rows times steps that were run besides, as padding.
     """
 
     outputs: Sequence[Sequence[Outputs]]
@@ -32,29 +33,30 @@ class BatchResult:
 
 
 def execute(engine: BatchEngine, batch: Sequence[StreamSegment]) -> BatchResult:
-    """Run a batch.
+    """Run a batch, each segment as one request.
 
     Raises:
         InputError, RunError: as for `Engine.run`.
     """
     signature = engine.signature
-    names = {name for segment in batch for job in segment for name in job.outputs}
-    if any(segment[0].stream for segment in batch):
-        names.update(signature.states.values())
+    names: set[str] = set()
+    for segment in batch:
+        if segment[0].stream:
+            names.update(signature.states.values())
+        for job in segment:
+            names.update(job.outputs)
     feeds = [end_to_end(segment, signature) for segment in batch]
     choice = engine.choose(feeds)
     results = engine.run(choice, feeds, sorted(names))
     rows = sum(request.rows for request in feeds)
     real_steps = sum(request.rows * (request.steps or 1) for request in feeds)
     all_steps = rows * (choice.steps or 1)
-    segments = list(zip(batch, results, strict=True))
-    return BatchResult(
-        outputs=[_split(segment, result, signature) for segment, result in segments],
-        states=[_states(segment, result, signature) for segment, result in segments],
-        rows=rows,
-        real_steps=real_steps,
-        padded_steps=all_steps - real_steps,
-    )
+    outputs = []
+    states = []
+    for segment, result in zip(batch, results, strict=True):
+        outputs.append(_split(segment, result, signature))
+        states.append(_states(segment, result, signature))
+    return BatchResult(outputs, states, rows, real_steps, padded_steps=all_steps - real_steps)
 
 
 def end_to_end(segment: StreamSegment, signature: Signature) -> Feeds:
@@ -81,17 +83,17 @@ def _split(segment: StreamSegment, result: Outputs, signature: Signature) -> lis
     start = 0
     for job in segment:
         stop = start + job.steps
-        chunk = {}
-        for name in job.outputs:
+        chunk = {name: result[name] for name in job.outputs}
+        for name in chunk.keys() & signature.outputs_over_time:
             # A copy, so that one chunk's answer does not keep those of the others in memory.
-            chunk[name] = result[name][:, start:stop].copy() if name in signature.outputs_over_time else result[name]
+            chunk[name] = chunk[name][:, start:stop].copy()  # (B, T of this chunk, ...)
         outputs.append(chunk)
         start = stop
     return outputs
 
 
 def _states(segment: StreamSegment, result: Outputs, signature: Signature) -> Outputs:
-    """What the next chunk of the stream starts from: input -> array."""
+    """What the next chunk of the stream starts from: the input that carries a state -> its array."""
     if segment[0].stream is None:
         return {}
     return {state_input: result[state_output] for state_input, state_output in signature.states.items()}

@@ -21,7 +21,7 @@ from .streams import StreamTable
 
 
 class Model:
-    """A loaded bundle that takes requests from any thread; a thread that it starts runs them, several at a time.
+    """A loaded bundle that takes requests from any thread, and runs them in one background thread, several at a time.
 
     An answer does not depend, but for rounding, on what else is in the run.
 
@@ -131,7 +131,7 @@ class Model:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        # A callback of a future may close the model: it is called by the thread that would be waited for.
+        # The callback of a future may close the model, and runs in the very thread that would be waited for.
         if current_thread() is not self._thread:
             self._thread.join(timeout)
         if timeout is not None:
@@ -255,7 +255,10 @@ class Model:
         self._refuse(job, error)
 
     def _answer(self, batch: Sequence[StreamSegment], result: BatchResult, started: float, seconds: float) -> None:
-        # First the bookkeeping: who has an answer may look at the statistics, or continue the stream.
+        """Store the states, count, and only then answer.
+
+        As soon as a client has its answer it may ask for the statistics, or send its next chunk.
+        """
         with self._changed:
             self._tally.ran(result.rows, seconds, result.real_steps, result.padded_steps)
             for segment, states in zip(batch, result.states, strict=True):
@@ -269,7 +272,7 @@ class Model:
                 job.future.set_result(Response(outputs, started - job.arrived, seconds, result.rows))
 
     def _refuse(self, job: Job, reason: Exception) -> None:
-        """Count a request that gets no answer, and tell the client why; one that was cancelled has no client."""
+        """Count a request that is not answered, and tell those who wait why; for a cancelled one nobody does."""
         with self._changed:
             self._tally.failures += 1
         if job.claim():

@@ -14,7 +14,7 @@ from .request import Response
 from .streams import Stream, StreamTable
 
 WINDOW = 256
-"""The oldest requests, of which a batch is chosen: more make batches no fuller, and looking through them takes time."""
+"""A batch is chosen from this many of the oldest requests: more do not fill it better, and choosing takes longer."""
 
 
 @dataclass(eq=False)
@@ -64,6 +64,9 @@ class Job:
 StreamSegment = Sequence[Job]
 """Chunks of one stream that run as one; or a single request."""
 
+DroppedJob = tuple[Job, Exception]
+"""A request that will not run, and the reason."""
+
 
 class RequestQueue:
     """The requests of one model, in order of arrival. Not thread-safe: its user holds a lock.
@@ -90,7 +93,7 @@ class RequestQueue:
 
     @property
     def full(self) -> bool:
-        """Whether there are rows enough for a full batch, should all of them fit together."""
+        """Whether the oldest requests have rows enough for a full batch; whether they fit together is not asked."""
         candidates = self._jobs[: self._max_rows]
         return sum(job.rows for job in candidates) >= self._max_rows
 
@@ -103,13 +106,13 @@ class RequestQueue:
         self._jobs = []
         return jobs
 
-    def take(self, now: float) -> tuple[list[StreamSegment], list[tuple[Job, Exception]]]:
+    def take(self, now: float) -> tuple[list[StreamSegment], list[DroppedJob]]:
         """Remove the requests that run next, and those that will not run.
 
         Returns:
-            The next batch, claimed; and the dropped requests, each with the reason.
+            The next batch, claimed; and the requests that are dropped.
         """
-        dropped = []
+        dropped: list[DroppedJob] = []
         while True:
             dropped += self._drop_expired(now)
             batch = self._choose() if self._jobs else []
@@ -120,7 +123,7 @@ class RequestQueue:
                 return batch, dropped
             # One was cancelled since it was chosen: drop it, and choose again.
 
-    def _drop_expired(self, now: float) -> list[tuple[Job, Exception]]:
+    def _drop_expired(self, now: float) -> list[DroppedJob]:
         dropped = []
         for job in self._jobs[:WINDOW]:
             reason = _expired(job, now)
@@ -139,7 +142,8 @@ class RequestQueue:
     def _choose(self) -> list[StreamSegment]:
         candidates = self._jobs[:WINDOW]
         if not self._streaming:
-            return [[candidates[index]] for index in choose_rows(candidates, self._max_rows, self._max_waste)]
+            indices = choose_rows(candidates, self._max_rows, self._max_waste)
+            return [[candidates[index]] for index in indices]
         # A request of no stream is a backlog by itself.
         by_stream: dict[Stream | Job, list[Job]] = {}
         for job in candidates:
@@ -150,7 +154,7 @@ class RequestQueue:
 
 
 def _expired(job: Job, now: float) -> Exception | None:
-    """The reason why the request is not to be run any more; None if it is."""
+    """Return why a request is no longer to be run; None if it is."""
     if job.stream and job.stream.broken:
         return StreamError(f"stream {job.stream.name!r} {job.stream.broken}.")
     if job.future.cancelled():

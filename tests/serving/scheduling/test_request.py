@@ -1,9 +1,11 @@
-"""Requests and responses can cross a process boundary."""
+"""Requests, responses and errors can cross a process boundary."""
 
 import pickle
 
 import numpy as np
+import pytest
 
+from deploy_rnn import errors
 from deploy_rnn.serving.scheduling.request import Request, Response
 
 
@@ -16,3 +18,11 @@ def test_a_request_is_the_same_in_another_process() -> None:
     received = pickle.loads(pickle.dumps(response))
     np.testing.assert_array_equal(received.outputs["y"], response.outputs["y"])
     assert vars(received) | {"outputs": None} == vars(response) | {"outputs": None}
+
+
+@pytest.mark.parametrize(
+    "error", [errors.InputError, errors.StreamError, errors.BusyError, errors.DeadlineError, errors.ClosedError]
+)
+def test_an_error_is_the_same_in_another_process(error: type[errors.DeployError]) -> None:
+    received = pickle.loads(pickle.dumps(error("the message.")))
+    assert (type(received), str(received)) == (error, "the message.")
