@@ -1,12 +1,11 @@
-"""Reports as one HTML page that needs nothing else: no script, no other file, no network."""
+"""Reports as one HTML page that needs nothing else: no scripts, no other files, no network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deploy_rnn.tensor_spec import TensorSpec
 
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from .report import Comparison, ErrorOverTime, Report
 
 _SERIES = 3
+"""How many cases a plot over time shows: as many as the style sheet has colours for."""
+
+_LATENCY_NOTE = '<p class="quiet">Median of a few runs at the end of the check; shows an order of magnitude.</p>'
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f9f9f7; --card: #fcfcfb; --ink: #0b0b0b; --quiet: #52514e; --rule: #e1e0d9;
@@ -52,7 +54,7 @@ svg text.bad { fill: var(--bad); }
 
 
 def reports_html(reports: Sequence[Report], title: str) -> str:
-    """A page about one file, or about several that are to be compared, such as one model in each form.
+    """Make a page about one file, or about several that are to be compared, such as one model in each form.
 
     Raises:
         ValueError: there is no report.
@@ -61,11 +63,11 @@ def reports_html(reports: Sequence[Report], title: str) -> str:
         raise ValueError("`reports` is empty; give the Report of each file.")
     parts = [f"<h1>{escape(title)}</h1>"]
     if len(reports) > 1:
-        parts.append(_side_by_side(reports))
+        parts += _side_by_side(reports)
     for report in reports:
         if len(reports) > 1:
             parts.append(f"<h2>{escape(_name(report))}</h2>")
-        parts += _parts(report)
+        parts += _sections(report)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -74,194 +76,207 @@ def reports_html(reports: Sequence[Report], title: str) -> str:
     )
 
 
-def _parts(report: Report) -> Iterator[str]:
+def _sections(report: Report) -> Iterator[str]:
     yield _section("Verdict", _verdict(report))
     yield _section("File", _file(report))
     if report.comparisons:
         yield _section("Worst error of each output", _worst(report))
         yield _section("Every run: the most that an output used of what is allowed", _matrix(report))
-    for output in dict.fromkeys(each.output for each in report.over_time):
-        series = _chosen([each for each in report.over_time if each.output == output])
-        yield _section(f"Error of {output} over time", _legend(series) + error_over_time(series))
+    outputs = dict.fromkeys(curve.output for curve in report.over_time)
+    for output in outputs:
+        curves = _choose_curves([curve for curve in report.over_time if curve.output == output])
+        yield _section(f"Error of {output} over time", _legend(curves) + error_over_time(curves))
     if report.latency:
-        yield _section("Latency", bars(list(_latencies(report)), "ms") + _LATENCY_NOTE)
+        yield _section("Latency", bars(list(_latencies(report).items()), "ms") + _LATENCY_NOTE)
     if report.placement:
         yield _section("Where the nodes ran", _placement(report))
 
 
-_LATENCY_NOTE = '<p class="quiet">Median of a few runs at the end of the check; shows an order of magnitude.</p>'
-
-
 def _verdict(report: Report) -> str:
-    used = _share(max((each.used for each in report.comparisons), default=0.0))
+    total = len(report.comparisons)
     if not report.comparisons:
-        said = '<p class="bad">NOT CHECKED</p>'
+        verdict = '<p class="bad">NOT CHECKED</p>'
     elif report.failures:
-        first = max(report.failures, key=lambda each: each.used)
-        count = f"{len(report.failures)} of {len(report.comparisons)}"
-        said = f'<p class="bad">✗ FAIL: {count} comparisons are beyond what is allowed</p><p>{escape(str(first))}</p>'
+        worst = max(report.failures, key=lambda comparison: comparison.used)
+        verdict = (
+            f'<p class="bad">✗ FAIL: {len(report.failures)} of {total} comparisons are beyond what is allowed</p>'
+            f"<p>{escape(str(worst))}</p>"
+        )
     else:
-        said = f'<p class="good">✓ PASS: {len(report.comparisons)} comparisons, at most {used} of what is allowed</p>'
+        verdict = f'<p class="good">✓ PASS: {total} comparisons, at most {_most_used(report)} of what is allowed</p>'
     notes = [f"{provider}: {status}" for provider, status in report.providers.items()]
     notes += [f"{name}: checked with one value only, the example has no other" for name in report.unvaried]
-    notes += [f"not run: {each}" for each in report.left_out]
-    return said + "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
+    notes += [f"not run: {reason}" for reason in report.left_out]
+    return verdict + "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
 
 def _file(report: Report) -> str:
+    operators = ", ".join(f"{count:,} {name}" for name, count in report.op_types.items())
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     rows = [
         ["File", escape(report.path)],
         ["Form", escape(report.form or "not written by deploy-rnn")],
         ["Precision", escape(report.precision)],
         ["Size", f"{report.bytes / 1e3:,.0f} kB, {report.nodes:,} nodes, opset {report.opset}"],
-        ["Inputs", "<br>".join(map(_spec, report.inputs))],
-        ["Outputs", "<br>".join(map(_spec, report.outputs))],
-        ["Operators", escape(", ".join(f"{count:,} {name}" for name, count in report.op_types.items()))],
-        ["Versions", escape(", ".join(f"{name} {version}" for name, version in report.versions.items()))],
+        ["Inputs", "<br>".join(_spec(spec) for spec in report.inputs)],
+        ["Outputs", "<br>".join(_spec(spec) for spec in report.outputs)],
+        ["Operators", escape(operators)],
+        ["Versions", escape(versions)],
     ]
     return _table([], rows)
 
 
 def _spec(spec: TensorSpec) -> str:
     dynamic = [size for size in spec.shape if isinstance(size, str)]
-    said = f"dynamic: {', '.join(dynamic)}" if dynamic else "every axis is fixed"
-    return f'<code>{escape(str(spec))}</code> <span class="quiet">{escape(said)}</span>'
+    note = f"dynamic: {', '.join(dynamic)}" if dynamic else "every axis is fixed"
+    return f'<code>{escape(str(spec))}</code> <span class="quiet">{escape(note)}</span>'
 
 
 def _worst(report: Report) -> str:
-    head = ["Provider", "Output", "Largest error", "Nearest its limit", "Limit", "Used", "In"]
+    """A row for each provider and output."""
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in report.comparisons:
+        groups.setdefault((comparison.provider, comparison.output), []).append(comparison)
     rows = []
-    for (provider, output), runs in _grouped(report.comparisons).items():
-        near = max(runs, key=lambda each: each.used)
-        rows.append([
+    for (provider, output), comparisons in groups.items():
+        worst = max(comparisons, key=lambda comparison: comparison.used)
+        largest_error = max(comparison.max_abs_error for comparison in comparisons)
+        row = [
             escape(provider),
             f"<code>{escape(output)}</code>",
-            _number(max(each.max_abs_error for each in runs)),
-            _number(near.difference),
-            _number(near.allowed),
-            _meter(near),
-            escape(f"{near.case}, optimisations {'on' if near.optimized else 'off'}"),
-        ])  # fmt: skip
-    return _table(head, rows)
-
-
-def _grouped(comparisons: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
-    groups: dict[tuple[str, str], list[Comparison]] = {}
-    for each in comparisons:
-        groups.setdefault((each.provider, each.output), []).append(each)
-    return groups
+            _number(largest_error),
+            _number(worst.difference),
+            _number(worst.allowed),
+            _meter(worst),
+            escape(f"{worst.case}, optimisations {'on' if worst.optimized else 'off'}"),
+        ]
+        rows.append(row)
+    return _table(["Provider", "Output", "Largest error", "Nearest its limit", "Limit", "Used", "In"], rows)
 
 
 def _matrix(report: Report) -> str:
     """A row for each case, a column for each provider and optimisation level."""
-    columns = dict.fromkeys((each.provider, each.optimized) for each in report.comparisons)
     worst: dict[tuple[str, str, bool], Comparison] = {}
-    for each in report.comparisons:
-        run = (each.case, each.provider, each.optimized)
-        worst[run] = max(worst.get(run, each), each, key=lambda one: one.used)
-    head = ["Case", *(f"{escape(name)}, {'optimised' if on else 'as written'}" for name, on in columns)]
-    rows = [
-        [escape(case), *(_cell(worst.get((case, *column))) for column in columns)]
-        for case in dict.fromkeys(each.case for each in report.comparisons)
-    ]
+    for comparison in report.comparisons:
+        run = (comparison.case, comparison.provider, comparison.optimized)
+        if run not in worst or comparison.used > worst[run].used:
+            worst[run] = comparison
+    cases = dict.fromkeys(case for case, _, _ in worst)
+    columns = dict.fromkeys((provider, optimized) for _, provider, optimized in worst)
+    head = ["Case"]
+    for provider, optimized in columns:
+        head.append(f"{escape(provider)}, {'optimised' if optimized else 'as written'}")
+    rows = []
+    for case in cases:
+        row = [escape(case)]
+        for provider, optimized in columns:
+            run = (case, provider, optimized)
+            row.append(_meter(worst[run]) if run in worst else "not run")
+        rows.append(row)
     return _table(head, rows)
 
 
-def _cell(comparison: Comparison | None) -> str:
-    return "not run" if comparison is None else _meter(comparison)
-
-
 def _meter(comparison: Comparison) -> str:
-    over = "" if comparison.ok else ' class="over"'
+    """How much of what is allowed was used, as a bar and a number."""
+    width = f"{min(comparison.used, 1):.0%}"
     share = _share(comparison.used)
-    said = share if comparison.ok else f'<span class="bad">✗ {share}</span>'
-    bar = f'<span class="meter"><i{over} style="width:{min(comparison.used, 1):.0%}"></i></span>'
-    return f'<span class="number">{bar}{said}</span>'
+    if comparison.ok:
+        bar = f'<i style="width:{width}"></i>'
+        label = share
+    else:
+        bar = f'<i class="over" style="width:{width}"></i>'
+        label = f'<span class="bad">✗ {share}</span>'
+    return f'<span class="number"><span class="meter">{bar}</span>{label}</span>'
 
 
-def _chosen(series: Sequence[ErrorOverTime]) -> list[ErrorOverTime]:
-    """The cases of one output that say most: wrong ones, the example, the one of most steps."""
-    first = sorted(series, key=lambda each: (each.first_bad is None, each.case != "example", -each.steps))
-    longest = max(series, key=lambda each: each.steps)
-    return list(dict.fromkeys([*first[: _SERIES - 1], longest]))
+def _choose_curves(curves: Sequence[ErrorOverTime]) -> list[ErrorOverTime]:
+    """The cases of one output that tell most: wrong ones, the example, the one of most steps."""
+    longest = max(curves, key=lambda curve: curve.steps)
+    ranked = sorted(curves, key=lambda curve: (curve.first_bad is None, curve.case != "example", -curve.steps))
+    chosen = [*ranked[: _SERIES - 1], longest]
+    return list(dict.fromkeys(chosen))
 
 
-def _legend(series: Sequence[ErrorOverTime]) -> str:
-    keys = "".join(
-        f'<span class="key" style="background:var(--s{number})"></span>{escape(each.case)}'
-        for number, each in enumerate(series, start=1)
-    )
-    return f'<p>{keys}</p><p class="quiet">Absolute error at each step, logarithmic; dashed: what is allowed.</p>'
+def _legend(curves: Sequence[ErrorOverTime]) -> str:
+    keys = []
+    for number, curve in enumerate(curves, start=1):
+        keys.append(f'<span class="key" style="background:var(--s{number})"></span>{escape(curve.case)}')
+    note = "Absolute error at each step, logarithmic; dashed: what is allowed."
+    return f'<p>{"".join(keys)}</p><p class="quiet">{note}</p>'
 
 
-def _latencies(report: Report) -> Iterator[tuple[str, float]]:
+def _latencies(report: Report) -> dict[str, float]:
+    """Provider and case -> milliseconds."""
+    latencies = {}
     for provider, times in report.latency.items():
+        provider_name = provider.removesuffix("ExecutionProvider")
         for case, milliseconds in times.items():
-            yield f"{_short(provider)}, {_with_steps(report, case)}", milliseconds
+            latencies[f"{provider_name}, {_with_steps(report, case)}"] = milliseconds
+    return latencies
 
 
 def _with_steps(report: Report, case: str) -> str:
     """The name of a case, with its number of steps."""
-    steps = next((each.steps for each in report.over_time if each.case == case), None)
-    return case if steps is None or f"={steps}" in case else f"{case}, T={steps}"
-
-
-def _short(provider: str) -> str:
-    return provider.removesuffix("ExecutionProvider")
+    steps = next((curve.steps for curve in report.over_time if curve.case == case), None)
+    if steps is None or f"={steps}" in case:
+        return case
+    return f"{case}, T={steps}"
 
 
 def _placement(report: Report) -> str:
+    """For each provider that was asked to run the file: a row for each provider that ran some of its nodes."""
     parts = []
-    for asked, placed in report.placement.items():
-        rows = [
-            [escape(ran), f"{sum(counts.values()):,}", escape(", ".join(f"{n:,} {name}" for name, n in counts.items()))]
-            for ran, counts in placed.nodes.items()
-        ]
-        parts.append(f"<p>{escape(asked)}, graph optimisations on; {placed.copies} copies between devices</p>")
+    for provider, placement in report.placement.items():
+        rows = []
+        for ran_on, counts in placement.nodes.items():
+            operators = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+            rows.append([escape(ran_on), f"{sum(counts.values()):,}", escape(operators)])
+        parts.append(f"<p>{escape(provider)}, graph optimisations on; {placement.copies} copies between devices</p>")
         parts.append(_table(["Ran on", "Nodes", "Operators"], rows))
     return "".join(parts)
 
 
-def _side_by_side(reports: Sequence[Report]) -> str:
-    rows = [
-        [
+def _side_by_side(reports: Sequence[Report]) -> Iterator[str]:
+    rows = []
+    for report in reports:
+        row = [
             escape(_name(report)),
             '<span class="bad">✗ FAIL</span>' if report.failures else '<span class="good">✓ PASS</span>',
-            _share(max((each.used for each in report.comparisons), default=0.0)),
+            _most_used(report),
             f"{report.nodes:,}",
             f"{report.bytes / 1e3:,.0f}",
         ]
-        for report in reports
-    ]
-    parts = [_section("Side by side", _table(["", "Verdict", "Used at most", "Nodes", "kB"], rows))]
-    for label in dict.fromkeys(label for report in reports for label, _ in _latencies(report)):
-        times = [
-            (_name(report), dict(_latencies(report))[label]) for report in reports if label in dict(_latencies(report))
-        ]
-        parts.append(_section(f"Latency: {label}", bars(times, "ms")))
-    parts.append(_section("Size", bars([(_name(report), report.bytes / 1e3) for report in reports], "kB")))
-    parts.append(_section("Nodes", bars([(_name(report), float(report.nodes)) for report in reports], "nodes")))
-    return "\n".join(parts)
+        rows.append(row)
+    yield _section("Side by side", _table(["", "Verdict", "Used at most", "Nodes", "kB"], rows))
+    # One chart for each provider and case, so that its bars compare the files; not every file has every case.
+    charts: dict[str, list[tuple[str, float]]] = {}
+    for report in reports:
+        for label, milliseconds in _latencies(report).items():
+            charts.setdefault(label, []).append((_name(report), milliseconds))
+    for label, latencies in charts.items():
+        yield _section(f"Latency: {label}", bars(latencies, "ms"))
+    yield _section("Size", bars([(_name(report), report.bytes / 1e3) for report in reports], "kB"))
+    yield _section("Nodes", bars([(_name(report), float(report.nodes)) for report in reports], "nodes"))
 
 
 def _name(report: Report) -> str:
-    """Its form, and the file."""
-    name = Path(report.path).name
-    return f"{report.form}: {name}" if report.form else name
+    """Its form, and the name of the file."""
+    return f"{report.form}: {report.file.name}" if report.form else report.file.name
 
 
-def _section(title: str, inside: str) -> str:
-    return f"<section>\n<h3>{escape(title)}</h3>\n{inside}\n</section>"
+def _section(title: str, content: str) -> str:
+    return f"<section>\n<h3>{escape(title)}</h3>\n{content}\n</section>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Cells are HTML. Without a head, the first cell of each row is one."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML. Without a head, the first cell of each row is a heading."""
     lines = ["<table>"]
     if head:
         lines.append("<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>")
-    for first, *others in rows:
-        lead = f"<td>{first}</td>" if head else f"<th>{first}</th>"
-        lines.append(f"<tr>{lead}{''.join(f'<td>{cell}</td>' for cell in others)}</tr>")
+    tag = "td" if head else "th"
+    for first, *rest in rows:
+        cells = "".join(f"<td>{cell}</td>" for cell in rest)
+        lines.append(f"<tr><{tag}>{first}</{tag}>{cells}</tr>")
     return "\n".join([*lines, "</table>"])
 
 
@@ -269,7 +284,15 @@ def _number(value: float) -> str:
     return f'<span class="number">{value:.1e}</span>' if value else "0"
 
 
+def _most_used(report: Report) -> str:
+    return _share(max((comparison.used for comparison in report.comparisons), default=0.0))
+
+
 def _share(used: float) -> str:
+    if used == math.inf:
+        return "∞"
     if used >= 10:
-        return "∞" if used == math.inf else f"{used:,.0f} times"
-    return "&lt; 1 %" if 0 < used < 0.01 else f"{100 * used:.0f} %"
+        return f"{used:,.0f} times"
+    if 0 < used < 0.01:
+        return "&lt; 1 %"
+    return f"{100 * used:.0f} %"

@@ -461,6 +461,21 @@ def test_the_page_of_a_failure_says_so_even_if_it_is_infinite(tmp_path: Path) ->
     assert "wrong from step 3" in text
 
 
+def test_a_plot_looks_for_the_first_wrong_step_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search looks at every step: once for each step would be quadratic."""
+    searches: list[int] = []
+    original = ErrorOverTime.first_bad.fget
+    assert original is not None
+
+    def search(curve: ErrorOverTime) -> int | None:
+        searches.append(curve.steps)
+        return original(curve)
+
+    monkeypatch.setattr(ErrorOverTime, "first_bad", property(search))
+    error_over_time([ErrorOverTime("example", "output", (1e-6,) * 500, (1e-5,) * 500)])
+    assert len(searches) <= 3
+
+
 @pytest.mark.parametrize(
     ("errors", "allowed"),
     [
