@@ -19,6 +19,8 @@ from deploy_rnn.errors import LoadError, ProviderError
 from deploy_rnn.tensor_spec import DTYPES
 from deploy_rnn.tensor_spec import TensorSpec as TensorSpec
 
+Specs = tuple[TensorSpec, ...]
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
@@ -185,7 +187,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def specs(session: onnxruntime.InferenceSession) -> tuple[Specs, Specs]:
     """Return the inputs and the outputs of the graph."""
     inputs = tuple(_spec(arg) for arg in session.get_inputs())
     outputs = tuple(_spec(arg) for arg in session.get_outputs())

@@ -1,14 +1,13 @@
 """`BatchEngine`: from the checked inputs of one or several requests to their outputs, in one run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
-
-import numpy as np
 
 from deploy_rnn.errors import InputError
 from deploy_rnn.timing import quickest
 
+from .arrays import Arrays, Outputs
 from .collate import collate, split
 from .feeds import Feeds
 from .graphs import GraphChoice
@@ -16,10 +15,15 @@ from .opening import OpenedModel
 from .probe import TrialResults, example, try_batching
 from .session import Runner
 
-TRIED_ROWS = (1, 2, 4, 16)
-TRIED_STEPS = 64
+Batch = Sequence[Feeds]
+
+MEASURED_ROWS = (1, 2, 4, 16)
+MEASURED_STEPS = 64
 """Where `warm_up` measures. Several rows are measured besides one, since onnxruntime's RNN operator takes them in turn
 and a loop of products takes them at once."""
+
+TRIAL_STEPS = (3, 7)
+"""The steps of a shorter and of a longer row in the trials, where the model takes any number of them."""
 
 
 class BatchEngine:
@@ -46,7 +50,7 @@ class BatchEngine:
         self._trial_results: TrialResults | None = None
         self._trial_lock = Lock()
 
-    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> Feeds:
+    def check_inputs(self, inputs: Arrays) -> Feeds:
         """Return the inputs of one request, checked and completed.
 
         Raises:
@@ -73,17 +77,18 @@ class BatchEngine:
                 raise InputError(f"there is no output `{name}`; the outputs are {', '.join(names)}.")
         return list(outputs)
 
-    def choose(self, batch: Sequence[Feeds]) -> GraphChoice:
+    def choose(self, batch: Batch) -> GraphChoice:
         """Choose the graph for a run of these requests, and its steps.
 
         Raises:
             InputError: no graph takes their steps.
         """
         rows = sum(feeds.rows for feeds in batch)
-        steps = max((feeds.steps for feeds in batch if feeds.steps is not None), default=None)
+        step_counts = [feeds.steps for feeds in batch if feeds.steps is not None]
+        steps = max(step_counts, default=None)
         return self._graphs.pick(steps, may_pad=self.padding_is_harmless, rows=rows)
 
-    def run(self, choice: GraphChoice, batch: Sequence[Feeds], outputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    def run(self, choice: GraphChoice, batch: Batch, outputs: Sequence[str]) -> list[Outputs]:
         """Run requests together, and return the outputs of each.
 
         Args:
@@ -97,53 +102,63 @@ class BatchEngine:
         """
         if not choice.runner.prefers_few_row_counts:
             return self._run(choice, batch, outputs)
-        return self._run(choice, self._with_spare_rows(batch), outputs)[: len(batch)]
+        answers = self._run(choice, self._with_spare_rows(batch), outputs)
+        return answers[: len(batch)]
 
     def can_join_chunks(self, outputs: Sequence[str]) -> bool:
-        """Return whether chunks of a stream may run end to end, and these outputs be cut into theirs again."""
-        tensors = self.signature.inputs
-        covered = all(tensor.time is not None or tensor.name in self.signature.states for tensor in tensors)
-        return covered and self.rows_are_independent() and self.signature.outputs_over_time.issuperset(outputs)
+        """Return whether chunks of a stream may run end to end, and these outputs be split among them again."""
+        for tensor in self.signature.inputs:
+            # Chunks can differ in such an input, and one run takes it once.
+            if tensor.time is None and tensor.name not in self.signature.states:
+                return False
+        over_time = self.signature.outputs_over_time.issuperset(outputs)
+        return over_time and self.rows_are_independent()
 
     def rows_are_independent(self) -> bool:
         """Return whether requests may share a run: no row changes the answer of another."""
-        return self._tried().rows_are_independent
+        return self._trials().rows_are_independent
 
     def padding_is_harmless(self) -> bool:
         """Return whether rows may be padded: what is beyond a row's end does not change its answer."""
-        return self._tried().padding_is_harmless
+        return self._trials().padding_is_harmless
 
     def warm_up(self) -> None:
         """Run each graph, and measure which way is the fastest: how to use the cores, from which length on to pad to a
         bucket, and which dynamic graph to use for how many rows.
         """
-        row_counts = TRIED_ROWS if self.rows_are_independent() else (1,)
-        seconds = {runner: self._measure(runner, TRIED_STEPS, row_counts) for runner in self._graphs.dynamic}
+        row_counts = MEASURED_ROWS if self.rows_are_independent() else (1,)
+        seconds = {runner: self._measure(runner, MEASURED_STEPS, row_counts) for runner in self._graphs.dynamic}
         # The fastest graph for one row is often not the fastest for sixteen.
-        for rows in row_counts if seconds else ():
-            fastest = min(seconds, key=lambda runner: seconds[runner][rows])
-            self._graphs.assign(rows, fastest)
+        for rows in row_counts:
+            if seconds:
+                fastest = min(seconds, key=lambda runner: seconds[runner][rows])
+                self._graphs.assign(rows, fastest)
+        dynamic = self._graphs.one_row
         for steps, runner in self._graphs.buckets.items():
             tuned = self._tune(runner, steps, row_counts)
-            # One row is enough without a choice: a captured graph would be captured for every number of rows.
+            # Without a choice one row is enough: a captured graph would be captured for every number of rows.
             bucket_seconds = tuned[1] if tuned else self._time(runner, steps, rows=1)
-            if self._graphs.one_row is not None and self.padding_is_harmless():
-                self._graphs.prefer(steps, bucket_seconds, self._time(self._graphs.one_row, steps, rows=1))
+            if dynamic is not None and self.padding_is_harmless():
+                dynamic_seconds = self._time(dynamic, steps, rows=1)
+                self._graphs.prefer(steps, bucket_seconds, dynamic_seconds)
 
-    def _run(self, choice: GraphChoice, batch: Sequence[Feeds], outputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
-        arrays = choice.runner.run(collate(batch, self.signature, choice.steps), outputs)
-        return split(dict(zip(outputs, arrays, strict=True)), batch, self.signature, choice.steps)
+    def _run(self, choice: GraphChoice, batch: Batch, outputs: Sequence[str]) -> list[Outputs]:
+        feeds = collate(batch, self.signature, choice.steps)
+        arrays = choice.runner.run(feeds, outputs)
+        results = dict(zip(outputs, arrays, strict=True))
+        return split(results, batch, self.signature, choice.steps)
 
-    def _with_spare_rows(self, batch: Sequence[Feeds]) -> Sequence[Feeds]:
+    def _with_spare_rows(self, batch: Batch) -> Batch:
         """Add rows until their number is a power of 2, so that few captured graphs serve all: copies of the first."""
         rows = sum(feeds.rows for feeds in batch)
-        missing_rows = (1 << (rows - 1).bit_length()) - rows
-        if missing_rows == 0 or not self.rows_are_independent():
+        power_of_two = 1 << (rows - 1).bit_length()
+        if rows == power_of_two or not self.rows_are_independent():
             return batch
         first_row = {name: array[:1] for name, array in batch[0].arrays.items()}
-        return [*batch, *[replace(batch[0], arrays=first_row, rows=1)] * missing_rows]
+        spare = replace(batch[0], arrays=first_row, rows=1)
+        return [*batch, *[spare] * (power_of_two - rows)]
 
-    def _tried(self) -> TrialResults:
+    def _trials(self) -> TrialResults:
         """Return the results of the trials, which run in the first call; other threads wait for it."""
         if self._trial_results is None:
             with self._trial_lock:
@@ -152,30 +167,34 @@ class BatchEngine:
         return self._trial_results
 
     def _try_batching(self) -> TrialResults:
-        def run(batch: Sequence[Feeds], steps: int) -> list[dict[str, np.ndarray]]:
+        def run(batch: Batch, steps: int) -> list[Outputs]:
             # Neither padded nor with spare rows: that these are harmless is what the trials have to show.
             choice = self._graphs.pick(steps, may_pad=lambda: False)
             return self._run(choice, batch, self._output_names)
 
-        if self.takes_any_steps:
-            return try_batching(run, self.signature, short=3, long=7)
-        buckets = list(self._graphs.buckets)
-        return try_batching(run, self.signature, short=buckets[0], long=buckets[-1])
+        short, long = TRIAL_STEPS
+        if not self.takes_any_steps:
+            short = min(self._graphs.buckets)
+            long = max(self._graphs.buckets)
+        return try_batching(run, self.signature, short, long)
 
     def _measure(self, runner: Runner, steps: int, row_counts: Sequence[int]) -> dict[int, float]:
         """Return rows -> seconds of one run, in the fastest way that the runner has."""
         tuned = self._tune(runner, steps, row_counts)
-        return tuned or {rows: self._time(runner, steps, rows) for rows in row_counts}
+        if tuned:
+            return tuned
+        return {rows: self._time(runner, steps, rows) for rows in row_counts}
 
     def _tune(self, runner: Runner, steps: int, row_counts: Sequence[int]) -> dict[int, float]:
-        def graph_inputs(rows: int) -> dict[str, np.ndarray]:
+        def graph_inputs(rows: int) -> Arrays:
             feeds = example(self.signature, rows, steps)
             return collate([feeds], self.signature, feeds.steps)
 
         batch_axes = {}
         if self.rows_are_independent():
-            tensors = (*self.signature.inputs, *self.signature.outputs)
-            batch_axes = {tensor.name: tensor.batch for tensor in tensors if tensor.batch is not None}
+            for tensor in self.signature.tensors:
+                if tensor.batch is not None:
+                    batch_axes[tensor.name] = tensor.batch
         return runner.tune(graph_inputs, self._output_names, batch_axes, row_counts)
 
     def _time(self, runner: Runner, steps: int, rows: int) -> float:

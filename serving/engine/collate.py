@@ -1,16 +1,17 @@
 """Collate requests into one padded batch, and split its outputs back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from deploy_rnn.bundle import Tensor
 
+from .arrays import Arrays, Outputs
 from .feeds import Feeds
 from .signature import Signature, axis_order
 
 
-def collate(batch: Sequence[Feeds], signature: Signature, steps: int | None) -> dict[str, np.ndarray]:
+def collate(batch: Sequence[Feeds], signature: Signature, steps: int | None) -> Arrays:
     """Return one array for each input, in the graph's layout; it may be a view that is not contiguous.
 
     Args:
@@ -48,25 +49,30 @@ def _collate_tensor(parts: Sequence[np.ndarray], tensor: Tensor, steps: int | No
     return whole
 
 
-def split(
-    outputs: Mapping[str, np.ndarray], batch: Sequence[Feeds], signature: Signature, steps: int | None
-) -> list[dict[str, np.ndarray]]:
-    """Return the outputs of each request, batch-first, without the steps that it did not have."""
-    tensors = [tensor for tensor in signature.outputs if tensor.name in outputs]
-    arrays = {tensor.name: outputs[tensor.name].transpose(axis_order(tensor)) for tensor in tensors}  # (B, T, ...)
+def split(results: Arrays, batch: Sequence[Feeds], signature: Signature, steps: int | None) -> list[Outputs]:
+    """Return the outputs of each request, batch-first, without the steps that it did not have.
+
+    Args:
+        results: what the graph gave, in its layout.
+        batch, signature, steps: as for `collate`.
+    """
+    arrays = {}
+    for tensor in signature.outputs:
+        if tensor.name in results:
+            arrays[tensor.name] = results[tensor.name].transpose(axis_order(tensor))  # (B, T, ...)
     if len(batch) == 1 and batch[0].steps == steps:
         return [{name: np.ascontiguousarray(array) for name, array in arrays.items()}]
-    results = []
+    answers = []
     start = 0
     for feeds in batch:
         stop = start + feeds.rows
-        result = {}
-        for tensor in tensors:
-            part = arrays[tensor.name][start:stop]
-            if tensor.time is not None:
+        outputs = {}
+        for name, array in arrays.items():
+            part = array[start:stop]
+            if name in signature.outputs_over_time:
                 part = part[:, : feeds.steps]
             # A view would keep the answers of all requests in memory.
-            result[tensor.name] = part.copy()
-        results.append(result)
+            outputs[name] = part.copy()
+        answers.append(outputs)
         start = stop
-    return results
+    return answers

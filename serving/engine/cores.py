@@ -13,10 +13,11 @@ from itertools import count
 
 import numpy as np
 
-from deploy_rnn.runtime import TensorSpec, usable_cores
+from deploy_rnn.runtime import Specs, usable_cores
 from deploy_rnn.timing import quickest
 
-from .session import Arrays, Runner
+from .arrays import Arrays
+from .session import Runner
 
 ALL_CORES = 0
 """Number of parts of a run whose nodes are shared by all cores."""
@@ -46,14 +47,16 @@ class Cores(Runner):
         self._pool = ThreadPoolExecutor(cores, "deploy-rnn rows", initializer=_thread_pinner(cores))
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-        return self._run(feeds, outputs, self.parts(self._rows(feeds)))
+        parts = self.parts(self._rows(feeds))
+        return self._run(feeds, outputs, parts)
 
-    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def specs(self) -> tuple[Specs, Specs]:
         return self._all_cores.specs()
 
     def parts(self, rows: int) -> int:
         """Return into how many parts a run is divided, each on one core; `ALL_CORES` if all cores share it."""
-        return self._parts[max(row_count for row_count in self._parts if row_count <= rows)]
+        tuned_rows = max(row_count for row_count in self._parts if row_count <= rows)
+        return self._parts[tuned_rows]
 
     def tune(
         self,
@@ -69,9 +72,9 @@ class Cores(Runner):
         for rows in row_counts:
             feeds = example(rows)
             most_parts = min(rows, self._cores) if batch_axes else 1
-            powers_of_two = [1 << power for power in range(most_parts.bit_length())]
-            choices = dict.fromkeys([ALL_CORES, *powers_of_two, most_parts])
-            seconds = {parts: self._seconds(feeds, outputs, parts) for parts in choices}
+            seconds = {}
+            for parts in _choices(most_parts):
+                seconds[parts] = self._seconds(feeds, outputs, parts)
             best = min(seconds, key=seconds.__getitem__)
             # A new dict, since `run` may be looking through the old one.
             self._parts = {**self._parts, rows: best}
@@ -97,15 +100,30 @@ class Cores(Runner):
             return self._all_cores.run(feeds, outputs)
         if parts == 1:
             return one_core.run(feeds, outputs)
-        divided = {name: np.array_split(array, parts, self._batch_axes[name]) for name, array in feeds.items()}
+        divided = {}  # input -> one array for each part
+        for name, array in feeds.items():
+            divided[name] = np.array_split(array, parts, self._batch_axes[name])
         futures = []
         for part in range(parts):
             part_feeds = {name: arrays[part] for name, arrays in divided.items()}
             futures.append(self._pool.submit(one_core.run, part_feeds, outputs))
+        # All have ended before the first error is raised.
         wait(futures)
-        results = [future.result() for future in futures]  # one list of outputs for each part
-        by_output = zip(outputs, zip(*results, strict=True), strict=True)
-        return [_concatenate(arrays, self._batch_axes[name]) for name, arrays in by_output]
+        results = [future.result() for future in futures]  # for each part, one array for each output
+        whole_outputs = []
+        for name, arrays in zip(outputs, zip(*results, strict=True), strict=True):
+            whole_outputs.append(_concatenate(arrays, self._batch_axes[name]))
+        return whole_outputs
+
+
+def _choices(most_parts: int) -> list[int]:
+    """Return the numbers of parts to try: all cores on each node, powers of 2, and as many as there can be."""
+    choices = [ALL_CORES]
+    parts = 1
+    while parts < most_parts:
+        choices.append(parts)
+        parts *= 2
+    return [*choices, most_parts]
 
 
 def _thread_pinner(cores: int) -> Callable[[], None] | None:
@@ -120,7 +138,8 @@ def _thread_pinner(cores: int) -> Callable[[], None] | None:
     thread_numbers = count()
 
     def pin_thread() -> None:
-        os.sched_setaffinity(0, {core_ids[next(thread_numbers) % cores]})
+        core = core_ids[next(thread_numbers) % cores]
+        os.sched_setaffinity(0, {core})
 
     return pin_thread
 

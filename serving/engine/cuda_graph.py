@@ -7,9 +7,10 @@ from threading import Lock
 import numpy as np
 import onnxruntime
 
-from deploy_rnn.runtime import TensorSpec, specs
+from deploy_rnn.runtime import Specs, specs
 
-from .session import Arrays, Runner, contiguous, quiet_options, translate_errors
+from .arrays import Arrays, Outputs
+from .session import Runner, contiguous, quiet_options, translate_errors
 
 NOT_CAPTURED = -1
 """The "gpu_graph_id" of a run that onnxruntime does not capture."""
@@ -49,14 +50,15 @@ class CudaGraph(Runner):
         with self._lock:
             return translate_errors(lambda: self._run(contiguous(feeds), outputs))
 
-    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def specs(self) -> tuple[Specs, Specs]:
         return specs(self._session)
 
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         shapes = tuple(array.shape for array in feeds.values())
-        if shapes not in self._captured_runs:
-            self._captured_runs[shapes] = self._prepare(feeds, len(self._captured_runs))
-        captured = self._captured_runs[shapes]
+        captured = self._captured_runs.get(shapes)
+        if captured is None:
+            number = len(self._captured_runs)
+            captured = self._captured_runs[shapes] = self._prepare(feeds, number)
         for name, array in feeds.items():
             captured.inputs[name].update_inplace(array)
         self._session.run_with_iobinding(captured.binding, captured.options)
@@ -66,16 +68,18 @@ class CudaGraph(Runner):
         """Return tensors to run on; onnxruntime captures the first run with them."""
         # A plain run tells the sizes of the outputs, and allocates what a captured run may not allocate.
         results = self._run_uncaptured(feeds)
-        inputs = {name: _on_gpu(array) for name, array in feeds.items()}
-        outputs = {name: _on_gpu(array) for name, array in results.items()}
         binding = self._session.io_binding()
-        for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
-            binding.bind_ortvalue_output(name, value)
+        inputs = {}
+        for name, array in feeds.items():
+            inputs[name] = _on_gpu(array)
+            binding.bind_ortvalue_input(name, inputs[name])
+        outputs = {}
+        for name, array in results.items():
+            outputs[name] = _on_gpu(array)
+            binding.bind_ortvalue_output(name, outputs[name])
         return _CapturedRun(inputs, outputs, binding, _options(number))
 
-    def _run_uncaptured(self, feeds: Arrays) -> dict[str, np.ndarray]:
+    def _run_uncaptured(self, feeds: Arrays) -> Outputs:
         names = [output.name for output in self._session.get_outputs()]
         results = self._session.run(names, dict(feeds), _options(NOT_CAPTURED))
         return dict(zip(names, results, strict=True))

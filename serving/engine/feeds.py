@@ -10,6 +10,7 @@ from deploy_rnn.bundle import Tensor
 from deploy_rnn.errors import InputError
 from deploy_rnn.tensor_spec import TensorSpec
 
+from .arrays import Arrays
 from .signature import Signature
 
 
@@ -24,13 +25,13 @@ class Feeds:
         other_sizes: names and sizes of all other dynamic axes; only requests that agree in them can share a run.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: Arrays
     rows: int
     steps: int | None
     other_sizes: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of(cls, inputs: Mapping[str, np.ndarray], signature: Signature) -> Self:
+    def of(cls, inputs: Arrays, signature: Signature) -> Self:
         """Check a client's inputs, and fill in those that it left out.
 
         Raises:
@@ -43,22 +44,20 @@ class Feeds:
                 arrays[spec.name] = inputs[spec.name]
             else:
                 arrays[spec.name] = _default(spec, signature, sizes)
-        for name, limit in signature.lengths.items():
-            _check_lengths(name, arrays[name], limit if isinstance(limit, int) else sizes[limit])
+        for name, time_axis in signature.lengths.items():
+            _check_lengths(name, arrays[name], _limit(time_axis, sizes))
+        rows = sizes[signature.batch_axis] if signature.batch_axis else 1
         step_counts = {sizes[axis] for axis in signature.time_axes if axis in sizes}
+        steps = step_counts.pop() if len(step_counts) == 1 else None
         run_axes = {signature.batch_axis}
-        # Several time axes are not padded, so that requests must agree in each of them.
+        # Several time axes are not padded: requests must agree in each of them.
         if len(signature.time_axes) == 1:
             run_axes |= signature.time_axes
-        return cls(
-            arrays,
-            rows=sizes[signature.batch_axis] if signature.batch_axis else 1,
-            steps=step_counts.pop() if len(step_counts) == 1 else None,
-            other_sizes=tuple((axis, size) for axis, size in sizes.items() if axis not in run_axes),
-        )
+        other_sizes = [(axis, size) for axis, size in sizes.items() if axis not in run_axes]
+        return cls(arrays, rows, steps, tuple(other_sizes))
 
 
-def _axis_sizes(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:
+def _axis_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
     """Check names, dtypes and shapes, and return the size of every dynamic axis."""
     if not isinstance(inputs, Mapping):
         raise InputError(f"`inputs` must be a dict of arrays by name, got {type(inputs).__name__}.")
@@ -73,7 +72,7 @@ def _axis_sizes(inputs: Mapping[str, np.ndarray], signature: Signature) -> dict[
     return _bind_sizes([spec for spec in specs if spec.name in inputs], inputs)
 
 
-def _bind_sizes(specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _bind_sizes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
     """Return dynamic axis -> its size, which must be the same in every array that has the axis."""
     sizes: dict[str, int] = {}
     owners: dict[str, str] = {}  # dynamic axis -> the first input that has it
@@ -81,12 +80,13 @@ def _bind_sizes(specs: Sequence[TensorSpec], inputs: Mapping[str, np.ndarray]) -
         array = inputs[spec.name]
         _check_array(array, spec)
         for size, axis in zip(array.shape, spec.shape, strict=True):
-            if isinstance(axis, str):
-                if axis not in sizes:
-                    sizes[axis] = size
-                    owners[axis] = spec.name
-                elif size != sizes[axis]:
-                    raise InputError(f"`{spec.name}` has {axis}={size}, `{owners[axis]}` has {axis}={sizes[axis]}.")
+            if isinstance(axis, int):
+                continue
+            if axis not in sizes:
+                sizes[axis] = size
+                owners[axis] = spec.name
+            elif size != sizes[axis]:
+                raise InputError(f"`{spec.name}` has {axis}={size}, `{owners[axis]}` has {axis}={sizes[axis]}.")
     return sizes
 
 
@@ -115,11 +115,17 @@ def _fits(shape: Sequence[int], expected_shape: Sequence[int | str]) -> bool:
 
 def _default(spec: Tensor, signature: Signature, sizes: Mapping[str, int]) -> np.ndarray:
     """Return an optional input that was left out: lengths that count every step, or a state of zeros."""
-    shape = tuple(size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape)
+    shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape]
     if 0 in shape:
         raise InputError(f"input `{spec.name}` is missing, and no other input tells the size of {spec}.")
-    limit = signature.lengths.get(spec.name, 0)
-    return np.full(shape, limit if isinstance(limit, int) else sizes[limit], spec.dtype)
+    if spec.name in signature.lengths:
+        return np.full(shape, _limit(signature.lengths[spec.name], sizes), spec.dtype)
+    return np.zeros(shape, spec.dtype)
+
+
+def _limit(time_axis: int | str, sizes: Mapping[str, int]) -> int:
+    """Return the longest length that a row can have; a time axis of fixed size is that size."""
+    return time_axis if isinstance(time_axis, int) else sizes[time_axis]
 
 
 def _check_lengths(name: str, lengths: np.ndarray, limit: int) -> None:

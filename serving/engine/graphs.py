@@ -47,10 +47,14 @@ class Graphs:
         """
         if not graphs:
             raise BundleError("a bundle must have a graph; its manifest names none.")
-        dynamic = sorted((graph for graph in graphs if graph.steps is None), key=lambda graph: graph.milliseconds)
-        fixed = sorted((graph.steps, graph.file, graph) for graph in graphs if graph.steps is not None)
-        runners = [open_graph(graph) for graph in dynamic]
-        return cls(runners, {steps: open_graph(graph) for steps, _, graph in fixed})
+        dynamic = [graph for graph in graphs if graph.steps is None]
+        dynamic.sort(key=lambda graph: graph.milliseconds)
+        fixed = [(graph.steps, graph.file, graph) for graph in graphs if graph.steps is not None]
+        fixed.sort()
+        return cls(
+            dynamic=[open_graph(graph) for graph in dynamic],
+            buckets={steps: open_graph(graph) for steps, _, graph in fixed},
+        )
 
     @property
     def one_row(self) -> Runner | None:
@@ -87,9 +91,7 @@ class Graphs:
         Raises:
             InputError: no graph takes these steps.
         """
-        dynamic = None
-        if self._by_rows:
-            dynamic = self._by_rows[max(row_count for row_count in self._by_rows if row_count <= rows)]
+        dynamic = self._dynamic_for(rows)
         if steps is None:
             return self._pick_without_steps(dynamic)
         # Case 1.
@@ -107,10 +109,17 @@ class Graphs:
         rule = at_most if may_pad() else exactly
         raise InputError(f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket.")
 
+    def _dynamic_for(self, rows: int) -> Runner | None:
+        if not self._by_rows:
+            return None
+        assigned_rows = max(row_count for row_count in self._by_rows if row_count <= rows)
+        return self._by_rows[assigned_rows]
+
     def _pick_without_steps(self, dynamic: Runner | None) -> GraphChoice:
         """Pick for a model that has no time axis that may vary, or has several of different size."""
         if dynamic is not None:
             return GraphChoice(dynamic, None)
         if len(self.buckets) == 1:
-            return GraphChoice(next(iter(self.buckets.values())), None)
+            (bucket,) = self.buckets.values()
+            return GraphChoice(bucket, None)
         raise InputError("the inputs differ in their steps; the bundle's graphs take one number for all.")

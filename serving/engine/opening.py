@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from deploy_rnn.bundle import Graph, Manifest
-from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.runtime import Specs
 
 from .graphs import Graphs
 from .providers import open_runner
@@ -26,8 +26,8 @@ class OpenedModel:
     """
 
     name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: Specs
+    outputs: Specs
     signature: Signature
     graphs: Graphs
 

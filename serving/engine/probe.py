@@ -4,17 +4,17 @@ A recurrent layer with lengths passes. A model that normalises over the batch, o
 does not, and nothing in its inputs tells: only running it does.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from deploy_rnn.errors import DeployError
 
+from .arrays import Outputs
 from .feeds import Feeds
 from .signature import Signature
 
-Outputs = Mapping[str, np.ndarray]
 Run = Callable[[Sequence[Feeds], int], Sequence[Outputs]]
 """Run requests together with this number of steps, and return the outputs of each."""
 
@@ -79,9 +79,11 @@ def padding_is_not_read(run: Run, signature: Signature, steps: int) -> bool:
     row = example(signature, 1, steps, seed=4)
 
     def answer(padding: int) -> Outputs:
-        outputs = run([_shorten(row, signature, length, padding)], steps)[0]
-        over_time = signature.outputs_over_time
-        return {name: array[:, :length] if name in over_time else array for name, array in outputs.items()}
+        shorter = _shorten(row, signature, length, padding)
+        outputs = run([shorter], steps)[0]
+        for name in signature.outputs_over_time:
+            outputs[name] = outputs[name][:, :length]
+        return outputs
 
     return _holds(lambda: _same([answer(padding=0)], [answer(padding=1)]))
 

@@ -8,9 +8,9 @@ import numpy as np
 import onnxruntime
 
 from deploy_rnn.errors import InputError, RunError
-from deploy_rnn.runtime import TensorSpec, specs
+from deploy_rnn.runtime import Specs, specs
 
-Arrays = Mapping[str, np.ndarray]
+from .arrays import Arrays
 
 LARGE_RUN = 16_384
 """Rows times steps above which a run gives its memory back to the system when it ends: onnxruntime would keep what the
@@ -37,7 +37,7 @@ class Runner(Protocol):
         """
         ...
 
-    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def specs(self) -> tuple[Specs, Specs]:
         """Return the inputs and the outputs of the graph."""
         ...
 
@@ -81,9 +81,10 @@ class Session(Runner):
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         is_large = any(prod(array.shape[:2]) > LARGE_RUN for array in feeds.values())
         options = self._large_run_options if is_large else self._options
-        return translate_errors(lambda: self._session.run(list(outputs), contiguous(feeds), options))
+        names = list(outputs)
+        return translate_errors(lambda: self._session.run(names, contiguous(feeds), options))
 
-    def specs(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def specs(self) -> tuple[Specs, Specs]:
         return specs(self._session)
 
 

@@ -1,6 +1,6 @@
 """`Signature`: the inputs and outputs of a model, in the layout of its graphs and in that of its clients."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -32,9 +32,14 @@ class Signature:
         return cls(manifest.inputs, manifest.outputs, manifest.lengths, manifest.states)
 
     @classmethod
-    def of_specs(cls, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Self:
+    def of_specs(cls, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Self:
         """The signature of a lone .onnx file, which says nothing about its axes."""
         return cls(_without_axes(inputs), _without_axes(outputs), lengths={}, states={})
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The inputs and the outputs."""
+        return (*self.inputs, *self.outputs)
 
     @cached_property
     def client_inputs(self) -> tuple[Tensor, ...]:
@@ -54,22 +59,27 @@ class Signature:
     @cached_property
     def batch_axis(self) -> str | None:
         """The name of the batch axis, if every tensor has it; None if requests cannot share a run."""
-        sizes = {_size(tensor, tensor.batch) for tensor in (*self.inputs, *self.outputs)}
-        if len(sizes) != 1:
-            return None
-        name = sizes.pop()
-        return name if isinstance(name, str) else None
+        names = set()
+        for tensor in self.tensors:
+            size = None if tensor.batch is None else tensor.shape[tensor.batch]
+            # A tensor without the axis, or with a fixed size, is for one request.
+            if not isinstance(size, str):
+                return None
+            names.add(size)
+        return names.pop() if len(names) == 1 else None
 
     @cached_property
     def time_axes(self) -> frozenset[str]:
         """The names of the time axes."""
-        sizes = {_size(tensor, tensor.time) for tensor in (*self.inputs, *self.outputs)}
-        return frozenset(name for name in sizes if isinstance(name, str))
+        sizes = [tensor.shape[tensor.time] for tensor in self.tensors if tensor.time is not None]
+        return frozenset(size for size in sizes if isinstance(size, str))
 
     @cached_property
     def lengths_cover_time(self) -> bool:
         """Whether there are lengths for the one time axis, without which no row can be padded."""
-        return self.batch_axis is not None and len(self.time_axes) == 1 and self.time_axes <= {*self.lengths.values()}
+        if self.batch_axis is None or len(self.time_axes) != 1:
+            return False
+        return self.time_axes.issubset(self.lengths.values())
 
     @cached_property
     def outputs_over_time(self) -> frozenset[str]:
@@ -99,9 +109,5 @@ def batch_first(tensor: Tensor) -> Tensor:
     )
 
 
-def _size(tensor: Tensor, axis: int | None) -> int | str | None:
-    return None if axis is None else tensor.shape[axis]
-
-
-def _without_axes(specs: tuple[TensorSpec, ...]) -> tuple[Tensor, ...]:
+def _without_axes(specs: Iterable[TensorSpec]) -> tuple[Tensor, ...]:
     return tuple(Tensor(spec.name, spec.dtype, spec.shape) for spec in specs)
