@@ -1,4 +1,4 @@
-"""A bundle answers requests, without torch and without onnx."""
+"""Serve a bundle, in the process or over the network, without torch and without onnx."""
 
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,7 @@ __all__ = [
     "make_app",
 ]
 
+# Public name -> the submodule that defines it. Those over the network need the packages of another extra.
 _IN_PROCESS = {
     "Engine": "engine.engine",
     "Limits": "scheduling.limits",

@@ -125,7 +125,8 @@ class Repository:
 
     def _retire(self, entry: Entry, model: ServedModel, *, keep_streams: bool) -> None:
         entry.retiring.append(model)
-        thread = threading.Thread(target=self._close_retired, args=(entry, model, keep_streams), daemon=True)
+        arguments = (entry, model, keep_streams)
+        thread = threading.Thread(target=self._close_retired, args=arguments, daemon=True)
         running = [retirement for retirement in self._retirements if retirement.is_alive()]
         self._retirements = [*running, thread]
         thread.start()
@@ -147,6 +148,7 @@ class Repository:
         entry = self._entries.get(name)
         if entry is None:
             raise self._unknown(name)
+        # Read once: it may be replaced at any moment.
         model = entry.model
         if model is None:
             reason = f" ({entry.reason})" if entry.reason else ""
@@ -182,6 +184,7 @@ class Repository:
         for model in reversed(retiring):
             if model.holds(sequence):
                 return model
+        # No model holds it: the current one says so to the client.
         return current
 
     def models(self) -> Iterator[ServedModel]:

@@ -204,14 +204,21 @@ class Model:
             while not self._queue and not self._closed:
                 # Idle streams must give back their memory even if no request comes.
                 self._streams.expire(self._clock())
-                expiry = self._streams.next_expiry()
-                self._changed.wait(None if expiry is None else _waitable(expiry - self._clock()))
+                self._wait_for_change(until=self._streams.next_expiry())
             while self._queue and not self._queue.full and not self._closed:
-                seconds_left = self._queue.oldest.arrived + self._limits.max_wait - self._clock()
-                if seconds_left <= 0:
+                due = self._queue.oldest.arrived + self._limits.max_wait
+                if due <= self._clock():
                     break
-                self._changed.wait(_waitable(seconds_left))
+                self._wait_for_change(until=due)
             return bool(self._queue)
+
+    def _wait_for_change(self, until: float | None) -> None:
+        """Wait until something has changed, or the clock says `until`; None for no limit."""
+        seconds = None
+        if until is not None:
+            seconds = max(0.0, until - self._clock())
+            seconds = min(seconds, TIMEOUT_MAX)  # a limit may be infinite, which a condition does not take
+        self._changed.wait(seconds)
 
     def _run(self, batch: Sequence[StreamSegment]) -> None:
         """Run a batch, and answer its requests."""
@@ -244,7 +251,7 @@ class Model:
         """Run a chunk, unless the one before it has just failed."""
         stream = job.stream
         if stream and stream.broken:
-            self._refuse(job, StreamError(f"stream {stream.name!r} {stream.broken}."))
+            self._refuse(job, stream.error())
         else:
             self._run([[job]])
 
@@ -269,7 +276,9 @@ class Model:
                         self._streams.answered(job.stream, self._clock())
         for segment, segment_outputs in zip(batch, result.outputs, strict=True):
             for job, outputs in zip(segment, segment_outputs, strict=True):
-                job.future.set_result(Response(outputs, started - job.arrived, seconds, result.rows))
+                queued = started - job.arrived
+                response = Response(outputs, queued, seconds, result.rows)
+                job.future.set_result(response)
 
     def _refuse(self, job: Job, reason: Exception) -> None:
         """Count a request that is not answered, and tell those who wait why; for a cancelled one nobody does."""
@@ -284,8 +293,3 @@ class Model:
             jobs = self._queue.clear()
         for job in jobs:
             self._refuse(job, ClosedError(f"model {self.name!r} was unloaded before the request was run."))
-
-
-def _waitable(seconds: float) -> float:
-    """Clamp to what `Condition.wait` accepts; a limit may be infinite."""
-    return min(max(0.0, seconds), TIMEOUT_MAX)

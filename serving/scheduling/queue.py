@@ -4,7 +4,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
-from deploy_rnn.errors import DeadlineError, StreamError
+from deploy_rnn.errors import DeadlineError
 
 from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Feeds
@@ -156,7 +156,7 @@ class RequestQueue:
 def _expired(job: Job, now: float) -> Exception | None:
     """Return why a request is no longer to be run; None if it is."""
     if job.stream and job.stream.broken:
-        return StreamError(f"stream {job.stream.name!r} {job.stream.broken}.")
+        return job.stream.error()
     if job.future.cancelled():
         return CancelledError("a chunk of it was cancelled")
     if job.deadline is not None and job.deadline < now:

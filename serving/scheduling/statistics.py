@@ -71,5 +71,6 @@ class Tally:
         self.queue_seconds += queued
 
     def snapshot(self, *, queued: int, streams: int) -> Statistics:
+        # The dictionary is copied, since the tally goes on counting.
         sums = vars(self) | {"batch_rows": dict(self.batch_rows)}
         return Statistics(**sums, queued=queued, streams=streams)

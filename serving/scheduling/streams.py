@@ -1,4 +1,4 @@
-"""`StreamTable`: the states of the sequences that come in chunks, how long they are kept, and why one is gone."""
+"""`StreamTable`: the sequences that come in chunks, how long their states are kept, and why one is gone."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ MAX_REASONS = 10_000
 
 @dataclass(eq=False)
 class Stream:
-    """One sequence.
+    """A sequence that comes in chunks.
 
     Attributes:
         name: the client's id.
@@ -33,6 +33,10 @@ class Stream:
     states: Mapping[str, np.ndarray] = field(default_factory=dict)
     waiting: int = 0
     broken: str | None = None
+
+    def error(self) -> StreamError:
+        """For a chunk of a broken stream."""
+        return StreamError(f"stream {self.name!r} {self.broken}.")
 
 
 class StreamTable:
@@ -87,6 +91,7 @@ class StreamTable:
         """Drop the streams that have been idle for too long."""
         idle = []
         for stream in self._live.values():
+            # The table is in the order of last use: none that follows is idle for longer.
             if stream.last_used + self._limits.stream_idle > now:
                 break
             if not stream.waiting:
