@@ -1,8 +1,10 @@
-"""`deploy-rnn serve`. Only click is imported here; the rest is loaded when it is called."""
+"""`deploy-rnn serve`. Only click is imported here; everything else is loaded when the command runs."""
 
 import asyncio
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,116 +17,129 @@ if TYPE_CHECKING:
     from .scheduling.served_model import ServedModel
     from .server import Server
 
-# The name of an option (its second one, if it has two) is the field that it is passed as; what is not given keeps the
-# default of the class.
-LIMITS = ("max_rows", "max_queue", "max_wait", "max_waste", "max_streams", "stream_idle")
-SETTINGS = ("max_bytes", "request_seconds", "drain_seconds", "max_connections", "token")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+PORT = click.IntRange(0, 65535)
+COUNT = click.IntRange(1)
+SECONDS = click.FloatRange(0)
+SHARE = click.FloatRange(0, 1, max_open=True)
 
 
-@click.command(short_help="A bundle, or a folder of bundles, answers over HTTP and gRPC.")
+# Options without a default are fields of `Limits` or of `Settings`, or arguments of `Model`; the default is theirs.
+@click.command(short_help="Serve a bundle, or a folder of bundles, over HTTP and gRPC.")
 @click.argument("path", type=click.Path(path_type=Path), metavar="BUNDLE_OR_FOLDER")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on; 0.0.0.0 is every one.")
-@click.option(
-    "--http-port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 for any that is free."
-)
-@click.option(
-    "--grpc-port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="0 for any that is free."
-)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--http-port", default=8000, show_default=True, type=PORT, help="0 for any free port.")
+@click.option("--grpc-port", default=8001, show_default=True, type=PORT, help="0 for any free port.")
 @click.option("--provider", metavar="PROVIDER", help="The onnxruntime provider, such as CUDAExecutionProvider.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Cores that one run may use.")
+@click.option("--threads", type=COUNT, metavar="N", help="Cores that one run may use.")
 @click.option(
     "--token", envvar="DEPLOY_RNN_TOKEN", show_envvar=True,
-    help="What clients must send as a bearer token; better given in the environment than here.",
+    help="Bearer token that clients must send. Better set in the environment: others can see a command line.",
 )  # fmt: skip
-@click.option("--max-rows", type=click.IntRange(1), metavar="N", help="Rows of one run.")
-@click.option("--max-queue", type=click.IntRange(1), metavar="N", help="Requests that wait; one more is refused.")
-@click.option("--max-wait", type=click.FloatRange(0), metavar="SECONDS", help="How long a request waits for others.")
-@click.option("--max-waste", type=click.FloatRange(0, 1), metavar="SHARE", help="Of a run that may be padding.")
-@click.option("--max-streams", type=click.IntRange(1), metavar="N", help="Streams whose states are held.")
-@click.option("--stream-idle", type=click.FloatRange(0), metavar="SECONDS", help="After which a stream is dropped.")
-@click.option("--max-bytes", type=click.IntRange(1), metavar="N", help="Of a request's body, and of one tensor.")
-@click.option("--max-connections", type=click.IntRange(1), metavar="N", help="HTTP connections, and gRPC calls.")
-@click.option("--request-seconds", type=click.FloatRange(0), metavar="SECONDS", help="For an answer.")
-@click.option("--drain-seconds", type=click.FloatRange(0), metavar="SECONDS", help="For accepted requests, at the end.")
+@click.option(
+    "--page", "pages", type=click.Path(path_type=Path), multiple=True, metavar="FOLDER",
+    help="A folder with an index.html, served to everyone at /pages/FOLDER/. May be repeated.",
+)  # fmt: skip
+@click.option("--max-rows", type=COUNT, metavar="N", help="Rows in one run, and in one request.")
+@click.option("--max-queue", type=COUNT, metavar="N", help="Requests that wait; further ones are refused.")
+@click.option("--max-wait", type=SECONDS, metavar="SECONDS", help="Time that a request waits for others to join it.")
+@click.option("--max-waste", type=SHARE, metavar="SHARE", help="Share of a run's steps that may be padding.")
+@click.option("--max-steps", type=COUNT, metavar="N", help="Steps in one request.")
+@click.option("--max-streams", type=COUNT, metavar="N", help="Streams whose states are held.")
+@click.option("--stream-idle", type=SECONDS, metavar="SECONDS", help="Time after which an idle stream is dropped.")
+@click.option("--stream-keep", type=SECONDS, metavar="SECONDS", help="Idle time before a new stream may replace one.")
+@click.option("--max-bytes", type=COUNT, metavar="N", help="Bytes of a request's body, and of one tensor.")
+@click.option("--max-connections", type=COUNT, metavar="N", help="HTTP connections, and gRPC calls.")
+@click.option("--header-seconds", type=SECONDS, metavar="SECONDS", help="Time for the headers of a request to arrive.")
+@click.option("--body-seconds", type=SECONDS, metavar="SECONDS", help="Time for the body of a request to arrive.")
+@click.option("--request-seconds", type=SECONDS, metavar="SECONDS", help="Time for an answer.")
+@click.option("--drain-seconds", type=SECONDS, metavar="SECONDS", help="Time for accepted requests when stopping.")
 def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any) -> None:
-    """Serve a bundle, an .onnx file, or every bundle in a folder, by the Open Inference Protocol v2: Triton's clients
+    """Serve a bundle, an .onnx file, or every bundle in a folder by the Open Inference Protocol v2: Triton's clients
     work unchanged, and so does plain JSON. Metrics for Prometheus are at /metrics.
 
-    Ctrl-C or SIGTERM stops it once all that it accepted is answered.
+    Ctrl-C or SIGTERM stops the server once it has answered all requests that it accepted.
 
-    Exit codes: 0 stopped when told to, 1 the provider is missing, 2 bad usage, no bundle, or a port that is taken.
+    Exit codes: 0 stopped by a signal, 1 the provider is missing, 2 bad usage, no bundle, or a port that is taken.
 
     \b
     Example:
       deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001
     """
-    out = sys.stdout  # before `command_errors` sends what is printed to stderr
+    stdout = sys.stdout  # `command_errors` sends what is printed to stderr
     with command_errors(as_json=False):
         try:
             from . import server  # noqa: F401
         except ModuleNotFoundError as error:
-            missing = f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
-            raise UsageError(missing) from None
-        given = {name: value for name, value in options.items() if value is not None}
-        asyncio.run(_serve(path, host, http_port, grpc_port, given, out))
+            message = f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
+            raise UsageError(message) from None
+        given_options = {name: value for name, value in options.items() if value is not None}
+        asyncio.run(_serve(path, host, http_port, grpc_port, given_options, stdout))
 
 
-async def _serve(path: Path, host: str, http_port: int, grpc_port: int, given: dict[str, Any], out: Any) -> None:
+async def _serve(
+    path: Path, host: str, http_port: int, grpc_port: int, options: Mapping[str, Any], stdout: Any
+) -> None:
     from .server import Server
     from .settings import Settings
 
-    repository = _repository(path, given)
-    server = Server(repository, Settings(**_taken(given, SETTINGS)))
+    repository = _make_repository(path, options)
+    server = Server(repository, Settings(**_fields_of(Settings, options)))
+    # Listening comes first, so that a port that is taken is known at once.
     await server.start(host, http_port, grpc_port)
     _stop_on_signals(server)
-    running = asyncio.create_task(server.run())
+    server_task = asyncio.create_task(server.run())
     try:
         await asyncio.to_thread(repository.load_all)
-        _announce(repository, server, out)
+        _announce(repository, server, stdout)
     except BaseException:
         server.stop()
-        await running
+        await server_task
         raise
-    await running
+    await server_task
 
 
 def _stop_on_signals(server: "Server") -> None:
-    """The first begins to stop; the second does what it does to any program."""
-    loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+    """The first signal stops the server gracefully; a second one ends the process, as in any program."""
+    loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        for each in signals:
-            loop.remove_signal_handler(each)
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
         server.stop()
 
-    for each in signals:
-        loop.add_signal_handler(each, stop)
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
 
 
-def _repository(path: Path, given: dict[str, Any]) -> "Repository":
+def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
     from .repository import Repository
     from .scheduling.limits import Limits
     from .scheduling.model import Model
 
-    limits = Limits(**_taken(given, LIMITS))
-    options = _taken(given, ("provider", "threads"))
+    limits = Limits(**_fields_of(Limits, options))
+    model_options = {name: options[name] for name in ("provider", "threads") if name in options}
 
     def make(folder: Path, name: str) -> Model:
-        return Model(folder, name=name, limits=limits, **options)
+        return Model(folder, name=name, limits=limits, **model_options)
 
     return Repository(path, make, limits)
 
 
-def _announce(repository: "Repository", server: "Server", out: Any) -> None:
+def _fields_of(dataclass: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are fields of a dataclass."""
+    return {field.name: options[field.name] for field in fields(dataclass) if field.name in options}
+
+
+def _announce(repository: "Repository", server: "Server", stdout: Any) -> None:
     for model in repository.models():
-        click.echo(printable(_line(model)), file=out)
-    click.echo(f"HTTP on http://{server.http_address}, gRPC on {server.grpc_address}", file=out)
+        click.echo(printable(_describe(model)), file=stdout)
+    click.echo(f"HTTP on http://{server.http_address}, gRPC on {server.grpc_address}", file=stdout)
 
 
-def _line(model: "ServedModel") -> str:
-    takes, gives = ("; ".join(map(str, specs)) for specs in (model.inputs, model.outputs))
-    return f"{model.name}: {takes} -> {gives}{'; streams' if model.streaming else ''}"
-
-
-def _taken(given: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: given[name] for name in names if name in given}
+def _describe(model: "ServedModel") -> str:
+    inputs = "; ".join(str(spec) for spec in model.inputs)
+    outputs = "; ".join(str(spec) for spec in model.outputs)
+    suffix = "; streams" if model.streaming else ""
+    return f"{model.name}: {inputs} -> {outputs}{suffix}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 import uvicorn
+from starlette.types import ASGIApp
 
 from .grpc.service import Service
 from .protocol.inference import Inference
@@ -31,6 +32,9 @@ class Server:
 
     Attributes:
         http_address, grpc_address: `host:port`, once started.
+
+    Raises:
+        ValueError: a folder in `settings.pages` is not a page.
     """
 
     http_address: str
@@ -39,6 +43,7 @@ class Server:
     def __init__(self, repository: Repository, settings: Settings | None = None) -> None:
         self._repository = repository
         self._settings = settings or Settings()
+        self._app = make_app(repository, self._settings)
         self._service = Service(Inference(repository, self._settings))
         self._stop_requested = asyncio.Event()
 
@@ -55,7 +60,7 @@ class Server:
         except BaseException:
             http_socket.close()
             raise
-        self._http = _make_uvicorn(self._repository, self._settings)
+        self._http = _make_uvicorn(self._app, self._settings)
         self._http_task = asyncio.create_task(self._http.serve([http_socket]))
 
     async def _start_grpc(self, host: str, port: int) -> None:
@@ -103,9 +108,9 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def _make_uvicorn(repository: Repository, settings: Settings) -> uvicorn.Server:
+def _make_uvicorn(app: ASGIApp, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
-        make_app(repository, settings),
+        app,
         http=limited_to(settings.header_seconds),
         ws="none",
         lifespan="off",

@@ -1,12 +1,13 @@
-"""What a server allows its clients."""
+"""What a server allows its clients, and what it shows them."""
 
 import hmac
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The limits of a server, and its token.
+    """The limits of a server, its token and its pages.
 
     Attributes:
         max_bytes: bytes of a request's body, before and after decompression, and of one tensor.
@@ -16,6 +17,7 @@ class Settings:
         drain_seconds: time for accepted requests to be answered once the server is told to stop.
         max_connections: HTTP connections and requests at a time, and gRPC calls.
         token: what clients must send as `Authorization: Bearer TOKEN`; None if they need not.
+        pages: folders, each with an index.html, whose files are served to everyone at `/pages/FOLDER/`.
     """
 
     max_bytes: int = 64 * 2**20
@@ -25,6 +27,7 @@ class Settings:
     drain_seconds: float = 30.0
     max_connections: int = 1000
     token: str | None = None
+    pages: tuple[Path, ...] = ()
 
     def is_authorized(self, authorization: str | bytes | None) -> bool:
         """Whether a client with this `Authorization` header may use the server."""

@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ STYLES = {
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {127: "\u2421"}
 """Control characters as pictures of themselves: they would move the colours, or command the terminal."""
 
+SERVED_PAGE = Path(__file__).with_name("page")
+
 Reader = Callable[[np.ndarray], np.ndarray]
 """Windows (B, T) int64 -> scores (B, T, labels)."""
 
@@ -69,7 +72,8 @@ class Result:
 
 
 def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Console | None = None) -> None:
-    """Read `file` (None: this one) with every runtime; print, and write a bundle of graphs and a page to `folder`.
+    """Read `file` (None: this one) with every runtime; print, and write to `folder` a bundle of graphs, the file in
+    colour as a page, and the page of a server of the bundle.
 
     Raises:
         Unusable: `file` is missing, empty, binary or not UTF-8; `folder` cannot be made.
@@ -97,6 +101,7 @@ def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Cons
     with _step(console, f"reading {file.name}"):
         results, labels = contest(readers, exact, batches, len(source))
     page = write(folder, source, labels)
+    copy_served_page(folder)
     if as_json:
         print(json.dumps(_summary(file, source, batches, results, bundle, manifest), indent=2))
     else:
@@ -224,6 +229,11 @@ def write(folder: Path, source: str, labels: np.ndarray) -> Path:
     page = folder / "highlighted.html"
     recorder.save_html(str(page))
     return page
+
+
+def copy_served_page(folder: Path) -> Path:
+    """The page for `deploy-rnn serve --page`: it colours what is typed, by a served model."""
+    return Path(shutil.copytree(SERVED_PAGE, folder / "highlighter", dirs_exist_ok=True))
 
 
 def _summary(

@@ -45,10 +45,14 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     """The application of a server's models.
 
     Any ASGI server runs it. It does nothing in its lifespan: the caller loads and closes `repository`.
+
+    Raises:
+        ValueError: a folder in `settings.pages` is not a page.
     """
-    inference = Inference(repository, settings or Settings())
+    settings = settings or Settings()
+    inference = Inference(repository, settings)
     endpoints = Endpoints(inference, Metrics(repository))
-    page_routes = page.routes()
+    page_routes = page.routes(settings.pages)
     handlers: dict[Any, Any] = {
         HTTPException: _http_error,
         ClientDisconnect: _client_disconnected,
@@ -56,7 +60,7 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
         Exception: _error,
     }
     app = Starlette(routes=[*endpoints.routes(), *page_routes], exception_handlers=handlers)
-    # The page needs no token: it asks its user for one.
+    # Pages need no token: the server's own asks its user for one.
     return Guard(app, inference, {*OPEN_PATHS, *(route.path for route in page_routes)})
 
 

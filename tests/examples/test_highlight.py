@@ -165,7 +165,8 @@ def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
     for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
         assert name in done.stdout
     folder = tmp_path / "build" / "demo"
-    assert {file.name for file in folder.iterdir()} == {"highlight", "highlighted.html"}
+    assert {file.name for file in folder.iterdir()} == {"highlight", "highlighted.html", "highlighter"}
+    assert (folder / "highlighter" / "index.html").read_bytes() == (demo.SERVED_PAGE / "index.html").read_bytes()
     Manifest.read(folder / "highlight").check(folder / "highlight")
     reports = json.loads((folder / "highlight" / "report.json").read_text(encoding="utf-8"))
     assert [report["form"] for report in reports] == ["scan", "native", "unrolled"]

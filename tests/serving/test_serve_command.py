@@ -1,44 +1,87 @@
-"""`deploy-rnn serve` where it does not get as far as serving."""
+"""The options of `deploy-rnn serve`, and where it does not get as far as serving."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from deploy_rnn.cli import main
+from deploy_rnn.serving import Limits, Settings
+from deploy_rnn.serving import server as server_module
 
 ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
 
 def test_help_has_an_example() -> None:
-    found = CliRunner().invoke(main, ["serve", "--help"])
-    assert found.exit_code == 0
-    assert "deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001" in found.output
-    assert "Triton's clients" in found.output
+    result = CliRunner().invoke(main, ["serve", "--help"])
+    assert result.exit_code == 0
+    assert "deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001" in result.output
+    assert "Triton's clients" in result.output
 
 
-def test_it_listens_to_this_machine_only_unless_told() -> None:
-    options = {each.name: each.default for each in main.get_command(None, "serve").params}  # type: ignore[arg-type]
-    assert (options["host"], options["http_port"], options["grpc_port"]) == ("127.0.0.1", 8000, 8001)
+def test_it_listens_to_this_machine_only_by_default() -> None:
+    defaults = {option.name: option.default for option in main.get_command(None, "serve").params}  # type: ignore[arg-type]
+    assert (defaults["host"], defaults["http_port"], defaults["grpc_port"]) == ("127.0.0.1", 8000, 8001)
+
+
+VALUES = {
+    "max_rows": 3, "max_queue": 4, "max_wait": 0.5, "max_waste": 0.25, "max_steps": 6, "max_streams": 7,
+    "stream_idle": 8.5, "stream_keep": 9.5,
+    "max_bytes": 10, "header_seconds": 11.5, "body_seconds": 12.5, "request_seconds": 13.5, "drain_seconds": 14.5,
+    "max_connections": 15, "token": "secret", "pages": ("a", "b"),
+}  # fmt: skip
+
+
+def test_every_limit_and_setting_has_an_option(real_bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    class Recorder:
+        def __init__(self, repository: Any, settings: Settings) -> None:
+            seen["limits"] = repository.limits
+            seen["settings"] = settings
+            raise ValueError("far enough.")
+
+    monkeypatch.setattr(server_module, "Server", Recorder)
+    arguments = []
+    for option in main.get_command(None, "serve").params:  # type: ignore[arg-type]
+        values = VALUES.get(option.name or "", ())
+        for value in values if isinstance(values, tuple) else (values,):
+            arguments += [option.opts[0], str(value)]
+    result = CliRunner().invoke(main, ["serve", str(real_bundles), *arguments])
+    assert "far enough." in result.output
+    expected = VALUES | {"pages": (Path("a"), Path("b"))}
+    limit_names = [field.name for field in fields(Limits)]
+    setting_names = [field.name for field in fields(Settings)]
+    assert {*limit_names, *setting_names} == expected.keys()
+    assert seen["limits"] == Limits(**{name: expected[name] for name in limit_names})  # type: ignore[arg-type]
+    assert seen["settings"] == Settings(**{name: expected[name] for name in setting_names})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["nothing", "empty"])
 def test_no_bundle(path: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    found = CliRunner().invoke(main, ["serve", str(tmp_path / path), *ANY_PORTS])
-    assert found.exit_code == 2
-    assert "it must be a bundle, an .onnx file, or a folder of bundles." in found.output
+    result = CliRunner().invoke(main, ["serve", str(tmp_path / path), *ANY_PORTS])
+    assert result.exit_code == 2
+    assert "it must be a bundle, an .onnx file, or a folder of bundles." in result.output
 
 
 def test_a_bundle_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "manifest.json").write_text("{}", encoding="utf-8")
-    found = CliRunner().invoke(main, ["serve", str(tmp_path), *ANY_PORTS])
-    assert found.exit_code == 2
-    assert "is not a manifest: `version` is missing" in found.output
+    result = CliRunner().invoke(main, ["serve", str(tmp_path), *ANY_PORTS])
+    assert result.exit_code == 2
+    assert "is not a manifest: `version` is missing" in result.output
 
 
 def test_a_provider_that_is_missing(real_bundles: Path) -> None:
-    found = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, "--provider", "Nonsense"])
-    assert found.exit_code == 1
-    assert "has no Nonsense" in found.output
+    result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, "--provider", "Nonsense"])
+    assert result.exit_code == 1
+    assert "has no Nonsense" in result.output
+
+
+def test_a_folder_that_is_not_a_page(real_bundles: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, "--page", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is not a page: index.html is missing." in result.output

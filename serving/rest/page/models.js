@@ -1,4 +1,4 @@
-// The models of the server: what they take and give, and their figures as /metrics has them.
+// The models of the server: their inputs and outputs, and their figures from /metrics.
 
 import { ask, modelPath } from "./server.js";
 
@@ -22,13 +22,13 @@ export async function refresh() {
 
 // Prometheus' text -> model -> figure -> number.
 function parse(text) {
-  const found = new Map();
+  const figures = new Map();
   for (const [, figure, escaped, outcome, number] of text.matchAll(LINE)) {
     const name = escaped.replace(/\\(.)/g, (_, character) => (character === "n" ? "\n" : character));
-    if (!found.has(name)) found.set(name, {});
-    found.get(name)[outcome ?? figure] = Number(number);
+    if (!figures.has(name)) figures.set(name, {});
+    figures.get(name)[outcome ?? figure] = Number(number);
   }
-  return found;
+  return figures;
 }
 
 async function add(name) {
@@ -40,9 +40,9 @@ async function add(name) {
   card.querySelector(".takes").textContent = model.inputs.map(signature).join(", ");
   card.querySelector(".gives").textContent = model.outputs.map(signature).join(", ");
   cards.set(name, card);
-  const place = [...cards.keys()].sort().indexOf(name);
+  const position = [...cards.keys()].sort().indexOf(name);
   const models = document.getElementById("models");
-  models.insertBefore(card, models.children[place] ?? null);
+  models.insertBefore(card, models.children[position] ?? null);
 }
 
 function remove(name) {
@@ -52,22 +52,22 @@ function remove(name) {
 
 const signature = ({ name, datatype, shape }) => `${name} ${datatype}[${shape.map((size) => (size < 0 ? "·" : size))}]`;
 
-// `last`: the figures `seconds` ago, of which a rate is made.
+// `last`: the figures `seconds` ago, for the rate.
 function draw(name, now, last, seconds) {
   const card = cards.get(name);
   if (card === undefined) return;
-  const done = now.success ?? 0;
-  const rate = last === undefined || done < last.success ? 0 : (done - last.success) / seconds;
+  const successes = now.success ?? 0;
+  const rate = last === undefined || successes < last.success ? 0 : (successes - last.success) / seconds;
   const steps = now.steps_real_total + now.steps_padded_total;
   write(card.querySelector("dl"), {
-    requests: done.toLocaleString("en"),
+    requests: successes.toLocaleString("en"),
     "per second": rate.toFixed(rate < 10 ? 1 : 0),
     "refused or failed": (now.failure ?? 0).toLocaleString("en"),
     waiting: now.queued_requests,
     "rows of a run": mean(now.rows_total, now.executions_total, 1),
     padding: mean(100 * now.steps_padded_total, steps, 1, " %"),
     "a run": mean(1e3 * now.compute_seconds_total, now.executions_total, 2, " ms"),
-    "wait in queue": mean(1e3 * now.queue_seconds_total, done, 2, " ms"),
+    "wait in queue": mean(1e3 * now.queue_seconds_total, successes, 2, " ms"),
     streams: now.streams,
   });
 }
@@ -80,8 +80,8 @@ function write(list, figures) {
 }
 
 function tile(title) {
-  const made = document.createElement("div");
-  made.append(document.createElement("dt"), document.createElement("dd"));
-  made.firstChild.textContent = title;
-  return made;
+  const element = document.createElement("div");
+  element.append(document.createElement("dt"), document.createElement("dd"));
+  element.firstChild.textContent = title;
+  return element;
 }

@@ -1,65 +1,56 @@
-// The page at /: its models once a second, and the highlighter once its model is there.
+// The page at /: the models of the server, updated once a second.
 
-import { start } from "./editor.js";
 import { refresh } from "./models.js";
 import { useToken } from "./server.js";
 
-const EVERY = 1000; // milliseconds
+const INTERVAL = 1000; // milliseconds
 
 const element = (id) => document.getElementById(id);
 
-let served = null; // the names that the highlighter was last started with
-
-async function turn() {
+async function update() {
   if (document.hidden) return;
   try {
     const { names, memory } = await refresh();
-    state(`ready · ${names.length} ${names.length === 1 ? "model" : "models"}`);
+    showState(`ready · ${names.length} ${names.length === 1 ? "model" : "models"}`);
     element("memory").textContent = memory ? ` · ${(memory / 1e6).toFixed(0)} MB` : "";
-    ask("");
-    if (served !== names.join("\n")) {
-      served = names.join("\n");
-      await start(names);
-    }
+    showTokenForm(false);
   } catch (error) {
-    failed(error);
+    showError(error);
   }
 }
 
-function failed(error) {
-  served = null;
+function showError(error) {
   element("memory").textContent = "";
   if (error.status === 401) {
-    state("waits for a token");
-    ask(error.message);
+    showState("a token is required");
+    showTokenForm(true);
   } else {
-    state(error instanceof TypeError ? "the server cannot be reached" : error.message, true);
+    showState(error instanceof TypeError ? "the server cannot be reached" : error.message, true);
   }
 }
 
-function state(text, bad = false) {
+function showState(text, isBad = false) {
   if (element("state").textContent !== text) element("state").textContent = text;
-  element("state").classList.toggle("bad", bad);
+  element("state").classList.toggle("bad", isBad);
 }
 
-let tried = false;
+let tokenTried = false;
 
-// Show the form for the token, or hide it if nothing is amiss.
-function ask(amiss) {
-  element("token").hidden = !amiss;
-  element("token-error").textContent = tried && amiss ? "It is not that one." : "";
+function showTokenForm(isRequired) {
+  element("token").hidden = !isRequired;
+  element("token-error").textContent = tokenTried && isRequired ? "This token is wrong." : "";
 }
 
 element("token").addEventListener("submit", (event) => {
   event.preventDefault();
-  tried = true;
+  tokenTried = true;
   useToken(element("token-text").value);
-  turn();
+  update();
 });
 
-async function forever() {
-  await turn();
-  setTimeout(forever, EVERY);
+async function run() {
+  await update();
+  setTimeout(run, INTERVAL);
 }
 
-forever();
+run();

@@ -1,6 +1,7 @@
-// Questions to the server, and its errors. Paths are relative: the page may stand behind a prefix.
+// Requests to the server, and its errors.
 
 const TOKEN = "deploy-rnn token";
+const ROOT = new URL("..", import.meta.url); // of the server, which may be behind a prefix
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -13,41 +14,23 @@ export function useToken(token) {
   sessionStorage.setItem(TOKEN, token);
 }
 
-// -> the Response of a request that succeeded; a Refused with the server's own words if it did not.
+// -> the Response to a request; throws Refused, with the server's message, if the request failed.
 export async function ask(path, options = {}) {
   const headers = new Headers(options.headers);
   const token = sessionStorage.getItem(TOKEN);
   if (token !== null) headers.set("Authorization", `Bearer ${token}`);
-  const answer = await fetch(path, { ...options, headers, cache: "no-store" });
-  if (!answer.ok) throw new Refused(answer.status, await reason(answer));
-  return answer;
+  const response = await fetch(new URL(path, ROOT), { ...options, headers, cache: "no-store" });
+  if (!response.ok) throw new Refused(response.status, await errorMessage(response));
+  return response;
 }
 
-async function reason(answer) {
-  const text = await answer.text();
+async function errorMessage(response) {
+  const text = await response.text();
   try {
     return JSON.parse(text).error ?? text;
   } catch {
-    return text || `HTTP ${answer.status}`;
+    return text || `HTTP ${response.status}`;
   }
 }
 
 export const modelPath = (name) => `v2/models/${encodeURIComponent(name)}`;
-
-// One int64 input of `shape` with these numbers -> the first output, float32, and its shape: binary both ways.
-export async function infer(name, input, shape, numbers, output) {
-  const data = BigInt64Array.from(numbers, BigInt);
-  const head = new TextEncoder().encode(JSON.stringify({
-    inputs: [{ name: input, datatype: "INT64", shape, parameters: { binary_data_size: data.byteLength } }],
-    outputs: [{ name: output, parameters: { binary_data: true } }],
-  }));
-  const answer = await ask(`${modelPath(name)}/infer`, {
-    method: "POST",
-    headers: { "Inference-Header-Content-Length": head.length },
-    body: new Blob([head, data]),
-  });
-  const length = Number(answer.headers.get("Inference-Header-Content-Length"));
-  const body = await answer.arrayBuffer();
-  const [found] = JSON.parse(new TextDecoder().decode(body.slice(0, length))).outputs;
-  return { values: new Float32Array(body.slice(length)), shape: found.shape };
-}

@@ -1,4 +1,4 @@
-// What the highlighter reads and says, as examples/highlight/model.py and labels.py have it; a test compares the two.
+// The input and output of the highlighter, as in model.py and labels.py; a test compares the constants.
 
 export const LABELS = ["space", "operator", "name", "call", "definition", "keyword", "number", "string", "comment"];
 export const ALPHABET = "\t\n !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
@@ -28,16 +28,16 @@ export function join(scores) {
   const labels = [];
   for (let window = 0; window < scores.length; window += WINDOW * LABELS.length) {
     for (let step = CONTEXT; step < WINDOW - CONTEXT; step++) {
-      const at = window + step * LABELS.length;
-      labels.push(best(scores.subarray(at, at + LABELS.length)));
+      const first = window + step * LABELS.length;
+      labels.push(best(scores.subarray(first, first + LABELS.length)));
     }
   }
   return labels;
 }
 
-const best = (scores) => scores.reduce((found, score, index) => (score > scores[found] ? index : found), 0);
+const best = (scores) => scores.reduce((highest, score, index) => (score > scores[highest] ? index : highest), 0);
 
-// The labels that a text keeps until it has been read anew: those of what stands before and after the change.
+// The labels of a changed text until the model has read it: those from before and after the change stay.
 export function carried(labels, before, after) {
   const shorter = Math.min(before.length, after.length);
   let start = 0;
@@ -50,14 +50,14 @@ export function carried(labels, before, after) {
 
 // Characters and their labels -> one element for each run of equal labels.
 export function coloured(characters, labels) {
-  const made = document.createDocumentFragment();
+  const fragment = document.createDocumentFragment();
   for (let start = 0, end; start < characters.length; start = end) {
     end = start + 1;
     while (end < characters.length && labels[end] === labels[start]) end++;
     const span = document.createElement("span");
     span.className = LABELS[labels[start]];
     span.textContent = characters.slice(start, end).join("");
-    made.append(span);
+    fragment.append(span);
   }
-  return made;
+  return fragment;
 }
