@@ -14,41 +14,50 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.errors import ExportError
 
 Axes = dict[int, Any]
-"""What is asked of one tensor's axes: number (from 0) -> a name, or a `torch.export.Dim`; others are fixed."""
+"""The dynamic axes of one tensor: number (from 0) -> a name, or a `torch.export.Dim`; other axes are fixed."""
 
 
 @dataclass(frozen=True)
 class ExampleCall:
     """`model(*args, **kwargs)`, as `torch.onnx.export` takes it, in the order of the parameters of `model.forward`.
 
-    There is one order of tensors, whatever the order in which the keywords were given: that of `tensors`, of the
-    arguments passed to PyTorch, and so of the inputs of the exported graph.
+    There is one order of tensors, however the keywords were ordered: that of `tensors`, of the arguments passed to
+    PyTorch, and so of the inputs of the exported graph.
     """
 
     bound: inspect.BoundArguments
 
     @classmethod
     def of(cls, model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> "ExampleCall":
-        """Raises: TypeError: arguments that `model.forward` does not take, or none of them a tensor."""
+        """Bind the arguments to the parameters of `model.forward`.
+
+        Raises:
+            TypeError: arguments that `model.forward` does not take, or none of them a tensor.
+            ExportError: an empty tensor.
+        """
         if isinstance(args, Mapping):
             raise TypeError("`args` is a dict; give keyword arguments as `kwargs`, or a dict argument as `args=(it,)`.")
         args = (args,) if isinstance(args, Tensor) else tuple(args)
         signature = inspect.signature(model.forward)
+        # As for torch.onnx.export, a dict of parameters may end `args` instead of `kwargs`.
         if kwargs is None and args and isinstance(args[-1], Mapping) and args[-1].keys() <= signature.parameters.keys():
-            args, kwargs = args[:-1], args[-1]  # as torch.onnx.export takes it
+            *args, kwargs = args
         try:
             bound = signature.bind(*args, **(kwargs or {}))
         except TypeError as error:
             raise TypeError(f"`args` and `kwargs` do not fit {type(model).__name__}.forward: {error}.") from None
+        # None for an optional argument is the same as leaving it out.
         for name, parameter in signature.parameters.items():
             if parameter.default is None and bound.arguments.get(name, 0) is None:
-                del bound.arguments[name]  # an optional argument that is not given
+                del bound.arguments[name]
         call = cls(bound)
         if not call.tensors:
-            kinds = ", ".join(type(leaf).__name__ for leaf in pytree.tree_leaves(args)) or "nothing"
-            raise TypeError(f"`args` has no torch.Tensor in it (but {kinds}); give example tensors.")
-        if empty := [list(tensor.shape) for tensor in call.tensors if not tensor.numel()]:
-            raise ExportError(f"an example tensor of shape {empty[0]} is empty; give every axis a size of 1 or more.")
+            types = ", ".join(type(leaf).__name__ for leaf in pytree.tree_leaves(args)) or "nothing"
+            raise TypeError(f"`args` has no torch.Tensor in it (but {types}); give example tensors.")
+        for tensor in call.tensors:
+            if not tensor.numel():
+                shape = list(tensor.shape)
+                raise ExportError(f"an example tensor of shape {shape} is empty; give every axis a size of 1 or more.")
         # torch.export takes one tensor given twice for one input.
         return call.with_tensors([tensor.view_as(tensor) for tensor in call.tensors])
 
@@ -64,33 +73,33 @@ class ExampleCall:
 
     @property
     def names(self) -> list[str]:
-        """What the caller knows each tensor as, such as "hx[0]"."""
+        """The caller's name for each tensor, such as "hx[0]"."""
+        names = []
         leaves: Any = pytree.tree_leaves_with_path(self.arguments)
-        return [f"{path[0].key}{pytree.keystr(path[1:])}" for path, leaf in leaves if isinstance(leaf, Tensor)]
+        for path, leaf in leaves:
+            if isinstance(leaf, Tensor):
+                argument, *rest = path
+                names.append(f"{argument.key}{pytree.keystr(tuple(rest))}")
+        return names
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "ExampleCall":
-        """The same call with other tensors."""
-        return ExampleCall(inspect.BoundArguments(self.bound.signature, self._mapped(tensors, other=lambda leaf: leaf)))
+        """Return the same call with other tensors."""
+        arguments = self._replace_tensors(tensors, replace_other=lambda leaf: leaf)
+        return ExampleCall(inspect.BoundArguments(self.bound.signature, arguments))
 
     def with_argument(self, name: str, value: Any) -> "ExampleCall":
-        """The same call with another value for one argument."""
-        given = {**self.arguments, name: value}
-        in_order = {each: given[each] for each in self.bound.signature.parameters if each in given}
-        return ExampleCall(inspect.BoundArguments(self.bound.signature, in_order))
+        """Return the same call with another value for one argument."""
+        arguments = {**self.arguments, name: value}
+        signature = self.bound.signature
+        in_order = {parameter: arguments[parameter] for parameter in signature.parameters if parameter in arguments}
+        return ExampleCall(inspect.BoundArguments(signature, in_order))
 
     def shapes(self, axes: Sequence[Axes]) -> dict[str, Any]:
-        """One entry for each tensor, in the structure that `dynamic_shapes` has."""
-        return self._mapped(axes, other=lambda leaf: None)
-
-    def _mapped(self, per_tensor: Sequence[Any], other: Callable[[Any], Any]) -> dict[str, Any]:
-        entries = iter(per_tensor)
-        mapped: dict[str, Any] = pytree.tree_map(
-            lambda leaf: next(entries) if isinstance(leaf, Tensor) else other(leaf), self.arguments
-        )
-        return mapped
+        """Arrange one entry for each tensor in the structure of the arguments, as `dynamic_shapes` has it."""
+        return self._replace_tensors(axes, replace_other=lambda leaf: None)
 
     def axes(self, dynamic_shapes: Any) -> list[Axes]:
-        """What `dynamic_shapes` asks of each tensor.
+        """Return the axes of each tensor that `dynamic_shapes` makes dynamic.
 
         Raises:
             ExportError: its structure is not that of the arguments, or it names an axis that is not there.
@@ -100,47 +109,70 @@ class ExampleCall:
         return list(_axes("the arguments", self.arguments, dynamic_shapes or None))
 
     def run(self, model: Callable[..., Any]) -> list[Tensor]:
-        """The outputs of `model`, flat and without gradients."""
+        """Return the outputs of `model`, flat and without gradients."""
         with torch.no_grad():
             outputs = model(*self.bound.args, **self.bound.kwargs)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
+    def _replace_tensors(self, entries: Sequence[Any], replace_other: Callable[[Any], Any]) -> dict[str, Any]:
+        """The arguments with an entry in the place of each tensor."""
+        remaining = iter(entries)
 
-def _axes(where: str, value: Any, asked: Any) -> Iterator[Axes]:
-    """Walk an argument and what is asked of it side by side."""
+        def replace(leaf: Any) -> Any:
+            return next(remaining) if isinstance(leaf, Tensor) else replace_other(leaf)
+
+        replaced: dict[str, Any] = pytree.tree_map(replace, self.arguments)
+        return replaced
+
+
+def _axes(label: str, value: Any, shapes: Any) -> Iterator[Axes]:
+    """Walk an argument and its part of `dynamic_shapes` side by side; `label` names the argument in errors."""
     if isinstance(value, Tensor):
-        yield _tensor_axes(where, value, asked)
-    elif isinstance(value, Mapping) and isinstance(asked, (Mapping, type(None))):
-        if unknown := [name for name in asked or {} if name not in value]:
-            raise ExportError(f"`dynamic_shapes` names `{unknown[0]}`; {where} are {', '.join(map(str, value))}.")
-        for name, each in value.items():
-            yield from _axes(f"`{name}`", each, (asked or {}).get(name))
-    elif isinstance(value, (tuple, list)) and isinstance(asked, (tuple, list, type(None))):
-        for number, (each, part) in enumerate(itertools.zip_longest(value, asked or ())):
-            yield from _axes(f"{where}[{number}]", each, part)
-    elif asked is None:
-        yield from ({} for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        yield _tensor_axes(label, value, shapes)
+    elif isinstance(value, Mapping) and isinstance(shapes, (Mapping, type(None))):
+        shapes = shapes or {}
+        for name in shapes:
+            if name not in value:
+                names = ", ".join(map(str, value))
+                raise ExportError(f"`dynamic_shapes` names `{name}`; {label} are {names}.")
+        for name, item in value.items():
+            yield from _axes(f"`{name}`", item, shapes.get(name))
+    elif isinstance(value, (tuple, list)) and isinstance(shapes, (tuple, list, type(None))):
+        pairs = itertools.zip_longest(value, shapes or ())
+        for number, (item, item_shapes) in enumerate(pairs):
+            yield from _axes(f"{label}[{number}]", item, item_shapes)
+    elif shapes is None:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                yield {}
     else:
-        raise ExportError(f"`dynamic_shapes` has {asked!r} for {where}, which is a {type(value).__name__}.")
+        raise ExportError(f"`dynamic_shapes` has {shapes!r} for {label}, which is a {type(value).__name__}.")
 
 
-def _tensor_axes(where: str, tensor: Tensor, asked: Any) -> Axes:
-    if isinstance(asked, (tuple, list)) and len(asked) == tensor.dim():
-        asked = dict(enumerate(asked))
-    if not isinstance(asked, (Mapping, type(None))):
-        raise ExportError(f"`dynamic_shapes` has {asked!r} for {where}; give {{axis: name}}, such as {{0: 'B'}}.")
+def _tensor_axes(label: str, tensor: Tensor, shape: Any) -> Axes:
+    """`shape`: {axis: name}, or one entry for each axis, or None."""
+    if isinstance(shape, (tuple, list)) and len(shape) == tensor.dim():
+        shape = dict(enumerate(shape))
+    if not isinstance(shape, (Mapping, type(None))):
+        raise ExportError(f"`dynamic_shapes` has {shape!r} for {label}; give {{axis: name}}, such as {{0: 'B'}}.")
     axes: Axes = {}
-    for axis, dim in (asked or {}).items():
+    for axis, dim in (shape or {}).items():
         if not -tensor.dim() <= axis < tensor.dim():
-            raise ExportError(f"`dynamic_shapes` has axis {axis} for {where}, which has {tensor.dim()} axes.")
-        if dim is not None and not isinstance(dim, int) and dim is not torch.export.Dim.STATIC:
+            raise ExportError(f"`dynamic_shapes` has axis {axis} for {label}, which has {tensor.dim()} axes.")
+        # torch.export has three ways to say that an axis is fixed.
+        is_fixed = dim is None or isinstance(dim, int) or dim is torch.export.Dim.STATIC
+        if not is_fixed:
             axes[axis % tensor.dim()] = dim
     return axes
 
 
 def on_cpu(model: nn.Module, call: ExampleCall) -> tuple[nn.Module, ExampleCall]:
-    """Both on the CPU, where float32 is float32 (cuDNN may round to TensorFloat-32); copied only if they are not."""
-    held = itertools.chain(model.parameters(), model.buffers(), call.tensors)
-    if all(tensor.device.type == "cpu" for tensor in held):
+    """Move both to the CPU, where float32 is float32 (cuDNN may round to TensorFloat-32).
+
+    They are copied only if they are on another device.
+    """
+    tensors = call.tensors
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers(), *tensors)}
+    if devices == {"cpu"}:
         return model, call
-    return copy.deepcopy(model).cpu(), call.with_tensors([tensor.cpu() for tensor in call.tensors])
+    return copy.deepcopy(model).cpu(), call.with_tensors([tensor.cpu() for tensor in tensors])

@@ -1,4 +1,4 @@
-"""What a file is tried on: sizes for its dynamic axes, random inputs of these sizes, what PyTorch makes of them."""
+"""What a file is checked with: sizes for its dynamic axes, random inputs of these sizes, PyTorch's outputs for them."""
 
 import copy
 from collections.abc import Sequence
@@ -15,67 +15,91 @@ from deploy_rnn.errors import ExportError
 Axis = TypeVar("Axis")
 
 SIZES = (1, 3, 7)
-"""What each dynamic axis of an .onnx file is set to, besides its size in the example."""
+"""The sizes that each dynamic axis of an .onnx file is checked with, besides its size in the example."""
 
 
 def size_assignments(axes: Sequence[Axis], sizes: Sequence[int]) -> list[dict[Axis, int]]:
-    """A size for each of `axes`, as many times as there are sizes; two axes never have the same if they can."""
+    """Give every axis each of the sizes in turn; in one assignment two axes differ as long as there are sizes enough.
+
+    >>> size_assignments(["B", "T"], [1, 3, 7])
+    [{'B': 1, 'T': 3}, {'B': 3, 'T': 7}, {'B': 7, 'T': 1}]
+    """
     if not axes:
         return [{}]
-    turns = range(len(sizes))
-    return [{axis: sizes[(turn + number) % len(sizes)] for number, axis in enumerate(axes)} for turn in turns]
+    assignments = []
+    for first in range(len(sizes)):
+        rotated = [*sizes[first:], *sizes[:first]]
+        assignments.append({axis: rotated[number % len(sizes)] for number, axis in enumerate(axes)})
+    return assignments
 
 
 def draw(example: Tensor, shape: Sequence[int], random: torch.Generator) -> Tensor:
-    """Values that the model takes: drawn from the example's own, unless that is a constant float tensor."""
-    pool = example.detach().flatten()
+    """Draw a tensor from the example's own values, which the model is known to take.
+
+    A constant float example, such as zeros, would hide a wrong weight: normal noise replaces it.
+    """
+    shape = list(shape)
     if example.is_floating_point() and constant(example):
-        return torch.randn(list(shape), generator=random, dtype=torch.float64).to(example.dtype)
-    return pool[torch.randint(pool.numel(), list(shape), generator=random)]
+        # Drawn in float64, so that a seed means the same values in every dtype.
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(example.dtype)
+    values = example.detach().flatten()
+    return values[torch.randint(values.numel(), shape, generator=random)]
 
 
 def resized(example: Tensor, shape: Sequence[int]) -> Tensor:
-    """The example itself, cut or repeated from its beginning along each axis."""
+    """Return the example cut, or repeated from its beginning, along each axis."""
     for axis, size in enumerate(shape):
-        if size != example.size(axis):
-            example = example.index_select(axis, torch.arange(size) % example.size(axis))
+        old_size = example.size(axis)
+        if size != old_size:
+            example = example.index_select(axis, torch.arange(size) % old_size)
     return example
 
 
 def constant(tensor: Tensor) -> bool:
-    """Whether all its elements are equal."""
-    return bool((tensor == tensor.flatten()[0]).all())
+    """Return whether all elements are equal."""
+    first = tensor.flatten()[0]
+    return bool((tensor == first).all())
 
 
 class Reference:
-    """The PyTorch model, and the same in float64 where it runs so."""
+    """The PyTorch model that a file must equal, and the same in float64 to measure its rounding.
+
+    Attributes:
+        model: a copy of the model in evaluation mode, on the model's own device; other code may run it, too.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        # A copy: a forward may count its calls in a buffer.
+        # A copy, since a forward may change the model, for example count its calls in a buffer.
         self.model = copy.deepcopy(model).eval()
-        self._exact = copy.deepcopy(self.model).double()
+        self._float64_model = copy.deepcopy(self.model).double()
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
-        """Raises: Exception: whatever the model's own code raises."""
+        """Run the call. Raises: Exception: anything that the model's own code raises."""
         return call.run(self.model)
 
-    def expected(self, call: ExampleCall, outputs: list[Tensor], label: str) -> list[Expected]:
-        """`outputs`, those of the same call, with their rounding.
+    def expected(self, call: ExampleCall, outputs: Sequence[Tensor], label: str) -> list[Expected]:
+        """Return `outputs`, those of the same call, with their rounding.
 
         Raises:
-            ExportError: there is nothing to compare: numpy has not the dtype, or no value is finite.
+            ExportError: there is nothing to compare: numpy lacks the dtype, or no value is finite.
         """
-        if unknown := [output.dtype for output in outputs if output.dtype is torch.bfloat16]:
-            raise ExportError(f"an output of the model is {unknown[0]}, which numpy has not; let it return .float().")
-        arrays = [output.numpy() for output in outputs]
-        if any(array.size and not np.isfinite(array).any() for array in arrays):
-            raise ExportError(f"an output of the PyTorch model has no finite value on {label}: nothing to compare.")
-        return [Expected.of(*each) for each in zip(arrays, self._in_float64(call) or arrays, strict=True)]
+        arrays = []
+        for output in outputs:
+            if output.dtype is torch.bfloat16:
+                dtype = output.dtype
+                raise ExportError(f"an output of the model is {dtype}, which numpy lacks; let it return .float().")
+            arrays.append(output.numpy())
+        for array in arrays:
+            if array.size and not np.isfinite(array).any():
+                raise ExportError(f"an output of the PyTorch model has no finite value on {label}: nothing to compare.")
+        exact_arrays = self._run_in_float64(call) or arrays
+        return [Expected.of(array, exact) for array, exact in zip(arrays, exact_arrays, strict=True)]
 
-    def _in_float64(self, call: ExampleCall) -> list[np.ndarray] | None:
-        """None if the model does not run so, having a dtype written into its code."""
-        wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
+    def _run_in_float64(self, call: ExampleCall) -> list[np.ndarray] | None:
+        """None if the model does not run in float64, for example because its code names another dtype."""
+        tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
         try:
-            return [output.numpy() for output in call.with_tensors(wide).run(self._exact)]
-        except Exception:  # whatever the model's own code raises
+            outputs = call.with_tensors(tensors).run(self._float64_model)
+            return [output.numpy() for output in outputs]
+        except Exception:  # anything that the model's own code raises
             return None
