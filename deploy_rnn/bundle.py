@@ -119,6 +119,7 @@ class Manifest:
         version = fields.get("version") if isinstance(fields, dict) else None
         if not isinstance(version, int):
             raise BundleError(f"{str(path)!r} is not a manifest: `version` is missing.")
+        # A later release may have changed any other field, so none of them is looked at.
         if version > VERSION:
             raise BundleError(
                 f"{str(path)!r} has version {version}; this deploy-rnn reads up to {VERSION}: install a newer one."

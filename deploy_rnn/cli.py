@@ -1,6 +1,6 @@
-"""The command line. Only click is imported here; what a subcommand needs is loaded when it is called.
+"""The command line. Only click is imported here; a subcommand loads what it needs when it is called.
 
-Exit codes: 0 fine, 1 a check failed, 2 bad usage or input.
+Exit codes: 0 success, 1 a check failed, 2 bad usage or input.
 """
 
 from importlib import import_module
@@ -12,14 +12,17 @@ from deploy_rnn import __version__
 from deploy_rnn.console import CheckFailed, UsageError
 from deploy_rnn.errors import DeployError
 
-ELSEWHERE = {name: f"deploy_rnn.export.cli.commands:{name}" for name in ("export", "inspect", "verify")} | {
-    "serve": "deploy_rnn.serving.cli:serve"
+ELSEWHERE = {
+    "export": "deploy_rnn.export.cli.commands:export",
+    "inspect": "deploy_rnn.export.cli.commands:inspect",
+    "verify": "deploy_rnn.export.cli.commands:verify",
+    "serve": "deploy_rnn.serving.cli:serve",
 }
-"""Subcommands of other folders, `module:command`; such a module too imports only click until its command is called."""
+"""Subcommands of other folders, as `module:command`. These modules import only click until a command is called."""
 
 
 class LazyGroup(click.Group):
-    """A group that also has the commands of `ELSEWHERE`, imported when they are asked for."""
+    """A group that imports the commands of `ELSEWHERE` when they are first used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *ELSEWHERE])
@@ -42,23 +45,22 @@ def main() -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", default=Path("build/demo"), show_default=True, type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the bundle (ONNX files and a report) and the page.",
+    help="Folder for the page and the bundle (ONNX files and a report).",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
 def demo(file: Path | None, output: Path, as_json: bool) -> None:
-    """Highlight a Python FILE with a bidirectional RNN, exported and checked on the spot.
+    """Highlight a Python FILE with a bidirectional RNN that is exported and verified on the spot.
 
-    Loads the trained highlighter as a plain torch.nn.RNN model, compiles it, exports it to ONNX, checks that, and reads
-    FILE (by default the demo's own source) with all three.
+    Loads the trained highlighter as a plain torch.nn.RNN model, compiles it, exports it to ONNX, verifies the export,
+    and highlights FILE (by default the demo's own source) with all three.
 
     Example: deploy-rnn demo setup.py
     """
     try:
         from deploy_rnn.examples.highlight import demo as highlight
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
-        ) from None
+        message = f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
+        raise UsageError(message) from None
     try:
         highlight.run(file, output, as_json=as_json)
     except highlight.Unusable as error:

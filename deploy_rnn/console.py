@@ -1,6 +1,6 @@
-"""What every subcommand does alike: an exit code, one line for an error, text or JSON, progress on stderr.
+"""What all subcommands share: exit codes, one line for an error, text or JSON, progress on stderr.
 
-Exit codes: 0 fine, 1 a check failed, 2 bad usage or input.
+Exit codes: 0 success, 1 a check failed, 2 bad usage or input.
 """
 
 import json
@@ -28,48 +28,53 @@ class CheckFailed(click.ClickException):
 
 
 CHECKS: tuple[type[DeployError], ...] = (VerificationError, ProviderError)
-"""The errors of a check that was made, and failed."""
+"""The errors that mean that a check was made and failed."""
 
 
 @contextmanager
 def command_errors(*, as_json: bool, failed: tuple[type[DeployError], ...] = CHECKS) -> Iterator[None]:
-    """For the work of a subcommand: what is printed meanwhile goes to stderr, and an error becomes an exit code.
+    """Turn the errors of a subcommand into exit codes; whatever it prints meanwhile goes to stderr.
 
-    With `as_json` stdout gets the error as JSON, with the report if there is one.
+    With `as_json` the error is also printed to stdout as JSON, together with the report if there is one.
 
     Raises:
-        Failed: for one of `failed`.
-        Refused: for any other error that deploy-rnn raises, or an optional package that is missing.
+        CheckFailed: for one of `failed`.
+        UsageError: for any other error that deploy-rnn raises, or an optional package that is missing.
     """
     try:
         with redirect_stdout(sys.stderr), _warnings_in_one_line():
             yield
     except ModuleNotFoundError as error:
-        missing = f"this needs `{error.name}`; run: pip install 'deploy-rnn[export,onnxruntime]'"
-        raise _format_error(UsageError, missing, as_json=as_json) from None
+        message = f"this needs `{error.name}`; run: pip install 'deploy-rnn[export,onnxruntime]'"
+        _show_error(message, as_json=as_json)
+        raise UsageError(message) from None
     except failed as error:
-        raise _format_error(CheckFailed, str(error), as_json=as_json, report=getattr(error, "report", None)) from None
+        message = printable(str(error))
+        _show_error(message, as_json=as_json, report=getattr(error, "report", None))
+        raise CheckFailed(message) from None
     except (DeployError, OSError, TypeError, ValueError) as error:
-        raise _format_error(UsageError, str(error), as_json=as_json) from None
+        message = printable(str(error))
+        _show_error(message, as_json=as_json)
+        raise UsageError(message) from None
 
 
-def _format_error(
-    kind: type[click.ClickException], text: str, *, as_json: bool, report: Any = None
-) -> click.ClickException:
-    text = printable(text)
+def _show_error(message: str, *, as_json: bool, report: Any = None) -> None:
+    """Print an error to stdout if that is to be JSON; click prints it to stderr in any case."""
     if as_json:
-        show_json({"error": text} | (json.loads(report.to_json()) if report else {}))
-    return kind(text)
+        fields = json.loads(report.to_json()) if report else {}
+        show_json({"error": message} | fields)
 
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    told: set[str] = set()
+    """Print each warning once, without the line of code that it came from."""
+    shown: set[str] = set()
 
-    def show(message: Warning | str, *where: Any, **more: Any) -> None:
-        if (text := printable(str(message))) not in told:
+    def show(message: Warning | str, *location: Any, **options: Any) -> None:
+        text = printable(str(message))
+        if text not in shown:
             click.echo(f"Warning: {text}", err=True)
-        told.add(text)
+        shown.add(text)
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -77,25 +82,26 @@ def _warnings_in_one_line() -> Iterator[None]:
 
 
 def show_json(fields: Mapping[str, Any]) -> None:
-    """One object on stdout."""
+    """Print one object to stdout."""
     click.echo(json.dumps(fields, indent=2, allow_nan=False))
 
 
 def printable(text: str) -> str:
-    """Without the characters that would command a terminal: names come from files of any origin."""
+    """Escape the characters that a terminal would obey: names may come from anyone's file."""
     return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 @contextmanager
-def step(what: str) -> Iterator[None]:
-    """A spinner and the seconds while it lasts, on stderr, if that is a terminal."""
+def step(description: str) -> Iterator[None]:
+    """Show a spinner and the seconds on stderr while the block runs, if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
+    # Loaded here, since only a terminal needs it.
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        progress.add_task(f"{what} ...", total=None)
+        progress.add_task(f"{description} ...", total=None)
         yield

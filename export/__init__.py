@@ -1,4 +1,4 @@
-"""A model becomes a verified ONNX file."""
+"""Export PyTorch models with recurrent layers to verified ONNX files."""
 
 from typing import TYPE_CHECKING
 

@@ -28,7 +28,7 @@ def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[s
         for form in FORMS:
             try:
                 graph = captured.written(form, max_nodes=max_nodes)
-            except ExportError as error:
+            except ExportError as error:  # why a form does not fit is part of the answer
                 refusals[form] = str(error)
                 continue
             path = Path(folder) / f"{form}.onnx"

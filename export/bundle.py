@@ -85,8 +85,7 @@ def export_bundle(
         rtol=rtol,
         sizes=sizes,
     )
-    precision = options.precision_for(model)
-    checks = CheckOptions(options.tolerance(precision), sizes)
+    checks = CheckOptions(options.tolerance_for(model), sizes)
     captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=True)
     plans = _plan_graphs(captured, forms, buckets, max_nodes)
     reference = Reference(captured.model)
@@ -94,7 +93,6 @@ def export_bundle(
 
     def write(temporary: Path) -> Manifest:
         weights = SharedWeights(temporary / bundle.WEIGHTS)
-        graphs: list[Graph] = []
         reports: list[Report] = []
         for plan in plans:
             source = captured if plan.steps is None else _with_fixed_steps(captured, plan.steps, options)
@@ -104,17 +102,9 @@ def export_bundle(
             ir.save(graph, file)
             report = check(file, reference, source.call, checks, shown_as=folder / plan.file)
             reports.append(report)
-            graphs.append(
-                Graph(
-                    file=plan.file,
-                    form=plan.form,
-                    steps=plan.steps,
-                    nodes=report.nodes,
-                    milliseconds=report.latency[CPU]["example"],
-                    precision=precision,
-                )
-            )
         _write_reports(temporary, reports, title)
+        graphs = [plan.describe(report) for plan, report in zip(plans, reports, strict=True)]
+        # Last, since it has the digest of every other file.
         manifest = _manifest(captured, title, opset_version, graphs, temporary)
         (temporary / bundle.MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
         return manifest
@@ -137,6 +127,17 @@ class _GraphPlan:
     @property
     def file(self) -> str:
         return f"{self.form}.onnx" if self.steps is None else f"{self.form}-{self.steps}.onnx"
+
+    def describe(self, report: Report) -> Graph:
+        """The graph as the manifest has it, from the report of its verification."""
+        return Graph(
+            file=self.file,
+            form=self.form,
+            steps=self.steps,
+            nodes=report.nodes,
+            milliseconds=report.latency[CPU]["example"],
+            precision=report.precision,
+        )
 
 
 def _plan_graphs(

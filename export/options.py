@@ -23,7 +23,7 @@ class ExportOptions:
 
     Raises:
         ExportError: an `opset_version` that is not supported.
-        ValueError: an `atol`, `rtol` or `precision` that cannot be used.
+        ValueError: a `precision` that is not offered.
     """
 
     precision: str | None = None
@@ -42,13 +42,13 @@ class ExportOptions:
             raise ExportError(f"`opset_version` (={self.opset_version!r}) is not supported; use 18, 19 or 20.")
         if self.precision is not None:
             check_precision(self.precision)
-        Tolerance(self.atol, self.rtol)  # refuses limits that cannot be used before the model is traced
 
-    def precision_for(self, model: nn.Module) -> str:
-        """Return the precision in which to write `model`.
+    def tolerance_for(self, model: nn.Module) -> Tolerance:
+        """Return how much a file of `model` may differ from it, in the precision that the file is to have.
 
         Raises:
-            ExportError: the model cannot be written in the precision asked for.
+            ExportError: the model cannot be written in that precision.
+            ValueError: an `atol` or `rtol` that cannot be used.
         """
         own = model_precision(model)
         if self.precision not in (None, own):
@@ -56,11 +56,7 @@ class ExportOptions:
                 f"`precision` (={self.precision!r}) must be {own!r}, as the model's weights are; leave it out, or "
                 "convert the model first."
             )
-        return own
-
-    def tolerance(self, precision: str) -> Tolerance:
-        """How much an output of a file in this precision may differ from the model's."""
-        return Tolerance(self.atol, self.rtol, precision)
+        return Tolerance(self.atol, self.rtol, own)
 
 
 DEFAULTS = ExportOptions()

@@ -1,4 +1,4 @@
-"""What the command line calls a TARGET: a function that gives a model and example arguments, or a weights file."""
+"""What the command line calls a TARGET: a function that returns a model and example arguments, or a weights file."""
 
 import importlib
 import re
@@ -24,7 +24,9 @@ class Target:
     """A model and an example call, as `export_onnx` and `verify` take them.
 
     Attributes:
-        shown_as: where it came from, and what it is.
+        model: the model.
+        args, kwargs: the arguments of the example call.
+        shown_as: where the model came from, and what it is.
     """
 
     model: nn.Module
@@ -34,25 +36,24 @@ class Target:
 
 
 def load_target(target: str, **options: Any) -> Target:
-    """The model and the example of a TARGET.
+    """Load the model and the example of a TARGET.
 
     Args:
-        target: "package.module:factory", or a weights file by its suffix (.safetensors, .pt, .pth, .bin).
+        target: "package.module:factory", or a weights file, recognised by its suffix (.safetensors, .pt, .pth, .bin).
         options: for a weights file only, as for `from_weights`.
 
     Raises:
-        TargetError: there is no such thing, it fails, or it gives something else.
+        TargetError: the target does not exist, fails, or is something else.
     """
     if Path(target).suffix in SUFFIXES:
         return from_weights(Path(target), **options)
     if not re.fullmatch(r"[^:/\\]+:[^:/\\]+", target):
         raise TargetError(
-            f"`TARGET` (={target!r}) is neither `package.module:factory` nor a weights file "
-            f"({', '.join(SUFFIXES)}): give one of these."
+            f"`TARGET` (={target!r}) must be `package.module:factory` or a weights file ({', '.join(SUFFIXES)})."
         )
     if options:
-        given = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-        raise TargetError(f"{given}: only for a weights file; `{target}` gives a model and an example of its own.")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+        raise TargetError(f"{flags}: only for a weights file; `{target}` returns its own model and example.")
     return from_factory(target)
 
 
@@ -65,90 +66,101 @@ def from_weights(
     batch: int = 2,
     lengths: bool = False,
 ) -> Target:
-    """A bare layer from its weights, and random example arguments.
+    """Load a recurrent layer from its weights, with random example arguments.
 
     Args:
         path: the file; see `read_layer`.
-        nonlinearity, batch_first: what the file does not say; see `read_layer`.
+        nonlinearity, batch_first: what the file does not contain; see `read_layer`.
         steps, batch: T and B of the example.
-        lengths: whether rows have lengths of their own.
+        lengths: whether the layer is also called with the lengths of the rows.
     """
     layer = read_layer(path, nonlinearity=nonlinearity, batch_first=batch_first)
     args, kwargs = example(layer, steps=steps, batch=batch, lengths=lengths)
-    unsaid = [f"{layer.nonlinearity} (--nonlinearity)"] if isinstance(layer, nn.RNN) else []
-    unsaid.append(f"batch_first={batch_first} (--batch-first)")
+    assumptions = [f"batch_first={batch_first} (--batch-first)"]
+    if isinstance(layer, nn.RNN):
+        assumptions.insert(0, f"{layer.nonlinearity} (--nonlinearity)")
     dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
-    shown_as = f"{path}: {layer}, {dtype}; the file does not say, and so it is read with {', '.join(unsaid)}"
+    shown_as = f"{path}: {layer}, {dtype}; not in the file, and so assumed: {', '.join(assumptions)}"
     return Target(layer, args, kwargs, shown_as)
 
 
 def from_factory(name: str) -> Target:
     """Import "package.module:factory", also from the current folder, and call it without arguments."""
-    where, _, attribute = name.partition(":")
-    module = _imported(where)
-    factory = _found(module, attribute)
+    module_name, _, attribute = name.partition(":")
+    factory = _get_factory(_import_module(module_name), attribute)
     try:
-        given = factory()
+        result = factory()
     except (Exception, SystemExit) as error:
         raise TargetError(f"`{name}` raised {_format_error(error)}") from error
-    model, args, kwargs = _checked(name, given)
+    model, args, kwargs = _check_result(name, result)
     return Target(model, args, kwargs, f"{name}: {type(model).__name__}")
 
 
-def _imported(name: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     folder = str(Path.cwd())
+    # As with `python -m`. It stays there, since a model may import more when it runs.
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # as `python -m` has it; left there, since models import when they run, too
+        sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
+        # The module itself or a package around it is missing, not something that it imports.
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise TargetError(
                 f"there is no module `{error.name}`, neither in the current folder ({folder}) nor on Python's path; "
-                "go to the folder that holds it, or install it."
+                "change to the folder that contains it, or install it."
             ) from None
         raise TargetError(f"importing `{name}` raised {_format_error(error)}") from error
 
 
-def _found(module: ModuleType, attribute: str) -> Callable[[], Any]:
-    found = getattr(module, attribute, None)
-    if found is None:
-        own = [each for each, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        has = f"it defines {', '.join(own[:10])}" if own else "it defines no function"
-        raise TargetError(f"module `{module.__name__}` ({module.__file__}) has no `{attribute}`; {has}.")
-    if isinstance(found, nn.Module) or not callable(found):
+def _get_factory(module: ModuleType, attribute: str) -> Callable[[], Any]:
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        # Suggest what the module itself defines, not what it imports.
+        members = vars(module).items()
+        own_names = [name for name, value in members if getattr(value, "__module__", None) == module.__name__]
+        contents = ", ".join(own_names[:10]) or "no function"
         raise TargetError(
-            f"`{module.__name__}:{attribute}` is {_kind(found)}, not a function; "
+            f"module `{module.__name__}` ({module.__file__}) has no `{attribute}`; it defines {contents}."
+        )
+    # A model can be called, but is not a function that returns one.
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TargetError(
+            f"`{module.__name__}:{attribute}` is {_describe_type(factory)}, not a function; "
             f"name a function without arguments, and {RETURNS}."
         )
-    factory: Callable[[], Any] = found
-    return factory
+    checked: Callable[[], Any] = factory
+    return checked
 
 
-def _checked(name: str, given: Any) -> tuple[nn.Module, Any, Mapping[str, Any] | None]:
-    if not isinstance(given, (tuple, list)):
-        raise TargetError(f"`{name}` returned {_kind(given)}; {RETURNS}.")
-    if len(given) not in (2, 3):
-        raise TargetError(f"`{name}` returned {len(given)} things; {RETURNS}.")
-    model, args, kwargs = (*given, None)[:3]
+def _check_result(name: str, result: Any) -> tuple[nn.Module, Any, Mapping[str, Any] | None]:
+    """Return model, args and kwargs.
+
+    Raises:
+        TargetError: a factory that returned anything else.
+    """
+    if not isinstance(result, (tuple, list)):
+        raise TargetError(f"`{name}` returned {_describe_type(result)}; {RETURNS}.")
+    if len(result) not in (2, 3):
+        raise TargetError(f"`{name}` returned a {type(result).__name__} of length {len(result)}; {RETURNS}.")
+    model, args, kwargs = (*result, None)[:3]
     if not isinstance(model, nn.Module):
-        raise TargetError(f"`{name}` returned {_kind(model)} as the model, no torch.nn.Module; {RETURNS}.")
+        raise TargetError(f"`{name}` returned {_describe_type(model)} as the model, not a torch.nn.Module; {RETURNS}.")
     if not isinstance(args, (tuple, list, Tensor)):
-        raise TargetError(f"`{name}` returned {_kind(args)} as the arguments, no tuple; {RETURNS}.")
+        raise TargetError(f"`{name}` returned {_describe_type(args)} as the arguments, not a tuple; {RETURNS}.")
     if not isinstance(kwargs, (Mapping, type(None))):
-        raise TargetError(f"`{name}` returned {_kind(kwargs)} as `kwargs`, no dict; {RETURNS}.")
+        raise TargetError(f"`{name}` returned {_describe_type(kwargs)} as `kwargs`, not a dict; {RETURNS}.")
     return model, args, kwargs
 
 
 def _format_error(error: BaseException) -> str:
-    """The error and the line that it came from: there is no traceback on the command line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{last.filename}, line {last.lineno}"
+    """The error and the line that raised it: the command line shows no traceback."""
     if isinstance(error, SyntaxError) and error.filename:
-        where, error = f"{error.filename}, line {error.lineno}", type(error)(error.msg)
-    return f"{type(error).__name__}: {error} ({where})."
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})."
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})."
 
 
-def _kind(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     return f"an object of type {type(value).__name__}"

@@ -32,10 +32,10 @@ def test_every_configuration_is_right_and_runs_on_the_gpu(
         h0 = torch.randn(num_layers * (2 if bidirectional else 1), 2, hidden, dtype=dtype)
         report = export_onnx(layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx")
         assert report.providers[CUDA].startswith("checked; it ran ")
-        assert {each.provider for each in report.comparisons} == {CPU, CUDA}
+        assert {comparison.provider for comparison in report.comparisons} == {CPU, CUDA}
 
 
-def test_a_model_that_lives_on_the_gpu(tmp_path: Path) -> None:
+def test_a_model_on_the_gpu(tmp_path: Path) -> None:
     layer = nn.RNN(3, 8, 2, bidirectional=True, device="cuda")
     report = export_onnx(layer, torch.randn(6, 2, 3, device="cuda"), tmp_path / "rnn.onnx")
     assert CUDA in report.worst
@@ -43,7 +43,8 @@ def test_a_model_that_lives_on_the_gpu(tmp_path: Path) -> None:
 
 
 def test_a_fault_is_found(tmp_path: Path) -> None:
-    layer, x = nn.RNN(3, 8, 2, bidirectional=True), torch.randn(6, 2, 3)
+    layer = nn.RNN(3, 8, 2, bidirectional=True)
+    x = torch.randn(6, 2, 3)
     export_onnx(layer, x, tmp_path / "rnn.onnx")
     model = onnx.load(tmp_path / "rnn.onnx")
     next(node for node in model.graph.node if node.op_type == "Tanh").op_type = "Softsign"
@@ -51,7 +52,7 @@ def test_a_fault_is_found(tmp_path: Path) -> None:
     with pytest.raises(VerificationError) as raised:
         verify(tmp_path / "rnn.onnx", layer, x)
     assert raised.value.report is not None
-    assert CUDA in {each.provider for each in raised.value.report.failures}
+    assert CUDA in {comparison.provider for comparison in raised.value.report.failures}
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
@@ -77,13 +78,14 @@ def test_every_form_is_right_on_the_gpu(way: str, family: type[nn.RNNBase], form
     }[way]
     report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "layer.onnx", form=form, **options)
     assert report.providers[CUDA].startswith("checked; it ran ")
-    assert {each.provider for each in report.comparisons} == {CPU, CUDA}
+    assert {comparison.provider for comparison in report.comparisons} == {CPU, CUDA}
 
 
 class Packing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.rnn = nn.Embedding(9, 4), nn.LSTM(4, 8, 2, batch_first=True, bidirectional=True)
+        self.embed = nn.Embedding(9, 4)
+        self.rnn = nn.LSTM(4, 8, 2, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Any:
         packed = pack_padded_sequence(self.embed(tokens), lengths, batch_first=True, enforce_sorted=False)
@@ -107,7 +109,7 @@ def test_cuda_can_be_required(form: str, tmp_path: Path) -> None:
     assert report.latency[CUDA]["example"] > 0
 
 
-def test_a_node_that_cuda_has_not_is_named_if_cuda_is_required(tmp_path: Path) -> None:
+def test_a_node_that_cuda_lacks_is_named_if_cuda_is_required(tmp_path: Path) -> None:
     """onnxruntime has no Det for CUDA: the CPU runs it, with copies there and back."""
 
     class Determined(nn.Module):
@@ -119,7 +121,9 @@ def test_a_node_that_cuda_has_not_is_named_if_cuda_is_required(tmp_path: Path) -
             output: torch.Tensor = self.rnn(x)[0]
             return output * torch.linalg.det(output @ output.mT + torch.eye(2))[:, None, None]
 
-    model, x, path = Determined(), torch.randn(5, 2, 3), tmp_path / "a.onnx"
+    model = Determined()
+    x = torch.randn(5, 2, 3)
+    path = tmp_path / "a.onnx"
     report = export_onnx(model, x, path, dynamic_shapes={})
     assert report.placement[CUDA].nodes[CPU]["Det"] == 1
     assert report.placement[CUDA].copies > 0

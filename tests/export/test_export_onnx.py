@@ -58,8 +58,10 @@ def test_a_bare_layer_has_the_names_of_its_arguments_and_an_open_batch(tmp_path:
 
 
 def test_a_bare_lstm_has_two_states(tmp_path: Path) -> None:
-    layer, path = nn.LSTM(5, 7, 2, batch_first=True), tmp_path / "lstm.onnx"
-    x, states = torch.randn(3, 4, 5), (torch.randn(2, 3, 7), torch.randn(2, 3, 7))
+    layer = nn.LSTM(5, 7, 2, batch_first=True)
+    path = tmp_path / "lstm.onnx"
+    x = torch.randn(3, 4, 5)
+    states = (torch.randn(2, 3, 7), torch.randn(2, 3, 7))
     outputs = specs(
         ("output", "float32", ["B", 4, 7]), ("h_n", "float32", [2, "B", 7]), ("c_n", "float32", [2, "B", 7])
     )
@@ -78,12 +80,12 @@ def test_a_bare_lstm_has_two_states(tmp_path: Path) -> None:
 
 def test_every_case_is_run_with_optimisations_off_and_on(tmp_path: Path) -> None:
     report = export_onnx(RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "rnn.onnx")
-    runs = Counter((each.provider, each.optimized) for each in report.comparisons)
+    runs = Counter((comparison.provider, comparison.optimized) for comparison in report.comparisons)
     assert runs[CPU, False] == runs[CPU, True] == 4 * 2  # cases, outputs
     assert report.providers[CPU] == "checked"
     if not torch.cuda.is_available():
         assert report.providers[CUDA] == "not checked: there is no CUDA device."
-    assert all(each.ok for each in report.comparisons)
+    assert all(comparison.ok for comparison in report.comparisons)
     assert not report.failures
 
 
@@ -177,7 +179,9 @@ def test_a_dynamic_time_axis_of_a_whole_model_is_refused_by_name(tmp_path: Path)
 
 
 def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
-    layer, x, h0 = nn.RNN(5, 7), torch.randn(4, 2, 5), torch.randn(1, 2, 7)
+    layer = nn.RNN(5, 7)
+    x = torch.randn(4, 2, 5)
+    h0 = torch.randn(1, 2, 7)
     path = tmp_path / "a.onnx"
     batch = torch.export.Dim("batch", min=1, max=64)
     for shapes in ({"input": {1: batch}, "hx": {1: batch}}, ({1: batch}, {1: batch}), {"input": {1: "batch"}}):
@@ -191,7 +195,9 @@ def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
 
 
 def test_an_axis_may_be_counted_from_the_end_and_axes_may_be_a_list(tmp_path: Path) -> None:
-    layer, x, h0 = nn.RNN(5, 7), torch.randn(4, 2, 5), torch.randn(1, 2, 7)
+    layer = nn.RNN(5, 7)
+    x = torch.randn(4, 2, 5)
+    h0 = torch.randn(1, 2, 7)
     static = torch.export.Dim.STATIC
     for shapes in ({"input": {-2: "N"}}, {"input": [static, "N", static]}, {"input": (None, "N", 5), "h0": {-2: "N"}}):
         report = export_onnx(layer, (x, h0), tmp_path / "a.onnx", dynamic_shapes=shapes)
@@ -215,7 +221,7 @@ def test_dynamic_shapes_that_do_not_fit_are_refused(shapes: Any, message: str, t
 
 
 class TwoInputs(nn.Module):
-    """An optional tensor, an option that is no tensor, and names that a graph might use inside."""
+    """An optional tensor, an option that is not a tensor, and names that a graph might use inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,8 +253,9 @@ def test_arguments_as_torch_onnx_export_takes_them(args: Any, kwargs: Any, names
     assert [spec.name for spec in report.outputs] == ["output_0", "output_1"]
 
 
-def test_names_that_meet(tmp_path: Path) -> None:
-    x, path = torch.randn(4, 2, 5), tmp_path / "a.onnx"
+def test_names_that_collide(tmp_path: Path) -> None:
+    x = torch.randn(4, 2, 5)
+    path = tmp_path / "a.onnx"
     report = export_onnx(nn.RNN(5, 7), x, path, input_names=["rnn0.input"], output_names=["weight_hh_l0", "rnn0.h"])
     assert report.inputs[0].name == "rnn0.input"
     assert [spec.name for spec in report.outputs] == ["weight_hh_l0", "rnn0.h"]
@@ -284,7 +291,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").symlink_to(tmp_path / "target" / "b.onnx")
     export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx")
     assert (tmp_path / "a.onnx").is_symlink()
-    assert [each.name for each in (tmp_path / "target").iterdir()] == ["b.onnx"]
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["b.onnx"]
 
 
 def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path) -> None:
@@ -311,7 +318,7 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
         (nn.RNNBase("GRU", 5, 7), {}, ConversionError, "the model is a torch.nn.RNNBase"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(
+def test_a_model_or_option_that_cannot_be_exported_is_refused(
     model: nn.Module, options: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error) as raised:
@@ -321,9 +328,7 @@ def test_what_cannot_be_exported_is_refused(
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "float32"), (torch.float64, "float64")])
-def test_the_models_own_precision_may_be_given_and_changes_nothing(
-    dtype: torch.dtype, precision: str, tmp_path: Path
-) -> None:
+def test_naming_the_models_own_precision_changes_nothing(dtype: torch.dtype, precision: str, tmp_path: Path) -> None:
     layer = nn.RNN(5, 7, dtype=dtype)
     x = torch.randn(4, 2, 5, dtype=dtype)
     export_onnx(layer, x, tmp_path / "default.onnx")
@@ -360,14 +365,14 @@ def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
 
 
 class Last(RNN):
-    """A layer of ours that answers in its own way."""
+    """A layer of ours with its own `forward`."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         h_n: Tensor = super().forward(x)[1]
         return h_n[-1]
 
 
-def test_a_layer_of_ours_with_a_forward_of_its_own(tmp_path: Path) -> None:
+def test_a_layer_of_ours_with_its_own_forward(tmp_path: Path) -> None:
     report = export_onnx(Last(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx")
     assert report.inputs == specs(("x", "float32", [4, "B", 5]))
     assert report.outputs == specs(("output", "float32", ["B", 7]))
@@ -391,8 +396,8 @@ def test_a_layer_called_twice_has_its_weights_once(computed: bool, tmp_path: Pat
         parametrizations.weight_norm(layer, "weight_hh_l0")
     export_onnx(Twice(layer), torch.randn(4, 2, 64), tmp_path / "a.onnx")
     graph = onnx.load(tmp_path / "a.onnx").graph
-    numbers = sum(math.prod(each.dims) for each in graph.initializer if each.data_type == onnx.TensorProto.FLOAT)
-    assert numbers <= sum(weight.numel() for weight in layer.parameters())
+    floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    assert sum(math.prod(tensor.dims) for tensor in floats) <= sum(weight.numel() for weight in layer.parameters())
     assert sum(node.op_type == "Split" and "block" in node.output[0] for node in graph.node) == 2 * computed
 
 
@@ -411,7 +416,7 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path)
 
 
-def test_an_error_of_the_model_is_told_in_one_paragraph(tmp_path: Path) -> None:
+def test_an_error_of_the_model_is_shown_in_one_paragraph(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"RuntimeError: input.size\(-1\) must be equal to input_size. Expected 5, got 4"
     ):
@@ -428,14 +433,14 @@ def test_the_file_is_self_contained_and_says_where_it_came_from(tmp_path: Path) 
     assert b"stack_trace" not in text
 
 
-def test_exporting_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_exporting_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), torch.randn(1, 2, 7)), tmp_path / "a.onnx")
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_axis_that_came_out_fixed_is_not_passed_over() -> None:
+def test_an_axis_that_came_out_fixed_is_an_error() -> None:
     """PyTorch raises itself where it notices; this is for where it does not."""
     value = ir.Value(name="x", shape=ir.Shape([4, 2]), type=ir.TensorType(ir.DataType.FLOAT))
     graph = ir.Graph([value], [], nodes=[])

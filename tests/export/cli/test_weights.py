@@ -1,4 +1,4 @@
-"""A weights file becomes the layer that it came from, or is refused by what is wrong in it."""
+"""A weights file becomes the layer that it came from, or is refused with a message about what is wrong in it."""
 
 import itertools
 import os
@@ -24,12 +24,12 @@ FAMILIES: list[tuple[type[nn.RNNBase], dict[str, Any]]] = [
 ]
 
 
-def same(found: nn.RNNBase, original: nn.RNNBase, x: Tensor) -> None:
-    assert type(found) is type(original)
-    assert repr(found) == repr(original)
-    assert not found.training
+def assert_same(layer: nn.RNNBase, original: nn.RNNBase, x: Tensor) -> None:
+    assert type(layer) is type(original)
+    assert repr(layer) == repr(original)
+    assert not layer.training
     with torch.no_grad():
-        assert torch.equal(found(x)[0], original(x)[0])
+        assert torch.equal(layer(x)[0], original(x)[0])
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -47,29 +47,29 @@ def test_the_layer_comes_back(
         layer = family(inputs, hidden, layers, bias=bias, bidirectional=both, dtype=dtype, **options).eval()
         weights = {f"{prefix}{name}": weight.contiguous() for name, weight in layer.state_dict().items()}
         (torch.save if suffix == ".pt" else save_file)(weights, path)
-        same(read_layer(path), layer, torch.randn(4, 2, inputs, dtype=dtype))
+        assert_same(read_layer(path), layer, torch.randn(4, 2, inputs, dtype=dtype))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".bin"])
 def test_dtype_layout_and_nonlinearity(suffix: str, tmp_path: Path) -> None:
     layer = nn.RNN(3, 5, nonlinearity="relu", batch_first=True, dtype=torch.float64).eval()
     torch.save(layer.state_dict(), tmp_path / f"w{suffix}")
-    found = read_layer(tmp_path / f"w{suffix}", nonlinearity="relu", batch_first=True)
-    same(found, layer, torch.randn(2, 4, 3, dtype=torch.float64))
+    restored = read_layer(tmp_path / f"w{suffix}", nonlinearity="relu", batch_first=True)
+    assert_same(restored, layer, torch.randn(2, 4, 3, dtype=torch.float64))
     assert read_layer(tmp_path / f"w{suffix}").nonlinearity == "tanh"
 
 
 def test_the_example(tmp_path: Path) -> None:
     torch.save(nn.LSTM(3, 5, dtype=torch.float64).state_dict(), tmp_path / "w.pt")
-    found = from_weights(tmp_path / "w.pt")
-    assert [(tuple(each.shape), each.dtype) for each in found.args] == [((32, 2, 3), torch.float64)]
-    assert found.kwargs is None
-    found = load_target(str(tmp_path / "w.pt"), steps=7, batch=3, lengths=True, batch_first=True)
-    assert found.args[0].shape == (3, 7, 3)
-    assert found.kwargs is not None
-    assert found.kwargs["lengths"].tolist() == [7, 4, 1]
-    assert found.shown_as == (
-        f"{tmp_path / 'w.pt'}: LSTM(3, 5, batch_first=True), float64; the file does not say, and so it is read with "
+    target = from_weights(tmp_path / "w.pt")
+    assert [(tuple(tensor.shape), tensor.dtype) for tensor in target.args] == [((32, 2, 3), torch.float64)]
+    assert target.kwargs is None
+    target = load_target(str(tmp_path / "w.pt"), steps=7, batch=3, lengths=True, batch_first=True)
+    assert target.args[0].shape == (3, 7, 3)
+    assert target.kwargs is not None
+    assert target.kwargs["lengths"].tolist() == [7, 4, 1]
+    assert target.shown_as == (
+        f"{tmp_path / 'w.pt'}: LSTM(3, 5, batch_first=True), float64; not in the file, and so assumed: "
         "batch_first=True (--batch-first)"
     )
 
@@ -80,7 +80,7 @@ def test_a_weight_that_shares_memory_or_needs_gradients(tmp_path: Path) -> None:
     weights = {**layer.state_dict(), "weight_ih_l0": shared, "weight_hh_l0": shared}
     torch.save(weights, tmp_path / "w.pt")
     layer.load_state_dict(weights)
-    same(read_layer(tmp_path / "w.pt"), layer, torch.randn(4, 2, 4))
+    assert_same(read_layer(tmp_path / "w.pt"), layer, torch.randn(4, 2, 4))
 
 
 def gru(**changed: Tensor | None) -> dict[str, Tensor]:
@@ -91,33 +91,39 @@ def gru(**changed: Tensor | None) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gru(weight_hh_l1_reverse=None), "is no whole recurrent layer: `weight_hh_l1_reverse` is missing."),
-        (gru(bias_hh_l0=None, bias_hh_l1=None), "`bias_hh_l0`, `bias_hh_l1` are missing."),
-        (gru(bias_ih_l0=None), "`bias_ih_l0_reverse`, `bias_hh_l0_reverse`, `bias_ih_l1` and 3 more are too much."),
-        (gru(weight_hh_l1=torch.zeros(15, 4)), "is no whole recurrent layer: `weight_hh_l1` is [15, 4], not [15, 5]."),
-        (gru(bias_ih_l1=torch.zeros(3)), "`bias_ih_l1` is [3], not [15]."),
-        (gru(weight_ih_l999999999=torch.zeros(15, 10)), "and 4 more are missing; `weight_ih_l999999999` is too much."),
-        (gru(weight_ih_l0=None), "is no recurrent layer: it has no `weight_ih_l0`, but `weight_hh_l0`, `bias_ih_l0`, "),
-        (gru(weight_hh_l0=torch.zeros(15)), "`weight_hh_l0` is [15], no matrix with values."),
-        (gru(weight_hh_l0=torch.zeros(15, 0)), "`weight_hh_l0` is [15, 0], no matrix with values."),
-        (gru(weight_hh_l0=torch.zeros(15, 4)), "is no RNN, GRU or LSTM: `weight_ih_l0` has 15 rows for 4 units; they"),
+        (gru(weight_hh_l1_reverse=None), "is not a complete recurrent layer: missing `weight_hh_l1_reverse`."),
+        (gru(bias_hh_l0=None, bias_hh_l1=None), "missing `bias_hh_l0`, `bias_hh_l1`."),
+        (
+            gru(bias_ih_l0=None),
+            "unexpected `bias_hh_l0`, `bias_ih_l0_reverse`, `bias_hh_l0_reverse`, `bias_ih_l1` and 3 more.",
+        ),
+        (
+            gru(weight_hh_l1=torch.zeros(15, 4)),
+            "is not a complete recurrent layer: `weight_hh_l1` has shape [15, 4], must be [15, 5].",
+        ),
+        (gru(bias_ih_l1=torch.zeros(3)), "`bias_ih_l1` has shape [3], must be [15]."),
+        (gru(weight_ih_l999999999=torch.zeros(15, 10)), "and 4 more; unexpected `weight_ih_l999999999`."),
+        (gru(weight_ih_l0=None), "is not a recurrent layer: `weight_ih_l0` is missing; it has `weight_hh_l0`, `bias_"),
+        (gru(weight_hh_l0=torch.zeros(15)), "`weight_hh_l0` has shape [15]; it must be a matrix that is not empty."),
+        (gru(weight_hh_l0=torch.zeros(15, 0)), "`weight_hh_l0` has shape [15, 0]; it must be a matrix that is not"),
+        (gru(weight_hh_l0=torch.zeros(15, 4)), "is not an RNN, GRU or LSTM: `weight_ih_l0` has 15 rows for 4 units; "),
         (gru(weight_hr_l0=torch.zeros(2, 5)), "only an LSTM has `weight_hr_l0`."),
         (gru(bias_ih_l0=torch.zeros(15).double()), "mixes torch.float32 and torch.float64; save the layer in one"),
         (gru(bias_ih_l0=torch.zeros(15).int()), "a tensor of torch.int32, torch.strided, on cpu at `bias_ih_l0`; the"),
         (gru(weight_ih_l0=torch.zeros(15, 3).to_sparse()), "torch.sparse_coo, on cpu at `weight_ih_l0`; the weights"),
         (gru(weight_ih_l0=torch.zeros(15, 3, device="meta")), "torch.strided, on meta at `weight_ih_l0`; the weights"),
-        (nn.Linear(3, 5).state_dict(), "is not one bare recurrent layer: it has `weight`, `bias`. For a whole model"),
+        (nn.Linear(3, 5).state_dict(), "is not a single recurrent layer: it has `weight`, `bias`. For a whole model"),
         (
-            {**{f"rnn.{name}": each for name, each in gru().items()}, "score.weight": torch.zeros(2, 5)},
+            {**{f"rnn.{name}": weight for name, weight in gru().items()}, "score.weight": torch.zeros(2, 5)},
             "it has `rnn.weight_ih_l0`, `rnn.weight_hh_l0`, `rnn.bias_ih_l0`, `rnn.bias_hh_l0` and 13 more. For a",
         ),
-        ({"state_dict": gru(), "epoch": 3}, "has a dict at 'state_dict', no tensor; save `layer.state_dict()` and"),
-        ({3: torch.zeros(2)}, "has a Tensor at 3, no tensor; save"),
-        ([torch.zeros(3)], "holds a list, no state_dict; save `layer.state_dict()`."),
-        ({}, "holds an empty dict, no state_dict;"),
+        ({"state_dict": gru(), "epoch": 3}, "has a dict at 'state_dict', not a tensor; save `layer.state_dict()` and"),
+        ({3: torch.zeros(2)}, "has a Tensor at 3, not a tensor; save"),
+        ([torch.zeros(3)], "contains a list, not a state_dict; save `layer.state_dict()`."),
+        ({}, "contains an empty dict, not a state_dict;"),
     ],
 )  # fmt: skip
-def test_what_is_no_layer_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_layer_is_refused(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(TargetError) as raised:
         read_layer(tmp_path / "w.pt")
@@ -148,7 +154,7 @@ def pickle_as(protocol: int) -> Any:
 @pytest.mark.parametrize("save", [torch.save, pickle_as(2), pickle_as(5)])
 def test_a_pickle_with_code_is_refused_and_does_not_run(save: Any, tmp_path: Path) -> None:
     save({**gru(), "bias_ih_l0": Code(tmp_path / "ran")}, tmp_path / "w.pt")
-    refusal = r"asks for `[\w.]+`, and a file that could run code is not loaded; save|reads: Unsupported operand 149$"
+    refusal = r"asks for `[\w.]+`, and a file that could run code is not loaded; save|: Unsupported operand 149$"
     with pytest.raises(TargetError, match=refusal):
         read_layer(tmp_path / "w.pt")
     assert not (tmp_path / "ran").exists()
@@ -161,8 +167,8 @@ def test_a_whole_pickled_layer_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x02."])
-def test_what_is_no_file_of_weights_is_refused(content: bytes, tmp_path: Path) -> None:
-    for name, message in (("w.pt", "is no file that torch.load"), ("w.safetensors", "is no safetensors file: ")):
+def test_a_file_that_does_not_contain_weights_is_refused(content: bytes, tmp_path: Path) -> None:
+    for name, message in (("w.pt", "cannot be read by torch.load"), ("w.safetensors", "is not a safetensors file: ")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(TargetError) as raised:
             read_layer(tmp_path / name)
@@ -173,7 +179,7 @@ def test_what_is_no_file_of_weights_is_refused(content: bytes, tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 3)).save(str(tmp_path / "w.pt"))
-    with pytest.raises(TargetError, match=r"is no file that torch\.load"):
+    with pytest.raises(TargetError, match=r"cannot be read by torch\.load"):
         read_layer(tmp_path / "w.pt")
 
 
