@@ -36,30 +36,32 @@ def read_layer(path: Path, *, nonlinearity: str | None = None, batch_first: bool
     Raises:
         TargetError: the file is missing, has no weights or more than weights, or not those of one recurrent layer.
     """
-    weights = _without_prefix(path, _read(path))
-    layer = _make_layer(path, weights, nonlinearity, batch_first)
-    shapes = {name: list(weight.shape) for name, weight in layer.state_dict().items()}
-    _check_complete(path, shapes, weights)
+    if not path.is_file():
+        raise TargetError(f"there is no file {str(path)!r}.")
+    try:
+        weights = _without_prefix(_read(path))
+        layer = _make_layer(weights, nonlinearity, batch_first)
+        _check_complete(layer, weights)
+    except TargetError as error:
+        # The messages below begin with a verb: "is not a complete recurrent layer".
+        raise TargetError(f"{str(path)!r} {error}") from None
     layer.load_state_dict(weights, assign=True)
     return layer.eval()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Read a state_dict; its tensors are copied, since weights in a file may share memory."""
-    if not path.is_file():
-        raise TargetError(f"there is no file {str(path)!r}.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping) or not content:
-        raise TargetError(f"{str(path)!r} contains {_describe(content)}, not a state_dict; save `layer.state_dict()`.")
+        raise TargetError(f"contains {_describe(content)}, not a state_dict; save `layer.state_dict()`.")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TargetError(
-                f"{str(path)!r} has {_describe(value)} at {name!r}, not a tensor; save `layer.state_dict()` and "
-                "nothing else."
+                f"has {_describe(value)} at {name!r}, not a tensor; save `layer.state_dict()` and nothing else."
             )
         if value.layout is not torch.strided or value.device.type != "cpu" or not value.is_floating_point():
             raise TargetError(
-                f"{str(path)!r} has a tensor of {value.dtype}, {value.layout}, on {value.device} at `{name}`; the "
+                f"has a tensor of {value.dtype}, {value.layout}, on {value.device} at `{name}`; the "
                 "weights of a recurrent layer must be dense floats."
             )
     return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in content.items()}
@@ -74,11 +76,11 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError:
-        raise TargetError(f"{str(path)!r} needs `safetensors`; run: pip install safetensors") from None
+        raise TargetError("needs `safetensors`; run: pip install safetensors") from None
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise TargetError(f"{str(path)!r} is not a safetensors file: {error}.") from None
+        raise TargetError(f"is not a safetensors file: {error}.") from None
 
 
 def _read_pickle(path: Path) -> Any:
@@ -91,16 +93,16 @@ def _read_pickle(path: Path) -> Any:
         code = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
         if code is not None:
             raise TargetError(
-                f"{str(path)!r} asks for `{code[1]}`, and a file that could run code is not loaded; "
+                f"asks for `{code[1]}`, and a file that could run code is not loaded; "
                 "save `layer.state_dict()`, not the layer itself."
             ) from None
         # torch wraps the reason in advice to load the file without `weights_only`.
         first_line = text.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
         reason = first_line or type(error).__name__
-        raise TargetError(f"{str(path)!r} cannot be read by torch.load(weights_only=True): {reason}") from None
+        raise TargetError(f"cannot be read by torch.load(weights_only=True): {reason}") from None
 
 
-def _without_prefix(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights under the names that the layer has; "rnn." or "module." before all of them is dropped."""
     prefixes = {name.rpartition(".")[0] for name in weights}
     if len(prefixes) == 1:
@@ -108,15 +110,15 @@ def _without_prefix(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tens
     unknown_names = [name for name in weights if not _NAME.fullmatch(name)]
     if unknown_names:
         raise TargetError(
-            f"{str(path)!r} is not a single recurrent layer: it has {_list_names(unknown_names)}. For a whole model "
-            "give a `package.module:factory` instead."
+            f"is not a single recurrent layer: it has {_list_names(unknown_names)}. For a whole model give a "
+            "`package.module:factory` instead."
         )
     return dict(weights)
 
 
-def _make_layer(path: Path, weights: Mapping[str, Tensor], nonlinearity: str | None, batch_first: bool) -> nn.RNNBase:
+def _make_layer(weights: Mapping[str, Tensor], nonlinearity: str | None, batch_first: bool) -> nn.RNNBase:
     """Return a layer, without storage, with the sizes of the first weights and the layers that the names call for."""
-    _check_first_weights(path, weights)
+    _check_first_weights(weights)
     rows, input_size = weights["weight_ih_l0"].shape
     output_size = weights["weight_hh_l0"].size(1)
     # Without a projection the output is the hidden state; with one, only weight_hr (P, H) has the hidden size.
@@ -125,11 +127,11 @@ def _make_layer(path: Path, weights: Mapping[str, Tensor], nonlinearity: str | N
     family = FAMILIES.get(rows // hidden_size) if rows % hidden_size == 0 else None
     if family is None or (projection is not None and family is not nn.LSTM):
         raise TargetError(
-            f"{str(path)!r} is not an RNN, GRU or LSTM: `weight_ih_l0` has {rows} rows for {hidden_size} units; they "
-            "have 1, 3 and 4 rows for each unit, and only an LSTM has `weight_hr_l0`."
+            f"is not an RNN, GRU or LSTM: `weight_ih_l0` has {rows} rows for {hidden_size} units; they have 1, 3 and 4 "
+            "rows for each unit, and only an LSTM has `weight_hr_l0`."
         )
     if nonlinearity is not None and family is not nn.RNN:
-        raise TargetError(f"--nonlinearity is for an RNN; {str(path)!r} is a {family.__name__}.")
+        raise TargetError(f"is a {family.__name__}; --nonlinearity is for an RNN.")
     options: dict[str, Any] = {}
     if family is nn.RNN:
         options["nonlinearity"] = nonlinearity or "tanh"
@@ -148,19 +150,17 @@ def _make_layer(path: Path, weights: Mapping[str, Tensor], nonlinearity: str | N
     )
 
 
-def _check_first_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+def _check_first_weights(weights: Mapping[str, Tensor]) -> None:
     """Raises: TargetError: a layer without the two weights that have its sizes, or with several dtypes."""
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if name not in weights:
-            raise TargetError(
-                f"{str(path)!r} is not a recurrent layer: `{name}` is missing; it has {_list_names([*weights])}."
-            )
+            raise TargetError(f"is not a recurrent layer: `{name}` is missing; it has {_list_names([*weights])}.")
         if weights[name].dim() != 2 or not weights[name].numel():
             shape = list(weights[name].shape)
-            raise TargetError(f"{str(path)!r}: `{name}` has shape {shape}; it must be a matrix that is not empty.")
+            raise TargetError(f"has `{name}` of shape {shape}; it must be a matrix that is not empty.")
     dtypes = {str(weight.dtype) for weight in weights.values()}
     if len(dtypes) > 1:
-        raise TargetError(f"{str(path)!r} mixes {' and '.join(sorted(dtypes))}; save the layer in one dtype.")
+        raise TargetError(f"mixes {' and '.join(sorted(dtypes))}; save the layer in one dtype.")
 
 
 def _layer_number(name: str) -> int:
@@ -169,8 +169,9 @@ def _layer_number(name: str) -> int:
     return int(match[1])
 
 
-def _check_complete(path: Path, shapes: Mapping[str, list[int]], weights: Mapping[str, Tensor]) -> None:
+def _check_complete(layer: nn.RNNBase, weights: Mapping[str, Tensor]) -> None:
     """Raises: TargetError: a weight that is missing or has another shape than the layer's, or one too many."""
+    shapes = {name: list(weight.shape) for name, weight in layer.state_dict().items()}
     faults = []
     missing_names = [name for name in shapes if name not in weights]
     if missing_names:
@@ -182,7 +183,7 @@ def _check_complete(path: Path, shapes: Mapping[str, list[int]], weights: Mappin
         if name in weights and list(weights[name].shape) != shape:
             faults.append(f"`{name}` has shape {list(weights[name].shape)}, must be {shape}")
     if faults:
-        raise TargetError(f"{str(path)!r} is not a complete recurrent layer: {'; '.join(faults[:4])}.")
+        raise TargetError(f"is not a complete recurrent layer: {'; '.join(faults[:4])}.")
 
 
 def _list_names(names: Sequence[str]) -> str:
