@@ -381,7 +381,7 @@ def test_the_report_reads_well_and_is_json(layer: nn.RNN, args: Any, exported: P
     report = verify(exported, layer, args)
     lines = str(report).splitlines()
     assert lines[0].endswith("opset 18")
-    assert "unrolled, 68 nodes" in lines[0]
+    assert "unrolled, float32, 68 nodes" in lines[0]
     assert lines[1:5] == [
         "  input   input: float32 [6, B, 3]", "  input   h0: float32 [4, B, 8]",
         "  output  output: float32 [6, B, 16]", "  output  h_n: float32 [4, B, 8]",
