@@ -1,4 +1,4 @@
-"""`ServedModel`: what a server needs of a model. `Model` is one in this process."""
+"""`ServedModel`: what a server needs of a model; `Model` is the one of this process."""
 
 from collections.abc import Set
 from concurrent.futures import Future

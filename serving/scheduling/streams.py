@@ -11,7 +11,7 @@ from deploy_rnn.errors import BusyError, InputError, StreamError
 from .limits import Limits
 
 MAX_REASONS = 10_000
-"""Streams that are gone and still have their reason; of earlier ones the table knows nothing."""
+"""How many streams that are gone the table remembers, with the reason; earlier ones are unknown to it."""
 
 
 @dataclass(eq=False)
@@ -40,8 +40,10 @@ class Stream:
 
 
 class StreamTable:
-    """The streams of one model, least recently used first. Not thread-safe, and without a clock: its user holds a lock
-    and gives the time."""
+    """The streams of one model, least recently used first.
+
+    Not thread-safe, and without a clock: its user holds a lock and tells it the time.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -1,4 +1,4 @@
-"""`Model`: requests share runs, streams keep their states, and whoever waits gets an answer or a reason."""
+"""`Model`: requests share runs, streams keep their states, and every client gets an answer or a reason."""
 
 import threading
 import time
