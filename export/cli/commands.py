@@ -16,8 +16,9 @@ from deploy_rnn.files import folder_target, replace_file
 from deploy_rnn.files import target as file_target
 
 if TYPE_CHECKING:
+    from deploy_rnn.export import Report
+
     from ..onnx_file import OnnxFile
-    from ..verification.report import Report
     from .target import Target
 
 Function = TypeVar("Function", bound=Callable[..., Any])

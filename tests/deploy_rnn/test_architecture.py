@@ -57,7 +57,7 @@ ARROWS = {
         "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.shared_weights",
         "export.verification",
     },
-    "export.cli": {"bundle", "export", "export.onnx_file", "export.verification"},
+    "export.cli": {"bundle", "export", "export.onnx_file"},
     "serving.engine": {"bundle", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
