@@ -19,11 +19,11 @@ from deploy_rnn.serving import Engine
 KeepGraphs = Callable[..., Path]
 
 
-def tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:
+def make_tokens(rows: int, steps: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(20, size=(rows, steps))
 
 
-def expected(model: nn.Module, *args: np.ndarray) -> np.ndarray:
+def torch_scores(model: nn.Module, *args: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         scores: np.ndarray = model(*map(torch.from_numpy, args)).numpy()
         return scores
@@ -33,43 +33,48 @@ def expected(model: nn.Module, *args: np.ndarray) -> np.ndarray:
 def test_it_answers_as_the_model_does_at_any_length(steps: int, padded: Path, tagger: nn.Module) -> None:
     engine = Engine(padded)
     engine.warm_up()
-    given, lengths = tokens(3, steps), np.array([steps, 1, (steps + 1) // 2])
-    found = engine.run({"tokens": given, "lengths": lengths})["output"]
-    np.testing.assert_allclose(found, expected(tagger, given, lengths), atol=1e-5)
-    found = engine.run({"tokens": given})["output"]
-    np.testing.assert_allclose(found, expected(tagger, given), atol=1e-5)
+    tokens = make_tokens(3, steps)
+    lengths = np.array([steps, 1, (steps + 1) // 2])
+    scores = engine.run({"tokens": tokens, "lengths": lengths})["output"]
+    np.testing.assert_allclose(scores, torch_scores(tagger, tokens, lengths), atol=1e-5)
+    scores = engine.run({"tokens": tokens})["output"]
+    np.testing.assert_allclose(scores, torch_scores(tagger, tokens), atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-def test_tensors_are_batch_first_outside(tmp_path: Path) -> None:
+def test_clients_see_batch_first_tensors(tmp_path: Path) -> None:
     layer = nn.LSTM(3, 5, 2, proj_size=4)
     export_bundle(layer, torch.randn(6, 2, 3), tmp_path / "b", streaming=True, forms=["scan"], sizes=(2,))
     engine = Engine(tmp_path / "b")
-    assert [str(each) for each in (*engine.inputs, *engine.outputs)] == [
+    assert [str(spec) for spec in (*engine.inputs, *engine.outputs)] == [
         "input: float32 [B, T, 3]", "h0: float32 [B, 2, 4]", "c0: float32 [B, 2, 5]",
         "output: float32 [B, T, 4]", "h_n: float32 [B, 2, 4]", "c_n: float32 [B, 2, 5]",
     ]  # fmt: skip
-    x, h0, c0 = torch.randn(7, 3, 3), torch.randn(2, 3, 4), torch.randn(2, 3, 5)
+    x = torch.randn(7, 3, 3)
+    h0 = torch.randn(2, 3, 4)
+    c0 = torch.randn(2, 3, 5)
     output, (h_n, c_n) = layer(x, (h0, c0))
-    rows = {"input": x.transpose(0, 1), "h0": h0.transpose(0, 1), "c0": c0.transpose(0, 1)}
-    found = engine.run({name: each.numpy() for name, each in rows.items()})
-    for name, whole in (("output", output), ("h_n", h_n), ("c_n", c_n)):
-        np.testing.assert_allclose(found[name], whole.transpose(0, 1).detach(), atol=1e-6)
-        assert found[name].flags.c_contiguous
-    found = engine.run({"input": rows["input"].numpy()}, ["output"])
-    np.testing.assert_allclose(found["output"], layer(x)[0].transpose(0, 1).detach(), atol=1e-6)
+    inputs = {name: array.transpose(0, 1).numpy() for name, array in {"input": x, "h0": h0, "c0": c0}.items()}
+    outputs = engine.run(inputs)
+    for name, expected in {"output": output, "h_n": h_n, "c_n": c_n}.items():
+        np.testing.assert_allclose(outputs[name], expected.transpose(0, 1).detach(), atol=1e-6)
+        assert outputs[name].flags.c_contiguous
+    output_alone = engine.run({"input": inputs["input"]}, ["output"])["output"]
+    np.testing.assert_allclose(output_alone, layer(x)[0].transpose(0, 1).detach(), atol=1e-6)
 
 
 def test_nan_stays_in_its_row(tmp_path: Path) -> None:
     layer = nn.GRU(3, 5, bidirectional=True, batch_first=True)
     export_bundle(layer, torch.randn(2, 6, 3), tmp_path / "b", forms=["native"], sizes=(2,))
-    engine, x = Engine(tmp_path / "b"), np.random.default_rng(0).normal(size=(3, 6, 3)).astype(np.float32)
+    engine = Engine(tmp_path / "b")
+    x = np.random.default_rng(0).normal(size=(3, 6, 3)).astype(np.float32)
     clean = engine.run({"input": x})
-    x[1, 2, 0], x[1, 3, 0] = np.nan, np.inf
-    found = engine.run({"input": x})
+    x[1, 2, 0] = np.nan
+    x[1, 3, 0] = np.inf
+    outputs = engine.run({"input": x})
     for name in ("output", "h_n"):
-        np.testing.assert_array_equal(found[name][[0, 2]], clean[name][[0, 2]])
-        assert not np.array_equal(found[name][1], clean[name][1])
+        np.testing.assert_array_equal(outputs[name][[0, 2]], clean[name][[0, 2]])
+        assert not np.array_equal(outputs[name][1], clean[name][1])
 
 
 @pytest.mark.parametrize(
@@ -88,9 +93,9 @@ def test_nan_stays_in_its_row(tmp_path: Path) -> None:
     ],
 )
 def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message: str, padded: Path) -> None:
-    given = {"tokens": tokens(2, 6), "lengths": np.array([6, 3])} | change
+    inputs = {"tokens": make_tokens(2, 6), "lengths": np.array([6, 3])} | change
     with pytest.raises(InputError) as raised:
-        Engine(padded).run({name: each for name, each in given.items() if each is not None})
+        Engine(padded).run({name: array for name, array in inputs.items() if array is not None})
     assert message in str(raised.value)
 
 
@@ -113,10 +118,11 @@ def test_only_the_steps_that_there_are_graphs_for(
 ) -> None:
     engine = Engine(keep_graphs(exact, tmp_path / "b", "unrolled-4.onnx"))
     engine.warm_up()
-    found = engine.run({"tokens": tokens(3, 4)})["output"]
-    np.testing.assert_allclose(found, expected(tagger, tokens(3, 4)), atol=1e-5)
+    tokens = make_tokens(3, 4)
+    scores = engine.run({"tokens": tokens})["output"]
+    np.testing.assert_allclose(scores, torch_scores(tagger, tokens), atol=1e-5)
     with pytest.raises(InputError, match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another"):
-        engine.run({"tokens": tokens(3, 5)})
+        engine.run({"tokens": make_tokens(3, 5)})
 
 
 @pytest.mark.parametrize("buckets", [["8", "16"], ["16"]])
@@ -125,12 +131,13 @@ def test_a_bundle_of_buckets_pads_all_that_is_shorter(
 ) -> None:
     engine = Engine(keep_graphs(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
     engine.warm_up()
-    found = engine.run({"tokens": tokens(3, 11)})["output"]
-    np.testing.assert_allclose(found, expected(tagger, tokens(3, 11)), atol=1e-5)
+    tokens = make_tokens(3, 11)
+    scores = engine.run({"tokens": tokens})["output"]
+    np.testing.assert_allclose(scores, torch_scores(tagger, tokens), atol=1e-5)
     with pytest.raises(
         InputError, match="the inputs have 17 steps; the bundle's graphs take at most 16: export another"
     ):
-        engine.run({"tokens": tokens(3, 17)})
+        engine.run({"tokens": make_tokens(3, 17)})
 
 
 def test_a_model_without_rows(tmp_path: Path) -> None:
@@ -150,7 +157,8 @@ def test_captured_graphs_answer_on_the_gpu(rows: int, padded: Path, tagger: nn.M
     engine.warm_up()
     for seed in range(3):
         for steps in (16, 11, 40):
-            given, lengths = tokens(rows, steps, seed), np.full(rows, steps)
+            tokens = make_tokens(rows, steps, seed)
+            lengths = np.full(rows, steps)
             lengths[0] = 1
-            found = engine.run({"tokens": given, "lengths": lengths})["output"]
-            np.testing.assert_allclose(found, expected(tagger, given, lengths), atol=1e-4)
+            scores = engine.run({"tokens": tokens, "lengths": lengths})["output"]
+            np.testing.assert_allclose(scores, torch_scores(tagger, tokens, lengths), atol=1e-4)

@@ -1,4 +1,4 @@
-"""`Cores`: rows of their own for each core, where that is faster; the answer is the same."""
+"""`Cores`: the rows of a run are divided among the cores where that is faster; the answer is the same."""
 
 import gc
 import os
@@ -32,7 +32,7 @@ class Clock:
 
 
 class Scaled:
-    """A session of (T, B) `x` and (B,) `scale`: y is their product, last its last step. A row takes `seconds`."""
+    """A session of (T, B) `x` and (B,) `scale`: y is their product, last its last step. A run takes `seconds`."""
 
     prefers_few_row_counts = False
 
@@ -46,8 +46,8 @@ class Scaled:
         self.clock.now += self.seconds(y.shape[1])
         if np.isnan(y).any():
             raise RunError("a row of nan.")
-        found = {"y": y, "last": y[-1]}
-        return [found[name] for name in outputs]
+        results = {"y": y, "last": y[-1]}
+        return [results[name] for name in outputs]
 
     def specs(self) -> Any:
         return (), ()
@@ -57,39 +57,46 @@ def inputs(rows: int) -> dict[str, np.ndarray]:
     return {"x": np.arange(3.0 * rows).reshape(3, rows), "scale": np.arange(1.0, rows + 1)}
 
 
-def opened(together: Callable[[int], float], alone: Callable[[int], float], cores: int) -> tuple[Cores, Any]:
-    """-> tuned for 1, 4 and 16 rows, its sessions by their cores"""
-    clock, sessions = Clock(), weakref.WeakValueDictionary[int, Scaled]()
+def make_cores(all_cores: Callable[[int], float], one_core: Callable[[int], float], cores: int) -> tuple[Cores, Any]:
+    """Return `Cores` tuned for 1, 4 and 16 rows, and its open sessions by their threads.
 
-    def open_with(threads: int) -> Scaled:
-        session = sessions[threads] = Scaled(clock, alone if threads == 1 else together)
+    Args:
+        all_cores, one_core: rows -> seconds of one run.
+        cores: how many there are.
+    """
+    clock = Clock()
+    sessions = weakref.WeakValueDictionary[int, Scaled]()
+
+    def open_for(threads: int) -> Scaled:
+        session = Scaled(clock, one_core if threads == 1 else all_cores)
+        sessions[threads] = session
         return session
 
-    found = Cores(open_with, cores, clock)
-    found.tune(inputs, OUTPUTS, AXES, [1, 4, 16])
+    runner = Cores(open_for, cores, clock)
+    runner.tune(inputs, OUTPUTS, AXES, [1, 4, 16])
     gc.collect()
-    return found, sessions
+    return runner, sessions
 
 
 def one_core_for_many() -> tuple[Cores, Any]:
-    """All of two cores on one row, one core on 4 rows and more."""
-    return opened(lambda rows: 10.0 * rows, lambda rows: 11.0 if rows == 1 else 1.0 * rows, 2)
+    """Two cores on one row, one core on 4 rows and more."""
+    return make_cores(lambda rows: 10.0 * rows, lambda rows: 11.0 if rows == 1 else 1.0 * rows, 2)
 
 
 @pytest.mark.parametrize("cores", [2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 33])
 def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> None:
-    runner = opened(lambda rows: 1e6, lambda rows: float(rows**3), cores)[0]  # as many parts as can be
+    runner = make_cores(lambda rows: 1e6, lambda rows: float(rows**3), cores)[0]  # as many parts as can be
     y, last = runner.run(inputs(rows), OUTPUTS)
     np.testing.assert_array_equal(y, inputs(rows)["x"] * inputs(rows)["scale"])
     np.testing.assert_array_equal(last, y[-1])
     np.testing.assert_array_equal(runner.run(inputs(rows), ["last"])[0], last)
 
 
-def test_each_core_has_rows_of_its_own_where_that_was_faster() -> None:
+def test_rows_are_divided_where_that_was_faster() -> None:
     runner, sessions = one_core_for_many()
     assert [runner.parts(rows) for rows in (1, 3, 4, 15, 100)] == [ALL_CORES, ALL_CORES, 1, 1, 1]
-    halves, sessions = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
+    halves, sessions = make_cores(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
     assert [halves.parts(rows) for rows in (1, 3, 4, 100)] == [1, 1, 2, 2]
     sessions[1].ran.clear()
     halves.run(inputs(9), OUTPUTS)
@@ -97,9 +104,9 @@ def test_each_core_has_rows_of_its_own_where_that_was_faster() -> None:
 
 
 def test_as_many_parts_as_is_fastest() -> None:
-    runner, sessions = opened(lambda rows: 1e6, lambda rows: 1.0 if rows == 8 else 100.0, 6)
+    runner, sessions = make_cores(lambda rows: 1e6, lambda rows: 1.0 if rows == 8 else 100.0, 6)
     assert runner.parts(16) == 2
-    runner, sessions = opened(lambda rows: 1e6, lambda rows: float(rows**3), 6)
+    runner, sessions = make_cores(lambda rows: 1e6, lambda rows: float(rows**3), 6)
     assert [runner.parts(rows) for rows in (1, 4, 16)] == [1, 4, 6]
     sessions[1].ran.clear()
     runner.run(inputs(16), OUTPUTS)
@@ -110,16 +117,16 @@ def test_a_session_that_is_never_the_faster_is_closed() -> None:
     assert set(one_core_for_many()[1]) == set()
     runner, sessions = one_core_for_many()
     assert set(sessions) == {1, 2}
-    runner, sessions = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows, 2)
+    runner, sessions = make_cores(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows, 2)
     assert set(sessions) == {1}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
     assert runner.specs() == ((), ())
-    runner, sessions = opened(lambda rows: 1.0, lambda rows: 5.0, 2)
+    runner, sessions = make_cores(lambda rows: 1.0, lambda rows: 5.0, 2)
     assert set(sessions) == {2}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
 
 
-def test_rows_that_may_not_be_cut_apart_stay_together() -> None:
+def test_rows_that_depend_on_each_other_stay_together() -> None:
     clock = Clock()
     sessions = {threads: Scaled(clock, lambda rows, threads=threads: 1.0 * threads) for threads in (1, 2)}
     runner = Cores(sessions.__getitem__, 2, clock)
@@ -131,29 +138,29 @@ def test_rows_that_may_not_be_cut_apart_stay_together() -> None:
 
 @pytest.mark.parametrize("row", [0, 8])
 def test_an_error_in_any_part_is_raised(row: int) -> None:
-    runner, _ = opened(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
-    given = inputs(9)
-    given["x"][:, row] = np.nan
+    runner, _ = make_cores(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
+    feeds = inputs(9)
+    feeds["x"][:, row] = np.nan
     with pytest.raises(RunError, match="a row of nan"):
-        runner.run(given, OUTPUTS)
+        runner.run(feeds, OUTPUTS)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be placed here")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be pinned here")
 def test_parts_that_use_all_cores_run_on_a_core_each() -> None:
-    """Of more cores than there are, the threads go where they like."""
-    places: list[set[int]] = []
+    """With more threads than there are cores, none is pinned."""
+    core_ids: list[set[int]] = []  # of each run
 
     def seconds(rows: int) -> float:
-        places.append(os.sched_getaffinity(0))
+        core_ids.append(os.sched_getaffinity(0))
         return 1.0
 
     cores = len(os.sched_getaffinity(0))
-    for count, each in ((cores, 1), (cores + 1, cores)):
-        runner = Cores(lambda threads: Scaled(Clock(), seconds), count)
+    for threads, cores_of_thread in ((cores, 1), (cores + 1, cores)):
+        runner = Cores(lambda threads: Scaled(Clock(), seconds), threads)
         runner.tune(inputs, OUTPUTS, AXES, [1])
-        places.clear()
-        runner._run(inputs(2 * count), OUTPUTS, count)
-        assert [len(place) for place in places] == [each] * count
+        core_ids.clear()
+        runner._run(inputs(2 * threads), OUTPUTS, threads)
+        assert [len(ids) for ids in core_ids] == [cores_of_thread] * threads
     assert len(os.sched_getaffinity(0)) == cores
 
 
@@ -170,7 +177,7 @@ def bundle(layer: nn.LSTM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("steps", [6, 4])
-def test_an_engine_whose_runs_are_cut(
+def test_an_engine_whose_runs_are_divided(
     steps: int, layer: nn.LSTM, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Cores, "_seconds", lambda self, feeds, outputs, parts: -parts)  # the more parts the better
@@ -178,6 +185,6 @@ def test_an_engine_whose_runs_are_cut(
     engine.warm_up()
     x = torch.randn(steps, 7, 3)
     output, (h_n, c_n) = layer(x)
-    found = engine.run({"input": x.transpose(0, 1).contiguous().numpy()})
+    outputs = engine.run({"input": x.transpose(0, 1).contiguous().numpy()})
     for name, expected in {"output": output, "h_n": h_n, "c_n": c_n}.items():
-        np.testing.assert_allclose(found[name], expected.transpose(0, 1).detach(), atol=1e-5)
+        np.testing.assert_allclose(outputs[name], expected.transpose(0, 1).detach(), atol=1e-5)

@@ -29,7 +29,7 @@ def path(layer: nn.RNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def feeds(batch: int) -> dict[str, np.ndarray]:
+def make_inputs(batch: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(batch)
     return {
         "input": random.standard_normal((4, batch, 3), np.float32),
@@ -47,23 +47,23 @@ def test_it_says_what_it_takes_and_gives(path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
 def test_it_answers_as_the_layer_does(batch: int, layer: nn.RNN, path: Path) -> None:
-    given = feeds(batch)
-    found = Engine(path, threads=1).run(given)
-    output, h_n = layer(torch.from_numpy(given["input"]), torch.from_numpy(given["h0"]))
-    np.testing.assert_allclose(found["output"], output.detach(), atol=1e-6)
-    np.testing.assert_allclose(found["h_n"], h_n.detach(), atol=1e-6)
+    inputs = make_inputs(batch)
+    outputs = Engine(path, threads=1).run(inputs)
+    output, h_n = layer(torch.from_numpy(inputs["input"]), torch.from_numpy(inputs["h0"]))
+    np.testing.assert_allclose(outputs["output"], output.detach(), atol=1e-6)
+    np.testing.assert_allclose(outputs["h_n"], h_n.detach(), atol=1e-6)
 
 
 def test_only_the_outputs_asked_for(path: Path) -> None:
     engine = Engine(path)
-    assert list(engine.run(feeds(2), ["h_n"])) == ["h_n"]
+    assert list(engine.run(make_inputs(2), ["h_n"])) == ["h_n"]
     with pytest.raises(InputError, match="there is no output `y`; the outputs are output, h_n"):
-        engine.run(feeds(2), ["y"])
-    for nothing in ("output", []):
+        engine.run(make_inputs(2), ["y"])
+    for wrong in ("output", []):
         with pytest.raises(InputError, match=r"must be a list of names, or None for all \(output, h_n\)"):
-            engine.run(feeds(2), nothing)
+            engine.run(make_inputs(2), wrong)
     with pytest.raises(InputError, match="`inputs` must be a dict of arrays by name, got list"):
-        engine.run(list(feeds(2).values()))
+        engine.run(list(make_inputs(2).values()))
     with pytest.raises(ValueError, match=r"`threads` \(=0\) must be 1 or more"):
         Engine(path, threads=0)
 
@@ -82,13 +82,13 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
     ],
 )
 def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message: str, path: Path) -> None:
-    given = {name: array for name, array in {**feeds(2), **change}.items() if array is not None}
+    inputs = {**make_inputs(2), **change}
     with pytest.raises(InputError) as raised:
-        Engine(path).run(given)
+        Engine(path).run({name: array for name, array in inputs.items() if array is not None})
     assert message in str(raised.value)
 
 
-def test_a_file_that_is_missing_or_no_model(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a file"):
         Engine(tmp_path / "nothing.onnx")
     (tmp_path / "text.onnx").write_text("hello", encoding="utf-8")
@@ -106,15 +106,15 @@ def test_a_provider_that_is_missing_or_does_not_start_is_an_error(path: Path) ->
 
 def test_many_threads_at_once(path: Path) -> None:
     engine = Engine(path)
-    expected = {batch: engine.run(feeds(batch))["output"] for batch in range(1, 9)}
+    expected = {batch: engine.run(make_inputs(batch))["output"] for batch in range(1, 9)}
     wrong: list[int] = []
 
-    def ask(batch: int) -> None:
+    def run(batch: int) -> None:
         for _ in range(20):
-            if not np.array_equal(engine.run(feeds(batch))["output"], expected[batch]):
+            if not np.array_equal(engine.run(make_inputs(batch))["output"], expected[batch]):
                 wrong.append(batch)
 
-    threads = [threading.Thread(target=ask, args=(batch,)) for batch in expected]
+    threads = [threading.Thread(target=run, args=(batch,)) for batch in expected]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -131,12 +131,12 @@ def test_it_runs_where_torch_and_onnx_are_not_installed(path: Path) -> None:
         "run = Engine(sys.argv[1]).run({'input': np.ones((4, 2, 3), 'f'), 'h0': np.ones((4, 2, 5), 'f')})\n"
         "print({name: array.shape for name, array in run.items()})"
     )
-    said = subprocess.check_output([sys.executable, "-c", code, path], text=True)
-    assert said.strip() == "{'output': (4, 2, 10), 'h_n': (4, 2, 5)}"
+    printed = subprocess.check_output([sys.executable, "-c", code, path], text=True)
+    assert printed.strip() == "{'output': (4, 2, 10), 'h_n': (4, 2, 5)}"
 
 
 def test_placement_counts_the_nodes_that_ran(path: Path) -> None:
-    ran = placement(path, "CPUExecutionProvider", feeds(2))
+    ran = placement(path, "CPUExecutionProvider", make_inputs(2))
     assert ran.keys() == {"CPUExecutionProvider"}
     assert ran["CPUExecutionProvider"] >= 16  # 2 layers, 2 directions, 4 steps: each step one fused node
 
@@ -144,11 +144,11 @@ def test_placement_counts_the_nodes_that_ran(path: Path) -> None:
 @pytest.mark.cuda
 @pytest.mark.usefixtures("onnxruntime_cuda")
 def test_it_answers_on_the_gpu(layer: nn.RNN, path: Path) -> None:
-    given = feeds(5)
-    found = Engine(path, provider=CUDA).run(given)
-    output, h_n = layer(torch.from_numpy(given["input"]), torch.from_numpy(given["h0"]))
-    np.testing.assert_allclose(found["output"], output.detach(), atol=1e-5)
-    np.testing.assert_allclose(found["h_n"], h_n.detach(), atol=1e-5)
-    ran = placement(path, CUDA, given)
+    inputs = make_inputs(5)
+    outputs = Engine(path, provider=CUDA).run(inputs)
+    output, h_n = layer(torch.from_numpy(inputs["input"]), torch.from_numpy(inputs["h0"]))
+    np.testing.assert_allclose(outputs["output"], output.detach(), atol=1e-5)
+    np.testing.assert_allclose(outputs["h_n"], h_n.detach(), atol=1e-5)
+    ran = placement(path, CUDA, inputs)
     assert ran[CUDA] >= 2 * 16  # a Gemm and an activation each
     assert ran.get("CPUExecutionProvider", 0) <= 4

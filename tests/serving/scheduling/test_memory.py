@@ -27,7 +27,7 @@ print(megabytes("VmHWM") - before, megabytes("VmRSS") - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_memory_after_a_very_long_request(padded: Path) -> None:
-    said = subprocess.check_output([sys.executable, "-c", CODE, padded], text=True)
-    needed, kept = map(float, said.split())
+    printed = subprocess.check_output([sys.executable, "-c", CODE, padded], text=True)
+    needed, kept = map(float, printed.split())
     assert needed > 80
     assert kept < needed / 3
