@@ -88,7 +88,12 @@ class BatchEngine:
         steps = max(step_counts, default=None)
         return self._graphs.pick(steps, may_pad=self.padding_is_harmless, rows=rows)
 
-    def run(self, choice: GraphChoice, batch: Batch, outputs: Sequence[str]) -> list[Outputs]:
+    def run(
+        self,
+        choice: GraphChoice,
+        batch: Batch,
+        outputs: Sequence[str],
+    ) -> list[Outputs]:
         """Run requests together, and return the outputs of each.
 
         Args:
@@ -127,7 +132,9 @@ class BatchEngine:
         bucket, and which dynamic graph to use for how many rows.
         """
         row_counts = MEASURED_ROWS if self.rows_are_independent() else (1,)
-        seconds = {runner: self._measure(runner, MEASURED_STEPS, row_counts) for runner in self._graphs.dynamic}
+        seconds = {}
+        for runner in self._graphs.dynamic:
+            seconds[runner] = self._measure(runner, MEASURED_STEPS, row_counts)
         # The fastest graph for one row is often not the fastest for sixteen.
         for rows in row_counts:
             if seconds:
@@ -142,7 +149,12 @@ class BatchEngine:
                 dynamic_seconds = self._time(dynamic, steps, rows=1)
                 self._graphs.prefer(steps, bucket_seconds, dynamic_seconds)
 
-    def _run(self, choice: GraphChoice, batch: Batch, outputs: Sequence[str]) -> list[Outputs]:
+    def _run(
+        self,
+        choice: GraphChoice,
+        batch: Batch,
+        outputs: Sequence[str],
+    ) -> list[Outputs]:
         feeds = collate(batch, self.signature, choice.steps)
         arrays = choice.runner.run(feeds, outputs)
         results = dict(zip(outputs, arrays, strict=True))
@@ -178,14 +190,24 @@ class BatchEngine:
             long = max(self._graphs.buckets)
         return try_batching(run, self.signature, short, long)
 
-    def _measure(self, runner: Runner, steps: int, row_counts: Sequence[int]) -> dict[int, float]:
+    def _measure(
+        self,
+        runner: Runner,
+        steps: int,
+        row_counts: Sequence[int],
+    ) -> dict[int, float]:
         """Return rows -> seconds of one run, in the fastest way that the runner has."""
         tuned = self._tune(runner, steps, row_counts)
         if tuned:
             return tuned
         return {rows: self._time(runner, steps, rows) for rows in row_counts}
 
-    def _tune(self, runner: Runner, steps: int, row_counts: Sequence[int]) -> dict[int, float]:
+    def _tune(
+        self,
+        runner: Runner,
+        steps: int,
+        row_counts: Sequence[int],
+    ) -> dict[int, float]:
         def graph_inputs(rows: int) -> Arrays:
             feeds = example(self.signature, rows, steps)
             return collate([feeds], self.signature, feeds.steps)
@@ -201,4 +223,5 @@ class BatchEngine:
         """Return the seconds of one run, collating and splitting included."""
         feeds = example(self.signature, rows, steps)
         choice = GraphChoice(runner, feeds.steps)
-        return quickest(lambda: self._run(choice, [feeds], self._output_names))
+        batch = [feeds]
+        return quickest(lambda: self._run(choice, batch, self._output_names))

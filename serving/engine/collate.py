@@ -11,7 +11,11 @@ from .feeds import Feeds
 from .signature import Signature, axis_order
 
 
-def collate(batch: Sequence[Feeds], signature: Signature, steps: int | None) -> Arrays:
+def collate(
+    batch: Sequence[Feeds],
+    signature: Signature,
+    steps: int | None,
+) -> Arrays:
     """Return one array for each input, in the graph's layout; it may be a view that is not contiguous.
 
     Args:
@@ -26,17 +30,23 @@ def collate(batch: Sequence[Feeds], signature: Signature, steps: int | None) -> 
     return arrays
 
 
-def _collate_tensor(parts: Sequence[np.ndarray], tensor: Tensor, steps: int | None) -> np.ndarray:
+def _collate_tensor(
+    parts: Sequence[np.ndarray],
+    tensor: Tensor,
+    steps: int | None,
+) -> np.ndarray:
     axes = axis_order(tensor)
-    shape = list(parts[0].shape)  # [B, T, ...]; in the graph's layout if there is no batch axis
+    first = parts[0]
+    shape = list(first.shape)  # [B, T, ...]; in the graph's layout if there is no batch axis
     if tensor.batch is not None:
         shape[0] = sum(part.shape[0] for part in parts)
         if tensor.time is not None and steps is not None:
             shape[1] = steps
-    if len(parts) == 1 and shape == list(parts[0].shape):
-        return parts[0].transpose(np.argsort(axes))
-    graph_shape = [shape[axes.index(axis)] for axis in range(len(axes))]
-    whole = np.zeros(graph_shape, parts[0].dtype)
+    to_graph = np.argsort(axes)  # the inverse of `axes`
+    if len(parts) == 1 and shape == list(first.shape):
+        return first.transpose(to_graph)
+    graph_shape = [shape[axis] for axis in to_graph]
+    whole = np.zeros(graph_shape, first.dtype)
     client_view = whole.transpose(axes)  # (B, T, ...)
     start = 0
     for part in parts:
@@ -49,7 +59,12 @@ def _collate_tensor(parts: Sequence[np.ndarray], tensor: Tensor, steps: int | No
     return whole
 
 
-def split(results: Arrays, batch: Sequence[Feeds], signature: Signature, steps: int | None) -> list[Outputs]:
+def split(
+    results: Arrays,
+    batch: Sequence[Feeds],
+    signature: Signature,
+    steps: int | None,
+) -> list[Outputs]:
     """Return the outputs of each request, batch-first, without the steps that it did not have.
 
     Args:
@@ -59,7 +74,8 @@ def split(results: Arrays, batch: Sequence[Feeds], signature: Signature, steps: 
     arrays = {}
     for tensor in signature.outputs:
         if tensor.name in results:
-            arrays[tensor.name] = results[tensor.name].transpose(axis_order(tensor))  # (B, T, ...)
+            array = results[tensor.name]
+            arrays[tensor.name] = array.transpose(axis_order(tensor))  # (B, T, ...)
     if len(batch) == 1 and batch[0].steps == steps:
         return [{name: np.ascontiguousarray(array) for name, array in arrays.items()}]
     answers = []

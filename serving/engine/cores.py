@@ -35,7 +35,10 @@ class Cores(Runner):
     prefers_few_row_counts = False
 
     def __init__(
-        self, open_for: Callable[[int], Runner], cores: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        open_for: Callable[[int], Runner],
+        cores: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._open_for = open_for
         self._cores = cores
@@ -44,7 +47,11 @@ class Cores(Runner):
         self._one_core: Runner | None = None  # opened by `tune`
         self._batch_axes: Mapping[str, int] = {}
         self._parts = {1: ALL_CORES}
-        self._pool = ThreadPoolExecutor(cores, "deploy-rnn rows", initializer=_thread_pinner(cores))
+        self._pool = ThreadPoolExecutor(
+            cores,
+            thread_name_prefix="deploy-rnn rows",
+            initializer=_thread_pinner(cores),
+        )
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         parts = self.parts(self._rows(feeds))
@@ -71,6 +78,7 @@ class Cores(Runner):
         self._batch_axes = batch_axes
         for rows in row_counts:
             feeds = example(rows)
+            # Rows that depend on each other stay together, on one core or on all.
             most_parts = min(rows, self._cores) if batch_axes else 1
             seconds = {}
             for parts in _choices(most_parts):
@@ -87,8 +95,9 @@ class Cores(Runner):
 
     def _rows(self, feeds: Arrays) -> int:
         for name, array in feeds.items():
-            if name in self._batch_axes:
-                return int(array.shape[self._batch_axes[name]])
+            axis = self._batch_axes.get(name)
+            if axis is not None:
+                return int(array.shape[axis])
         return 1
 
     def _seconds(self, feeds: Arrays, outputs: Sequence[str], parts: int) -> float:

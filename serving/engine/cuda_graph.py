@@ -47,8 +47,9 @@ class CudaGraph(Runner):
         self._captured_runs: dict[tuple[tuple[int, ...], ...], _CapturedRun] = {}
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        arrays = contiguous(feeds)
         with self._lock:
-            return translate_errors(lambda: self._run(contiguous(feeds), outputs))
+            return translate_errors(lambda: self._run(arrays, outputs))
 
     def specs(self) -> tuple[Specs, Specs]:
         return specs(self._session)
@@ -58,7 +59,8 @@ class CudaGraph(Runner):
         captured = self._captured_runs.get(shapes)
         if captured is None:
             number = len(self._captured_runs)
-            captured = self._captured_runs[shapes] = self._prepare(feeds, number)
+            captured = self._prepare(feeds, number)
+            self._captured_runs[shapes] = captured
         for name, array in feeds.items():
             captured.inputs[name].update_inplace(array)
         self._session.run_with_iobinding(captured.binding, captured.options)
@@ -81,7 +83,8 @@ class CudaGraph(Runner):
 
     def _run_uncaptured(self, feeds: Arrays) -> Outputs:
         names = [output.name for output in self._session.get_outputs()]
-        results = self._session.run(names, dict(feeds), _options(NOT_CAPTURED))
+        options = _options(NOT_CAPTURED)
+        results = self._session.run(names, dict(feeds), options)
         return dict(zip(names, results, strict=True))
 
 

@@ -48,13 +48,24 @@ class Engine:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
-    def __init__(self, path: str | Path, *, provider: str = CPU, threads: int | None = None) -> None:
-        self._batch_engine = BatchEngine(open_model(Path(path), provider, threads))
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        provider: str = CPU,
+        threads: int | None = None,
+    ) -> None:
+        opened = open_model(Path(path), provider, threads)
+        self._batch_engine = BatchEngine(opened)
         self.name = self._batch_engine.name
         self.inputs = self._batch_engine.inputs
         self.outputs = self._batch_engine.outputs
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Run the model once.
 
         Args:

@@ -54,7 +54,12 @@ class Feeds:
         if len(signature.time_axes) == 1:
             run_axes |= signature.time_axes
         other_sizes = [(axis, size) for axis, size in sizes.items() if axis not in run_axes]
-        return cls(arrays, rows, steps, tuple(other_sizes))
+        return cls(
+            arrays,
+            rows=rows,
+            steps=steps,
+            other_sizes=tuple(other_sizes),
+        )
 
 
 def _axis_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
@@ -69,13 +74,14 @@ def _axis_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
     for name in names:
         if name not in inputs and name not in signature.optional:
             raise InputError(f"input `{name}` is missing; the inputs are {', '.join(names)}.")
-    return _bind_sizes([spec for spec in specs if spec.name in inputs], inputs)
+    present_specs = [spec for spec in specs if spec.name in inputs]
+    return _bind_sizes(present_specs, inputs)
 
 
 def _bind_sizes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
     """Return dynamic axis -> its size, which must be the same in every array that has the axis."""
     sizes: dict[str, int] = {}
-    owners: dict[str, str] = {}  # dynamic axis -> the first input that has it
+    owners: dict[str, str] = {}  # the first input that has the axis
     for spec in specs:
         array = inputs[spec.name]
         _check_array(array, spec)
@@ -113,24 +119,32 @@ def _fits(shape: Sequence[int], expected_shape: Sequence[int | str]) -> bool:
     return True
 
 
-def _default(spec: Tensor, signature: Signature, sizes: Mapping[str, int]) -> np.ndarray:
+def _default(
+    spec: Tensor,
+    signature: Signature,
+    sizes: Mapping[str, int],
+) -> np.ndarray:
     """Return an optional input that was left out: lengths that count every step, or a state of zeros."""
     shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape]
     if 0 in shape:
         raise InputError(f"input `{spec.name}` is missing, and no other input tells the size of {spec}.")
-    if spec.name in signature.lengths:
-        return np.full(shape, _limit(signature.lengths[spec.name], sizes), spec.dtype)
-    return np.zeros(shape, spec.dtype)
+    if spec.name not in signature.lengths:
+        return np.zeros(shape, spec.dtype)
+    time_axis = signature.lengths[spec.name]
+    return np.full(shape, _limit(time_axis, sizes), spec.dtype)
 
 
 def _limit(time_axis: int | str, sizes: Mapping[str, int]) -> int:
     """Return the longest length that a row can have; a time axis of fixed size is that size."""
-    return time_axis if isinstance(time_axis, int) else sizes[time_axis]
+    if isinstance(time_axis, int):
+        return time_axis
+    return sizes[time_axis]
 
 
 def _check_lengths(name: str, lengths: np.ndarray, limit: int) -> None:
     """Check what onnxruntime does not: a length of 0, or beyond T, makes it read memory that is not the row's."""
-    wrong_rows = np.flatnonzero((lengths < 1) | (lengths > limit))
+    is_wrong = (lengths < 1) | (lengths > limit)
+    wrong_rows = np.flatnonzero(is_wrong)
     if wrong_rows.size:
         row = int(wrong_rows[0])
         raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has 1 to {limit} steps.")

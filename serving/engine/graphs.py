@@ -39,7 +39,11 @@ class Graphs:
         return cls([runner], {})
 
     @classmethod
-    def of_bundle(cls, graphs: Sequence[Graph], open_graph: Callable[[Graph], Runner]) -> Self:
+    def of_bundle(
+        cls,
+        graphs: Sequence[Graph],
+        open_graph: Callable[[Graph], Runner],
+    ) -> Self:
         """Open the graphs of a bundle.
 
         Raises:
@@ -74,9 +78,16 @@ class Graphs:
             seconds: of a run in the bucket's graph.
             dynamic_seconds: of a run in the dynamic graph, which are taken to grow with the steps.
         """
-        self._pad_from[bucket] = max(1, ceil(bucket * min(1.0, seconds / dynamic_seconds)))
+        share = min(1.0, seconds / dynamic_seconds)
+        self._pad_from[bucket] = max(1, ceil(bucket * share))
 
-    def pick(self, steps: int | None, *, may_pad: Callable[[], bool], rows: int = 1) -> GraphChoice:
+    def pick(
+        self,
+        steps: int | None,
+        *,
+        may_pad: Callable[[], bool],
+        rows: int = 1,
+    ) -> GraphChoice:
         """Pick the graph for a batch.
 
         1. The bucket of exactly these steps.
@@ -99,8 +110,10 @@ class Graphs:
             return GraphChoice(self.buckets[steps], steps)
         # Case 2.
         larger = next((bucket for bucket in self.buckets if bucket > steps), None)
-        if larger is not None and (dynamic is None or steps >= self._pad_from[larger]) and may_pad():
-            return GraphChoice(self.buckets[larger], larger)
+        if larger is not None:
+            is_preferred = dynamic is None or steps >= self._pad_from[larger]
+            if is_preferred and may_pad():
+                return GraphChoice(self.buckets[larger], larger)
         # Case 3.
         if dynamic is not None:
             return GraphChoice(dynamic, steps)

@@ -32,7 +32,12 @@ class TrialResults:
     padding_is_harmless: bool
 
 
-def try_batching(run: Run, signature: Signature, short: int, long: int) -> TrialResults:
+def try_batching(
+    run: Run,
+    signature: Signature,
+    short: int,
+    long: int,
+) -> TrialResults:
     """Run a few random rows alone, together and padded: five small runs at most.
 
     Args:
@@ -43,8 +48,10 @@ def try_batching(run: Run, signature: Signature, short: int, long: int) -> Trial
     if not rows_are_independent(run, signature, short):
         return TrialResults(rows_are_independent=False, padding_is_harmless=False)
     if short == long:
-        return TrialResults(True, padding_is_not_read(run, signature, short))
-    return TrialResults(True, padding_is_harmless(run, signature, short, long))
+        harmless = padding_is_not_read(run, signature, short)
+    else:
+        harmless = padding_is_harmless(run, signature, short, long)
+    return TrialResults(rows_are_independent=True, padding_is_harmless=harmless)
 
 
 def rows_are_independent(run: Run, signature: Signature, steps: int) -> bool:
@@ -66,7 +73,13 @@ def padding_is_harmless(run: Run, signature: Signature, short: int, long: int) -
     if not signature.lengths_cover_time:
         return False
     row = example(signature, 1, short, seed=3)
-    return _holds(lambda: _same(run([row], long), run([row], short)))
+
+    def check() -> bool:
+        padded = run([row], long)
+        alone = run([row], short)
+        return _same(padded, alone)
+
+    return _holds(check)
 
 
 def padding_is_not_read(run: Run, signature: Signature, steps: int) -> bool:
@@ -78,17 +91,28 @@ def padding_is_not_read(run: Run, signature: Signature, steps: int) -> bool:
     length = steps // 2
     row = example(signature, 1, steps, seed=4)
 
-    def answer(padding: int) -> Outputs:
+    def run_shortened(padding: int) -> Outputs:
         shorter = _shorten(row, signature, length, padding)
         outputs = run([shorter], steps)[0]
+        # What the graph gives beyond the row's end may well depend on the padding.
         for name in signature.outputs_over_time:
             outputs[name] = outputs[name][:, :length]
         return outputs
 
-    return _holds(lambda: _same([answer(padding=0)], [answer(padding=1)]))
+    def check() -> bool:
+        zeros = run_shortened(padding=0)
+        ones = run_shortened(padding=1)
+        return _same([zeros], [ones])
+
+    return _holds(check)
 
 
-def example(signature: Signature, rows: int, steps: int, seed: int = 0) -> Feeds:
+def example(
+    signature: Signature,
+    rows: int,
+    steps: int,
+    seed: int = 0,
+) -> Feeds:
     """Make inputs of these sizes: random numbers, and 0 or 1 where they are whole."""
     random = np.random.default_rng(seed)
     sizes: dict[str | None, int] = {signature.batch_axis: rows}
@@ -99,12 +123,17 @@ def example(signature: Signature, rows: int, steps: int, seed: int = 0) -> Feeds
             continue
         shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape]
         is_float = np.dtype(spec.dtype).kind == "f"
-        values = random.normal(size=shape) if is_float else random.integers(2, size=shape)
+        values: np.ndarray = random.normal(size=shape) if is_float else random.integers(2, size=shape)
         arrays[spec.name] = values.astype(spec.dtype)
     return Feeds.of(arrays, signature)
 
 
-def _shorten(row: Feeds, signature: Signature, length: int, padding: int) -> Feeds:
+def _shorten(
+    row: Feeds,
+    signature: Signature,
+    length: int,
+    padding: int,
+) -> Feeds:
     """Return the row with fewer steps, and `padding` in all that is beyond them."""
     arrays = {}
     for spec in signature.client_inputs:

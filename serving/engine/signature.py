@@ -29,12 +29,22 @@ class Signature:
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Self:
-        return cls(manifest.inputs, manifest.outputs, manifest.lengths, manifest.states)
+        return cls(
+            inputs=manifest.inputs,
+            outputs=manifest.outputs,
+            lengths=manifest.lengths,
+            states=manifest.states,
+        )
 
     @classmethod
     def of_specs(cls, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Self:
         """The signature of a lone .onnx file, which says nothing about its axes."""
-        return cls(_without_axes(inputs), _without_axes(outputs), lengths={}, states={})
+        return cls(
+            inputs=_without_axes(inputs),
+            outputs=_without_axes(outputs),
+            lengths={},
+            states={},
+        )
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -71,8 +81,12 @@ class Signature:
     @cached_property
     def time_axes(self) -> frozenset[str]:
         """The names of the time axes."""
-        sizes = [tensor.shape[tensor.time] for tensor in self.tensors if tensor.time is not None]
-        return frozenset(size for size in sizes if isinstance(size, str))
+        names = set()
+        for tensor in self.tensors:
+            size = None if tensor.time is None else tensor.shape[tensor.time]
+            if isinstance(size, str):
+                names.add(size)
+        return frozenset(names)
 
     @cached_property
     def lengths_cover_time(self) -> bool:
@@ -84,7 +98,8 @@ class Signature:
     @cached_property
     def outputs_over_time(self) -> frozenset[str]:
         """Outputs with a value for every step."""
-        return frozenset(tensor.name for tensor in self.outputs if tensor.time is not None)
+        names = [tensor.name for tensor in self.outputs if tensor.time is not None]
+        return frozenset(names)
 
 
 def axis_order(tensor: Tensor) -> tuple[int, ...]:
@@ -95,18 +110,17 @@ def axis_order(tensor: Tensor) -> tuple[int, ...]:
     leading = [tensor.batch]
     if tensor.time is not None:
         leading.append(tensor.time)
-    return (*leading, *(axis for axis in axes if axis not in leading))
+    trailing = [axis for axis in axes if axis not in leading]
+    return (*leading, *trailing)
 
 
 def batch_first(tensor: Tensor) -> Tensor:
     """Return a graph's tensor as clients see it."""
     axes = axis_order(tensor)
-    return replace(
-        tensor,
-        shape=tuple(tensor.shape[axis] for axis in axes),
-        batch=None if tensor.batch is None else axes.index(tensor.batch),
-        time=None if tensor.time is None else axes.index(tensor.time),
-    )
+    shape = [tensor.shape[axis] for axis in axes]
+    batch = None if tensor.batch is None else axes.index(tensor.batch)
+    time = None if tensor.time is None else axes.index(tensor.time)
+    return replace(tensor, shape=tuple(shape), batch=batch, time=time)
 
 
 def _without_axes(specs: Iterable[TensorSpec]) -> tuple[Tensor, ...]:
