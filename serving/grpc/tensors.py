@@ -37,25 +37,35 @@ def read(message: Any, seconds: float, settings: Settings) -> InferRequest:
     """
     if not message.inputs:
         raise InputError("the request has no `inputs`.")
+    num_inputs = len(message.inputs)
     raw_contents: list[bytes | None] = list(message.raw_input_contents)
+    # All inputs are raw, or all have typed contents.
     if not raw_contents:
-        raw_contents = [None] * len(message.inputs)
-    if len(raw_contents) != len(message.inputs):
+        raw_contents = [None] * num_inputs
+    if len(raw_contents) != num_inputs:
         raise InputError(
-            f"the request has {len(message.inputs)} inputs and {len(raw_contents)} `raw_input_contents`; there must "
-            "be one for each input."
+            f"the request has {num_inputs} inputs and {len(raw_contents)} `raw_input_contents`; there must be one for "
+            "each input."
         )
-    inputs = [_input(tensor, raw, settings) for tensor, raw in zip(message.inputs, raw_contents, strict=True)]
+    inputs = []
+    for tensor, raw in zip(message.inputs, raw_contents, strict=True):
+        inputs.append(_input(tensor, raw, settings))
+
     for output in message.outputs:
         oip.refuse_parameters(output.name, _parameters(output.parameters))
     output_names = [output.name for output in message.outputs]
     parameters = _parameters(message.parameters)
-    return InferRequest(message.id, oip.request(inputs, output_names, parameters, seconds))
+    request = oip.request(inputs, output_names, parameters, seconds)
+    return InferRequest(message.id, request)
 
 
 def write(infer_request: InferRequest, model_name: str, response: Response) -> Any:
     """The ModelInferResponse; its tensors are raw bytes, as Triton's are."""
-    message = CLASSES["ModelInferResponse"](model_name=model_name, model_version=VERSION, id=infer_request.id)
+    message = CLASSES["ModelInferResponse"](
+        model_name=model_name,
+        model_version=VERSION,
+        id=infer_request.id,
+    )
     for name, array in response.outputs.items():
         message.outputs.add(name=name, datatype=datatype(array.dtype.name), shape=array.shape)
         message.raw_output_contents.append(to_bytes(array))
@@ -63,14 +73,17 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> A
 
 
 def _input(tensor: Any, raw: bytes | None, settings: Settings) -> tuple[str, np.ndarray]:
-    oip.refuse_parameters(tensor.name, _parameters(tensor.parameters))
-    dtype = dtype_of(tensor.name, tensor.datatype)
-    shape = check_shape(tensor.name, tensor.shape, dtype, settings.max_bytes)
+    name = tensor.name
+    oip.refuse_parameters(name, _parameters(tensor.parameters))
+    dtype = dtype_of(name, tensor.datatype)
+    shape = check_shape(name, tensor.shape, dtype, settings.max_bytes)
     if raw is None:
-        return tensor.name, from_values(tensor.name, dtype, shape, _contents(tensor))
-    if tensor.HasField("contents"):
-        raise InputError(f"`{tensor.name}` has `contents`, but there are `raw_input_contents`; use only one of them.")
-    return tensor.name, from_bytes(tensor.name, dtype, shape, raw)
+        array = from_values(name, dtype, shape, _contents(tensor))
+    elif tensor.HasField("contents"):
+        raise InputError(f"`{name}` has `contents`, but there are `raw_input_contents`; use only one of them.")
+    else:
+        array = from_bytes(name, dtype, shape, raw)
+    return name, array
 
 
 def _contents(tensor: Any) -> list[Any]:

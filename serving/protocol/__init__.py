@@ -1,1 +1,1 @@
-"""The Open Inference Protocol, whatever carries it."""
+"""The Open Inference Protocol, apart from how HTTP and gRPC carry it."""

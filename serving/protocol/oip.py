@@ -99,7 +99,11 @@ def _timeout(microseconds: object) -> float:
 
 
 def server_metadata() -> dict[str, Any]:
-    return {"name": "deploy-rnn", "version": __version__, "extensions": list(EXTENSIONS)}
+    return {
+        "name": "deploy-rnn",
+        "version": __version__,
+        "extensions": list(EXTENSIONS),
+    }
 
 
 def model_metadata(model: ServedModel) -> dict[str, Any]:
@@ -113,7 +117,11 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
 
 
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": _sizes(spec.shape)}
+    return {
+        "name": spec.name,
+        "datatype": datatype(spec.dtype),
+        "shape": _sizes(spec.shape),
+    }
 
 
 def _sizes(shape: Sequence[int | str]) -> list[int]:
@@ -127,8 +135,10 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
     first_axis = 1 if model.max_batch else 0
     inputs = []
     for spec in model.inputs:
-        is_optional = spec.name in model.optional
-        inputs.append(_tensor_config(spec, first_axis) | {"format": "FORMAT_NONE", "optional": is_optional})
+        config = _tensor_config(spec, first_axis)
+        config["format"] = "FORMAT_NONE"
+        config["optional"] = spec.name in model.optional
+        inputs.append(config)
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -143,7 +153,11 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
 
 
 def _tensor_config(spec: TensorSpec, first_axis: int) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": f"TYPE_{datatype(spec.dtype)}", "dims": _sizes(spec.shape[first_axis:])}
+    return {
+        "name": spec.name,
+        "data_type": f"TYPE_{datatype(spec.dtype)}",
+        "dims": _sizes(spec.shape[first_axis:]),
+    }
 
 
 def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
@@ -153,7 +167,10 @@ def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
     return {
         "sequence_batching": {
             "max_sequence_idle_microseconds": _microseconds(limits.stream_idle),
-            "oldest": {"max_candidate_sequences": limits.max_streams, "max_queue_delay_microseconds": max_wait},
+            "oldest": {
+                "max_candidate_sequences": limits.max_streams,
+                "max_queue_delay_microseconds": max_wait,
+            },
         }
     }
 
@@ -165,15 +182,18 @@ def _microseconds(seconds: float) -> int:
 def model_statistics(model: ServedModel) -> dict[str, Any]:
     """The statistics of a model since it was loaded; what Triton counts and this server has no part in is 0."""
     statistics = model.statistics()
-    batches = sorted(statistics.batch_rows.items())
+    last_seconds = statistics.last_inference or 0.0
+    batch_statistics = []
+    for rows, (executions, seconds) in sorted(statistics.batch_rows.items()):
+        batch_statistics.append(_batch_statistics(rows, executions, seconds))
     return {
         "name": model.name,
         "version": VERSION,
-        "last_inference": round((statistics.last_inference or 0.0) * 1e3),  # milliseconds since 1970
+        "last_inference": round(last_seconds * 1e3),  # milliseconds since 1970
         "inference_count": statistics.rows,
         "execution_count": statistics.executions,
         "inference_stats": _inference_statistics(statistics),
-        "batch_stats": [_batch_statistics(rows, executions, seconds) for rows, (executions, seconds) in batches],
+        "batch_stats": batch_statistics,
     }
 
 

@@ -31,7 +31,8 @@ def datatype(dtype: str) -> str:
         UnsupportedError: it has no name here, as strings do not.
     """
     if dtype not in DATATYPE_OF:
-        raise UnsupportedError(f"a tensor of dtype {dtype} cannot be sent; must be one of {', '.join(DATATYPE_OF)}.")
+        supported = ", ".join(DATATYPE_OF)
+        raise UnsupportedError(f"a tensor of dtype {dtype} cannot be sent; must be one of {supported}.")
     return DATATYPE_OF[dtype]
 
 
@@ -42,8 +43,10 @@ def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
         InputError: the datatype is unknown, or one that no model here takes, such as BYTES and BF16.
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise InputError(f"`{name}` has datatype {_shorten(datatype)}; must be one of {', '.join(DATATYPES)}.")
-    return np.dtype(DATATYPES[datatype]).newbyteorder("<")
+        supported = ", ".join(DATATYPES)
+        raise InputError(f"`{name}` has datatype {_shorten(datatype)}; must be one of {supported}.")
+    dtype = np.dtype(DATATYPES[datatype])
+    return dtype.newbyteorder("<")
 
 
 def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) -> tuple[int, ...]:
@@ -53,15 +56,18 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
         InputError: it is not a list of at most 32 integers >= 0.
         TooLargeError: the tensor would have more than `max_bytes`.
     """
+    # A list of JSON, or a repeated field of protobuf; a string is a sequence too.
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_RANK:
         raise InputError(f"`{name}` has shape {_shorten(shape)}; must be a list of at most {MAX_RANK} sizes.")
-    for size in shape:
+    sizes = tuple(shape)
+    for size in sizes:
         # True is an int too.
         if type(size) is not int or size < 0:
             raise InputError(f"`{name}` has size {_shorten(size)} in its shape; sizes must be integers >= 0.")
-    if math.prod(shape) * dtype.itemsize > max_bytes:
-        raise TooLargeError(f"`{name}` of shape {_shorten(list(shape))} has more than {max_bytes} bytes, the limit.")
-    return tuple(shape)
+    if math.prod(sizes) * dtype.itemsize > max_bytes:
+        text = _shorten(list(sizes))
+        raise TooLargeError(f"`{name}` of shape {text} has more than {max_bytes} bytes, which is the limit.")
+    return sizes
 
 
 def from_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: memoryview | bytes) -> np.ndarray:
@@ -70,14 +76,16 @@ def from_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: mem
     Raises:
         InputError: the shape needs another number of bytes, or a BOOL is neither 0 nor 1.
     """
-    expected = math.prod(shape) * dtype.itemsize
-    if len(raw) != expected:
+    needed_bytes = math.prod(shape) * dtype.itemsize
+    if len(raw) != needed_bytes:
+        tensor_type = f"{DATATYPE_OF[dtype.name]} {list(shape)}"
         raise InputError(
-            f"`{name}` has {len(raw)} bytes; {DATATYPE_OF[dtype.name]} {list(shape)} needs {expected}, "
-            f"{dtype.itemsize} for each element."
+            f"`{name}` has {len(raw)} bytes; {tensor_type} needs {needed_bytes}, {dtype.itemsize} for each element."
         )
-    if dtype.kind == "b" and np.frombuffer(raw, np.uint8).max(initial=0) > 1:
-        raise InputError(f"`{name}` is BOOL and contains a byte other than 0 and 1.")
+    if dtype.kind == "b":
+        largest_byte = np.frombuffer(raw, np.uint8).max(initial=0)
+        if largest_byte > 1:
+            raise InputError(f"`{name}` is BOOL and contains a byte other than 0 and 1.")
     array = np.frombuffer(raw, dtype).reshape(shape)
     # Bytes after JSON may start anywhere; onnxruntime needs them aligned.
     return np.require(array, requirements="A")
@@ -85,7 +93,8 @@ def from_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: mem
 
 def to_bytes(array: np.ndarray) -> bytes:
     """The elements row by row, little-endian."""
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    little_endian = array.dtype.newbyteorder("<")
+    return array.astype(little_endian, copy=False).tobytes()
 
 
 def from_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: object) -> np.ndarray:
@@ -95,21 +104,18 @@ def from_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: o
         InputError: the shape needs another number of values, or the datatype cannot represent a value.
     """
     array = _as_array(name, data, dtype)
+    needed_values = math.prod(shape)
     is_flat_or_nested = array.ndim == 1 or array.shape == shape
-    if array.size != math.prod(shape) or not is_flat_or_nested:
+    if array.size != needed_values or not is_flat_or_nested:
         raise InputError(
-            f"`{name}` has {array.size} values in {list(array.shape)}; its shape {list(shape)} needs "
-            f"{math.prod(shape)}, flat or nested like it."
-        )
-    if array.size and array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
-        raise InputError(
-            f"`{name}` contains values that are not {DATATYPE_OF[dtype.name]}, such as {_shorten(array.flat[0])}."
+            f"`{name}` has {array.size} values in {list(array.shape)}; its shape {list(shape)} needs {needed_values}, "
+            "flat or nested like it."
         )
     return _convert(name, array, dtype).reshape(shape)
 
 
 def _as_array(name: str, data: object, dtype: np.dtype[Any]) -> np.ndarray:
-    """`data` as an array of a dtype that numpy chooses."""
+    """`data` as an array of the dtype that numpy finds in it."""
     if not isinstance(data, Sequence) or isinstance(data, str | bytes):
         raise InputError(f"`{name}` has data {_shorten(data)}; must be a list of values.")
     try:
@@ -118,7 +124,7 @@ def _as_array(name: str, data: object, dtype: np.dtype[Any]) -> np.ndarray:
         if dtype == np.uint64 and array.dtype.kind == "f":
             values = np.asarray(data, dtype=object)
             if all(type(value) is int and 0 <= value < 2**64 for value in values.flat):
-                return values.astype(np.uint64)
+                array = values.astype(np.uint64)
     except (ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"`{name}` has data that is not a tensor: {error}.") from None
     return array
@@ -127,15 +133,22 @@ def _as_array(name: str, data: object, dtype: np.dtype[Any]) -> np.ndarray:
 def _convert(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """`array` as `dtype`, if no value changes by more than rounding."""
     datatype = DATATYPE_OF[dtype.name]
-    if array.size and dtype.kind in "iu":
+    if array.size == 0:
+        return array.astype(dtype)
+    if array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
+        example = _shorten(array.flat[0])
+        raise InputError(f"`{name}` contains values that are not {datatype}, such as {example}.")
+    if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
             raise InputError(f"`{name}` contains values out of range for {datatype}, {limits.min} to {limits.max}.")
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
-    # A finite value that became infinite was too large.
-    if dtype.kind == "f" and not np.isfinite(converted[np.isfinite(array)]).all():
-        raise InputError(f"`{name}` contains values out of range for {datatype}.")
+    if dtype.kind == "f":
+        # A finite value that became infinite was too large.
+        was_finite = np.isfinite(array)
+        if not np.isfinite(converted[was_finite]).all():
+            raise InputError(f"`{name}` contains values out of range for {datatype}.")
     return converted
 
 
@@ -145,4 +158,6 @@ def _shorten(value: object) -> str:
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a huge number"
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    if len(text) > 80:
+        text = f"{text[:77]}..."
+    return text

@@ -1,1 +1,1 @@
-"""The protocol over HTTP, and the page."""
+"""The protocol over HTTP, and the pages of a server."""

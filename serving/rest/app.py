@@ -91,8 +91,9 @@ class Guard:
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["path"] not in self._open_paths:
+            headers = dict(scope["headers"])
             try:
-                self._inference.authorize(dict(scope["headers"]).get(b"authorization"))
+                self._inference.authorize(headers.get(b"authorization"))
             except UnauthorizedError as error:
                 app = JSONResponse({"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"})
         await app(scope, receive, send)
@@ -129,7 +130,8 @@ class Endpoints:
                 Route(f"{prefix}/infer", self.infer, methods=["POST"]),
             ]
         for extension in UNSUPPORTED:
-            routes.append(Route(f"/v2/{extension}{{rest:path}}", _not_implemented, methods=["GET", "POST"]))
+            path = f"/v2/{extension}{{rest:path}}"
+            routes.append(Route(path, _not_implemented, methods=["GET", "POST"]))
         return routes
 
     async def server_metadata(self, http_request: HTTPRequest) -> Response:
@@ -149,17 +151,22 @@ class Endpoints:
         return JSONResponse({"name": name, "ready": ready}, 200 if ready else 503)
 
     async def model_metadata(self, http_request: HTTPRequest) -> Response:
-        return JSONResponse(self._inference.model_metadata(*_model(http_request)))
+        name, version = _model(http_request)
+        return JSONResponse(self._inference.model_metadata(name, version))
 
     async def model_config(self, http_request: HTTPRequest) -> Response:
-        return JSONResponse(self._inference.model_config(*_model(http_request)))
+        name, version = _model(http_request)
+        return JSONResponse(self._inference.model_config(name, version))
 
     async def model_statistics(self, http_request: HTTPRequest) -> Response:
-        return JSONResponse({"model_stats": self._inference.model_statistics(*_model(http_request))})
+        name, version = _model(http_request)
+        statistics = self._inference.model_statistics(name, version)
+        return JSONResponse({"model_stats": statistics})
 
     async def index(self, http_request: HTTPRequest) -> Response:
         fields = await self._fields(http_request)
-        return JSONResponse(await self._inference.index(ready=fields.get("ready") is True))
+        bundles = await self._inference.index(ready=fields.get("ready") is True)
+        return JSONResponse(bundles)
 
     async def load(self, http_request: HTTPRequest) -> Response:
         fields = await self._fields(http_request)
@@ -211,7 +218,8 @@ class Endpoints:
 
 def _model(http_request: HTTPRequest) -> tuple[str, str]:
     """Name and version of the model in a path; "" for what the path does not say."""
-    return http_request.path_params.get("model", ""), http_request.path_params.get("version", "")
+    path_params = http_request.path_params
+    return path_params.get("model", ""), path_params.get("version", "")
 
 
 async def _receive_body(http_request: HTTPRequest, max_bytes: int) -> bytes:

@@ -29,9 +29,8 @@ def _parse_length(header: str, body_length: int) -> int:
     # `isdigit` alone accepts the digits of other scripts; 20 digits are more than any body has.
     is_number = header.isascii() and header.isdigit() and len(header) < 20
     if not is_number or int(header) > body_length:
-        raise InputError(
-            f"{HEADER_LENGTH} (={header[:40]!r}) must be a number of at most {body_length}, the body's bytes."
-        )
+        start = header[:40]
+        raise InputError(f"{HEADER_LENGTH} (={start!r}) must be a number of at most {body_length}, the body's bytes.")
     return int(header)
 
 
@@ -70,7 +69,8 @@ class BinaryData:
         """
         # True is an int too.
         if type(size) is not int or size < 0:
-            raise InputError(f"`{name}` has binary_data_size {str(size)[:40]!r}; must be its number of bytes.")
+            text = str(size)[:40]
+            raise InputError(f"`{name}` has binary_data_size {text!r}; must be its number of bytes.")
         available = len(self._remaining)
         if size > available:
             raise InputError(f"`{name}` has binary_data_size {size}, but only {available} bytes are left in the body.")
@@ -83,10 +83,9 @@ class BinaryData:
         Raises:
             InputError: bytes are left that no input took.
         """
-        if self._remaining:
-            raise InputError(
-                f"{len(self._remaining)} bytes of the body belong to no input; set binary_data_size of each input."
-            )
+        left = len(self._remaining)
+        if left:
+            raise InputError(f"{left} bytes of the body belong to no input; set binary_data_size of each input.")
 
 
 def join(fields: Mapping[str, Any], binary_data: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:

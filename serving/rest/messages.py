@@ -28,7 +28,9 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
     """
     fields, remaining_bytes = split(body, header_length)
     binary_data = BinaryData(remaining_bytes)
-    inputs = [_input(input_fields, binary_data, settings) for input_fields in _objects(fields, "inputs")]
+    inputs = []
+    for input_fields in _objects(fields, "inputs"):
+        inputs.append(_input(input_fields, binary_data, settings))
     binary_data.finish()
     if not inputs:
         raise InputError("the request has no `inputs`.")
@@ -40,13 +42,15 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
         output_parameters = _parameters(output_fields)
         oip.refuse_parameters(name, output_parameters)
         output_names.append(name)
+        # An output without its own choice follows `binary_data_output` of the request.
         if "binary_data" in output_parameters:
             binary_outputs[name] = output_parameters["binary_data"] is True
 
     parameters = _parameters(fields)
+    request = oip.request(inputs, output_names, parameters, settings.request_seconds)
     return InferRequest(
         id=_string(fields, "id", default=""),
-        request=oip.request(inputs, output_names, parameters, settings.request_seconds),
+        request=request,
         binary=parameters.get("binary_data_output") is True,
         binary_outputs=binary_outputs,
     )
@@ -61,8 +65,13 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> t
     outputs = []
     binary_data = []
     for name, array in response.outputs.items():
-        output: dict[str, Any] = {"name": name, "datatype": datatype(array.dtype.name), "shape": list(array.shape)}
-        if infer_request.binary_outputs.get(name, infer_request.binary):
+        output: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype(array.dtype.name),
+            "shape": list(array.shape),
+        }
+        is_binary = infer_request.binary_outputs.get(name, infer_request.binary)
+        if is_binary:
             binary_data.append(to_bytes(array))
             output["parameters"] = {"binary_data_size": array.nbytes}
         else:
@@ -77,6 +86,7 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> t
 
 
 def _values(name: str, array: np.ndarray) -> Any:
+    """The elements of an output as JSON has them: a flat list."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(
             f"output `{name}` contains NaN or infinity, which JSON cannot represent; request it as binary data."
@@ -91,11 +101,13 @@ def _input(fields: Mapping[str, Any], binary_data: BinaryData, settings: Setting
     dtype = dtype_of(name, fields.get("datatype"))
     shape = check_shape(name, fields.get("shape"), dtype, settings.max_bytes)
     if "binary_data_size" not in parameters:
-        return name, from_values(name, dtype, shape, fields.get("data"))
-    if "data" in fields:
+        array = from_values(name, dtype, shape, fields.get("data"))
+    elif "data" in fields:
         raise InputError(f"`{name}` has both `data` and binary_data_size; use only one of them.")
-    raw = binary_data.take(name, parameters["binary_data_size"])
-    return name, from_bytes(name, dtype, shape, raw)
+    else:
+        raw = binary_data.take(name, parameters["binary_data_size"])
+        array = from_bytes(name, dtype, shape, raw)
+    return name, array
 
 
 def _objects(fields: Mapping[str, Any], key: str) -> Sequence[dict[str, Any]]:
