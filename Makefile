@@ -1,14 +1,14 @@
 # make demo: the whole path on real input.  make test: the tests.  Both set up .venv first; they need Python >= 3.11.
-# VENV= PYTHON=python3.12 uses an interpreter that already has everything (make cuda on a machine without an index).
+# VENV= PYTHON=python3.12 uses an interpreter that already has all packages (make cuda without a package index).
 # make bench: every way to run a recurrent layer side by side, in about five minutes.
-# JOBS= the number of processes that the tests run in.
+# JOBS= sets how many processes the tests run in.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= build/cuda
 JOBS ?= 2
 
-# onnxruntime and onnxruntime-gpu share a module name: one or the other. The GPU build runs on the CPU too.
+# onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
 ORT := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),onnxruntime-gpu,onnxruntime)
 
 ifeq ($(VENV),)
@@ -41,12 +41,12 @@ lint: $(READY)
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
 
-# Seldom needed, so not in `install`; where it cannot be had, its columns say so.
+# OpenVINO is rarely needed, so `install` leaves it out. If it cannot be installed, its columns say so.
 bench: $(READY)
-	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed; it is left out."
+	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed and is left out."
 	@$(RUN) -m benchmarks.run
 
-# Everything that needs a GPU: the tests marked cuda, and the timings; a JSON for each part in OUT.
+# Everything that needs a GPU: the tests marked cuda, and the timings. OUT gets a JSON for each part.
 cuda: $(READY)
 	@$(RUN) -m benchmarks.cuda $(OUT)
 

@@ -17,10 +17,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-# Small operations on a machine that also does something else: two threads wait for each other, up to 25 times slower.
+# On a machine that also does other work, the threads of a small operation wait for each other: up to 25 times slower.
 torch.set_num_threads(1)
 
-# float32 means float32 in the GPU's own comparisons too.
+# Compare in float32 on the GPU too, not in TensorFloat-32.
 torch.backends.cudnn.allow_tf32 = False
 
 
@@ -31,7 +31,7 @@ def seed() -> None:
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """For tests that compile: nothing compiled before, and a C++ compiler."""
+    """For tests that compile: drop what was compiled before; skip the test without a C++ compiler."""
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler")
     torch._dynamo.reset()

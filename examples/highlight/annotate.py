@@ -1,4 +1,7 @@
-"""The standard library has hardly any annotations; today's code is full of them. Training reads each file with some."""
+"""Made-up type annotations for the training data.
+
+The standard library has hardly any annotations, while today's code is full of them.
+"""
 
 import random
 import re
@@ -15,22 +18,28 @@ _ASSIGNMENT = re.compile(r"^(\s*(?:self\.)?\w+) = (?!.* = |.*[(,]$)", re.MULTILI
 
 
 def annotate(source: str, seed: int) -> str:
-    """Python source with made-up types on most one-line function heads and some assignments; one seed, one result."""
-    drawn = random.Random(seed)
+    """Add made-up types to most one-line function heads and some assignments; equal seeds give equal results."""
+    random_state = random.Random(seed)
 
-    def head(match: re.Match[str]) -> str:
-        parameters = [_parameter(each, drawn) for each in match[2].split(",")]
-        returns = f" -> {drawn.choice((*TYPES, 'None', 'None'))}" if drawn.random() < 0.8 else ""
+    def annotate_head(match: re.Match[str]) -> str:
+        parameters = [_annotate_parameter(parameter, random_state) for parameter in match[2].split(",")]
+        returns = ""
+        if random_state.random() < 0.8:
+            returns = f" -> {random_state.choice((*TYPES, 'None', 'None'))}"
         return f"{match[1]}{','.join(parameters)}){returns}:"
 
-    def assignment(match: re.Match[str]) -> str:
-        return f"{match[1]}: {drawn.choice(TYPES)} = " if drawn.random() < 0.1 else match[0]
+    def annotate_assignment(match: re.Match[str]) -> str:
+        if random_state.random() < 0.1:
+            return f"{match[1]}: {random_state.choice(TYPES)} = "
+        return match[0]
 
-    return _ASSIGNMENT.sub(assignment, _DEF.sub(head, source))
+    with_heads = _DEF.sub(annotate_head, source)
+    return _ASSIGNMENT.sub(annotate_assignment, with_heads)
 
 
-def _parameter(text: str, drawn: random.Random) -> str:
+def _annotate_parameter(text: str, random_state: random.Random) -> str:
     name, equals, default = text.partition("=")
-    if name.strip() in ("", "self", "cls", "*", "/") or drawn.random() < 0.2:
+    if name.strip() in ("", "self", "cls", "*", "/") or random_state.random() < 0.2:
         return text
-    return f"{name.rstrip()}: {drawn.choice(TYPES)}" + (f" = {default.strip()}" if equals else "")
+    annotated = f"{name.rstrip()}: {random_state.choice(TYPES)}"
+    return f"{annotated} = {default.strip()}" if equals else annotated

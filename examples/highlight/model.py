@@ -1,4 +1,4 @@
-"""The model, in plain PyTorch, and the text that it reads: characters as numbers, a file as overlapping windows."""
+"""The model in plain PyTorch, and its input: characters as numbers, a file as overlapping windows."""
 
 from pathlib import Path
 
@@ -11,8 +11,10 @@ from .labels import LABELS
 CHECKPOINT = Path(__file__).with_name("checkpoint.safetensors")
 
 ALPHABET = "\t\n" + "".join(map(chr, range(32, 127)))
-OUTSIDE, OTHER = 0, 1
-"""Character numbers for what lies beyond the file, and for characters that are not in the alphabet."""
+OUTSIDE = 0
+"""The character number of every position beyond the file."""
+OTHER = 1
+"""The number of every character that is not in the alphabet."""
 
 WINDOW = 128
 CONTEXT = 32
@@ -25,7 +27,7 @@ _CODES[[ord(character) for character in ALPHABET]] = np.arange(2, 2 + len(ALPHAB
 class Highlighter(nn.Module):
     """Character numbers (B, T) int64 -> a score for each label (B, T, labels).
 
-    With `lengths` (B,) int64, what is beyond a row's end is not read.
+    With `lengths` (B,) int64, characters beyond a row's end are not read.
     """
 
     def __init__(self, embedding: int = 32, hidden: int = 128, layers: int = 2, dropout: float = 0.1) -> None:
@@ -40,7 +42,8 @@ class Highlighter(nn.Module):
             output, _ = self.rnn(embedded)
         else:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-            output, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=characters.shape[1])
+            packed_output, _ = self.rnn(packed)
+            output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=characters.shape[1])
         scores: Tensor = self.score(output)
         return scores
 
@@ -56,12 +59,12 @@ def load() -> Highlighter:
 
 def encode(source: str) -> np.ndarray:
     """The number of every character: int64 (length,)."""
-    points = np.frombuffer(source.encode("utf-32-le"), np.uint32)
-    return _CODES[np.minimum(points, 255)]
+    code_points = np.frombuffer(source.encode("utf-32-le"), np.uint32)
+    return _CODES[np.minimum(code_points, 255)]
 
 
 def windows(codes: np.ndarray) -> np.ndarray:
-    """All windows of a file, int64 (B, WINDOW): B covers the file in strides of WINDOW - 2*CONTEXT."""
+    """The windows of a file, int64 (B, WINDOW), one every WINDOW - 2*CONTEXT characters."""
     stride = WINDOW - 2 * CONTEXT
     count = -(-len(codes) // stride)
     padded = np.full(count * stride + 2 * CONTEXT, OUTSIDE, np.int64)

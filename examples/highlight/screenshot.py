@@ -1,4 +1,4 @@
-"""The picture in the README: `python -m deploy_rnn.examples.highlight.screenshot FILE PICTURE.svg`."""
+"""Draw the picture in the README: `python -m deploy_rnn.examples.highlight.screenshot FILE PICTURE.svg`."""
 
 import sys
 from pathlib import Path

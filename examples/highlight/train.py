@@ -28,23 +28,24 @@ from .labels import LABELS, label
 from .model import CHECKPOINT, CONTEXT, OUTSIDE, WINDOW, Highlighter, encode, join, windows
 
 MAX_GAIN = 1.5
-"""Largest singular value of a recurrent weight. Left alone, training goes far beyond, and the network then amplifies
-rounding more: docs/verification.md has figures."""
+"""Largest singular value of a recurrent weight. Without a limit, training goes far beyond it, and the network then
+amplifies rounding more: docs/verification.md has figures."""
 
 SMOOTHING = 0.1
-"""How much of the truth every label gets: scores stay small, and with them the last digit of a float32."""
+"""Share of the target that is spread over all labels. It keeps the scores small, and so the rounding of a float32."""
 
 SKIPPED = {"site-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"}
 
 
 def corpus() -> Iterator[tuple[bool, str]]:
-    """Every module of the standard library: whether it is held out, and its source."""
+    """Every module of the standard library: whether it is held out (one in ten), and its source."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
         if SKIPPED.isdisjoint(name.split("/")):
+            held_out = hashlib.sha256(name.encode()).digest()[0] < 26  # of 256
             with tokenize.open(path) as file:
-                yield hashlib.sha256(name.encode()).digest()[0] < 26, file.read()  # one in ten
+                yield held_out, file.read()
 
 
 Labelled = list[tuple[np.ndarray, np.ndarray]]
@@ -52,39 +53,41 @@ Labelled = list[tuple[np.ndarray, np.ndarray]]
 
 
 def read(held_out: bool) -> Labelled:
-    """One side of the split."""
-    return [(encode(source), label(source)) for out, source in corpus() if out == held_out and source]
+    """The files of one side of the split."""
+    sources = [source for is_held_out, source in corpus() if is_held_out == held_out and source]
+    return [(encode(source), label(source)) for source in sources]
 
 
 def read_for_training() -> Labelled:
-    """The other side, every file as it is and once more with annotations."""
-    sources = [source for out, source in corpus() if not out and source]
-    sources += [annotate(source, seed) for seed, source in enumerate(sources)]
-    return [(encode(source), label(source)) for source in track(sources, "reading")]
+    """The files that are not held out, each once as it is and once with annotations."""
+    sources = [source for is_held_out, source in corpus() if not is_held_out and source]
+    annotated = [annotate(source, seed) for seed, source in enumerate(sources)]
+    return [(encode(source), label(source)) for source in track(sources + annotated, "reading")]
 
 
 def batches(files: Labelled, size: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random windows of the files laid end to end with gaps, for ever: characters and labels (size, WINDOW)."""
-    gap = np.full(CONTEXT, OUTSIDE)
-    codes = np.concatenate([part for each, _ in files for part in (gap, each, gap)])
-    labels = np.concatenate([part for _, each in files for part in (gap, each, gap)]).astype(np.int64)
-    span = np.arange(WINDOW)
+    """Yield random windows for ever: characters and labels, both int64 (size, WINDOW)."""
+    # All files end to end, with a gap before and after each.
+    codes = np.concatenate([np.pad(file_codes, CONTEXT, constant_values=OUTSIDE) for file_codes, _ in files])
+    labels = np.concatenate([np.pad(file_labels, CONTEXT) for _, file_labels in files]).astype(np.int64)
     while True:
-        at = generator.integers(len(codes) - WINDOW, size=(size, 1)) + span
-        yield torch.from_numpy(codes[at]), torch.from_numpy(labels[at])
+        starts = generator.integers(len(codes) - WINDOW, size=(size, 1))
+        positions = starts + np.arange(WINDOW)  # (size, WINDOW)
+        yield torch.from_numpy(codes[positions]), torch.from_numpy(labels[positions])
 
 
 def train(steps: int, batch: int, rate: float, seed: int, max_gain: float = MAX_GAIN) -> tuple[Highlighter, float]:
-    """-> the trained model, and how many seconds that took."""
+    """Train: -> the model, and how many seconds that took."""
     torch.manual_seed(seed)
     model = Highlighter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    source = batches(read_for_training(), batch, np.random.default_rng(seed))
+    training_batches = batches(read_for_training(), batch, np.random.default_rng(seed))
     started = time.perf_counter()
     for step in track(range(1, steps + 1), "training"):
-        characters, labels = next(source)
-        loss = F.cross_entropy(model(characters).flatten(0, 1), labels.flatten(), label_smoothing=SMOOTHING)
+        characters, labels = next(training_batches)
+        scores = model(characters).flatten(0, 1)  # (B*T, labels)
+        loss = F.cross_entropy(scores, labels.flatten(), label_smoothing=SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -97,7 +100,7 @@ def train(steps: int, batch: int, rate: float, seed: int, max_gain: float = MAX_
 
 @torch.no_grad()
 def limit_gain(layer: nn.RNN, limit: float) -> None:
-    """Bring every recurrent weight of `layer` back to a largest singular value of `limit`."""
+    """Reduce the singular values of every recurrent weight of `layer` to at most `limit`."""
     for name, weight in layer.named_parameters():
         if name.startswith("weight_hh"):
             left, values, right = torch.linalg.svd(weight)
@@ -106,14 +109,17 @@ def limit_gain(layer: nn.RNN, limit: float) -> None:
 
 def accuracy(model: nn.Module, files: Labelled) -> dict[str, float]:
     """Share of characters with the right label, and of the most frequent label; white space does not count."""
-    right, counts = 0, np.zeros(len(LABELS), np.int64)
+    right = 0
+    counts = np.zeros(len(LABELS), np.int64)
     for codes, labels in track(files, "measuring"):
         with torch.no_grad():
-            found = join(model(torch.from_numpy(windows(codes))).numpy(), len(codes))
+            scores = model(torch.from_numpy(windows(codes))).numpy()
+        predicted = join(scores, len(codes))
         visible = labels != LABELS.index("space")
-        right += int((found == labels)[visible].sum())
+        right += int((predicted == labels)[visible].sum())
         counts += np.bincount(labels[visible], minlength=len(LABELS))
-    return {"accuracy": right / int(counts.sum()), "majority_class": int(counts.max()) / int(counts.sum())}
+    total = int(counts.sum())
+    return {"accuracy": right / total, "majority_class": int(counts.max()) / total}
 
 
 def main() -> None:
@@ -123,7 +129,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 0.004)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-gain", type=float, default=MAX_GAIN, help=f"of recurrent weights (default {MAX_GAIN})")
-    parser.add_argument("--folder", type=Path, default=CHECKPOINT.parent, help="where to write (default: beside this)")
+    parser.add_argument("--folder", type=Path, default=CHECKPOINT.parent, help="where to write (default: this one)")
     options = parser.parse_args()
     model, seconds = train(options.steps, options.batch, options.rate, options.seed, options.max_gain)
     files = read(held_out=True)

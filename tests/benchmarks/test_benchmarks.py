@@ -1,4 +1,4 @@
-"""The benchmarks run, at their smallest; what they measure is nobody's test."""
+"""The benchmarks run, at their smallest sizes. What they measure is not tested."""
 
 import copy
 import json
@@ -23,27 +23,28 @@ MACHINE = {
 }  # fmt: skip
 
 
-def point(cell: str = "tanh", batch: int = 32, **medians: float) -> dict[str, Any]:
-    """A row of a grid; `ours` is ours in PyTorch, `native` and `stock` graphs in onnxruntime."""
+def make_row(cell: str = "tanh", batch: int = 32, **medians: float) -> dict[str, Any]:
+    """A row of a grid: `ours` is our module in PyTorch, `native` and `stock` are graphs in onnxruntime."""
     names = {
         "ours": "deploy_rnn", "torch": "torch.nn", "native": "onnxruntime, native",
         "stock": "onnxruntime, torch.onnx.export",
     }  # fmt: skip
     contestants = {names[name]: {"median": ms, "low": ms, "high": ms} for name, ms in medians.items()}
-    where = {"cell": cell, "H": 8, "layers": 2, "directions": 2, "T": 50, "B": batch}
-    return {**where, "contestants": contestants, "missing": {}, "products": {"torch": 1.0}}
+    sizes = {"cell": cell, "H": 8, "layers": 2, "directions": 2, "T": 50, "B": batch}
+    return {**sizes, "contestants": contestants, "missing": {}, "products": {"torch": 1.0}}
 
 
-def run(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_module(module: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 def test_export(tmp_path: Path) -> None:
-    done = run("studies.exporters", "--steps", "3", "--hidden", "8", "9", "--output", tmp_path / "export.json")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "export.json").read_text(encoding="utf-8"))["rows"]
+    output = tmp_path / "export.json"
+    finished = run_module("studies.exporters", "--steps", "3", "--hidden", "8", "9", "--output", output)
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
     assert [(row["exporter"], row["H"]) for row in rows] == [
         (exporter, hidden) for hidden in (8, 9) for exporter in ("unrolled", "scan", "native", "torch.onnx.export")
     ]
@@ -52,7 +53,7 @@ def test_export(tmp_path: Path) -> None:
     assert all(row["measured"]["bytes"] > row["measured"]["weights"] for row in rows)
     assert all(row["measured"]["load"] > 0 for row in rows)
     assert all(row["measured"]["peak"] > row["measured"]["memory"] > 0 for row in rows)
-    assert "| deploy_rnn, native, T=3, H=9 |" in done.stdout
+    assert "| deploy_rnn, native, T=3, H=9 |" in finished.stdout
 
 
 def test_an_export_that_was_stopped_is_shown_as_such() -> None:
@@ -63,35 +64,36 @@ def test_an_export_that_was_stopped_is_shown_as_such() -> None:
 
 @pytest.mark.slow
 def test_compile_time(tmp_path: Path) -> None:
-    done = run("studies.compile_time", "--steps", "3", "--families", "GRU", "--output", tmp_path / "compile.json")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "compile.json").read_text(encoding="utf-8"))["rows"]
+    output = tmp_path / "compile.json"
+    finished = run_module("studies.compile_time", "--steps", "3", "--families", "GRU", "--output", output)
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
     assert [row["contestant"] for row in rows] == ["deploy_rnn.compile"]
     assert all(row["seconds"]["3"] > 0 for row in rows)
-    assert "| GRU, deploy_rnn.compile |" in done.stdout
+    assert "| GRU, deploy_rnn.compile |" in finished.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_modules(tmp_path: Path) -> None:
-    done = run(
+    finished = run_module(
         "studies.torch_modules", "--families", "GRU", "--hidden", "8", "--steps", "3", "--output", tmp_path / "t.json"
     )
-    assert done.returncode == 0, done.stderr
+    assert finished.returncode == 0, finished.stderr
     rows = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["rows"]
     assert [row["B"] for row in rows] == [1, 32]
     assert list(rows[0]["contestants"]) == [
         "torch.nn", "deploy_rnn", "deploy_rnn, scripted", "deploy_rnn, compiled", "deploy_rnn, packaged",
     ]  # fmt: skip
-    assert "| GRU, B=32 |" in done.stdout
+    assert "| GRU, B=32 |" in finished.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
-    done = run("cuda", tmp_path / "out")
-    assert done.returncode == 1
-    assert "There is no CUDA GPU here" in done.stderr
-    assert "nothing was checked" in done.stderr
+    finished = run_module("cuda", tmp_path / "out")
+    assert finished.returncode == 1
+    assert "There is no CUDA GPU here" in finished.stderr
+    assert "nothing was checked" in finished.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -99,8 +101,8 @@ def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
 def test_grid(tmp_path: Path) -> None:
     points = ["relu,8,3,2", "LSTM,8,3,1"]
     arguments = ["--points", *points, "--no-compile", "--threads", "1", "--output", tmp_path / "grid.json"]
-    done = run("grid.measure", *arguments, "--files", tmp_path / "files")
-    assert done.returncode == 0, done.stderr
+    finished = run_module("grid.measure", *arguments, "--files", tmp_path / "files")
+    assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))
     assert [(row["cell"], row["B"]) for row in result["rows"]] == [("LSTM", 1), ("relu", 2)]
     for row in result["rows"]:
@@ -110,39 +112,39 @@ def test_grid(tmp_path: Path) -> None:
             "onnxruntime, native", "onnxruntime, torch.onnx.export", "onnxruntime, torch.onnx.export, legacy",
             "openvino, native", "openvino, unrolled", "deploy_rnn, Engine",
         } <= set(ran)  # fmt: skip
-        absent = {name for name in row["missing"] if not name.startswith("openvino")}
+        missing_names = {name for name in row["missing"] if not name.startswith("openvino")}
         stock = {"onnxruntime, torch.onnx.export"} if row["cell"] == "relu" else set()
-        assert absent == {"deploy_rnn, packaged"} | stock, row["missing"]
-        assert all(each["low"] <= each["median"] <= each["high"] for each in row["contestants"].values())
+        assert missing_names == {"deploy_rnn, packaged"} | stock, row["missing"]
+        assert all(timing["low"] <= timing["median"] <= timing["high"] for timing in row["contestants"].values())
         assert row["contestants"]["onnxruntime, unrolled"]["bytes"] > 0
-        apart = {"onnxruntime, rows apart"} if row["B"] > 1 else set()
-        assert set(row["products"]) == {"torch", "onnxruntime"} | apart
+        by_core = {"onnxruntime, rows apart"} if row["B"] > 1 else set()
+        assert set(row["products"]) == {"torch", "onnxruntime"} | by_core
     assert result["settings"]["threads"] == 1
     assert result["machine"]["torch"] == torch.__version__.partition("+")[0]
-    assert "| LSTM, B=1 |" in done.stdout
+    assert "| LSTM, B=1 |" in finished.stdout
     assert len(list((tmp_path / "files" / "stock").glob("*.onnx"))) == 1  # kept, for the next run
 
 
-def test_a_contestant_that_cannot_be_had_or_is_wrong_is_reported() -> None:
-    x, expected = torch.zeros(3, 2, 4), torch.zeros(3, 2, 4)
+def test_a_contestant_that_is_missing_or_wrong_is_reported() -> None:
+    x = torch.zeros(3, 2, 4)
 
-    def absent() -> None:
+    def open_missing() -> None:
         raise contestants.Missing("openvino is not installed")
 
-    found, missing, differences = measure.open_all(
+    available, missing, differences = measure.open_all(
         {
             "right": lambda: contestants.torch_contestant(lambda x: (x,), x),
             "wrong": lambda: contestants.torch_contestant(lambda x: (x + 0.5,), x),
-            "absent": absent,
+            "missing": open_missing,
         },
-        expected,
+        expected=torch.zeros(3, 2, 4),
     )
-    assert list(found) == ["right"]
-    assert missing == {"wrong": "wrong by 5.0e-01", "absent": "openvino is not installed"}
+    assert list(available) == ["right"]
+    assert missing == {"wrong": "wrong by 5.0e-01", "missing": "openvino is not installed"}
     assert differences == {"right": 0.0}
 
 
-def test_a_file_that_cannot_be_written_is_a_contestant_less(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_a_missing_contestant(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     files = graphs.run_job(graphs.Job(graphs.write_legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
     torch.set_num_threads(threads)
@@ -161,14 +163,15 @@ def test_one_of_ours_that_is_wrong_ends_the_run() -> None:
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["tanh", "LSTM"])
-def test_the_floor_has_every_product_once(tmp_path: Path, cell: str, directions: int) -> None:
+def test_the_floor_computes_every_product_once(tmp_path: Path, cell: str, directions: int) -> None:
     point = points.Point(points.Net(cell, 8, layers=2, directions=directions), 5, 3)
     layer, x = point.net.layer(), point.input()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         floor.torch_products(layer, x)()
     gates = points.GATES[cell]
-    first, second = (8 + 8) * 8 * gates, (8 * directions + 8) * 8 * gates
-    assert counter.get_total_flops() == 2 * 5 * 3 * directions * (first + second)
+    first_layer = (8 + 8) * 8 * gates
+    second_layer = (8 * directions + 8) * 8 * gates
+    assert counter.get_total_flops() == 2 * 5 * 3 * directions * (first_layer + second_layer)
     floor.onnx_products(layer, x, tmp_path / "products.onnx", 1)()
     nodes = onnx.load(tmp_path / "products.onnx").graph.node
     assert [node.op_type for node in nodes] == ["MatMul"] * (2 * directions * (5 + 1))
@@ -193,77 +196,80 @@ def test_lengths_group_rows_and_every_way_is_right(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_native_operator_is_ours_too() -> None:
-    row = point(torch=8.0, ours=4.0, native=2.0)
+    row = make_row(torch=8.0, ours=4.0, native=2.0)
     assert summary.lead(row, summary.PEERS["torch.nn"]) == 4
     assert summary.lead(row, summary.PEERS["native operator"]) == 1
-    assert summary.lead(point(torch=8.0, ours=1.0, native=2.0), summary.PEERS["native operator"]) == 2
+    assert summary.lead(make_row(torch=8.0, ours=1.0, native=2.0), summary.PEERS["native operator"]) == 2
     assert summary.lead(row, summary.PEERS["OpenVINO"]) is None
     assert summary.share(row) == 0.5
 
 
 def test_targets_are_met_or_not_by_the_figures() -> None:
-    rows = [point(torch=8.0, ours=1.0, native=2.0), point(torch=2.0, ours=1.0, native=2.0, batch=1)]
-    found = {target.name: target for target in summary.targets({"rows": rows, "lengths": []})}
-    eager, native = found["RNN, against torch.nn"], found["RNN, against native operator"]
+    rows = [make_row(torch=8.0, ours=1.0, native=2.0), make_row(torch=2.0, ours=1.0, native=2.0, batch=1)]
+    targets = {target.name: target for target in summary.targets({"rows": rows, "lengths": []})}
+    eager = targets["RNN, against torch.nn"]
+    native = targets["RNN, against native operator"]
     assert (eager.value, eager.met) == (pytest.approx(4), True)
     assert eager.where == "2.00x at tanh, T=50, B=1, H=8"
     assert eager.bound == pytest.approx(4 * 1.0)
     assert (native.value, native.met) == (pytest.approx(2), False)
-    assert (found["GRU, against torch.nn"].value, found["GRU, against torch.nn"].met) == (None, None)
+    gru = targets["GRU, against torch.nn"]
+    assert (gru.value, gru.met) == (None, None)
 
 
 def test_points_where_a_peer_is_ahead() -> None:
-    rows = [point(torch=1.0, ours=2.0), point(torch=2.0, ours=2.05), point(torch=1.0, ours=3.0, stock=2.0)]
-    found = summary.points_behind({"device": "cpu", "rows": rows})
-    assert [(ahead, peer) for ahead, peer, _ in found] == [
+    rows = [make_row(torch=1.0, ours=2.0), make_row(torch=2.0, ours=2.05), make_row(torch=1.0, ours=3.0, stock=2.0)]
+    behind = summary.points_behind({"device": "cpu", "rows": rows})
+    assert [(factor, peer) for factor, peer, _ in behind] == [
         (3.0, "torch.nn"), (2.0, "torch.nn"), (1.5, "torch.onnx.export"),
     ]  # fmt: skip
 
 
 @pytest.fixture
-def measured() -> dict[str, Any]:
+def standard_grid() -> dict[str, Any]:
     """A standard grid with made-up times."""
-    rows = [{**point(torch=8.0, ours=1.0, native=2.0), **each.sizes} for each in points.standard()]
+    rows = [{**make_row(torch=8.0, ours=1.0, native=2.0), **point.sizes} for point in points.standard()]
     return {"device": "cpu", "rows": rows, "lengths": [], "machine": MACHINE}
 
 
-def test_every_point_and_target_is_in_the_tables(measured: dict[str, Any]) -> None:
-    sections = tables.grid_sections(measured)
-    assert sections["grid_targets"].count("\n") == 1 + len(summary.targets(measured))
-    assert sections["grid_points"].count("\n") == 1 + len(measured["rows"])
+def test_every_point_and_target_is_in_the_tables(standard_grid: dict[str, Any]) -> None:
+    sections = tables.grid_sections(standard_grid)
+    assert sections["grid_targets"].count("\n") == 1 + len(summary.targets(standard_grid))
+    assert sections["grid_points"].count("\n") == 1 + len(standard_grid["rows"])
     assert "| LSTM, B=32 | 8.00x (8.00x) | 2.00x (2.00x) | 100 % |" in sections["grid"]
     assert sections["grid_behind"] == "Nowhere."
 
 
-def test_the_plot_has_a_panel_for_each_cell(measured: dict[str, Any]) -> None:
-    figure = plots.grid_plot(measured)
+def test_the_plot_has_a_panel_for_each_cell(standard_grid: dict[str, Any]) -> None:
+    figure = plots.grid_plot(standard_grid)
     assert [axes.get_title() for axes in figure.axes] == ["tanh", "relu", "GRU", "LSTM"]
 
 
 def test_the_standard_grid_is_what_was_committed() -> None:
-    expected = [each.sizes for each in points.standard()]
-    rows = [{key: row[key] for key in expected[0]} for row in json.loads(GRID.read_text(encoding="utf-8"))["rows"]]
-    assert sorted(map(str, rows)) == sorted(map(str, expected))
+    expected = [point.sizes for point in points.standard()]
+    result = json.loads(GRID.read_text(encoding="utf-8"))
+    committed = [{key: row[key] for key in expected[0]} for row in result["rows"]]
+    assert sorted(map(str, committed)) == sorted(map(str, expected))
 
 
 def test_compare(tmp_path: Path) -> None:
-    old = {"rows": [point(ours=1.0, torch=4.0)], "machine": MACHINE}
+    old = {"rows": [make_row(ours=1.0, torch=4.0)], "machine": MACHINE}
     new: Any = copy.deepcopy(old)
     new["rows"][0]["contestants"]["deploy_rnn"]["median"] = 1.5
     for name, result in (("old", old), ("new", new)):
         (tmp_path / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
     files = tmp_path / "old.json", tmp_path / "new.json"
-    done = run("compare", *files)
-    assert done.returncode == 0, done.stderr
-    assert "| cell=tanh, H=8, layers=2, directions=2, T=50, B=32 | 1.50 | 1.00 |" in done.stdout
-    assert "| geometric mean | 1.50 | 1.00 |" in done.stdout
-    done = run("compare", *files, "--fail-above", "1.4")
-    assert done.returncode == 1
-    assert "deploy_rnn takes 1.50 times as long as before; the limit is 1.4." in done.stderr
-    assert run("compare", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode == 0
-    assert run("compare", *files, "--contestant", "nobody").returncode == 2
+    finished = run_module("compare", *files)
+    assert finished.returncode == 0, finished.stderr
+    assert "| cell=tanh, H=8, layers=2, directions=2, T=50, B=32 | 1.50 | 1.00 |" in finished.stdout
+    assert "| geometric mean | 1.50 | 1.00 |" in finished.stdout
+    finished = run_module("compare", *files, "--fail-above", "1.4")
+    assert finished.returncode == 1
+    assert "deploy_rnn takes 1.50 times as long as before; the limit is 1.4." in finished.stderr
+    assert run_module("compare", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode == 0
+    assert run_module("compare", *files, "--contestant", "nobody").returncode == 2
     del new["rows"][0]["contestants"]["torch.nn"]
     files[1].write_text(json.dumps(new), encoding="utf-8")
-    done = run("compare", *files, "--fail-above", "2")
-    assert done.returncode == 1
-    assert "torch.nn is missing at 1 points." in done.stderr
+    finished = run_module("compare", *files, "--fail-above", "2")
+    assert finished.returncode == 1
+    assert "torch.nn is missing at 1 points." in finished.stderr

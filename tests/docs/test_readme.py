@@ -1,4 +1,4 @@
-"""The README: its code runs, its figures are those of the JSON, its commands exist."""
+"""The README and docs: their code runs, their figures are those of the JSON, their commands and links exist."""
 
 import re
 import sys
@@ -15,11 +15,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """All blocks, in order, as one session; a comment after `print(...)` is what it prints. What is said to a server is
-    tried in tests/serving/test_readme.py."""
+    """All blocks, in order, as one session; a comment after `print(...)` is what it prints.
+
+    The client's code is tested in tests/serving/test_readme.py.
+    """
     monkeypatch.chdir(tmp_path)
-    here = re.sub(r"## Serve it\n.*?(?=\n## )", "", README, flags=re.DOTALL)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", here, re.DOTALL))
+    without_client = re.sub(r"## Serve it\n.*?(?=\n## )", "", README, flags=re.DOTALL)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", without_client, re.DOTALL))
     assert code
     exec(compile(code, "README.md", "exec"), {})
     promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
@@ -28,18 +30,19 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The section's Python is the file that it names."""
+    """The Python block of the section is the file that the section names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     section = README.partition("### From the command line")[2].partition("\n## ")[0]
-    names, blocks = re.findall(r"`(\w+\.py)`", section), re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    names = re.findall(r"`(\w+\.py)`", section)
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     for name, text in zip(names, blocks, strict=True):
         (tmp_path / name).write_text(text, encoding="utf-8")
     commands = re.findall(r"^deploy-rnn (.*)$", section, re.MULTILINE)
     assert {command.split()[0] for command in commands} == {"export", "inspect", "verify"}
     for command in commands:
-        done = CliRunner().invoke(main, command.split())
-        assert done.exit_code == 0, done.output
+        result = CliRunner().invoke(main, command.split())
+        assert result.exit_code == 0, result.output
     sys.modules.pop("tagger")
 
 

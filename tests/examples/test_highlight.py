@@ -1,4 +1,4 @@
-"""The highlighter: its labels, its windows, what it has learnt, and the demo as a user runs it."""
+"""The highlighter: its labels, its windows, its accuracy, and the demo as a user runs it."""
 
 import ast
 import json
@@ -37,7 +37,7 @@ LETTERS = dict(zip("_ovcdkns#", LABELS, strict=True))
 """space, operator, name (v), call, definition, keyword, number, string, comment"""
 
 
-def shown(source: str) -> str:
+def label_letters(source: str) -> str:
     return "".join(list(LETTERS)[index] for index in label(source))
 
 
@@ -58,7 +58,7 @@ def shown(source: str) -> str:
     ],
 )
 def test_labels(source: str, expected: str) -> None:
-    assert shown(source) == expected
+    assert label_letters(source) == expected
 
 
 def test_labels_refuse_what_is_not_python() -> None:
@@ -71,12 +71,12 @@ def test_annotations_are_python_and_repeatable() -> None:
         "LIMIT = 3\n\nclass A(B):\n    def f(self, x, *args, y=1, **rest):\n        self.z = x\n"
         "        a = b = g(x, y=2)\n        return g(\n            c = 3,\n        )\n"
     )
-    made = {annotate(source, seed) for seed in range(30)}
-    assert len(made) > 20
+    annotated_sources = {annotate(source, seed) for seed in range(30)}
+    assert len(annotated_sources) > 20
     assert annotate(source, 7) == annotate(source, 7)
-    kinds = {type(node) for each in made for node in ast.walk(ast.parse(each))}
-    assert ast.AnnAssign in kinds
-    heads = [node for each in made for node in ast.walk(ast.parse(each)) if isinstance(node, ast.FunctionDef)]
+    nodes = [node for annotated in annotated_sources for node in ast.walk(ast.parse(annotated))]
+    assert any(isinstance(node, ast.AnnAssign) for node in nodes)
+    heads = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     assert any(head.returns for head in heads)
     assert any(head.args.kwonlyargs[0].annotation and head.args.kw_defaults[0] for head in heads)
     assert not any(head.args.args[0].annotation for head in heads)  # self
@@ -119,8 +119,9 @@ def test_it_labels_code_that_it_has_not_seen() -> None:
     )
     with torch.no_grad():
         scores = load()(torch.from_numpy(windows(encode(source)))).numpy()
-    found, visible = join(scores, len(source)), label(source) != LABELS.index("space")
-    assert (found == label(source))[visible].mean() > 0.95
+    predicted = join(scores, len(source))
+    visible = label(source) != LABELS.index("space")
+    assert (predicted == label(source))[visible].mean() > 0.95
 
 
 @pytest.mark.slow
@@ -137,8 +138,9 @@ def test_training_learns_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.M
     few = [(encode(source), label(source)) for _, source in list(train.corpus())[:20] if source]
     monkeypatch.setattr(train, "read_for_training", lambda: few)
     models = [train.train(steps=12, batch=8, rate=4e-3, seed=1)[0] for _ in range(2)]
-    for one, other in zip(*(model.state_dict().values() for model in models), strict=True):
-        assert torch.equal(one, other)
+    first_weights, second_weights = (model.state_dict().values() for model in models)
+    for first, second in zip(first_weights, second_weights, strict=True):
+        assert torch.equal(first, second)
     untrained = train.accuracy(Highlighter().eval(), few[:3])
     assert train.accuracy(models[0], few[:3])["accuracy"] > untrained["accuracy"] + 0.1
 
@@ -158,12 +160,12 @@ def run_demo(*arguments: str | Path, cwd: Path, **environment: str) -> subproces
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
-    done = run_demo(cwd=tmp_path, FORCE_COLOR="1")
-    assert done.returncode == 0, done.stderr
-    assert "Unusable" in done.stdout
-    assert "\x1b[32m" in done.stdout  # strings are green
+    finished = run_demo(cwd=tmp_path, FORCE_COLOR="1")
+    assert finished.returncode == 0, finished.stderr
+    assert "Unusable" in finished.stdout
+    assert "\x1b[32m" in finished.stdout  # strings are green
     for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
-        assert name in done.stdout
+        assert name in finished.stdout
     folder = tmp_path / "build" / "demo"
     assert {file.name for file in folder.iterdir()} == {"highlight", "highlighted.html", "highlighter"}
     assert (folder / "highlighter" / "index.html").read_bytes() == (demo.SERVED_PAGE / "index.html").read_bytes()
@@ -180,26 +182,26 @@ def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_the_demo_as_json_on_another_file(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_bytes("\ufeffx = 'naïve'\r\n".encode())
-    done = run_demo("tiny.py", "--json", "-o", "made", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    finished = run_demo("tiny.py", "--json", "-o", "output", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads(finished.stdout)
     assert result["characters"] == 12
     assert set(result["results"]) == {"torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"}
-    for way in result["results"].values():
-        assert way["difference"] < 1e-5
-        assert way["labels_changed"] == 0
-    assert (tmp_path / "made" / "highlight" / "manifest.json").exists()
+    for reader in result["results"].values():
+        assert reader["difference"] < 1e-5
+        assert reader["labels_changed"] == 0
+    assert (tmp_path / "output" / "highlight" / "manifest.json").exists()
 
 
 @pytest.mark.slow
 def test_the_demo_without_a_compiler_says_so_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
-    done = run_demo(
+    finished = run_demo(
         "tiny.py", cwd=tmp_path, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"),
         TORCHINDUCTOR_FORCE_DISABLE_CACHES="1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "needs a C++ compiler, such as g++" in done.stdout
+    assert finished.returncode == 0, finished.stderr
+    assert "needs a C++ compiler, such as g++" in finished.stdout
 
 
 @pytest.mark.parametrize(
@@ -221,22 +223,22 @@ def test_a_file_that_cannot_be_read_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path("file.py").write_bytes(content)
-    done = CliRunner().invoke(main, ["demo", "file.py"])
-    assert done.exit_code == 2
-    assert done.output == message
+    finished = CliRunner().invoke(main, ["demo", "file.py"])
+    assert finished.exit_code == 2
+    assert finished.output == message
     assert not Path("build").exists()
 
 
 def test_a_folder_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["demo", str(tmp_path)])
-    assert done.exit_code == 2
-    assert done.output == f"Error: cannot read {str(tmp_path)!r}: it is a folder.\n"
+    finished = CliRunner().invoke(main, ["demo", str(tmp_path)])
+    assert finished.exit_code == 2
+    assert finished.output == f"Error: cannot read {str(tmp_path)!r}: it is a folder.\n"
 
 
 def test_a_pipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.py")
-    done = CliRunner().invoke(main, ["demo", str(tmp_path / "pipe.py")])
-    assert (done.exit_code, done.output) == (
+    finished = CliRunner().invoke(main, ["demo", str(tmp_path / "pipe.py")])
+    assert (finished.exit_code, finished.output) == (
         2,
         f"Error: cannot read {str(tmp_path / 'pipe.py')!r}: it is a device or pipe.\n",
     )
@@ -244,9 +246,9 @@ def test_a_pipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
-    done = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path / "tiny.py" / "sub")])
-    assert done.exit_code == 2
-    assert done.output == f"Error: cannot make the folder {str(tmp_path / 'tiny.py' / 'sub')!r}: not a directory.\n"
+    finished = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path / "tiny.py" / "sub")])
+    assert finished.exit_code == 2
+    assert finished.output == f"Error: cannot make the folder {str(tmp_path / 'tiny.py' / 'sub')!r}: not a directory.\n"
 
 
 def test_control_characters_do_not_move_the_colours() -> None:
@@ -259,9 +261,9 @@ def test_control_characters_do_not_move_the_colours() -> None:
 def test_a_runtime_that_disagrees_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
     original = demo._torch_reader
-    monkeypatch.setattr(demo, "_compiled", lambda model, batch: lambda batch: original(model)(batch) * 1.001)
-    done = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path)])
-    assert done.exit_code == 1
+    monkeypatch.setattr(demo, "_compiled_reader", lambda model, _: lambda batch: original(model)(batch) * 1.001)
+    finished = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path)])
+    assert finished.exit_code == 1
     assert re.search(
-        r"Error: deploy_rnn, compiled differs from torch.nn.RNN by \d.0e-03, \d+ times what is", done.output
+        r"Error: deploy_rnn, compiled differs from torch.nn.RNN by \d.0e-03, \d+ times what is", finished.output
     )
