@@ -25,7 +25,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
 _KERNEL_EVENT = "_kernel_time"
-"""How onnxruntime's profile ends the name of an event that is the run of one node."""
+"""The end of an event's name in onnxruntime's profile, if the event is a run of one node."""
 
 
 def has_cuda_device() -> bool:
@@ -37,7 +37,7 @@ def has_cuda_device() -> bool:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return False
-    if driver.cuInit(0) != 0:
+    if driver.cuInit(0) != 0:  # any number but 0 is an error
         return False
     count = ctypes.c_int(0)
     return driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
@@ -58,7 +58,7 @@ def _nothing_to_prepare() -> None:
 
 @dataclass(frozen=True)
 class Provider:
-    """What sets one onnxruntime execution provider apart; every such fact is in the table `PROVIDERS`.
+    """What an onnxruntime execution provider needs that others do not; `PROVIDERS` is the table of all such facts.
 
     Attributes:
         name: as onnxruntime spells it.
@@ -159,6 +159,7 @@ def open_session(
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
         raise LoadError(f"onnxruntime cannot open {str(model)!r}: {error}") from error
     session.disable_fallback()
+    # A provider that does not start is left out without an error, and the CPU would run everything.
     if provider not in session.get_providers():
         raise ProviderError(f"{provider} did not start; onnxruntime's log on stderr has the reason.")
     return session
@@ -166,7 +167,7 @@ def open_session(
 
 def _session_options(optimize: bool, profile_to: Path | None, serving: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors
     if optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     else:
@@ -241,7 +242,7 @@ def ran_nodes(session: onnxruntime.InferenceSession) -> list[RanNode]:
 
 
 def _only_sizes(args: Mapping[str, Any]) -> bool:
-    """Return whether an event of the profile has no tensor but sizes; a tensor there is {its type: its shape}."""
+    """Return whether a node handled nothing but sizes, from the profile, where a tensor is {its type: its shape}."""
     for tensor in (*args.get("input_type_shape", ()), *args.get("output_type_shape", ())):
         for dtype, shape in tensor.items():
             if dtype not in ("int64", "int32", "bool") or len(shape) > 1:

@@ -19,8 +19,8 @@ Batch = Sequence[Feeds]
 
 MEASURED_ROWS = (1, 2, 4, 16)
 MEASURED_STEPS = 64
-"""Where `warm_up` measures. Several rows are measured besides one, since onnxruntime's RNN operator takes them in turn
-and a loop of products takes them at once."""
+"""Where `warm_up` measures. One row tells little about several: onnxruntime's RNN operator takes them in turn, while a
+loop of products takes them at once."""
 
 TRIAL_STEPS = (3, 7)
 """The steps of a shorter and of a longer row in the trials, where the model takes any number of them."""

@@ -1,4 +1,4 @@
-"""`Cores`: a graph on a CPU, and how its runs use the cores: all of them on each node, or each on rows of its own.
+"""`Cores`: a graph on a CPU, whose cores either share every node or divide the rows of a run.
 
 The product of one step is small. Cores that share it wait for each other at every step, and the idle threads of a
 server sleep meanwhile; a core with its own rows waits once, at the end. For one row, or a wide layer, sharing can be
@@ -136,7 +136,7 @@ def _choices(most_parts: int) -> list[int]:
 
 
 def _thread_pinner(cores: int) -> Callable[[], None] | None:
-    """Return a function that pins the thread that calls it to a core of its own; None if threads are not pinned.
+    """Return a function that pins each thread that calls it to another core; None if threads are not to be pinned.
 
     Linux would wake the threads of an idle pool on one core, and move them apart some ten milliseconds later.
     """

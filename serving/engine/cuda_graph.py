@@ -57,6 +57,7 @@ class CudaGraph(Runner):
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         shapes = tuple(array.shape for array in feeds.values())
         captured = self._captured_runs.get(shapes)
+        # A capture replays fixed addresses, so that each set of sizes has its own tensors.
         if captured is None:
             number = len(self._captured_runs)
             captured = self._prepare(feeds, number)

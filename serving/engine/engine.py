@@ -15,8 +15,8 @@ from .opening import open_model
 class Engine:
     """A loaded model; `run` may be called from several threads at once.
 
-    The tensors of an .onnx file keep the graph's own layout. Those of a bundle are batch-first, whatever its graphs
-    do: (B, T, ...), states (B, ...). Its states and lengths may be left out: a state is then zeros, and every step of
+    The tensors of an .onnx file keep the graph's own layout. Those of a bundle are batch-first, even if its graphs are
+    not: (B, T, ...), states (B, ...). Its states and lengths may be left out: a state is then zeros, and every step of
     a row counts.
 
     The constructor opens the graphs and runs none of them. A request is padded to a larger graph, and rows are

@@ -87,7 +87,7 @@ def _bind_sizes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
         _check_array(array, spec)
         for size, axis in zip(array.shape, spec.shape, strict=True):
             if isinstance(axis, int):
-                continue
+                continue  # a fixed size, which `_check_array` has compared
             if axis not in sizes:
                 sizes[axis] = size
                 owners[axis] = spec.name

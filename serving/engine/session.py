@@ -96,7 +96,7 @@ def contiguous(feeds: Arrays) -> dict[str, np.ndarray]:
 def quiet_options() -> onnxruntime.RunOptions:
     """Return options of a run that does not log to stderr: its errors are raised, and any client can cause them."""
     options = onnxruntime.RunOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = 4  # fatal errors only
     return options
 
 

@@ -107,6 +107,7 @@ def axis_order(tensor: Tensor) -> tuple[int, ...]:
     axes = range(len(tensor.shape))
     if tensor.batch is None:
         return tuple(axes)
+    # (B, T, ...), or (B, ...) for states and lengths.
     leading = [tensor.batch]
     if tensor.time is not None:
         leading.append(tensor.time)

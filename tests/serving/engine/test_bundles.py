@@ -1,4 +1,4 @@
-"""`Engine` on a bundle: batch-first whatever the graphs do, padded where that is harmless, and complete."""
+"""`Engine` on a bundle: inputs are batch-first, completed, and padded where that is harmless."""
 
 import json
 import shutil
@@ -140,10 +140,11 @@ def test_a_bundle_of_buckets_pads_all_that_is_shorter(
         engine.run({"tokens": make_tokens(3, 17)})
 
 
-def test_a_model_without_rows(tmp_path: Path) -> None:
+def test_a_model_without_a_batch_axis(tmp_path: Path) -> None:
     layer = nn.RNN(3, 5)
     export_bundle(layer, torch.randn(6, 3), tmp_path / "b", forms=["native"], sizes=(2,))
-    engine, x = Engine(tmp_path / "b"), torch.randn(4, 3)
+    engine = Engine(tmp_path / "b")
+    x = torch.randn(4, 3)
     engine.warm_up()
     assert str(engine.inputs[0]) == "input: float32 [T, 3]"
     np.testing.assert_allclose(engine.run({"input": x.numpy()})["output"], layer(x)[0].detach(), atol=1e-6)
