@@ -172,7 +172,7 @@ def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOption
     tensors = []
     axes: list[Axes] = []
     # A streaming graph has more inputs than the example has tensors: its states come last.
-    for value, tensor in zip(captured.graph.graph.inputs, captured.call.tensors, strict=False):
+    for value, tensor in zip(captured.onnx.graph.inputs, captured.call.tensors, strict=False):
         names = {axis: str(size) for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)}
         shape = [steps if names.get(axis) in time_names else size for axis, size in enumerate(tensor.shape)]
         tensor = resized(tensor, shape)
@@ -192,7 +192,7 @@ def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:
 
 
 def _manifest(captured: CapturedModel, name: str, opset: int, graphs: Sequence[Graph], folder: Path) -> Manifest:
-    graph = captured.graph.graph
+    graph = captured.onnx.graph
     return Manifest(
         version=bundle.VERSION,
         name=name,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import onnx_ir as ir
 from torch import nn
@@ -11,88 +12,118 @@ from deploy_rnn.conversion import convert
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
 
-from ..stack import Stack, SymbolicRecurrence, name_layers, stack_nodes
+from ..stack import Stack, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
 from .packing import Packing
+from .symbolic import make_symbolic
+from .unchanged import unchanged
 
 
-def capture(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], *, opset_version: int) -> ir.Model:
-    """Trace a copy of `model`, in evaluation mode, into ONNX with its stacks as `deploy_rnn::Recurrent` nodes.
+class Tracer:
+    """Traces a model with one example call, as often as need be, from a single copy of it.
 
-    `axes`: what is to be dynamic in each of `call.tensors`; these axes have the names that they were given.
+    Args:
+        model: any module with recurrent layers; it is copied, converted and put into evaluation mode.
+        call: the example.
+        opset_version: of the graphs.
 
     Raises:
         ConversionError: a recurrent layer that cannot be replaced.
-        DynamicAxisError: an axis that the model itself fixes.
-        ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
     """
-    converted = convert(model).eval()
-    layers = {name: module for name, module in converted.named_modules() if isinstance(module, Recurrent)}
-    packing = Packing()
-    for number, layer in enumerate(layers.values()):
-        layer.recurrence = SymbolicRecurrence(number, packing)
-    nameless = [{axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in asked.items()} for asked in axes]
-    with packing.installed():
-        captured = trace(
-            converted,
-            call.bound.args,
-            call.bound.kwargs,
-            call.shapes(nameless) if any(axes) else None,
-            opset_version=opset_version,
-        )
-    graph = captured.graph
-    if len(graph.inputs) != len(axes):
-        raise ExportError(
-            f"torch.onnx made {len(graph.inputs)} inputs of the example's {len(axes)} tensors "
-            f"({', '.join(str(value.name) for value in graph.inputs)})."
-        )
-    name_layers(graph, layers)
-    _name_axes(graph, axes)
-    return captured
+
+    def __init__(self, model: nn.Module, call: ExampleCall, *, opset_version: int) -> None:
+        self.model = convert(model).eval()
+        self._call = call
+        self._opset_version = opset_version
+
+    def capture(self, axes: Sequence[Axes]) -> ir.Model:
+        """Return the model as ONNX, its stacks as `deploy_rnn::Recurrent` nodes.
+
+        `axes`: what is to be dynamic in each tensor of the call; these axes have the names that they were given.
+
+        Raises:
+            DynamicAxisError: an axis that the model itself fixes.
+            ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
+        """
+        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, Recurrent)}
+        packing = Packing()
+        with unchanged(self.model), packing.installed():
+            make_symbolic([*layers.values()], packing)
+            captured = trace(
+                self.model,
+                self._call.bound.args,
+                self._call.bound.kwargs,
+                self._call.shapes(_without_names(axes)) if any(axes) else None,
+                opset_version=self._opset_version,
+            )
+        graph = captured.graph
+        if len(graph.inputs) != len(axes):
+            raise ExportError(
+                f"torch.onnx made {len(graph.inputs)} inputs of the example's {len(axes)} tensors "
+                f"({', '.join(str(value.name) for value in graph.inputs)})."
+            )
+        name_layers(graph, layers)
+        _name_axes(graph, axes)
+        return captured
+
+    @cached_property
+    def stack_axes(self) -> list[Axes]:
+        """The axes of the call's tensors through which the recurrent layers get their batch, called "B", and their
+        steps, called "T" ("T1", ... if there are several); no other axis.
+
+        The model is traced with every axis open; the axes that then reach a stack are looked up among the inputs.
+        """
+        every_axis: list[Axes] = [dict.fromkeys(range(tensor.dim()), AUTO) for tensor in self._call.tensors]
+        graph = self.capture(every_axis).graph
+        stacks = [Stack.of(node) for node in stack_nodes(graph)]
+        names = {str(stack.batch): "B" for stack in stacks}
+        different_steps = dict.fromkeys(str(stack.steps) for stack in stacks)
+        for number, steps in enumerate(different_steps):
+            names.setdefault(steps, f"T{number or ''}")
+        return [_named_axes(value, names) for value in graph.inputs]
+
+
+def _without_names(axes: Sequence[Axes]) -> list[Axes]:
+    """The same for torch.export, which would take equal names for an order to make the sizes equal."""
+    return [
+        {axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in tensor_axes.items()} for tensor_axes in axes
+    ]
+
+
+def _named_axes(value: ir.Value, names: Mapping[str, str]) -> Axes:
+    """The dynamic axes whose symbol has a name."""
+    return {
+        axis: names[str(size)]
+        for axis, size in enumerate(value.shape or ())
+        if isinstance(size, ir.SymbolicDim) and str(size) in names
+    }
 
 
 def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> None:
-    """Every dynamic axis gets the name that was asked for, wherever its symbol stands."""
+    """Give every dynamic axis its name, everywhere in the graph."""
     names: dict[str, str] = {}
-    for value, asked in zip(graph.inputs, axes, strict=True):
+    for value, tensor_axes in zip(graph.inputs, axes, strict=True):
         assert value.shape is not None
-        for axis, dim in asked.items():
+        for axis, dim in tensor_axes.items():
             size = value.shape[axis]
             if isinstance(size, int):
+                # An axis left to `AUTO` may turn out to be fixed, another may not.
                 if dim is not AUTO:
                     raise fixed_axis(axis, value.name, size)
-            elif isinstance(dim, str) or hasattr(dim, "__name__"):
-                names.setdefault(str(size), dim if isinstance(dim, str) else dim.__name__)
-    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+            elif isinstance(dim, str):
+                names.setdefault(str(size), dim)
+            elif hasattr(dim, "__name__"):  # a torch.export.Dim
+                names.setdefault(str(size), dim.__name__)
+    inner_values = [output for node in graph for output in node.outputs]
+    for value in [*graph.inputs, *inner_values]:
         if value.shape is not None:
             value.shape = ir.Shape(_renamed(size, names) for size in value.shape)
 
 
 def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
-    if isinstance(size, int) or size.value is None:
-        return size if isinstance(size, int) else None
+    """A size with the names of its symbols replaced; it may be an expression of several."""
+    if isinstance(size, int):
+        return size
+    if size.value is None:
+        return None
     return re.sub(r"[A-Za-z_]\w*", lambda symbol: names.get(symbol[0], symbol[0]), size.value)
-
-
-def find_axes(model: nn.Module, call: ExampleCall, *, time: bool, opset_version: int) -> list[Axes]:
-    """The axes through which the batch of the recurrent layers enters the model, called "B", and with `time` those of
-    their steps, called "T" ("T1", ... if there are several), and no other axis.
-
-    The model is traced once with every axis open; the axes that then reach a recurrent stack are looked up among the
-    inputs.
-    """
-    every_axis: list[Axes] = [dict.fromkeys(range(tensor.dim()), AUTO) for tensor in call.tensors]
-    graph = capture(model, call, every_axis, opset_version=opset_version).graph
-    stacks = [Stack.of(node) for node in stack_nodes(graph)]
-    names = {str(stack.batch): "B" for stack in stacks}
-    if time:
-        for number, steps in enumerate(dict.fromkeys(str(stack.steps) for stack in stacks)):
-            names.setdefault(steps, f"T{number or ''}")
-    return [
-        {
-            axis: names[str(size)]
-            for axis, size in enumerate(value.shape or ())
-            if isinstance(size, ir.SymbolicDim) and str(size) in names
-        }
-        for value in graph.inputs
-    ]

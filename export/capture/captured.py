@@ -1,8 +1,8 @@
-"""A model made ready for every form: traced once, its inputs and outputs named."""
+"""A model captured for every form: one graph, whose inputs and outputs have their names."""
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -19,10 +19,10 @@ from ..forms.lower import lower
 from ..metadata import FileMetadata
 from ..options import ExportOptions
 from ..stack import Stack, row_lengths, stack_nodes
-from .capture import capture, find_axes
+from .capture import Tracer
 from .io_names import name_inputs_and_outputs
 from .packing import refuse_packed
-from .streaming import check_can_stream, open_states
+from .streaming import check_can_stream, open_states, refuse_lengths
 from .tied_axes import with_tied_axes
 
 
@@ -33,13 +33,13 @@ class CapturedModel:
     Attributes:
         model: on the CPU; a layer of `torch.nn` with lengths is wrapped, so that it takes them.
         call: the example, on the CPU.
-        graph: as `capture` makes it.
-        notes: what the file is to say about itself, but for its form.
+        onnx: the model, as `Tracer.capture` makes it.
+        metadata: of the file, except for its form.
     """
 
     model: nn.Module
     call: ExampleCall
-    graph: ir.Model
+    onnx: ir.Model
     metadata: FileMetadata
 
     @classmethod
@@ -52,8 +52,10 @@ class CapturedModel:
         *,
         dynamic_time: bool,
     ) -> "CapturedModel":
-        """Arguments and errors: see `export_onnx`; `dynamic_time`: whether the time axis is open unless asked."""
-        opset = options.opset_version
+        """Capture a model; arguments and errors are those of `export_onnx`.
+
+        `dynamic_time`: whether the time axis is open where `dynamic_shapes` is None.
+        """
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
@@ -61,30 +63,41 @@ class CapturedModel:
         if options.streaming:
             check_can_stream(model)
             call = with_zero_states(model, call)
+        tracer = Tracer(model, call, opset_version=options.opset_version)
         if is_layer(model):
             axes = layer_axes(model, call, options.dynamic_shapes, time=dynamic_time)
-            inputs, outputs = layer_names(model, call)
+            input_names, output_names = layer_names(model, call)
         else:
-            axes = _model_axes(model, call, options.dynamic_shapes, opset, time=dynamic_time)
-            inputs, outputs = None, None
-        graph = capture(model, call, axes, opset_version=opset)
-        name_inputs_and_outputs(graph.graph, options.input_names or inputs, options.output_names or outputs)
-        metadata = FileMetadata(lengths=row_lengths(graph.graph))
+            axes = _model_axes(tracer, call, options.dynamic_shapes, time=dynamic_time)
+            input_names, output_names = None, None
+        onnx = tracer.capture(axes)
+        graph = onnx.graph
+        name_inputs_and_outputs(graph, options.input_names or input_names, options.output_names or output_names)
+        metadata = FileMetadata(lengths=row_lengths(graph))
         if options.streaming:
-            metadata = open_states(graph.graph, metadata, lambda: _time_axes(model, call, opset))
-        graph.producer_name, graph.producer_version = "deploy-rnn", deploy_rnn.__version__
-        return cls(model, call, graph, metadata)
+            refuse_lengths(metadata.lengths)
+            stack_axes = layer_axes(model, call, None, time=True) if is_layer(model) else tracer.stack_axes
+            time = _time_axes(graph, stack_axes)
+            states = open_states(graph)
+            metadata = replace(metadata, states=states, time=time)
+        onnx.producer_name = "deploy-rnn"
+        onnx.producer_version = deploy_rnn.__version__
+        return cls(model, call, onnx, metadata)
 
     @property
     def example_steps(self) -> int:
         """T of the example; the largest where stacks differ."""
-        sizes = {
-            str(size): now
-            for value, tensor in zip(self.graph.graph.inputs, self.call.tensors, strict=False)
-            for size, now in zip(value.shape or (), tensor.shape, strict=True)
-        }
-        found = [stack.steps if isinstance(stack.steps, int) else sizes.get(str(stack.steps)) for stack in self._stacks]
-        return max(steps for steps in found if steps is not None)
+        sizes = {}
+        for value, tensor in zip(self.onnx.graph.inputs, self.call.tensors, strict=False):
+            for axis, size in enumerate(value.shape or ()):
+                sizes[str(size)] = tensor.size(axis)
+        steps = []
+        for stack in self._stacks:
+            if isinstance(stack.steps, int):
+                steps.append(stack.steps)
+            elif str(stack.steps) in sizes:  # not a number that the model computes
+                steps.append(sizes[str(stack.steps)])
+        return max(steps)
 
     @property
     def time_names(self) -> frozenset[str]:
@@ -98,26 +111,24 @@ class CapturedModel:
 
     @property
     def _stacks(self) -> list[Stack]:
-        return [Stack.of(node) for node in stack_nodes(self.graph.graph)]
+        return [Stack.of(node) for node in stack_nodes(self.onnx.graph)]
 
     def written(self, form: str, *, max_nodes: int) -> ir.Model:
-        """In one form; a copy, which shares the weights.
+        """Return a copy in one form, which shares the weights.
 
         Raises:
             ExportError: see `lower`.
         """
-        graph = self.graph.clone()
-        lower(graph, form, max_nodes=max_nodes)
-        graph.metadata_props.update(
-            FileMetadata(form, self.metadata.lengths, self.metadata.states, self.metadata.time).to_properties()
-        )
-        return graph
+        onnx = self.onnx.clone()
+        lower(onnx, form, max_nodes=max_nodes)
+        onnx.metadata_props.update(replace(self.metadata, form=form).to_properties())
+        return onnx
 
 
 def _check_layers(model: nn.Module) -> None:
     layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
     if not layers:
-        raise ExportError(f"{type(model).__name__} holds no recurrent layer; use torch.onnx.export for it.")
+        raise ExportError(f"{type(model).__name__} has no recurrent layer; use torch.onnx.export for it.")
     for name, layer in layers.items():
         dtype = next(layer.parameters()).dtype
         if dtype not in (torch.float32, torch.float64):
@@ -127,27 +138,34 @@ def _check_layers(model: nn.Module) -> None:
             )
 
 
-def _model_axes(
-    model: nn.Module, call: ExampleCall, dynamic_shapes: Any, opset_version: int, *, time: bool
-) -> list[Axes]:
-    """For a whole model: what is asked, or the batch (and steps) of its recurrent layers wherever these enter."""
+def _model_axes(tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool) -> list[Axes]:
+    """For a whole model: `dynamic_shapes`, or the axes that are the batch (and steps) of its recurrent layers."""
     if dynamic_shapes is not None:
         return call.axes(dynamic_shapes)
-    axes = with_tied_axes(model, call, find_axes(model, call, time=time, opset_version=opset_version))
-    found = {name for each in axes for name in each.values()}
-    if missing := [what for what, name in (("a batch", "B"), ("steps", "T"))[: 1 + time] if name not in found]:
+    stack_axes = [
+        {axis: name for axis, name in tensor_axes.items() if time or name == "B"} for tensor_axes in tracer.stack_axes
+    ]
+    axes = with_tied_axes(tracer.model, call, stack_axes)
+    names = {name for tensor_axes in axes for name in tensor_axes.values()}
+    missing = []
+    if "B" not in names:
+        missing.append("a batch")
+    if time and "T" not in names:
+        missing.append("steps")
+    if missing:
         warnings.warn(
-            f"{'an' if found else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
+            f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
             "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic.",
             stacklevel=4,
         )
     return axes
 
 
-def _time_axes(model: nn.Module, call: ExampleCall, opset_version: int) -> list[int | None]:
-    """Which axis of each of the call's tensors is the steps."""
-    if is_layer(model):
-        axes = layer_axes(model, call, None, time=True)
-    else:
-        axes = find_axes(model, call, time=True, opset_version=opset_version)
-    return [next((axis for axis, name in each.items() if name.startswith("T")), None) for each in axes]
+def _time_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, int]:
+    """The inputs of the graph -> which of their axes is the steps."""
+    time = {}
+    for value, tensor_axes in zip(graph.inputs, axes, strict=True):
+        for axis, name in tensor_axes.items():
+            if name.startswith("T"):
+                time.setdefault(str(value.name), axis)
+    return time

@@ -5,8 +5,8 @@ it computes what the whole sequence would. A reverse direction needs the end of 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import Any
 
 import onnx_ir as ir
 from torch import nn
@@ -14,8 +14,7 @@ from torch import nn
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import is_recurrent
 
-from ..metadata import FileMetadata
-from ..stack import FIRST_STATE, Stack, layer_path, stack_nodes
+from ..stack import FIRST_FINAL, FIRST_STATE, Stack, layer_path, stack_nodes
 
 
 def check_can_stream(model: nn.Module) -> None:
@@ -28,63 +27,77 @@ def check_can_stream(model: nn.Module) -> None:
             )
 
 
-def open_states(graph: ir.Graph, metadata: FileMetadata, time_axes: Callable[[], Sequence[int | None]]) -> FileMetadata:
-    """Let every state be an input and an output of the graph; those that it lacks come last, named after the layer.
+def refuse_lengths(lengths: Mapping[str, Any]) -> None:
+    """Raises: ExportError: rows of different length."""
+    if lengths:
+        raise ExportError("a streaming file has no `lengths`: every row of a chunk goes on; leave them out.")
+
+
+def open_states(graph: ir.Graph) -> dict[str, str]:
+    """Make every state an input and an output of the graph; new ones come last, named after the layer.
+
+    Returns:
+        The name of each input that is a state -> the output that is the same state after the chunk.
 
     Raises:
-        ExportError: rows of different length, or a first state that the model computes.
+        ExportError: a first state that the model computes.
     """
-    if metadata.lengths:
-        raise ExportError("a streaming file has no `lengths`: every row of a chunk goes on; leave them out.")
-    time = {str(value.name): axis for value, axis in zip(graph.inputs, time_axes(), strict=True) if axis is not None}
     states: dict[str, str] = {}
     for node in stack_nodes(graph):
-        path = f"{layer_path(node)}." if layer_path(node) else ""
-        for kind, name in enumerate(Stack.of(node).state_names):
-            first, last = _first(graph, node, kind, f"{path}{name}0"), node.outputs[1 + kind]
-            if not last.is_graph_output():
-                last.name = _free(graph, f"{path}{name}_n")
-                graph.outputs.append(last)
-            states[str(first.name)] = str(last.name)
-    return replace(metadata, states=states, time=time)
+        path = layer_path(node)
+        scope = f"{path}." if path else ""
+        for number, state_name in enumerate(Stack.of(node).state_names):
+            first = _first_state(graph, node, number, f"{scope}{state_name}0")
+            final = node.outputs[FIRST_FINAL + number]
+            if not final.is_graph_output():
+                final.name = _free_name(graph, f"{scope}{state_name}_n")
+                graph.outputs.append(final)
+            states[str(first.name)] = str(final.name)
+    return states
 
 
-def _first(graph: ir.Graph, node: ir.Node, kind: int, name: str) -> ir.Value:
-    """The input of the graph that is this state of a stack at its start; made if the stack starts with zeros."""
-    slot = FIRST_STATE + kind
-    given, last = node.inputs[slot], node.outputs[1 + kind]
-    if given is None or _is_zeros(given):
-        made = ir.Value(name=_free(graph, name), type=last.type, shape=last.shape)
-        graph.inputs.append(made)
-        node.replace_input_with(slot, made)
-        return made
-    if not given.is_graph_input():
+def _first_state(graph: ir.Graph, node: ir.Node, number: int, name: str) -> ir.Value:
+    """The input of the graph that is this state of a stack at its start; a new one if the stack starts with zeros."""
+    slot = FIRST_STATE + number
+    state = node.inputs[slot]
+    if state is None or _is_zeros(state):
+        final = node.outputs[FIRST_FINAL + number]
+        new_input = ir.Value(name=_free_name(graph, name), type=final.type, shape=final.shape)
+        graph.inputs.append(new_input)
+        node.replace_input_with(slot, new_input)
+        return new_input
+    if not state.is_graph_input():
         raise ExportError(
             f"the first state of `{layer_path(node) or 'the layer'}` is computed by the model, so that a chunk cannot "
             "go on where the one before ended; let the model take it as an argument, or start with zeros."
         )
-    return given
+    return state
 
 
 def _is_zeros(value: ir.Value) -> bool:
-    """Whether it is 0 all over, whatever its shape."""
+    """Whether every element is 0, for any shape."""
     if value.const_value is not None:
         return not value.const_value.numpy().any()
     producer = value.producer()
     if producer is None:
         return False
     if producer.op_type == "ConstantOfShape":
-        filled = producer.attributes.get("value")
-        return filled is None or not filled.as_tensor().numpy().any()
-    source = producer.inputs[0] if producer.op_type in _SAME_VALUES else None
+        element = producer.attributes.get("value")
+        return element is None or not element.as_tensor().numpy().any()
+    if producer.op_type not in _SAME_VALUES:
+        return False
+    source = producer.inputs[0]
     return source is not None and _is_zeros(source)
 
 
 _SAME_VALUES = frozenset({"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 
 
-def _free(graph: ir.Graph, name: str) -> str:
-    """`name`, or with a number if the graph's inputs and outputs have it."""
-    taken = {value.name for value in (*graph.inputs, *graph.outputs)}
-    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
-    return next(each for each in names if each not in taken)
+def _free_name(graph: ir.Graph, name: str) -> str:
+    """`name`, or with a number behind it if an input or output of the graph has it."""
+    used_names = {value.name for value in (*graph.inputs, *graph.outputs)}
+    free_name = name
+    numbers = itertools.count(1)
+    while free_name in used_names:
+        free_name = f"{name}_{next(numbers)}"
+    return free_name

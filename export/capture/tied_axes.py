@@ -1,9 +1,8 @@
-"""Axes that must agree with a dynamic one though no graph says so: those of a mask (B, T) beside an input (B, T, I).
+"""Axes that must have the size of a dynamic one though no graph says so: a mask (B, T) next to an input (B, T, I).
 
-torch.export sees two symbols where the model only works if both are the same size. So the model is run.
+torch.export sees two symbols where the model only works if both have the same size. So the model is run.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 
 from torch import nn
@@ -11,48 +10,64 @@ from torch import nn
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.checking.trials import resized
 
-Place = tuple[int, int]
+from .unchanged import unchanged
+
+AxisIndex = tuple[int, int]
 """The number of a tensor of the call, and an axis of it."""
 
 
 def with_tied_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> list[Axes]:
-    """`axes`, each name also where another axis of the example's size has to grow with it.
+    """Return `axes` with each name also on the axes that have to grow with its own.
 
-    Every named axis becomes one longer, and one shorter. If PyTorch refuses either call, others of that size change
-    too, one at a time, then all of them; the first that PyTorch takes is kept, and if it takes none, nothing is.
+    Every named axis becomes one longer, and one shorter. If PyTorch refuses either call, further axes of the same size
+    change too, one at a time, then all of them; the first set that PyTorch accepts is kept, and if there is none,
+    nothing changes. `model` is in evaluation mode, and stays as it is.
     """
-    found, runner = [dict(each) for each in axes], copy.deepcopy(model).eval()
-    for name in dict.fromkeys(name for each in axes for name in each.values()):
-        for places in _candidates(call, found, name):
-            if all(_runs(runner, call, places, by) for by in (1, -1)):
-                for number, axis in places:
-                    found[number][axis] = name
-                break
-    return found
+    tied = [dict(tensor_axes) for tensor_axes in axes]
+    names = dict.fromkeys(name for tensor_axes in axes for name in tensor_axes.values())
+    with unchanged(model):
+        for name in names:
+            for candidate in _candidates(call, tied, name):
+                if _runs(model, call, candidate, 1) and _runs(model, call, candidate, -1):
+                    for number, axis in candidate:
+                        tied[number][axis] = name
+                    break
+    return tied
 
 
-def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[list[Place]]:
-    named = [(number, axis) for number, each in enumerate(axes) for axis in each if each[axis] == name]
-    size = call.tensors[named[0][0]].size(named[0][1])
-    others = [
+def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[list[AxisIndex]]:
+    """Sets of axes that may belong to one name: those that have it, these and one more, these and all the others."""
+    with_name = [
+        (number, axis)
+        for number, tensor_axes in enumerate(axes)
+        for axis, axis_name in tensor_axes.items()
+        if axis_name == name
+    ]
+    first_number, first_axis = with_name[0]
+    size = call.tensors[first_number].size(first_axis)
+    same_size = [
         (number, axis)
         for number, tensor in enumerate(call.tensors)
-        for axis, other in enumerate(tensor.shape)
-        if other == size and axis not in axes[number]
+        for axis, axis_size in enumerate(tensor.shape)
+        if axis_size == size and axis not in axes[number]
     ]
-    yield named
-    yield from ([*named, other] for other in others)
-    yield [*named, *others]
+    yield with_name
+    for index in same_size:
+        yield [*with_name, index]
+    yield [*with_name, *same_size]
 
 
-def _runs(model: nn.Module, call: ExampleCall, places: Sequence[Place], by: int) -> bool:
-    """Whether PyTorch takes the example with these axes longer by so many; none becomes empty."""
-    tensors = [
-        resized(tensor, [max(1, size + by * ((number, axis) in places)) for axis, size in enumerate(tensor.shape)])
-        for number, tensor in enumerate(call.tensors)
-    ]
+def _runs(model: nn.Module, call: ExampleCall, changed: Sequence[AxisIndex], by: int) -> bool:
+    """Whether PyTorch accepts the example with these axes longer by `by`; no axis becomes empty."""
+    tensors = []
+    for number, tensor in enumerate(call.tensors):
+        shape = list(tensor.shape)
+        for axis, size in enumerate(tensor.shape):
+            if (number, axis) in changed:
+                shape[axis] = max(1, size + by)
+        tensors.append(resized(tensor, shape))
     try:
         call.with_tensors(tensors).run(model)
-    except Exception:  # whatever the model's own code raises
+    except Exception:  # the model's own code may raise anything
         return False
     return True

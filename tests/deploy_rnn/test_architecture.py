@@ -36,7 +36,7 @@ ARROWS = {
     "compilation": {"conversion"},
     "packaging": {"nn", "conversion", "compilation", "checking"},
     "cli": {"examples"},
-    "export.stack": {"nn", "export.capture"},
+    "export.stack": {"nn"},
     "export.torch_onnx": set(),
     "export.metadata": set(),
     "export.onnx_file": {"export.metadata"},

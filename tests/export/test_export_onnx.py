@@ -313,7 +313,7 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
             ExportError,
             "`precision` (='float64') must be 'float32', as the model's weights are; leave it out, or convert the ",
         ),
-        (nn.Linear(5, 7), {}, ExportError, "Linear holds no recurrent layer; use torch.onnx.export for it."),
+        (nn.Linear(5, 7), {}, ExportError, "Linear has no recurrent layer; use torch.onnx.export for it."),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
         (nn.RNNBase("GRU", 5, 7), {}, ConversionError, "the model is a torch.nn.RNNBase"),
     ],

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.capture.capture import capture
+from deploy_rnn.export.capture.capture import Tracer
 from deploy_rnn.runtime import open_session
 
 STEPS = 5
@@ -246,7 +246,7 @@ def test_torch_has_its_functions_again_whatever_happens(monkeypatch: pytest.Monk
     model = Packing(is_sorted, nn.GRU)
     call = ExampleCall.of(model, (torch.randn(STEPS, 2, 3), torch.tensor([2, 1])))
     with pytest.raises(KeyboardInterrupt):
-        capture(model, call, [{}, {}], opset_version=18)
+        Tracer(model, call, opset_version=18).capture([{}, {}])
     assert of_torch() == OF_TORCH
     assert len(seen) == 1
     assert all(during is not before for during, before in zip(seen[0], OF_TORCH, strict=True))

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import deploy_rnn
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.export import export_onnx
-from deploy_rnn.export.capture.capture import capture
+from deploy_rnn.export.capture.capture import Tracer
 from deploy_rnn.export.forms.lower import lower
 from deploy_rnn.runtime import open_session
 
@@ -114,7 +114,7 @@ def captured(batch_first: bool, with_lengths: bool, with_states: bool, time: boo
     given = arguments(STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
     grid = trained(batch_first)
     call = ExampleCall.of(grid, (), given)
-    return capture(grid, call, axes(call, batch_first=batch_first, time=time), opset_version=18)
+    return Tracer(grid, call, opset_version=18).capture(axes(call, batch_first=batch_first, time=time))
 
 
 def assert_equal(found: list[np.ndarray], expected: list[Tensor], labels: list[str], *, share: float = 1e-5) -> None:
