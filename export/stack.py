@@ -1,8 +1,8 @@
 """A captured stack: the contract between `capture`, which writes one node for each, and `forms`, which replace it.
 
 `torch.export` would unroll the time loop, freeze the time axis silently, and take half a minute for T=100. So each
-stack of layers is captured as one node `deploy_rnn::Recurrent`, with T and B open, and a form replaces that node by real
-ONNX operators. The node has
+stack of layers is captured as one node `deploy_rnn::Recurrent`, with T and B open, and a form replaces it by real ONNX
+operators. The node has
 
     inputs: input, lengths (absent for T), every state (absent for zeros), `layer.ordered_weights()`
     outputs: output, every state after the last step
