@@ -163,7 +163,7 @@ def _model_axes(tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time:
 
 def _time_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, int]:
     """The inputs of the graph -> which of their axes is the steps."""
-    time = {}
+    time: dict[str, int] = {}
     for value, tensor_axes in zip(graph.inputs, axes, strict=True):
         for axis, name in tensor_axes.items():
             if name.startswith("T"):
