@@ -1,6 +1,5 @@
 """What a file is run on: the example, random inputs of other sizes, and PyTorch's outputs for each of them."""
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -59,50 +58,106 @@ class InChunks(Case):
     def run(self, run: Run) -> Sequence[np.ndarray]:
         names = [spec.name for spec in self.file.outputs]
         feeds = dict(self.feeds)
-        results: list[dict[str, np.ndarray]] = []
-        bounds = [0, *itertools.accumulate(self.chunks)]
-        for start, stop in itertools.pairwise(bounds):
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        start = 0
+        for steps in self.chunks:
+            stop = start + steps
             for name, axis in self.file.time.items():
                 feeds[name] = np.take(self.feeds[name], range(start, stop), axis)
-            result = dict(zip(names, run(feeds), strict=True))
-            results.append(result)
+            outputs = dict(zip(names, run(feeds), strict=True))
+            for name, output in outputs.items():
+                parts[name].append(output)
             # The next chunk starts from the states that this one returned.
-            feeds |= {name: result[output] for name, output in self.file.states.items()}
-        pairs = zip(names, self.expected, strict=False)
-        return [_join([result[name] for result in results], expected.values.shape) for name, expected in pairs]
+            for state, output_name in self.file.states.items():
+                feeds[state] = outputs[output_name]
+            start = stop
+        whole = []
+        for name, expected in zip(names, self.expected, strict=False):
+            whole.append(_join(parts[name], expected.values.shape))
+        return whole
 
 
 def _join(parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
     """Concatenate along the axis that grows from chunk to chunk to give `shape`; the last part if none does."""
+    if parts[0].ndim != len(shape):
+        return parts[-1]
     for axis, size in enumerate(shape):
-        if parts[0].ndim == len(shape) and sum(part.shape[axis] for part in parts) == size:
+        total = sum(part.shape[axis] for part in parts)
+        if total == size:
             return np.concatenate(parts, axis)
     return parts[-1]
 
 
+@dataclass(frozen=True)
+class ExampleInput:
+    """An input of a file, and its tensor in the example call.
+
+    Attributes:
+        name: in the file.
+        axes: in the file: a number for each fixed axis, a name for each dynamic one.
+        tensor: the example.
+        length_limit: of lengths of rows, the time axis or the number of steps that limits them; None for other inputs.
+    """
+
+    name: str
+    axes: tuple[int | str, ...]
+    tensor: Tensor
+    length_limit: int | str | None
+
+    @property
+    def dynamic_axes(self) -> dict[int, str]:
+        """Number of each dynamic axis -> its name."""
+        return {number: axis for number, axis in enumerate(self.axes) if isinstance(axis, str)}
+
+    def shape(self, sizes: Mapping[str, int]) -> list[int]:
+        """Return the shape of the example with these sizes of the dynamic axes."""
+        shape = list(self.tensor.shape)
+        for number, name in self.dynamic_axes.items():
+            shape[number] = sizes.get(name, shape[number])
+        return shape
+
+    def longest(self, sizes: Mapping[str, int]) -> int:
+        """Return the largest length that lengths may hold, with these sizes of the dynamic axes."""
+        assert self.length_limit is not None
+        return self.length_limit if isinstance(self.length_limit, int) else sizes[self.length_limit]
+
+
+def example_inputs(call: ExampleCall, file: OnnxFile) -> list[ExampleInput]:
+    """Pair the file's inputs with the tensors of the call.
+
+    A streaming file may have more inputs than the call has tensors: its states.
+
+    Raises:
+        ExportError: the call does not fit the file.
+    """
+    tensors = call.tensors
+    only_in_file = {spec.name for spec in file.inputs[len(tensors) :]}
+    if len(tensors) > len(file.inputs) or not only_in_file <= file.states.keys():
+        names = ", ".join(spec.name for spec in file.inputs)
+        raise ExportError(f"the file has {len(file.inputs)} inputs ({names}), the example has {len(tensors)} tensors.")
+    inputs = []
+    for spec, tensor in zip(file.inputs, tensors, strict=False):
+        inputs.append(ExampleInput(spec.name, spec.shape, tensor, file.lengths.get(spec.name)))
+    return inputs
+
+
 class CaseMaker:
-    """Makes the cases of a file: an example call gives the values, the file gives the names and the axes.
+    """Makes the cases of a file: an example call has the values, the file has the names and the axes.
 
     Args:
         reference: the PyTorch model.
         call: the example call of it.
-        file: what the file is. A streaming file may have more inputs than the call has tensors: its states.
+        file: what the file is.
 
     Raises:
         ExportError: the call does not fit the file's inputs.
     """
 
     def __init__(self, reference: Reference, call: ExampleCall, file: OnnxFile) -> None:
-        only_in_file = {spec.name for spec in file.inputs[len(call.tensors) :]}
-        if len(call.tensors) > len(file.inputs) or not only_in_file <= file.states.keys():
-            names = ", ".join(spec.name for spec in file.inputs)
-            raise ExportError(
-                f"the file has {len(file.inputs)} inputs ({names}), the example has {len(call.tensors)} tensors."
-            )
         self._reference = reference
         self._call = call
         self._file = file
-        self._inputs = list(zip(file.inputs, call.tensors, strict=False))
+        self._inputs = example_inputs(call, file)
 
     def cases(self, sizes: Sequence[int]) -> Iterator[Case]:
         """What the file is to be run on.
@@ -116,8 +171,6 @@ class CaseMaker:
             ExportError: the model does not fit the file's outputs, or fails on a size.
         """
         random = torch.Generator().manual_seed(0)
-        model = self._reference.model
-        takes_states = is_layer(model) and self._call.arguments.get("hx") is not None
         # Case 1.
         yield self._case("example", self._call)
         for axis_sizes in size_assignments(self._file.dynamic_inputs, sizes):
@@ -125,11 +178,8 @@ class CaseMaker:
             call, case = self._first_that_runs(axis_sizes, random)
             yield case
             # Case 3.
-            if takes_states:
-                zeros = pytree.tree_map(torch.zeros_like, call.arguments["hx"])
-                names = " and ".join(f"{name}0" for name in state_names(model))
-                without_states = call.with_argument("hx", None)
-                yield self._case(f"{case.label}, without {names}", call.with_argument("hx", zeros), without_states)
+            if is_layer(self._reference.model) and call.arguments.get("hx") is not None:
+                yield self._without_states(case.label, call)
         # Case 4.
         if self._file.states:
             yield from self._in_chunks(random)
@@ -158,20 +208,21 @@ class CaseMaker:
     def example_sizes(self) -> dict[str, int]:
         """The size of each dynamic axis in the example."""
         sizes = {}
-        for spec, tensor in self._inputs:
-            for axis, size in zip(spec.shape, tensor.shape, strict=True):
-                if isinstance(axis, str):
-                    sizes[axis] = size
+        for input in self._inputs:
+            for number, name in input.dynamic_axes.items():
+                sizes[name] = input.tensor.size(number)
         return sizes
 
     @property
     def unvaried(self) -> tuple[str, ...]:
         """The inputs that are checked with one value only: whole numbers or booleans, all equal in the example."""
-        return tuple(
-            spec.name
-            for spec, tensor in self._inputs
-            if not tensor.is_floating_point() and constant(tensor) and spec.name not in self._file.lengths
-        )
+        names = []
+        for input in self._inputs:
+            is_fixed_value = not input.tensor.is_floating_point() and constant(input.tensor)
+            # Lengths are drawn from 1 to their limit, not from the example.
+            if is_fixed_value and input.length_limit is None:
+                names.append(input.name)
+        return tuple(names)
 
     def _first_that_runs(self, sizes: Mapping[str, int], random: torch.Generator) -> tuple[ExampleCall, Case]:
         """A call with these sizes that the model takes. In this order:
@@ -184,7 +235,11 @@ class CaseMaker:
             ExportError: the model takes none of them; why it refused the first.
         """
         drawn = self._drawn(sizes, random)
-        calls = {"random": drawn, "random, sorted": self._sorted(drawn), "example resized": self._resized(sizes)}
+        calls = {
+            "random": drawn,
+            "random, sorted": self._sorted(drawn),
+            "example resized": self._resized(sizes),
+        }
         errors: list[ExportError] = []
         for name, call in calls.items():
             try:
@@ -193,14 +248,20 @@ class CaseMaker:
                 errors.append(error)
         raise errors[0]
 
+    def _without_states(self, label: str, call: ExampleCall) -> Case:
+        """The file gets zeros as states, PyTorch none."""
+        zeros = pytree.tree_map(torch.zeros_like, call.arguments["hx"])
+        names = [f"{name}0" for name in state_names(self._reference.model)]
+        label = f"{label}, without {' and '.join(names)}"
+        return self._case(label, call.with_argument("hx", zeros), call.with_argument("hx", None))
+
     def _in_chunks(self, random: torch.Generator) -> Iterator[InChunks]:
         """Random chunks; if the file fixes the steps, chunks of that size."""
-        example = {spec.name: tensor for spec, tensor in self._inputs}
-        time = self._file.time
-        steps = next(example[name].size(axis) for name, axis in time.items())
-        is_dynamic = any(isinstance(self._file.input(name).shape[axis], str) for name, axis in time.items())
+        sizes = [self._file.input(name).shape[axis] for name, axis in self._file.time.items()]
+        fixed_sizes = [size for size in sizes if isinstance(size, int)]
+        is_dynamic = len(fixed_sizes) < len(sizes)
         for _ in range(CHUNKINGS if is_dynamic else 1):
-            chunks = torch.randint(1, 6, (5,), generator=random).tolist() if is_dynamic else [steps] * 3
+            chunks = torch.randint(1, 6, (5,), generator=random).tolist() if is_dynamic else 3 * fixed_sizes[:1]
             call = self._sequence(sum(chunks), random)
             case = self._case(f"a sequence in chunks of {', '.join(map(str, chunks))}", call)
             yield InChunks(case.label, case.feeds, case.expected, self._file, chunks)
@@ -208,49 +269,43 @@ class CaseMaker:
     def _sequence(self, steps: int, random: torch.Generator) -> ExampleCall:
         """Random inputs of that many steps; a state that the model takes as an argument starts at zero."""
         tensors = []
-        for spec, tensor in self._inputs:
-            if spec.name in self._file.states:
-                tensors.append(torch.zeros_like(tensor))
-            else:
-                shape = list(tensor.shape)
-                if spec.name in self._file.time:
-                    shape[self._file.time[spec.name]] = steps
-                tensors.append(draw(tensor, shape, random))
+        for input in self._inputs:
+            if input.name in self._file.states:
+                tensors.append(torch.zeros_like(input.tensor))
+                continue
+            shape = list(input.tensor.shape)
+            if input.name in self._file.time:
+                shape[self._file.time[input.name]] = steps
+            tensors.append(draw(input.tensor, shape, random))
         return self._call.with_tensors(tensors)
 
     def _drawn(self, sizes: Mapping[str, int], random: torch.Generator) -> ExampleCall:
         """Random inputs with these sizes of the dynamic axes."""
         tensors = []
-        for spec, tensor in self._inputs:
-            shape = _sized(spec, tensor, sizes)
-            if spec.name in self._file.lengths:
-                longest = self._longest(spec.name, sizes)
-                lengths = torch.randint(1, longest + 1, shape, generator=random)
-                tensors.append(lengths.to(tensor.dtype))
+        for input in self._inputs:
+            shape = input.shape(sizes)
+            if input.length_limit is None:
+                tensors.append(draw(input.tensor, shape, random))
             else:
-                tensors.append(draw(tensor, shape, random))
+                lengths = torch.randint(1, input.longest(sizes) + 1, shape, generator=random)
+                tensors.append(lengths.to(input.tensor.dtype))
         return self._call.with_tensors(tensors)
 
     def _resized(self, sizes: Mapping[str, int]) -> ExampleCall:
         """The example with these sizes of the dynamic axes."""
         tensors = []
-        for spec, tensor in self._inputs:
-            tensor = resized(tensor, _sized(spec, tensor, sizes))
-            if spec.name in self._file.lengths:
-                tensor = tensor.clamp(max=self._longest(spec.name, sizes))
+        for input in self._inputs:
+            tensor = resized(input.tensor, input.shape(sizes))
+            if input.length_limit is not None:
+                tensor = tensor.clamp(max=input.longest(sizes))
             tensors.append(tensor)
         return self._call.with_tensors(tensors)
-
-    def _longest(self, name: str, sizes: Mapping[str, int]) -> int:
-        """The largest length that this input may hold: a fixed number of steps, or the size of the time axis."""
-        limit = self._file.lengths[name]
-        return limit if isinstance(limit, int) else sizes[limit]
 
     def _sorted(self, call: ExampleCall) -> ExampleCall:
         """The same call with the longest row first."""
         tensors = []
-        for (spec, _), tensor in zip(self._inputs, call.tensors, strict=True):
-            if spec.name in self._file.lengths:
+        for input, tensor in zip(self._inputs, call.tensors, strict=True):
+            if input.length_limit is not None:
                 tensor = tensor.sort(descending=True)[0]
             tensors.append(tensor)
         return call.with_tensors(tensors)
@@ -275,7 +330,7 @@ class CaseMaker:
 
 
 def example_feeds(inputs: Sequence[TensorSpec], call: ExampleCall) -> dict[str, np.ndarray]:
-    """The tensors of a call as a file with these inputs takes them.
+    """Return the tensors of a call as a file with these inputs takes them.
 
     An input that the call lacks is a state of a streaming file: it gets zeros, as at the beginning of a stream.
     """
@@ -291,9 +346,8 @@ def example_feeds(inputs: Sequence[TensorSpec], call: ExampleCall) -> dict[str, 
 
 
 def _label(name: str, sizes: Mapping[str, int]) -> str:
-    return ", ".join([name, *(f"{axis}={size}" for axis, size in sizes.items())])
-
-
-def _sized(spec: TensorSpec, example: Tensor, sizes: Mapping[str, int]) -> list[int]:
-    """The shape of the example with these sizes of the dynamic axes."""
-    return [sizes.get(str(axis), size) for axis, size in zip(spec.shape, example.shape, strict=True)]
+    """The name of a case, such as "random, B=3"."""
+    parts = [name]
+    for axis, size in sizes.items():
+        parts.append(f"{axis}={size}")
+    return ", ".join(parts)

@@ -80,17 +80,19 @@ def _check_nodes(provider: str, nodes: Sequence[RanNode], *, required: bool) -> 
     # onnxruntime prefers the CPU for nodes that only compute sizes.
     elsewhere = [node for node in nodes if node.provider != provider and not node.only_sizes]
     if required and elsewhere:
-        shown = ", ".join(f"`{node.name}` ({node.op_type}, {node.provider})" for node in elsewhere[:SHOWN_NODES])
-        hidden = len(elsewhere) - SHOWN_NODES
-        more = f" and {hidden} more" if hidden > 0 else ""
-        raise ProviderError(f"it left {len(elsewhere)} of {len(nodes)} nodes to another provider: {shown}{more}.")
+        shown = [f"`{node.name}` ({node.op_type}, {node.provider})" for node in elsewhere[:SHOWN_NODES]]
+        hidden = len(elsewhere) - len(shown)
+        more = f" and {hidden} more" if hidden else ""
+        raise ProviderError(
+            f"it left {len(elsewhere)} of {len(nodes)} nodes to another provider: {', '.join(shown)}{more}."
+        )
 
 
 def _placement(nodes: Sequence[RanNode]) -> Placement:
     counts: dict[str, Counter[str]] = {}
+    copies = 0
     for node in nodes:
-        counts.setdefault(node.provider, Counter())[node.op_type] += 1
-    return Placement(
-        nodes={provider: dict(by_type.most_common()) for provider, by_type in counts.items()},
-        copies=sum(node.copies for node in nodes),
-    )
+        by_type = counts.setdefault(node.provider, Counter())
+        by_type[node.op_type] += 1
+        copies += node.copies
+    return Placement({provider: dict(by_type.most_common()) for provider, by_type in counts.items()}, copies)

@@ -14,6 +14,10 @@ from deploy_rnn.checking.trials import Reference, resized
 from deploy_rnn.nn.recurrent import is_recurrent
 
 from ..onnx_file import OnnxFile
+from .cases import ExampleInput, example_inputs
+
+Place = tuple[int, int]
+"""Number of an input, and number of one of its axes."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,13 @@ class _Change:
         name: of a dynamic axis; None for a fixed one.
         old: its size in the example.
         new: its size in the changed call.
-        places: (number of the input, number of the axis) wherever it occurs.
+        places: wherever it occurs.
     """
 
     name: str | None
     old: int
     new: int
-    places: tuple[tuple[int, int], ...]
+    places: Sequence[Place]
 
     @property
     def added(self) -> int:
@@ -63,10 +67,10 @@ class _Ran:
 
     def grown_axes(self, before: "_Ran", added: int) -> list[int | None]:
         """For each output, the first axis that has that many more elements than in the run before."""
-        axes = []
+        axes: list[int | None] = []
         for now, then in zip(self.shapes, before.shapes, strict=False):
-            grown = (axis for axis, size in enumerate(then) if now[axis] - size == added)
-            axes.append(next(grown, None))
+            grown = [axis for axis, size in enumerate(then) if now[axis] - size == added]
+            axes.append(grown[0] if grown else None)
         return axes
 
 
@@ -77,22 +81,24 @@ def time_axes(reference: Reference, call: ExampleCall, file: OnnxFile) -> TimeAx
     a fixed axis of as many elements as there are steps gets one fewer (1 gets 2). An axis that the model does not let
     change is not a time axis.
     """
+    inputs = example_inputs(call, file)
     names = []
     outputs: dict[str, int] = {}
     with _count_steps(reference.model) as steps, suppress(Exception):
         # Anything that the model's own code raises on the example is for the cases to report.
-        example = _run(reference, _changed(call, file, None), steps)
-        for change in _changes(call, file, example.steps):
+        example = _run(reference, _changed(call, inputs, None), steps)
+        for change in _changes(inputs, example.steps):
             # The model may not take the new size.
             with suppress(Exception):
-                ran = _run(reference, _changed(call, file, change), steps)
-                if change.added in ran.added_steps(example):
-                    if change.name is not None:
-                        names.append(change.name)
-                    grown_axes = ran.grown_axes(example, change.added)
-                    for spec, axis in zip(file.outputs, grown_axes, strict=False):
-                        if axis is not None:
-                            outputs.setdefault(spec.name, axis)
+                ran = _run(reference, _changed(call, inputs, change), steps)
+                if change.added not in ran.added_steps(example):
+                    continue
+                if change.name is not None:
+                    names.append(change.name)
+                grown_axes = ran.grown_axes(example, change.added)
+                for spec, axis in zip(file.outputs, grown_axes, strict=False):
+                    if axis is not None:
+                        outputs.setdefault(spec.name, axis)
     return TimeAxes(tuple(names), outputs)
 
 
@@ -105,9 +111,10 @@ def _count_steps(model: nn.Module) -> Iterator[list[int]]:
         input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
         if isinstance(input, PackedSequence):
             steps.append(input.batch_sizes.size(0))
-        else:
-            # (T, I) of one row has its steps first even with `batch_first`.
-            steps.append(input.size(1 if layer.batch_first and input.dim() == 3 else 0))
+            return
+        # Of one row alone, (T, I), the steps come first even with `batch_first`.
+        time = 1 if layer.batch_first and input.dim() == 3 else 0
+        steps.append(input.size(time))
 
     layers = [module for module in model.modules() if is_recurrent(module)]
     hooks = [layer.register_forward_pre_hook(count, with_kwargs=True) for layer in layers]
@@ -125,53 +132,57 @@ def _run(reference: Reference, call: ExampleCall, steps: list[int]) -> _Ran:
     return _Ran(list(steps), [tuple(output.shape) for output in outputs])
 
 
-def _changes(call: ExampleCall, file: OnnxFile, steps: Sequence[int]) -> Iterator[_Change]:
-    """1. Each dynamic axis of the inputs.
+def _changes(inputs: Sequence[ExampleInput], steps: Sequence[int]) -> Iterator[_Change]:
+    """What to change in an example in which the recurrent layers take these numbers of steps.
+
+    1. Each dynamic axis of the inputs.
     2. Each fixed one that has as many elements as a layer has steps, by itself: other inputs may have that size too.
-    3. The same in all inputs at once: they may have to agree."""
-    places: dict[tuple[int | str, int], list[tuple[int, int]]] = {}
-    for number, (spec, tensor) in enumerate(zip(file.inputs, call.tensors, strict=False)):
-        for axis, size in enumerate(spec.shape):
-            # A dynamic axis goes by its name, wherever it is; a fixed one by its number and size.
-            if isinstance(size, str):
-                places.setdefault((size, tensor.size(axis)), []).append((number, axis))
-            elif size in steps and spec.name not in file.lengths:
-                places.setdefault((axis, size), []).append((number, axis))
-    for (axis_or_name, old), group in places.items():
+    3. The same in all inputs at once: they may have to agree.
+    """
+    groups: dict[tuple[int | str, int], list[Place]] = {}
+    for input_number, input in enumerate(inputs):
+        for number, axis in enumerate(input.axes):
+            # A dynamic axis goes by its name, wherever it is; a fixed one by its number. Both go by their size.
+            if isinstance(axis, str):
+                key = (axis, input.tensor.size(number))
+                groups.setdefault(key, []).append((input_number, number))
+            elif axis in steps and input.length_limit is None:
+                groups.setdefault((number, axis), []).append((input_number, number))
+    for (name_or_number, old), places in groups.items():
         # Case 1.
-        if isinstance(axis_or_name, str):
-            yield _Change(axis_or_name, old, old + 1, tuple(group))
+        if isinstance(name_or_number, str):
+            yield _Change(name_or_number, old, old + 1, places)
             continue
         new = old - 1 if old > 1 else 2
         # Case 2.
-        for place in group:
-            yield _Change(None, old, new, (place,))
+        for place in places:
+            yield _Change(None, old, new, [place])
         # Case 3.
-        if len(group) > 1:
-            yield _Change(None, old, new, tuple(group))
+        if len(places) > 1:
+            yield _Change(None, old, new, places)
 
 
-def _changed(call: ExampleCall, file: OnnxFile, change: _Change | None) -> ExampleCall:
+def _changed(call: ExampleCall, inputs: Sequence[ExampleInput], change: _Change | None) -> ExampleCall:
     """The example with the change; rows that have lengths all have every step."""
     tensors = []
-    for number, (spec, tensor) in enumerate(zip(file.inputs, call.tensors, strict=False)):
-        shape = list(tensor.shape)
+    for input_number, input in enumerate(inputs):
+        shape = list(input.tensor.shape)
         if change is not None:
-            for input_number, axis in change.places:
-                if input_number == number:
+            for changed_input, axis in change.places:
+                if changed_input == input_number:
                     shape[axis] = change.new
-        tensor = resized(tensor, shape)
-        if spec.name in file.lengths:
-            tensor = torch.full_like(tensor, _steps(call, file, file.lengths[spec.name], change))
+        tensor = resized(input.tensor, shape)
+        if input.length_limit is not None:
+            tensor = torch.full_like(tensor, _steps(inputs, input.length_limit, change))
         tensors.append(tensor)
     return call.with_tensors(tensors)
 
 
-def _steps(call: ExampleCall, file: OnnxFile, limit: int | str, change: _Change | None) -> int:
-    """The number of steps that `limit`, an axis or its size, stands for."""
+def _steps(inputs: Sequence[ExampleInput], limit: int | str, change: _Change | None) -> int:
+    """The number of steps that `limit`, the name of an axis or its size, stands for."""
     if change is not None and limit in (change.name, change.old):
         return change.new
     if isinstance(limit, int):
         return limit
-    pairs = zip(file.inputs, call.tensors, strict=False)
-    return next(tensor.size(spec.shape.index(limit)) for spec, tensor in pairs if limit in spec.shape)
+    limited = next(input for input in inputs if limit in input.axes)
+    return limited.tensor.size(limited.axes.index(limit))

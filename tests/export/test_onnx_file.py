@@ -22,27 +22,27 @@ def test_a_file_of_ours(tmp_path: Path) -> None:
     lengths = torch.tensor([5, 2])
     path = tmp_path / "gru.onnx"
     report = export_onnx(nn.GRU(3, 4), torch.randn(5, 2, 3), path, kwargs={"lengths": lengths}, form="scan")
-    found = OnnxFile.read(path)
-    assert (found.path, found.form, found.bytes) == (str(path), "scan", path.stat().st_size)
-    assert (found.inputs, found.outputs, found.lengths) == (report.inputs, report.outputs, {"lengths": "T"})
-    assert found.producer == "deploy-rnn 0.1.0"
-    assert found.opsets == {"": 18}
-    assert found.metadata == {}
-    assert found.dynamic["T"] == ("input axis 0", "output axis 0")
-    assert found.dynamic["B"] == ("input axis 1", "lengths axis 0", "output axis 1", "h_n axis 1")
-    assert found.nodes > report.nodes  # those in the loop's body, too
-    assert found.node_types["Scan"] == 1
-    assert found.weight_bytes >= 4 * (12 * 3 + 12 * 4 + 2 * 12)
-    said = str(found).splitlines()
-    assert said[0] == f"{path}: scan, {path.stat().st_size / 1e3:,.0f} kB, opset 18"
-    assert "  input    input: float32 [T, B, 3]" in said
-    assert "  dynamic  T: input axis 0, output axis 0" in said
-    assert "  lengths  lengths: at most T each" in said
+    file = OnnxFile.read(path)
+    assert (file.path, file.form, file.bytes) == (str(path), "scan", path.stat().st_size)
+    assert (file.inputs, file.outputs, file.lengths) == (report.inputs, report.outputs, {"lengths": "T"})
+    assert file.producer == "deploy-rnn 0.1.0"
+    assert file.opsets == {"": 18}
+    assert file.metadata == {}
+    assert file.dynamic["T"] == ("input axis 0", "output axis 0")
+    assert file.dynamic["B"] == ("input axis 1", "lengths axis 0", "output axis 1", "h_n axis 1")
+    assert file.nodes > report.nodes  # those in the loop's body, too
+    assert file.node_types["Scan"] == 1
+    assert file.weight_bytes >= 4 * (12 * 3 + 12 * 4 + 2 * 12)
+    lines = str(file).splitlines()
+    assert lines[0] == f"{path}: scan, {path.stat().st_size / 1e3:,.0f} kB, opset 18"
+    assert "  input    input: float32 [T, B, 3]" in lines
+    assert "  dynamic  T: input axis 0, output axis 0" in lines
+    assert "  lengths  lengths: at most T each" in lines
 
 
-def relu(name: str, shape: Any = ("N", None, 0, 7)) -> onnx.GraphProto:
-    x, y = (helper.make_tensor_value_info(each, TensorProto.BFLOAT16, shape) for each in "xy")
-    return helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], name, [x], [y])
+def relu(graph_name: str, shape: Any = ("N", None, 0, 7)) -> onnx.GraphProto:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.BFLOAT16, shape) for name in "xy")
+    return helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], graph_name, [x], [y])
 
 
 def saved(graph: onnx.GraphProto, path: Path, **more: Any) -> Path:
@@ -52,14 +52,14 @@ def saved(graph: onnx.GraphProto, path: Path, **more: Any) -> Path:
 
 
 def test_a_file_of_others(tmp_path: Path) -> None:
-    found = OnnxFile.read(saved(relu("g"), tmp_path / "x.onnx"))
-    assert found.form is None
-    assert str(found.inputs[0]) == "x: bfloat16 [N, x.1, 0, 7]"
-    assert found.opsets == {"": 17, "theirs": 3}
-    assert found.dynamic == {"N": ("x axis 0", "y axis 0"), "x.1": ("x axis 1",), "y.1": ("y axis 1",)}
-    assert str(found).startswith(f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0 kB, opset 17, theirs 3\n")
-    assert str(found).endswith("  weights  0 bytes\n  producer unknown\n  nodes    1: 1 Relu")
-    assert json.loads(json.dumps(found.to_dict()))["nodes"] == 1
+    file = OnnxFile.read(saved(relu("g"), tmp_path / "x.onnx"))
+    assert file.form is None
+    assert str(file.inputs[0]) == "x: bfloat16 [N, x.1, 0, 7]"
+    assert file.opsets == {"": 17, "theirs": 3}
+    assert file.dynamic == {"N": ("x axis 0", "y axis 0"), "x.1": ("x axis 1",), "y.1": ("y axis 1",)}
+    assert str(file).startswith(f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0 kB, opset 17, theirs 3\n")
+    assert str(file).endswith("  weights  0 bytes\n  producer unknown\n  nodes    1: 1 Relu")
+    assert json.loads(json.dumps(file.to_dict()))["nodes"] == 1
 
 
 def test_unusual_inputs(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_unusual_inputs(tmp_path: Path) -> None:
     graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, []))
     graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2]))  # as before IR version 4
     graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.float32), "weight"))
-    found = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
-    assert [str(spec) for spec in found.inputs] == ["x: bfloat16 [...]", "seq: sequence []", "text: string []"]
-    assert found.weight_bytes == 8
+    file = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
+    assert [str(spec) for spec in file.inputs] == ["x: bfloat16 [...]", "seq: sequence []", "text: string []"]
+    assert file.weight_bytes == 8
 
 
 def test_subgraphs_and_functions_count(tmp_path: Path) -> None:
@@ -82,16 +82,16 @@ def test_subgraphs_and_functions_count(tmp_path: Path) -> None:
     graph.node.extend([constant, branch, helper.make_node("Own", ["x"], ["z"], domain="theirs")])
     body = [helper.make_node("Tanh", ["a"], ["b"]), helper.make_node("If", ["a"], ["b"], then_branch=inner)]
     own = helper.make_function("theirs", "Own", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
-    found = OnnxFile.read(saved(graph, tmp_path / "x.onnx", functions=[own]))
-    assert found.node_types == {"Relu": 4, "If": 2, "Constant": 1, "theirs::Own": 1, "Tanh": 1}
-    assert found.weight_bytes == 2 * 24 + 40
+    file = OnnxFile.read(saved(graph, tmp_path / "x.onnx", functions=[own]))
+    assert file.node_types == {"Relu": 4, "If": 2, "Constant": 1, "theirs::Own": 1, "Tanh": 1}
+    assert file.weight_bytes == 2 * 24 + 40
 
 
 def test_the_rarest_types_are_counted_together(tmp_path: Path) -> None:
     graph = relu("g")
     graph.node.extend(helper.make_node(f"Op{number}", ["x"], []) for number in range(11))
-    found = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
-    assert str(found).endswith(
+    file = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
+    assert str(file).endswith(
         "nodes    12: 1 Relu, " + ", ".join(f"1 Op{n}" for n in range(9)) + ", 2 of 2 other types"
     )
 
@@ -101,9 +101,9 @@ def test_external_data_is_measured_where_it_is(tmp_path: Path) -> None:
     graph.initializer.append(numpy_helper.from_array(np.zeros(1000, np.float32), "w"))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
-    found = OnnxFile.read(tmp_path / "x.onnx")
-    assert found.weight_bytes == 4000
-    assert found.bytes == (tmp_path / "x.onnx").stat().st_size + 4000
+    file = OnnxFile.read(tmp_path / "x.onnx")
+    assert file.weight_bytes == 4000
+    assert file.bytes == (tmp_path / "x.onnx").stat().st_size + 4000
     (tmp_path / "x.data").unlink()
     assert OnnxFile.read(tmp_path / "x.onnx").weight_bytes == 4000
 
@@ -124,9 +124,9 @@ def test_other_metadata_is_shown(tmp_path: Path) -> None:
     model = helper.make_model(relu("g"))
     helper.set_model_props(model, {"deploy_rnn.form": "native", "author": "Elman"})
     onnx.save(model, tmp_path / "x.onnx")
-    found = OnnxFile.read(tmp_path / "x.onnx")
-    assert found.metadata == {"author": "Elman"}
-    assert "  author: Elman" in str(found).splitlines()
+    file = OnnxFile.read(tmp_path / "x.onnx")
+    assert file.metadata == {"author": "Elman"}
+    assert "  author: Elman" in str(file).splitlines()
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, this is text", b"\x08\x08", bytes(range(256))])

@@ -28,7 +28,7 @@ from deploy_rnn.runtime import CPU, CUDA, RanNode, placement
 
 def over_time(report: Report) -> dict[tuple[str, str], int]:
     """(case, output) -> steps"""
-    return {(each.case, each.output): each.steps for each in report.over_time}
+    return {(curve.case, curve.output): curve.steps for curve in report.over_time}
 
 
 class Scores(nn.Module):
@@ -64,18 +64,19 @@ def test_the_time_axis_of_a_layer_is_known_whatever_the_sizes(form: str, batch_f
     steps = over_time(report)
     assert {output for _, output in steps} == {"output"}
     assert steps["example", "output"] == 4
-    wide = next(each for each in report.comparisons if each.case == "example" and each.optimized)
-    over = next(each for each in report.over_time if each.case == "example")
-    assert max(over.errors) == wide.max_abs_error
-    assert set(over.allowed) == {1e-5}
+    examples = [comparison for comparison in report.comparisons if comparison.case == "example"]
+    compared = next(comparison for comparison in examples if comparison.optimized)
+    curve = next(curve for curve in report.over_time if curve.case == "example")
+    assert max(curve.errors) == compared.max_abs_error
+    assert set(curve.allowed) == {1e-5}
 
 
 @pytest.mark.parametrize(("form", "steps"), [("unrolled", {5}), ("scan", {1, 3, 5, 7, 200})])
 def test_the_time_axis_of_a_model_is_known_whatever_the_sizes(form: str, steps: set[int], tmp_path: Path) -> None:
     report = export_onnx(Scores(), (torch.randn(5, 5, 5), torch.rand(5, 5)), tmp_path / "a.onnx", form=form)
-    found = over_time(report)
-    assert {output for _, output in found} == {"output_1"}
-    assert set(found.values()) == steps
+    curves = over_time(report)
+    assert {output for _, output in curves} == {"output_1"}
+    assert set(curves.values()) == steps
 
 
 def test_the_time_axis_of_a_model_that_packs_is_known(tmp_path: Path) -> None:
@@ -96,13 +97,13 @@ def test_the_first_wrong_step_is_named(batch_first: bool, tmp_path: Path) -> Non
         verify(path, layer, x)
     report = raised.value.report
     assert report is not None
-    wrong = [each for each in report.failures if each.output == "output"]
+    wrong = [comparison for comparison in report.failures if comparison.output == "output"]
     assert len(wrong) == 8
-    for each in wrong:
-        assert each.first_bad is not None
-        assert each.first_bad_step == each.first_bad[1 if batch_first else 0] == 3
-    assert {each.first_bad for each in report.over_time} == {3}
-    states = next(each for each in report.failures if each.output == "h_n")
+    for comparison in wrong:
+        assert comparison.first_bad is not None
+        assert comparison.first_bad_step == comparison.first_bad[1 if batch_first else 0] == 3
+    assert {curve.first_bad for curve in report.over_time} == {3}
+    states = next(comparison for comparison in report.failures if comparison.output == "h_n")
     assert states.first_bad_step is None
     assert "first at index [0, " in str(states)
     assert "wrong from step 3<" in report.to_html()
@@ -175,7 +176,7 @@ def test_a_long_case_that_the_model_cannot_have_is_left_out(most: int | None, wh
     path = tmp_path / "a.onnx"
     model, x = Limited(most), torch.randn(4, 2, 3)
     report = export_onnx(model, x, path, form="scan")
-    assert {"long" in each.case for each in report.comparisons} == {False}
+    assert {"long" in comparison.case for comparison in report.comparisons} == {False}
     assert len(report.left_out) == 1
     assert re.search(why, report.left_out[0])
     assert f"  not run: {report.left_out[0]}" in str(report).splitlines()
@@ -197,7 +198,7 @@ def test_an_example_of_many_steps_is_long_enough(tmp_path: Path) -> None:
     report = export_onnx(nn.RNN(3, 4), torch.randn(200, 2, 3), tmp_path / "a.onnx", form="native")
     assert over_time(report)["example", "output"] == 200
     assert report.left_out == ()
-    assert {"long" in each.case for each in report.comparisons} == {False}
+    assert {"long" in comparison.case for comparison in report.comparisons} == {False}
 
 
 def test_lengths_of_another_sequence_than_the_long_one(tmp_path: Path) -> None:
@@ -206,18 +207,19 @@ def test_lengths_of_another_sequence_than_the_long_one(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.one, self.two = nn.GRU(3, 4, batch_first=True), Packs()
+            self.plain = nn.GRU(3, 4, batch_first=True)
+            self.packs = Packs()
 
         def forward(self, x: Tensor, y: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
             if not torch.compiler.is_exporting() and y.size(1) > 7:
                 raise ValueError("too long")
-            return self.one(x)[0], self.two(y, lengths)
+            return self.plain(x)[0], self.packs(y, lengths)
 
     args = torch.randn(2, 5, 3), torch.randn(2, 7, 3), torch.tensor([7, 3])
     report = export_onnx(Two(), args, tmp_path / "a.onnx", form="native")
-    found = over_time(report)
-    assert found["long, T=200", "output_0"] == 200
-    assert ("long, T=200", "output_1") not in found
+    curves = over_time(report)
+    assert curves["long, T=200", "output_0"] == 200
+    assert ("long, T=200", "output_1") not in curves
 
 
 def test_an_error_that_only_many_steps_show_is_found(tmp_path: Path) -> None:
@@ -352,7 +354,7 @@ def test_shape_arithmetic_is_told_from_the_rest(tmp_path: Path) -> None:
     onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "a.onnx")
     session = on_onnxruntime.open_session(tmp_path / "a.onnx", profile_to=tmp_path)
     feeds = {
-        f"in{n}": np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(kind)) for n, (kind, shape) in enumerate(SPECS)
+        f"in{n}": np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(dtype)) for n, (dtype, shape) in enumerate(SPECS)
     }
     session.run(None, feeds)
     assert {node.name: node.only_sizes for node in on_onnxruntime.ran_nodes(session)} == {
@@ -407,11 +409,11 @@ def test_a_page_stands_alone_and_says_what_the_report_says(tmp_path: Path) -> No
     assert page.tags.count("svg") == 2  # over time, latency
     assert page.tags.count("polyline") == 4  # the example and the long case, and what is allowed
     text = " ".join("".join(page.text).split())
-    for said in (
+    for phrase in (
         f"✓ PASS: {len(report.comparisons)} comparisons", "dynamic: T, B", "long, T=200", "1 GRU", "Error of output",
         f"onnxruntime {onnxruntime.__version__}", "0 copies between devices", "Ran on", "CPU, example, T=4",
     ):  # fmt: skip
-        assert said in text
+        assert phrase in text
     assert ("CUDAExecutionProvider: not checked" in text) == (CUDA not in report.placement)
 
 

@@ -43,13 +43,13 @@ def test_a_good_file_passes_and_is_left_alone(layer: nn.RNN, args: Any, exported
     assert exported.read_bytes() == before
     for outputs in report.worst.values():
         assert outputs.keys() == {"output", "h_n"}
-        for each in outputs.values():
-            assert 0 < each.max_abs_error < 1e-5
-            assert each.max_rel_error > 0
+        for comparison in outputs.values():
+            assert 0 < comparison.max_abs_error < 1e-5
+            assert comparison.max_rel_error > 0
 
 
 def one_weight_changed(graph: onnx.GraphProto, name: str = "weight_hh_l1_reverse") -> None:
-    initializer = next(each for each in graph.initializer if each.name == name)
+    initializer = next(tensor for tensor in graph.initializer if tensor.name == name)
     weight = numpy_helper.to_array(initializer).copy()
     weight[3, 2] += 2e-3
     initializer.CopyFrom(numpy_helper.from_array(weight, name))
@@ -67,7 +67,7 @@ def reverse_written_at_the_mirrored_step(graph: onnx.GraphProto) -> None:
 
 
 def input_projection_without_bias(graph: onnx.GraphProto) -> None:
-    del node_writing(graph, "rnn0.l0f.x", starts_split=False).input[2]
+    del node_writing(graph, "rnn0.l0f.x").input[2]
 
 
 def reverse_final_state_from_the_wrong_end(graph: onnx.GraphProto) -> None:
@@ -93,7 +93,7 @@ def one_step_reads_the_first_layer_again(graph: onnx.GraphProto) -> None:
     node_writing(graph, "rnn0.l1f.g2").input[0] = "rnn0.l0f.h1"
 
 
-def node_writing(graph: onnx.GraphProto, name: str, *, starts_split: bool = True) -> onnx.NodeProto:
+def node_writing(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
     return next(node for node in graph.node if name in node.output)
 
 
@@ -130,19 +130,19 @@ def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, expor
     report = raised.value.report
     assert report is not None
     assert report.failures
-    random = [each for each in report.failures if each.output == "output" and "B=7" in each.case]
-    assert len(random) == 4  # with and without h0, graph optimisations off and on
-    for each in random:
+    failures = [failure for failure in report.failures if failure.output == "output" and "B=7" in failure.case]
+    assert len(failures) == 4  # with and without h0, graph optimisations off and on
+    for comparison in failures:
         # Step 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
-        assert each.first_bad is not None
-        assert each.first_bad[0] == 0
-        assert each.used > 1
+        assert comparison.first_bad is not None
+        assert comparison.first_bad[0] == 0
+        assert comparison.used > 1
     assert "inf" not in report.to_json()
 
 
 def test_an_infinite_difference_is_a_string_in_json(layer: nn.RNN, args: Any, exported: Path) -> None:
     model = onnx.load(exported)
-    bias = next(each for each in model.graph.initializer if each.name == "rnn0.l1f.bias")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "rnn0.l1f.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), bias.name))
     onnx.save(model, exported)
     with pytest.raises(VerificationError) as raised:
@@ -234,7 +234,7 @@ def test_limits_that_check_nothing_are_refused(
         verify(exported, layer, args, **options)
     with pytest.raises(ValueError, match=message):
         export_onnx(layer, args, tmp_path / "b.onnx", **options)
-    assert [each.name for each in tmp_path.iterdir()] == ["rnn.onnx"]
+    assert [file.name for file in tmp_path.iterdir()] == ["rnn.onnx"]
 
 
 def test_a_file_from_elsewhere(layer: nn.RNN, args: Any, exported: Path) -> None:
@@ -266,14 +266,14 @@ def test_an_export_that_is_wrong_leaves_no_file(
     monkeypatch.setitem(CELLS, cells.tanh, OnnxCell(softsign, {"": [0]}))
     with pytest.raises(VerificationError, match=r"rnn.onnx is not the model"):
         export_onnx(layer, args, path)
-    assert [each.name for each in tmp_path.iterdir()] == (["rnn.onnx"] if earlier else [])
+    assert [file.name for file in tmp_path.iterdir()] == (["rnn.onnx"] if earlier else [])
     assert not earlier or path.read_bytes() == b"an earlier file"
 
 
 def test_a_frozen_batch_is_found(layer: nn.RNN, args: Any, exported: Path) -> None:
     """A file that says that B is dynamic, and has the batch of the example inside."""
     model = onnx.load(exported)
-    shape = next(each for each in model.graph.initializer if each.name == "rnn0.output.shape")
+    shape = next(tensor for tensor in model.graph.initializer if tensor.name == "rnn0.output.shape")
     shape.CopyFrom(numpy_helper.from_array(np.array([STEPS, 2, 16], np.int64), shape.name))
     onnx.save(model, exported)
     with pytest.raises(ExportError, match=r"rnn.onnx fails on random, B=1"):
@@ -320,7 +320,7 @@ def test_explicit_limits_are_kept(layer: nn.RNN, args: Any, exported: Path) -> N
     with pytest.raises(VerificationError, match=r"allowed 0.0e\+00"):
         verify(exported, layer, args, atol=0, rtol=0)
     report = verify(exported, layer, args, atol=0.25)
-    assert {each.allowed for each in report.comparisons} == {0.25}
+    assert {comparison.allowed for comparison in report.comparisons} == {0.25}
 
 
 def test_a_model_that_amplifies_rounding_is_judged_by_its_own(tmp_path: Path) -> None:
@@ -360,7 +360,8 @@ def test_sizes_that_the_model_cannot_take_can_be_left_out(tmp_path: Path) -> Non
     with pytest.raises(ExportError, match="the PyTorch model itself fails on random, B=1: ValueError: an odd batch"):
         export_onnx(Picky(), tokens, tmp_path / "a.onnx")
     report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", sizes=(2, 4, 6))
-    assert {each.case for each in report.comparisons} == {"example", "random, B=2", "random, B=4", "random, B=6"}
+    cases = {comparison.case for comparison in report.comparisons}
+    assert cases == {"example", "random, B=2", "random, B=4", "random, B=6"}
 
 
 def test_a_constant_example_is_not_checked_with_constants(tmp_path: Path) -> None:
@@ -368,7 +369,7 @@ def test_a_constant_example_is_not_checked_with_constants(tmp_path: Path) -> Non
     layer, zeros = nn.RNN(3, 4), torch.zeros(4, 2, 3)
     export_onnx(layer, zeros, tmp_path / "a.onnx")
     model = onnx.load(tmp_path / "a.onnx")
-    weight = next(each for each in model.graph.initializer if each.name == "weight_ih_l0")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_ih_l0")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(VerificationError):
