@@ -38,7 +38,7 @@ class Case:
     feeds: dict[str, np.ndarray]
     expected: list[Expected]
 
-    def run(self, run: Run) -> Sequence[np.ndarray]:
+    def outputs(self, run: Run) -> Sequence[np.ndarray]:
         """The file's outputs: at least one array for each of `expected`."""
         return run(self.feeds)
 
@@ -55,7 +55,7 @@ class InChunks(Case):
     file: OnnxFile
     chunks: Sequence[int]
 
-    def run(self, run: Run) -> Sequence[np.ndarray]:
+    def outputs(self, run: Run) -> Sequence[np.ndarray]:
         names = [spec.name for spec in self.file.outputs]
         feeds = dict(self.feeds)
         parts: dict[str, list[np.ndarray]] = {name: [] for name in names}

@@ -90,7 +90,7 @@ class Session:
         """
         name = self._plan.file.name
         try:
-            outputs = case.run(self._run)
+            outputs = case.outputs(self._run)
         except Exception as error:  # onnxruntime has a dozen types without a common base
             raise ExportError(f"{name} fails on {case.label}: {error}") from error
         # A streaming file has more outputs than the model: its states.

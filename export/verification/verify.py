@@ -1,4 +1,4 @@
-"""`verify`: an ONNX file against the PyTorch model that it came from, run for run."""
+"""`verify`: an ONNX file against the PyTorch model that it came from, output by output."""
 
 import itertools
 import warnings
@@ -27,7 +27,7 @@ from .runs import Plan, ProviderResult
 from .time_axes import TimeAxes, time_axes
 
 LONG_STEPS = 200
-"""The steps of one more case, where time is dynamic: enough to see an error that grows with them."""
+"""The steps of one more case, if time is dynamic: enough to see an error that grows with them."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,14 @@ def verify(
 ) -> Report:
     """Check an ONNX file against `model` in onnxruntime.
 
-    The file must pass `onnx.checker` with full check. It then runs on the CPU, and on CUDA where there is one, with
-    onnxruntime's graph optimisations off and on: on the example itself, then for every size of the dynamic axes on
-    inputs drawn at random from the example's values (a constant float tensor gets normal noise instead); a bare
-    recurrent layer with states also with zeros, against PyTorch without them.
+    The file must pass `onnx.checker` with full check. It then runs on the CPU, and on a CUDA device if there is one,
+    with onnxruntime's graph optimisations off and on:
+
+    1. on the example itself;
+    2. for every size of the dynamic axes, on inputs drawn at random from the example's values (a constant float tensor
+       gets normal noise instead);
+    3. a bare recurrent layer with states also on zeros, against PyTorch without them;
+    4. a streaming file also on sequences in chunks, against PyTorch on the whole.
 
     Args:
         path: the .onnx file.
@@ -79,12 +83,12 @@ def verify(
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
             PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
-        rtol: allowed difference as a share of the element's magnitude, beside `atol`.
-        sizes: what each dynamic axis is set to, beside its size in the example; whole numbers from 1.
+        rtol: allowed difference as a share of the element's magnitude, in addition to `atol`.
+        sizes: the sizes that each dynamic axis is checked with, besides its size in the example; whole numbers from 1.
         long_steps: the steps of one more case, if the time axis is dynamic and the model takes that many; None for no
             such case.
-        require_provider: an onnxruntime execution provider that must run every node; without it, what a provider
-            lacks runs on the CPU. Nodes that only compute sizes are left to onnxruntime, which prefers the CPU.
+        require_provider: an onnxruntime execution provider that must run every node; without it, nodes that a provider
+            lacks run on the CPU. Nodes that only compute sizes are left to onnxruntime, which prefers the CPU.
 
     Returns:
         What was run and how far it differed.
@@ -92,10 +96,10 @@ def verify(
     Raises:
         VerificationError: an output differs; `report` has everything that was run.
         ExportError: the file is not a valid model, or its inputs or outputs are not the model's.
-        LoadError: onnxruntime cannot open it.
+        LoadError: onnxruntime cannot open it, or deploy-rnn's metadata in it is damaged.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another.
         ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: `path` is not a file.
 
     Warns:
         UserWarning: an example of whole numbers or booleans has one value only, so that no other was checked.
@@ -153,9 +157,7 @@ def check(
     if options.require_provider is not None and options.require_provider not in providers:
         providers.append(options.require_provider)
     results = [run_on(provider, plan) for provider in providers]
-    report = _report(
-        file, options.tolerance.precision, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {}
-    )
+    report = _report(plan, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {})
     if report.failures:
         raise VerificationError(f"{file.name} is not the model: {_describe_failure(report)}.", report)
     return report
@@ -169,7 +171,7 @@ def _check_valid(path: Path, shown_as: Path) -> None:
 
 
 def _long_cases(maker: CaseMaker, time: TimeAxes, steps: int | None) -> tuple[list[Case], tuple[str, ...]]:
-    """The case of many steps, or why there is none; neither where time is fixed, or as long in the example."""
+    """The case of many steps, or why there is none; neither if time is fixed, or the example is as long."""
     example_steps = [maker.example_sizes[name] for name in time.names]
     if steps is None or not example_steps or steps <= max(example_steps):
         return [], ()
@@ -180,8 +182,7 @@ def _long_cases(maker: CaseMaker, time: TimeAxes, steps: int | None) -> tuple[li
 
 
 def _report(
-    file: OnnxFile,
-    precision: str,
+    plan: Plan,
     results: Sequence[ProviderResult],
     *,
     unvaried: tuple[str, ...],
@@ -189,8 +190,8 @@ def _report(
     forms: Mapping[str, float | str],
 ) -> Report:
     return Report(
-        file=file,
-        precision=precision,
+        file=plan.file,
+        precision=plan.tolerance.precision,
         providers={result.provider: result.status for result in results},
         comparisons=tuple(itertools.chain.from_iterable(result.comparisons for result in results)),
         unvaried=unvaried,
