@@ -74,7 +74,7 @@ class Inference:
         return self._repository.ready()
 
     def check_model(self, name: str, version: str) -> None:
-        """Before anything is spent on a request for it."""
+        """Called before any work is spent on a request for the model."""
         self._repository.model(name, version)
 
     def model_ready(self, name: str, version: str) -> bool:
@@ -89,8 +89,9 @@ class Inference:
 
     def model_statistics(self, name: str, version: str) -> list[dict[str, Any]]:
         """Of one model, or of all if `name` is empty."""
-        models = [self._repository.model(name, version)] if name else self._repository.models()
-        return [oip.model_statistics(model) for model in models]
+        if name:
+            return [oip.model_statistics(self._repository.model(name, version))]
+        return [oip.model_statistics(model) for model in self._repository.models()]
 
     async def submit(self, name: str, version: str, size: int, decode: Callable[[], InferRequest]) -> Submitted:
         """Decode a request and hand it to its model.
@@ -104,10 +105,11 @@ class Inference:
         """
         self.check_model(name, version)
         infer_request = await in_thread_if_large(size, decode)
-        return Submitted(infer_request, self._repository.submit(name, version, infer_request.request))
+        future = self._repository.submit(name, version, infer_request.request)
+        return Submitted(infer_request, future)
 
     async def answer(self, future: "Future[Response]") -> Response:
-        """Wait for the answer to a request; if the wait ends early, a request that is not running yet is cancelled.
+        """Wait for the answer to a request. If the wait ends early, a request that is not running yet is cancelled.
 
         Raises:
             DeadlineError: there was no answer within the server's limit, or within the request's own.

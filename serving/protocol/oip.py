@@ -93,8 +93,9 @@ def _timeout(microseconds: object) -> float:
     """A `timeout` in seconds; 0, or none at all, means no limit."""
     value = 0 if microseconds is None else microseconds
     # bool is a subclass of int.
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(f"`timeout` (={str(value)[:40]}) must be a number of microseconds, an integer >= 0.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
+        text = str(value)[:40]
+        raise InputError(f"`timeout` (={text}) must be a number of microseconds, an integer from 0 to 2**64 - 1.")
     return value / 1e6 if value else float("inf")
 
 

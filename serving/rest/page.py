@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from html import escape
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -29,6 +28,9 @@ HEADERS = {
 }
 """Nothing from other origins, and no scripts in the markup: the names of models may come from strangers."""
 
+# What a name may consist of: it becomes a part of a path, and stands in the markup.
+NAME = re.compile(r"[\w.-]+", re.ASCII)
+
 LINKS = b"<!-- links to other pages -->"
 """Where the server's page has the links to those of its operator."""
 
@@ -48,7 +50,8 @@ def routes(pages: Sequence[Path] = ()) -> list[Route]:
     for folder in pages:
         name = folder.resolve().name
         files = _read_page(folder, name)
-        index = index.replace(LINKS, f'<a href="pages/{name}/">{escape(name)}</a> '.encode() + LINKS)
+        link = f'<a href="pages/{name}/">{name}</a> '
+        index = index.replace(LINKS, link.encode() + LINKS)
         page_routes.append(_route(f"/pages/{name}/", "index.html", files.pop("index.html")))
         page_routes += [_route(f"/pages/{name}/{file}", file, body) for file, body in files.items()]
     own_routes = [_route(f"/page/{file}", file, body) for file, body in own_files.items()]
@@ -56,14 +59,17 @@ def routes(pages: Sequence[Path] = ()) -> list[Route]:
 
 
 def _read_page(folder: Path, name: str) -> dict[str, bytes]:
-    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+    if not NAME.fullmatch(name):
         raise ValueError(f"page {str(folder)!r}: the name of its folder must have only letters, digits, '.', '-', '_'.")
     if not (folder / "index.html").is_file():
         raise ValueError(f"{str(folder)!r} is not a page: index.html is missing.")
     files = _read_files(folder)
     for file in files:
-        if _extension(file) not in MEDIA_TYPES:
-            raise ValueError(f"page {str(folder)!r}: {file!r} must be one of {', '.join(MEDIA_TYPES)}.")
+        if not NAME.fullmatch(file) or _extension(file) not in MEDIA_TYPES:
+            raise ValueError(
+                f"page {str(folder)!r}: {file!r} must have only letters, digits, '.', '-', '_', and end in one of "
+                f"{', '.join(MEDIA_TYPES)}."
+            )
     return files
 
 

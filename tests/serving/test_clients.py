@@ -1,4 +1,4 @@
-"""Clients that know nothing of us, over real sockets: Triton's own four, and plain HTTP."""
+"""Clients from elsewhere, over real sockets: Triton's own four, and plain HTTP."""
 
 import asyncio
 import queue
@@ -35,10 +35,10 @@ def connect(protocol: str, server: Server) -> Any:
 
 @pytest.fixture(scope="module")
 def real(real_bundles: Path) -> Iterator[Repository]:
-    found = Repository(real_bundles, lambda path, name: Model(path, name=name, threads=1))
-    found.load_all()
-    yield found
-    found.close(10)
+    repository = Repository(real_bundles, lambda path, name: Model(path, name=name, threads=1))
+    repository.load_all()
+    yield repository
+    repository.close(10)
 
 
 @pytest.fixture(scope="module")
@@ -54,51 +54,52 @@ def triton(request: pytest.FixtureRequest, real_server: Server) -> Iterator[tupl
         yield PROTOCOLS[request.param], client
 
 
-def tokens(module: Any, array: np.ndarray, **how: Any) -> Any:
-    given = module.InferInput("tokens", array.shape, "INT64")
-    given.set_data_from_numpy(array, **how)
-    return given
+def tokens(module: Any, array: np.ndarray, **options: Any) -> Any:
+    tensor = module.InferInput("tokens", array.shape, "INT64")
+    tensor.set_data_from_numpy(array, **options)
+    return tensor
 
 
 def test_a_tagger_answers_as_the_model_does(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
     module, client = triton
     array = np.random.default_rng(0).integers(20, size=(3, 11))
-    found = client.infer("tagger", [tokens(module, array)], request_id="7")
+    answer = client.infer("tagger", [tokens(module, array)], request_id="7")
     expected = real_models["tagger"](torch.from_numpy(array)).detach().numpy()
-    np.testing.assert_allclose(found.as_numpy("output"), expected, atol=1e-5)
-    wanted = client.infer("tagger", [tokens(module, array)], outputs=[module.InferRequestedOutput("output")])
-    np.testing.assert_array_equal(wanted.as_numpy("output"), found.as_numpy("output"))
+    np.testing.assert_allclose(answer.as_numpy("output"), expected, atol=1e-5)
+    answer_by_name = client.infer("tagger", [tokens(module, array)], outputs=[module.InferRequestedOutput("output")])
+    np.testing.assert_array_equal(answer_by_name.as_numpy("output"), answer.as_numpy("output"))
 
 
 def test_chunks_of_a_sequence_are_the_sequence(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
     module, client = triton
     array = np.random.default_rng(1).standard_normal((2, 9, 3)).astype(np.float32)
-    found = []
+    outputs = []
     for begin, end in ((0, 4), (4, 5), (5, 9)):
-        given = module.InferInput("input", [2, end - begin, 3], "FP32")
-        given.set_data_from_numpy(np.ascontiguousarray(array[:, begin:end]))
-        answer = client.infer("stream", [given], sequence_id=42, sequence_start=begin == 0, sequence_end=end == 9)
-        found.append(answer.as_numpy("output"))
+        chunk = module.InferInput("input", [2, end - begin, 3], "FP32")
+        chunk.set_data_from_numpy(np.ascontiguousarray(array[:, begin:end]))
+        answer = client.infer("stream", [chunk], sequence_id=42, sequence_start=begin == 0, sequence_end=end == 9)
+        outputs.append(answer.as_numpy("output"))
     expected = real_models["stream"](torch.from_numpy(array))[0].detach().numpy()
-    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-5)
 
 
-def test_a_state_that_the_client_carries(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
+def test_a_state_carried_by_the_client(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
     module, client = triton
     array = np.random.default_rng(2).standard_normal((2, 6, 3)).astype(np.float32)
-    state, found = np.zeros((2, 1, 4), np.float32), []
+    state = np.zeros((2, 1, 4), np.float32)
+    outputs = []
     for chunk in (array[:, :2], array[:, 2:]):
-        given = [module.InferInput("input", chunk.shape, "FP32"), module.InferInput("h0", state.shape, "FP32")]
-        for each, value in zip(given, (chunk, state), strict=True):
-            each.set_data_from_numpy(np.ascontiguousarray(value))
-        answer = client.infer("stream", given)
+        tensors = [module.InferInput("input", chunk.shape, "FP32"), module.InferInput("h0", state.shape, "FP32")]
+        for tensor, value in zip(tensors, (chunk, state), strict=True):
+            tensor.set_data_from_numpy(np.ascontiguousarray(value))
+        answer = client.infer("stream", tensors)
         state = answer.as_numpy("h_n")
-        found.append(answer.as_numpy("output"))
+        outputs.append(answer.as_numpy("output"))
     expected = real_models["stream"](torch.from_numpy(array))[0].detach().numpy()
-    np.testing.assert_allclose(np.concatenate(found, axis=1), expected, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-5)
 
 
-def test_everything_that_a_client_asks_about(triton: tuple[Any, Any]) -> None:
+def test_every_description_that_a_client_requests(triton: tuple[Any, Any]) -> None:
     module, client = triton
     as_json = {} if module is triton_http else {"as_json": True}
     assert client.is_server_live()
@@ -115,11 +116,11 @@ def test_everything_that_a_client_asks_about(triton: tuple[Any, Any]) -> None:
     assert len(client.get_inference_statistics(**as_json)["model_stats"]) == 2
     index = client.get_model_repository_index(**as_json)
     models = index.get("models", index) if isinstance(index, dict) else index
-    assert [(each["name"], each["state"]) for each in models] == [("stream", "READY"), ("tagger", "READY")]
+    assert [(model["name"], model["state"]) for model in models] == [("stream", "READY"), ("tagger", "READY")]
 
 
 @pytest.mark.parametrize(
-    ("ask", "http", "grpc"),
+    ("call", "http", "grpc"),
     [
         (lambda client: client.get_model_metadata("nobody"), "404", "StatusCode.NOT_FOUND"),
         (lambda client: client.get_model_metadata("tagger", "9"), "404", "StatusCode.NOT_FOUND"),
@@ -128,10 +129,10 @@ def test_everything_that_a_client_asks_about(triton: tuple[Any, Any]) -> None:
         (lambda client: client.load_model("tagger", config="{}"), "501", "StatusCode.UNIMPLEMENTED"),
     ],
 )
-def test_errors_reach_the_client(ask: Callable[[Any], Any], http: str, grpc: str, triton: tuple[Any, Any]) -> None:
+def test_errors_reach_the_client(call: Callable[[Any], Any], http: str, grpc: str, triton: tuple[Any, Any]) -> None:
     module, client = triton
     with pytest.raises(InferenceServerException) as raised:
-        ask(client)
+        call(client)
     assert raised.value.status() == (http if module is triton_http else grpc)
 
 
@@ -150,11 +151,11 @@ def test_a_wrong_input_reaches_the_client(triton: tuple[Any, Any]) -> None:
 def test_compression(algorithm: str, binary: bool, real_server: Server) -> None:
     array = np.random.default_rng(0).integers(20, size=(4, 50))
     with connect("http", real_server) as client:
-        given = tokens(triton_http, array, binary_data=binary)
+        tensor = tokens(triton_http, array, binary_data=binary)
         outputs = [triton_http.InferRequestedOutput("output", binary_data=binary)]
-        plain = client.infer("tagger", [given], outputs=outputs)
+        plain = client.infer("tagger", [tensor], outputs=outputs)
         packed = client.infer(
-            "tagger", [given], outputs=outputs,
+            "tagger", [tensor], outputs=outputs,
             request_compression_algorithm=algorithm, response_compression_algorithm=algorithm,
         )  # fmt: skip
     np.testing.assert_allclose(packed.as_numpy("output"), plain.as_numpy("output"), atol=1e-6)
@@ -174,10 +175,13 @@ def test_many_at_once(triton: tuple[Any, Any]) -> None:
                 "tagger", [tokens(module, array)], lambda result, error: answers.put((result, error)),
                 request_id=str(number),
             )  # fmt: skip
-        found = {result.get_response().id: result for result, _ in (answers.get(timeout=20) for _ in arrays)}
-        together = [found[str(number)].as_numpy("output") for number in range(len(arrays))]
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        results = {}
+        for _ in arrays:
+            result, _error = answers.get(timeout=20)
+            results[result.get_response().id] = result
+        together = [results[str(number)].as_numpy("output") for number in range(len(arrays))]
+    for output_alone, output_together in zip(alone, together, strict=True):
+        np.testing.assert_allclose(output_alone, output_together, atol=1e-6)
 
 
 def test_the_asyncio_clients(real_server: Server) -> None:
@@ -188,18 +192,18 @@ def test_the_asyncio_clients(real_server: Server) -> None:
             assert await client.is_server_ready()
             await client.get_model_metadata("tagger")
             answers = [client.infer("tagger", [tokens(module, array)]) for _ in range(8)]
-            return [each.as_numpy("output") for each in await asyncio.gather(*answers)]
+            return [answer.as_numpy("output") for answer in await asyncio.gather(*answers)]
 
     over_http = asyncio.run(ask(triton_http_aio, real_server.http_address))
     over_grpc = asyncio.run(ask(triton_grpc_aio, real_server.grpc_address))
-    for one, other in zip(over_http, over_grpc, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    for http_output, grpc_output in zip(over_http, over_grpc, strict=True):
+        np.testing.assert_allclose(http_output, grpc_output, atol=1e-6)
 
 
-def given_x(*values: float) -> list[Any]:
-    given = triton_grpc.InferInput("x", [1, len(values)], "FP32")
-    given.set_data_from_numpy(np.float32([values]))
-    return [given]
+def make_inputs(*values: float) -> list[Any]:
+    tensor = triton_grpc.InferInput("x", [1, len(values)], "FP32")
+    tensor.set_data_from_numpy(np.float32([values]))
+    return [tensor]
 
 
 def test_a_streaming_call_keeps_the_order_and_survives_errors(server: Server) -> None:
@@ -208,31 +212,31 @@ def test_a_streaming_call_keeps_the_order_and_survives_errors(server: Server) ->
         client.start_stream(lambda result, error: answers.put(error or result))
         for number in range(100):
             flags = {"sequence_start": number == 0, "sequence_end": number == 99}
-            client.async_stream_infer("sum", given_x(1), sequence_id="s", request_id=str(number), **flags)
-        client.async_stream_infer("nobody", given_x(1))
-        client.async_stream_infer("sum", given_x(1), sequence_id="s")
-        client.async_stream_infer("sum", given_x(5))
-        found = [answers.get(timeout=20) for _ in range(103)]
+            client.async_stream_infer("sum", make_inputs(1), sequence_id="s", request_id=str(number), **flags)
+        client.async_stream_infer("nobody", make_inputs(1))
+        client.async_stream_infer("sum", make_inputs(1), sequence_id="s")
+        client.async_stream_infer("sum", make_inputs(5))
+        received = [answers.get(timeout=20) for _ in range(103)]
         client.stop_stream()
-    assert [each.as_numpy("y").item() for each in found[:100]] == list(range(1, 101))
-    assert [each.get_response().id for each in found[:100]] == [str(number) for number in range(100)]
-    assert "unknown model: `nobody`" in str(found[100])
-    assert "there is no stream 's'" in str(found[101])
-    assert found[102].as_numpy("y").item() == 5
+    assert [answer.as_numpy("y").item() for answer in received[:100]] == list(range(1, 101))
+    assert [answer.get_response().id for answer in received[:100]] == [str(number) for number in range(100)]
+    assert "unknown model: `nobody`" in str(received[100])
+    assert "there is no stream 's'" in str(received[101])
+    assert received[102].as_numpy("y").item() == 5
 
 
 def test_the_asyncio_stream(server: Server) -> None:
     async def ask() -> list[float]:
         async def requests() -> Any:
             for number in range(5):
-                yield {"model_name": "sum", "inputs": given_x(2), "sequence_id": 9, "sequence_start": number == 0}
+                yield {"model_name": "sum", "inputs": make_inputs(2), "sequence_id": 9, "sequence_start": number == 0}
 
         async with triton_grpc_aio.InferenceServerClient(server.grpc_address) as client:
-            found = []
+            sums = []
             async for result, error in client.stream_infer(requests()):
                 assert error is None
-                found.append(result.as_numpy("y").item())
-            return found
+                sums.append(result.as_numpy("y").item())
+            return sums
 
     assert asyncio.run(ask()) == [2, 4, 6, 8, 10]
 
@@ -243,11 +247,11 @@ def test_a_client_that_leaves_its_stream(server: Server, repository: Repository)
     with triton_grpc.InferenceServerClient(server.grpc_address) as client:
         client.start_stream(lambda result, error: None)
         for _ in range(200):
-            client.async_stream_infer("sum", given_x(1))
+            client.async_stream_infer("sum", make_inputs(1))
         client.stop_stream(cancel_requests=True)
     model.gate.set()
     with triton_grpc.InferenceServerClient(server.grpc_address) as client:
-        assert client.infer("sum", given_x(4)).as_numpy("y").item() == 4
+        assert client.infer("sum", make_inputs(4)).as_numpy("y").item() == 4
 
 
 def test_typed_contents(server: Server) -> None:
@@ -273,7 +277,7 @@ def test_a_deadline_of_the_client_reaches_the_model(server: Server, repository: 
         triton_grpc.InferenceServerClient(server.grpc_address) as client,
         pytest.raises(InferenceServerException, match=r"Deadline Exceeded|DEADLINE_EXCEEDED"),
     ):
-        client.infer("sum", given_x(1), client_timeout=0.05)
+        client.infer("sum", make_inputs(1), client_timeout=0.05)
     model.gate.set()
 
 
@@ -284,8 +288,8 @@ def test_a_token(repository: Repository, run_server: Any) -> None:
                 assert client.is_server_ready()
                 with pytest.raises(InferenceServerException, match="this server requires a token"):
                     client.get_server_metadata()
-                found = client.get_server_metadata(headers={"authorization": "Bearer secret"})
-                assert (found["name"] if protocol == "http" else found.name) == "deploy-rnn"
+                metadata = client.get_server_metadata(headers={"authorization": "Bearer secret"})
+                assert (metadata["name"] if protocol == "http" else metadata.name) == "deploy-rnn"
 
 
 def test_load_and_unload(server: Server, folder: Path, new_bundle: Any) -> None:
@@ -295,8 +299,8 @@ def test_load_and_unload(server: Server, folder: Path, new_bundle: Any) -> None:
             client.unload_model("sum")
             assert not client.is_model_ready("sum")
             client.load_model("sum")
-            with connect("grpc", server) as other:
-                assert other.infer("sum", given_x(1)).as_numpy("y").item() == scale
+            with connect("grpc", server) as grpc_client:
+                assert grpc_client.infer("sum", make_inputs(1)).as_numpy("y").item() == scale
 
 
 def test_plain_http(real_server: Server) -> None:

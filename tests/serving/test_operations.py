@@ -1,4 +1,4 @@
-"""What a server does when clients are slow or die, and when it is told to stop or is killed."""
+"""A server whose clients are slow or die, and one that is stopped or killed."""
 
 import asyncio
 import json
@@ -28,34 +28,33 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1
 TOKENS = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]}]}
 
 
-def until(true: Callable[[], bool]) -> None:
+def wait_until(is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while not true():
+    while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def connected(server: Server) -> socket.socket:
+def connect(server: Server) -> socket.socket:
     host, _, port = server.http_address.rpartition(":")
-    found = socket.create_connection((host, int(port)), timeout=20)
-    found.settimeout(20)
-    return found
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.settimeout(20)
+    return connection
 
 
-def hung_up(connection: socket.socket) -> bool:
-    """Waits until the server ends the connection, one way or the other."""
+def is_hung_up_on(connection: socket.socket) -> bool:
+    """Wait until the server ends the connection, in whichever way."""
     try:
         return connection.recv(1000) == b""
     except ConnectionResetError:
         return True
 
 
-def received(connection: socket.socket, end: bytes) -> bytes:
-    """What comes, up to `end`."""
-    found = b""
-    while not found.endswith(end):
-        found += connection.recv(1000) or pytest.fail(f"the connection ended after {found!r}")
-    return found
+def receive_until(connection: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while not data.endswith(end):
+        data += connection.recv(1000) or pytest.fail(f"the connection ended after {data!r}")
+    return data
 
 
 def head(length: int) -> bytes:
@@ -64,26 +63,26 @@ def head(length: int) -> bytes:
 
 @pytest.mark.parametrize("sent", [b"", b"POST /v2/models/sum/in", b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: "])
 def test_slow_headers_are_hung_up_on(sent: bytes, repository: Repository, run_server: Any) -> None:
-    with run_server(repository, Settings(header_seconds=0.1)) as server, connected(server) as slow:
+    with run_server(repository, Settings(header_seconds=0.1)) as server, connect(server) as slow:
         slow.sendall(sent)
-        assert hung_up(slow)
+        assert is_hung_up_on(slow)
 
 
 def test_slow_headers_of_a_second_request(repository: Repository, run_server: Any) -> None:
-    with run_server(repository, Settings(header_seconds=0.2)) as server, connected(server) as slow:
+    with run_server(repository, Settings(header_seconds=0.2)) as server, connect(server) as slow:
         slow.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert b"200 OK" in received(slow, b'{"live":true}')
+        assert b"200 OK" in receive_until(slow, b'{"live":true}')
         slow.sendall(b"GET /v2/health/")
-        assert hung_up(slow)
+        assert is_hung_up_on(slow)
 
 
 def test_a_slow_body_is_answered_with_504(repository: Repository, run_server: Any) -> None:
-    with run_server(repository, Settings(body_seconds=0.1)) as server, connected(server) as slow:
+    with run_server(repository, Settings(body_seconds=0.1)) as server, connect(server) as slow:
         slow.sendall(head(100) + b'{"inputs"')
-        answer = received(slow, b'"}')
+        answer = receive_until(slow, b'"}')
         assert answer.startswith(b"HTTP/1.1 504 ")
         assert b"the body took more than 0.1 s." in answer
-        assert hung_up(slow)
+        assert is_hung_up_on(slow)
 
 
 def test_answers_are_sent_at_once(server: Server) -> None:
@@ -103,13 +102,13 @@ def test_answers_are_sent_at_once(server: Server) -> None:
 
 
 def test_slow_clients_do_not_hold_up_others(server: Server) -> None:
-    crowd = [connected(server) for _ in range(100)]
-    for each in crowd:
-        each.sendall(head(1000) + b"{")
+    crowd = [connect(server) for _ in range(100)]
+    for connection in crowd:
+        connection.sendall(head(1000) + b"{")
     answer = httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20)
     assert answer.status_code == 200
-    for each in crowd:
-        each.close()
+    for connection in crowd:
+        connection.close()
 
 
 @pytest.mark.parametrize("sent", [0.3, 1.0])
@@ -118,50 +117,50 @@ def test_a_client_killed_in_the_middle(sent: float, server: Server, repository: 
     model.gate.clear()
     body = json.dumps(BODY).encode()
     for _ in range(20):
-        with connected(server) as client:
+        with connect(server) as client:
             client.sendall((head(len(body)) + body)[: round((len(body) + 90) * sent)])
     model.gate.set()
     answer = httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20)
     assert answer.json()["outputs"][0]["data"] == [1, 3]
-    until(lambda: model.statistics().queued == 0)
+    wait_until(lambda: model.statistics().queued == 0)
 
 
-def given_x() -> list[Any]:
-    given = triton_grpc.InferInput("x", [1, 1], "FP32")
-    given.set_data_from_numpy(np.ones((1, 1), np.float32))
-    return [given]
+def make_inputs() -> list[Any]:
+    tensor = triton_grpc.InferInput("x", [1, 1], "FP32")
+    tensor.set_data_from_numpy(np.ones((1, 1), np.float32))
+    return [tensor]
 
 
 def test_a_stop_answers_what_was_accepted(repository: Repository, run_server: Any) -> None:
-    """1. An HTTP request, 2. a gRPC call and 3. the requests of a streaming call are on their way when it is told."""
+    """An HTTP request, a gRPC call and the requests of a streaming call are on their way when the server is stopped."""
     model: Any = repository.model("sum")
     model.gate.clear()
-    found: queue.Queue[Any] = queue.Queue()
+    received: queue.Queue[Any] = queue.Queue()
     with run_server(repository) as server, triton_grpc.InferenceServerClient(server.grpc_address) as client:
 
         def post() -> None:
-            found.put(httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20))
+            received.put(httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20))
 
         thread = threading.Thread(target=post)
         thread.start()
-        client.async_infer("sum", given_x(), lambda result, error: found.put(result or error))
-        client.start_stream(lambda result, error: found.put(result or error))
+        client.async_infer("sum", make_inputs(), lambda result, error: received.put(result or error))
+        client.start_stream(lambda result, error: received.put(result or error))
         for _ in range(5):
-            client.async_stream_infer("sum", given_x())
-        until(lambda: model.statistics().queued == 7)
+            client.async_stream_infer("sum", make_inputs())
+        wait_until(lambda: model.statistics().queued == 7)
         stopping = threading.Thread(target=_stop, args=(server,))
         stopping.start()
-        until(lambda: not repository.ready())
-        assert found.empty()
+        wait_until(lambda: not repository.ready())
+        assert received.empty()
         model.gate.set()
-        answers = [found.get(timeout=20) for _ in range(7)]
-        last = found.get(timeout=20)  # the streaming call is ended, though its client has not finished
+        answers = [received.get(timeout=20) for _ in range(7)]
+        last = received.get(timeout=20)  # the streaming call is ended, though its client has not finished
         thread.join()
         stopping.join()
         client.stop_stream()
-    statuses = [each.status_code for each in answers if isinstance(each, httpx.Response)]
+    statuses = [answer.status_code for answer in answers if isinstance(answer, httpx.Response)]
     assert statuses == [200]
-    assert [each.as_numpy("y").item() for each in answers if not isinstance(each, httpx.Response)] == [1] * 6
+    assert [answer.as_numpy("y").item() for answer in answers if not isinstance(answer, httpx.Response)] == [1] * 6
     assert "the server is stopping; everything sent was answered" in str(last)
 
 
@@ -172,14 +171,14 @@ def _stop(server: Server) -> None:
 def test_a_stop_waits_for_a_while_only(repository: Repository, run_server: Any) -> None:
     model: Any = repository.model("sum")
     model.gate.clear()
-    found: list[httpx.Response] = []
+    answers: list[httpx.Response] = []
     with run_server(repository, Settings(drain_seconds=0.5)) as server:
         url = f"http://{server.http_address}/v2/models/sum/infer"
-        thread = threading.Thread(target=lambda: found.append(httpx.post(url, json=BODY, timeout=60)))
+        thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=BODY, timeout=60)))
         thread.start()
-        until(lambda: model.statistics().queued == 1)
+        wait_until(lambda: model.statistics().queued == 1)
     thread.join(30)
-    assert [(each.status_code, each.json()) for each in found] == [
+    assert [(answer.status_code, answer.json()) for answer in answers] == [
         (503, {"error": "the server stopped before the request was answered."})
     ]
     assert not model.gate.is_set()
@@ -237,9 +236,9 @@ def test_a_second_signal_does_not_wait(real_bundles: Path) -> None:
         host, _, port = http.removeprefix("http://").rpartition(":")
         with socket.create_connection((host, int(port)), timeout=20) as slow:
             slow.sendall(b"POST /v2/models/tagger/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
-            until(lambda: httpx.get(f"{http}/v2/health/ready", timeout=20).status_code == 200)
+            wait_until(lambda: httpx.get(f"{http}/v2/health/ready", timeout=20).status_code == 200)
             started.send_signal(signal.SIGTERM)
-            until(lambda: refused(host, int(port)))
+            wait_until(lambda: refused(host, int(port)))
             assert started.poll() is None
             started.send_signal(signal.SIGTERM)
             assert started.wait(10) == -signal.SIGTERM
@@ -272,20 +271,20 @@ def test_a_port_that_is_taken(option: str, real_bundles: Path) -> None:
         port = str(taken.getsockname()[1])
         ports = {"--http-port": "0", "--grpc-port": "0", option: port}
         command = [sys.executable, "-m", "deploy_rnn", "serve", str(real_bundles), *sum(ports.items(), ())]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert found.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in found.stderr
-    assert f"give another `{option}`" in found.stderr
-    assert "Traceback" not in found.stderr
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert f"give another `{option}`" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_endless_headers_are_hung_up_on(repository: Repository, run_server: Any) -> None:
     with run_server(repository, Settings(header_seconds=60)) as server:
-        with connected(server) as flood, suppress(ConnectionError):
+        with connect(server) as flood, suppress(ConnectionError):
             flood.sendall(b"GET /v2/health/live HTTP/1.1\r\n")
             for _ in range(40):
                 flood.sendall(b"X-More: " + b"x" * 4000 + b"\r\n")
-            assert hung_up(flood)
-        with connected(server) as other:
-            other.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert b"200 OK" in received(other, b'{"live":true}')
+            assert is_hung_up_on(flood)
+        with connect(server) as connection:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in receive_until(connection, b'{"live":true}')

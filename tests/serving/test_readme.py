@@ -1,4 +1,4 @@
-"""What the README says to a server, said to one."""
+"""The README's code for a server, run against one."""
 
 import re
 from pathlib import Path
@@ -25,6 +25,6 @@ def test_triton_s_client(highlighter: Path, run_server: Any, capsys: pytest.Capt
     repository.load_all()
     with run_server(repository) as server:
         exec(compile(code.replace("localhost:8000", server.http_address), "README.md", "exec"), {})
-    promised = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
-    assert promised
-    assert capsys.readouterr().out.splitlines() == promised
+    promised_lines = re.findall(r"^print\(.*\)  # (.*)$", code, re.MULTILINE)
+    assert promised_lines
+    assert capsys.readouterr().out.splitlines() == promised_lines

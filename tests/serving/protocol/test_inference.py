@@ -32,7 +32,7 @@ def make_inputs() -> list[Any]:
 def test_the_time_limit_of_the_server(
     repository: Repository, run_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """1. Over HTTP, 2. a gRPC call, 3. in a gRPC stream, which goes on: the client's fault, and none for the log."""
+    """1. Over HTTP, 2. a gRPC call, 3. in a gRPC stream, which goes on: no fault of the server, so the log has none."""
     model: Any = repository.model("sum")
     model.gate.clear()
     answers: queue.Queue[Any] = queue.Queue()
@@ -51,6 +51,15 @@ def test_the_time_limit_of_the_server(
             assert answers.get(timeout=20).as_numpy("y").item() == 1
             client.stop_stream()
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_the_time_limit_while_the_server_stops(repository: Repository, make_client: Any) -> None:
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    client = make_client(make_app(repository, Settings(request_seconds=0.1)))
+    repository.drain()
+    answer = client.post("/v2/models/sum/infer", json=BODY)
+    assert (answer.status_code, answer.json()) == (504, {"error": LATE})
 
 
 def test_a_fault_of_the_server_is_logged_and_not_shown(

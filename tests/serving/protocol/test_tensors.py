@@ -1,4 +1,4 @@
-"""Tensors and their framing against anything that a stranger may send."""
+"""Tensors in JSON and in binary form: back and forth, and against anything that a client may send."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ from deploy_rnn.serving.rest.binary import HEADER_LENGTH
 from deploy_rnn.serving.scheduling.request import Response
 from deploy_rnn.serving.settings import Settings
 
-# How fast the machine is decides nothing.
+# The speed of the machine decides nothing.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TEXT = st.text('abxy0é"\\', max_size=5)
@@ -47,16 +47,21 @@ def read(fields: Any, *pieces: bytes, length: int | None = None) -> messages.Inf
 @given(ARRAYS)
 def test_binary_there_and_back(array: np.ndarray) -> None:
     raw = array.tobytes()
-    asked = read(
+    infer_request = read(
         {
             "inputs": [head(array, parameters={"binary_data_size": len(raw)})],
             "parameters": {"binary_data_output": True},
         },
         raw,
     )
-    found = asked.request.inputs["x"]
-    assert (found.dtype, found.shape, found.tobytes(), found.flags.aligned) == (array.dtype, array.shape, raw, True)
-    body, headers = messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
+    array_read = infer_request.request.inputs["x"]
+    assert (array_read.dtype, array_read.shape, array_read.tobytes(), array_read.flags.aligned) == (
+        array.dtype,
+        array.shape,
+        raw,
+        True,
+    )
+    body, headers = messages.write(infer_request, "m", Response({"x": array_read}, 0, 0, 1))
     length = int(headers[HEADER_LENGTH])
     output = json.loads(body[:length])["outputs"][0]
     assert (output["shape"], output["datatype"]) == (list(array.shape), NAMES[array.dtype.name])
@@ -66,11 +71,11 @@ def test_binary_there_and_back(array: np.ndarray) -> None:
 @patient
 @given(FINITE, st.booleans())
 def test_json_there_and_back(array: np.ndarray, flat: bool) -> None:
-    asked = read({"inputs": [head(array, data=array.ravel().tolist() if flat else array.tolist())]})
-    found = asked.request.inputs["x"]
-    assert found.dtype == array.dtype
-    np.testing.assert_array_equal(found, array)
-    body, _ = messages.write(asked, "m", Response({"x": found}, 0, 0, 1))
+    infer_request = read({"inputs": [head(array, data=array.ravel().tolist() if flat else array.tolist())]})
+    array_read = infer_request.request.inputs["x"]
+    assert array_read.dtype == array.dtype
+    np.testing.assert_array_equal(array_read, array)
+    body, _ = messages.write(infer_request, "m", Response({"x": array_read}, 0, 0, 1))
     np.testing.assert_array_equal(
         np.array(json.loads(body)["outputs"][0]["data"], array.dtype).reshape(array.shape), array
     )
@@ -107,17 +112,17 @@ BODY = st.fixed_dictionaries(
 
 @settings(patient, max_examples=300)
 @given(BODY, st.binary(max_size=40), st.none() | st.integers(-5, 200))
-def test_whatever_comes_is_read_or_refused(fields: Any, rest: bytes, length: int | None) -> None:
+def test_any_body_is_read_or_refused(fields: Any, rest: bytes, length: int | None) -> None:
     try:
-        asked = read(fields, rest, length=length)
+        infer_request = read(fields, rest, length=length)
     except (InputError, TooLargeError, UnsupportedError):
         return
-    assert all(array.nbytes <= 10_000 for array in asked.request.inputs.values())
+    assert all(array.nbytes <= 10_000 for array in infer_request.request.inputs.values())
 
 
 @patient
 @given(st.binary(max_size=60), TEXT)
-def test_bytes_that_are_no_request(body: bytes, length: str) -> None:
+def test_bytes_that_are_not_a_request(body: bytes, length: str) -> None:
     with pytest.raises(InputError):
         messages.read(body, length, Settings())
 
@@ -131,9 +136,9 @@ def test_a_tensor_between_words_is_aligned(cut: int) -> None:
             {"name": "x", "datatype": "FP64", "shape": [3], "parameters": {"binary_data_size": len(raw)}},
         ]
     }
-    found = read(fields, bytes(cut), raw).request.inputs["x"]
-    assert found.flags.aligned
-    assert found.tolist() == [0, 1, 2]
+    array = read(fields, bytes(cut), raw).request.inputs["x"]
+    assert array.flags.aligned
+    assert array.tolist() == [0, 1, 2]
 
 
 def test_a_bool_is_0_or_1() -> None:

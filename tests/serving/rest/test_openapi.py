@@ -1,4 +1,4 @@
-"""The server against its own description."""
+"""The server against openapi.json."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_every_answer_is_as_described(path: str, method: str, repository: Reposi
 
 def test_every_route_is_described(repository: Repository) -> None:
     app: Any = make_app(repository)
-    done = {
+    routes = {
         (route.path, method.lower())
         for route in app._app.routes
         for method in route.methods - {"HEAD"}
@@ -48,4 +48,4 @@ def test_every_route_is_described(repository: Repository) -> None:
         and route.path != "/"
         and not route.path.startswith("/page/")
     }
-    assert done == set(OPERATIONS)
+    assert routes == set(OPERATIONS)

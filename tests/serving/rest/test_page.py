@@ -73,7 +73,7 @@ def test_a_folder_that_is_not_a_page(repository: Repository, tmp_path: Path) -> 
         ("missing", "missing' is not a page: index.html is missing."),
         ("empty", "empty' is not a page: index.html is missing."),
         ("a {name}", "the name of its folder must have only letters, digits"),
-        ("odd", "'program.exe' must be one of css, html, js, "),
+        ("odd", "'program.exe' must have only letters, digits, '.', '-', '_', and end in one of css, html, js, "),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_app(repository, Settings(pages=(tmp_path / name,)))
@@ -125,9 +125,12 @@ class Browser:
         )  # fmt: skip
         os.close(read_there)
         os.close(write_there)
-        self._from, self._to, self._numbers = os.fdopen(read_here, "rb"), os.fdopen(write_here, "wb"), count(1)
+        self._from = os.fdopen(read_here, "rb")
+        self._to = os.fdopen(write_here, "wb")
+        self._numbers = count(1)
         self._rest = b""
-        target = next(each for each in self._call("Target.getTargets")["targetInfos"] if each["type"] == "page")
+        targets = self._call("Target.getTargets")["targetInfos"]
+        target = next(target for target in targets if target["type"] == "page")
         attached = self._call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
 
@@ -137,10 +140,11 @@ class Browser:
         number = next(self._numbers)
         self._to.write(json.dumps({"id": number, "method": method, "params": params, **self._session}).encode() + b"\0")
         self._to.flush()
-        while (said := self._message()).get("id") != number:
-            pass
-        assert "error" not in said, said
-        return dict(said["result"])
+        message = self._message()
+        while message.get("id") != number:
+            message = self._message()
+        assert "error" not in message, message
+        return dict(message["result"])
 
     def _message(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
@@ -155,9 +159,9 @@ class Browser:
         self.until(f'location.href === "{url}" && document.readyState === "complete"')
 
     def value(self, expression: str) -> Any:
-        found = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
 
     def until(self, expression: str) -> None:
         deadline = time.monotonic() + 30
@@ -176,10 +180,10 @@ class Browser:
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if program is None:
-        pytest.skip("there is no Chromium")
-    found = Browser(program, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
+        pytest.skip("Chromium is not installed")
+    browser = Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
 
 
 COLOURED = '[...document.querySelectorAll("#coloured span")].map((span) => [span.className, span.textContent])'
@@ -256,7 +260,7 @@ def test_a_token_and_strange_names(
         assert not browser.value(VISIBLE.format("token"))
         names = browser.value('[...document.querySelectorAll("h3")].map((heading) => heading.textContent)')
         assert names == [name, "sum"]
-        shown = '[...document.querySelectorAll("article:last-child dl div")].map((each) => each.innerText.split("\\n"))'
+        shown = '[...document.querySelectorAll("article:last-child dl div")].map((tile) => tile.innerText.split("\\n"))'
         figures = {title: figure for figure, title in map(sorted, browser.value(shown))}
         assert figures["padding"] == "10.0 %"
         assert figures["rows of a run"] == "1.7"
