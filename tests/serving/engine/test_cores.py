@@ -37,7 +37,8 @@ class Scaled:
     prefers_few_row_counts = False
 
     def __init__(self, clock: Clock, seconds: Callable[[int], float]) -> None:
-        self.clock, self.seconds = clock, seconds
+        self.clock = clock
+        self.seconds = seconds
         self.ran: list[int] = []
 
     def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
@@ -80,13 +81,17 @@ def make_cores(all_cores: Callable[[int], float], one_core: Callable[[int], floa
 
 def one_core_for_many() -> tuple[Cores, Any]:
     """Two cores on one row, one core on 4 rows and more."""
-    return make_cores(lambda rows: 10.0 * rows, lambda rows: 11.0 if rows == 1 else 1.0 * rows, 2)
+    return make_cores(
+        all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 11.0 if rows == 1 else 1.0 * rows, cores=2
+    )
 
 
 @pytest.mark.parametrize("cores", [2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 33])
 def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> None:
-    runner = make_cores(lambda rows: 1e6, lambda rows: float(rows**3), cores)[0]  # as many parts as can be
+    runner = make_cores(all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=cores)[
+        0
+    ]  # as many parts as can be
     y, last = runner.run(inputs(rows), OUTPUTS)
     np.testing.assert_array_equal(y, inputs(rows)["x"] * inputs(rows)["scale"])
     np.testing.assert_array_equal(last, y[-1])
@@ -96,7 +101,7 @@ def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> N
 def test_rows_are_divided_where_that_was_faster() -> None:
     runner, sessions = one_core_for_many()
     assert [runner.parts(rows) for rows in (1, 3, 4, 15, 100)] == [ALL_CORES, ALL_CORES, 1, 1, 1]
-    halves, sessions = make_cores(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
+    halves, sessions = make_cores(all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows * rows, cores=2)
     assert [halves.parts(rows) for rows in (1, 3, 4, 100)] == [1, 1, 2, 2]
     sessions[1].ran.clear()
     halves.run(inputs(9), OUTPUTS)
@@ -104,9 +109,11 @@ def test_rows_are_divided_where_that_was_faster() -> None:
 
 
 def test_as_many_parts_as_is_fastest() -> None:
-    runner, sessions = make_cores(lambda rows: 1e6, lambda rows: 1.0 if rows == 8 else 100.0, 6)
+    runner, sessions = make_cores(
+        all_cores=lambda rows: 1e6, one_core=lambda rows: 1.0 if rows == 8 else 100.0, cores=6
+    )
     assert runner.parts(16) == 2
-    runner, sessions = make_cores(lambda rows: 1e6, lambda rows: float(rows**3), 6)
+    runner, sessions = make_cores(all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=6)
     assert [runner.parts(rows) for rows in (1, 4, 16)] == [1, 4, 6]
     sessions[1].ran.clear()
     runner.run(inputs(16), OUTPUTS)
@@ -117,11 +124,11 @@ def test_a_session_that_is_never_the_faster_is_closed() -> None:
     assert set(one_core_for_many()[1]) == set()
     runner, sessions = one_core_for_many()
     assert set(sessions) == {1, 2}
-    runner, sessions = make_cores(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows, 2)
+    runner, sessions = make_cores(all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows, cores=2)
     assert set(sessions) == {1}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
     assert runner.specs() == ((), ())
-    runner, sessions = make_cores(lambda rows: 1.0, lambda rows: 5.0, 2)
+    runner, sessions = make_cores(all_cores=lambda rows: 1.0, one_core=lambda rows: 5.0, cores=2)
     assert set(sessions) == {2}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
 
@@ -138,7 +145,7 @@ def test_rows_that_depend_on_each_other_stay_together() -> None:
 
 @pytest.mark.parametrize("row", [0, 8])
 def test_an_error_in_any_part_is_raised(row: int) -> None:
-    runner, _ = make_cores(lambda rows: 10.0 * rows, lambda rows: 1.0 * rows * rows, 2)
+    runner, _ = make_cores(all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows * rows, cores=2)
     feeds = inputs(9)
     feeds["x"][:, row] = np.nan
     with pytest.raises(RunError, match="a row of nan"):
