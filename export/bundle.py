@@ -72,7 +72,8 @@ def export_bundle(
     folder = folder_target(folder, bundle.MANIFEST)
     for form in forms or ():
         if form not in FORMS:
-            raise ExportError(f"`forms` has {form!r}; use {' or '.join(map(repr, FORMS))}.")
+            offered = " or ".join(map(repr, FORMS))
+            raise ExportError(f"`forms` has {form!r}; use {offered}.")
     options = ExportOptions(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,

@@ -93,7 +93,8 @@ def export_onnx(
     """
     path = target(path, "model.onnx")
     if form not in (*FORMS, AUTO):
-        raise ExportError(f"`form` (={form!r}) is unknown; use {' or '.join(map(repr, (*FORMS, AUTO)))}.")
+        offered = " or ".join(map(repr, (*FORMS, AUTO)))
+        raise ExportError(f"`form` (={form!r}) is unknown; use {offered}.")
     options = ExportOptions(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,

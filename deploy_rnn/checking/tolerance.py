@@ -64,16 +64,17 @@ class Tolerance:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` (={value}) must be finite and >= 0.")
+        _check_limit("atol", self.atol)
+        _check_limit("rtol", self.rtol)
         check_precision(self.precision)
 
     def allowed(self, expected: Expected) -> np.ndarray:
         """Return, for each element, the largest absolute difference from `expected` that passes."""
         size = magnitudes(expected.values)
         if self.atol is not None or self.rtol is not None:
-            return np.asarray((self.atol or 0.0) + (self.rtol or 0.0) * size)
+            atol = self.atol or 0.0
+            rtol = self.rtol or 0.0
+            return np.asarray(atol + rtol * size)
         # Whole numbers and booleans must be equal.
         if not np.issubdtype(expected.values.dtype, np.floating):
             return np.zeros(size.shape)
@@ -82,10 +83,18 @@ class Tolerance:
         return np.asarray(share * np.maximum(1.0, size))
 
 
+def _check_limit(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"`{name}` (={value}) must be finite and >= 0.")
+
+
 def check_precision(precision: str) -> None:
     """Raises: ValueError: an unknown precision."""
     if precision not in PRECISIONS:
-        raise ValueError(f"`precision` (={precision!r}) must be {' or '.join(map(repr, PRECISIONS))}.")
+        offered = " or ".join(map(repr, PRECISIONS))
+        raise ValueError(f"`precision` (={precision!r}) must be {offered}.")
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
@@ -96,7 +105,8 @@ def magnitudes(values: np.ndarray) -> np.ndarray:
 
 def difference(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """|expected - actual|, where an infinity or NaN equals itself and differs infinitely from everything else."""
-    same = (expected == actual) | (np.isnan(expected) & np.isnan(actual))
+    both_nan = np.isnan(expected) & np.isnan(actual)
+    same = (expected == actual) | both_nan
     with np.errstate(invalid="ignore"):
         distance = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
     distance = np.where(np.isfinite(distance), distance, np.inf)

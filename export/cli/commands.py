@@ -268,7 +268,11 @@ def _read_file(path: Path) -> "OnnxFile":
 
 def _without_unset(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the functions have their own defaults for the others."""
-    return {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
+    return {name: value for name, value in options.items() if not _is_unset(value)}
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or value is False or value == ()  # not 0, as in `--atol 0`
 
 
 def _pop(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -52,8 +52,8 @@ def load_target(target: str, **options: Any) -> Target:
             f"`TARGET` (={target!r}) must be `package.module:factory` or a weights file ({', '.join(SUFFIXES)})."
         )
     if options:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in options)
-        raise TargetError(f"{flags}: only for a weights file; `{target}` returns its own model and example.")
+        flags = ["--" + name.replace("_", "-") for name in options]
+        raise TargetError(f"{', '.join(flags)}: only for a weights file; `{target}` returns its own model and example.")
     return from_factory(target)
 
 
@@ -79,7 +79,8 @@ def from_weights(
     assumptions = [f"batch_first={batch_first} (--batch-first)"]
     if isinstance(layer, nn.RNN):
         assumptions.insert(0, f"{layer.nonlinearity} (--nonlinearity)")
-    dtype = str(next(layer.parameters()).dtype).removeprefix("torch.")
+    first_weight = next(layer.parameters())
+    dtype = str(first_weight.dtype).removeprefix("torch.")
     shown_as = f"{path}: {layer}, {dtype}; not in the file, and so assumed: {', '.join(assumptions)}"
     return Target(layer, args, kwargs, shown_as)
 

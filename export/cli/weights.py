@@ -59,16 +59,20 @@ def _read(path: Path) -> dict[str, Tensor]:
             raise TargetError(
                 f"has {_describe(value)} at {name!r}, not a tensor; save `layer.state_dict()` and nothing else."
             )
-        if value.layout is not torch.strided or value.device.type != "cpu" or not value.is_floating_point():
+        on_cpu = value.device.type == "cpu"  # a tensor on "meta" has no values
+        dense = value.layout is torch.strided
+        if not (on_cpu and dense and value.is_floating_point()):
             raise TargetError(
                 f"has a tensor of {value.dtype}, {value.layout}, on {value.device} at `{name}`; the "
                 "weights of a recurrent layer must be dense floats."
             )
-    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in content.items()}
+    return {name: weight.detach().clone(memory_format=torch.contiguous_format) for name, weight in content.items()}
 
 
 def _describe(value: Any) -> str:
-    return "an empty dict" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
+    if isinstance(value, Mapping) and not value:
+        return "an empty dict"
+    return f"a {type(value).__name__}"
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -123,8 +127,11 @@ def _make_layer(weights: Mapping[str, Tensor], nonlinearity: str | None, batch_f
     output_size = weights["weight_hh_l0"].size(1)
     # Without a projection the output is the hidden state; with one, only weight_hr (P, H) has the hidden size.
     projection = weights.get("weight_hr_l0")
-    hidden_size = output_size if projection is None or projection.dim() != 2 else projection.size(1)
-    family = FAMILIES.get(rows // hidden_size) if rows % hidden_size == 0 else None
+    hidden_size = output_size
+    if projection is not None and projection.dim() == 2:
+        hidden_size = projection.size(1)
+    rows_per_unit, rest = divmod(rows, hidden_size)
+    family = None if rest else FAMILIES.get(rows_per_unit)
     if family is None or (projection is not None and family is not nn.LSTM):
         raise TargetError(
             f"is not an RNN, GRU or LSTM: `weight_ih_l0` has {rows} rows for {hidden_size} units; they have 1, 3 and 4 "
@@ -137,10 +144,11 @@ def _make_layer(weights: Mapping[str, Tensor], nonlinearity: str | None, batch_f
         options["nonlinearity"] = nonlinearity or "tanh"
     if projection is not None:
         options["proj_size"] = output_size
+    layer_numbers = {_layer_number(name) for name in weights}
     return family(
         input_size,
         hidden_size,
-        num_layers=len({_layer_number(name) for name in weights}),
+        num_layers=len(layer_numbers),
         bias="bias_ih_l0" in weights,
         batch_first=batch_first,
         bidirectional=any(name.endswith("_reverse") for name in weights),
@@ -155,8 +163,9 @@ def _check_first_weights(weights: Mapping[str, Tensor]) -> None:
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if name not in weights:
             raise TargetError(f"is not a recurrent layer: `{name}` is missing; it has {_list_names([*weights])}.")
-        if weights[name].dim() != 2 or not weights[name].numel():
-            shape = list(weights[name].shape)
+        weight = weights[name]
+        if weight.dim() != 2 or weight.numel() == 0:
+            shape = list(weight.shape)
             raise TargetError(f"has `{name}` of shape {shape}; it must be a matrix that is not empty.")
     dtypes = {str(weight.dtype) for weight in weights.values()}
     if len(dtypes) > 1:
@@ -179,16 +188,21 @@ def _check_complete(layer: nn.RNNBase, weights: Mapping[str, Tensor]) -> None:
     unexpected_names = [name for name in weights if name not in shapes]
     if unexpected_names:
         faults.append(f"unexpected {_list_names(unexpected_names)}")
-    for name, shape in shapes.items():
-        if name in weights and list(weights[name].shape) != shape:
-            faults.append(f"`{name}` has shape {list(weights[name].shape)}, must be {shape}")
+    for name, expected in shapes.items():
+        if name not in weights:
+            continue
+        shape = list(weights[name].shape)
+        if shape != expected:
+            faults.append(f"`{name}` has shape {shape}, must be {expected}")
     if faults:
         raise TargetError(f"is not a complete recurrent layer: {'; '.join(faults[:4])}.")
 
 
 def _list_names(names: Sequence[str]) -> str:
-    listed = ", ".join(f"`{name}`" for name in names[:4])
-    return f"{listed} and {len(names) - 4} more" if len(names) > 4 else listed
+    text = ", ".join(f"`{name}`" for name in names[:4])
+    if len(names) > 4:
+        text += f" and {len(names) - 4} more"
+    return text
 
 
 def example(
