@@ -44,7 +44,10 @@ def _check_report_path(ctx: click.Context, option: click.Parameter, path: Path |
         return None
     if path.suffix not in (".html", ".json"):
         raise click.BadParameter(f"{str(path)!r} must end in .html or .json.", ctx, option)
-    return file_target(path, "report.html")
+    try:
+        return file_target(path, "report.html")
+    except OSError as error:
+        raise click.BadParameter(str(error), ctx, option) from None
 
 
 # The name of an option (the second one, if it has two) is the keyword argument that it is passed as. An option that is

@@ -323,6 +323,10 @@ def test_usage_that_click_refuses() -> None:
         (["export", "made.models:plain"], "Missing option '-o' / '--output'"),
         (["export", "made.models:plain", "-o", "m.onnx", "--dynamic", "x=B"], "'x=B' is not NAME:AXIS=SYMBOL, such as"),
         (["verify", "m.onnx"], "Missing option '--against'"),
+        (
+            ["verify", "m.onnx", "--against", "x", "--report", "nowhere/r.html"],
+            "'nowhere/r.html') does not exist",
+        ),
         (["explain"], "No such command 'explain'"),
     ):
         done = run(*arguments)
