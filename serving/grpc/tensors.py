@@ -10,7 +10,6 @@ from deploy_rnn.errors import InputError
 from ..protocol import oip
 from ..protocol.inference import InferRequest
 from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
-from ..repository import VERSION
 from ..scheduling.request import Response
 from ..settings import Settings
 from .messages import CLASSES
@@ -63,7 +62,7 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> A
     """The ModelInferResponse; its tensors are raw bytes, as Triton's are."""
     message = CLASSES["ModelInferResponse"](
         model_name=model_name,
-        model_version=VERSION,
+        model_version=oip.VERSION,
         id=infer_request.id,
     )
     for name, array in response.outputs.items():

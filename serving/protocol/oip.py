@@ -12,7 +12,7 @@ from deploy_rnn import __version__
 from deploy_rnn.errors import InputError, UnsupportedError
 from deploy_rnn.tensor_spec import TensorSpec
 
-from ..repository import VERSION
+from ..repository import VERSION as VERSION
 from ..scheduling.limits import Limits
 from ..scheduling.request import Request
 from ..scheduling.served_model import ServedModel

@@ -10,7 +10,6 @@ from deploy_rnn.errors import InputError
 from ..protocol import oip
 from ..protocol.inference import InferRequest
 from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
-from ..repository import VERSION
 from ..scheduling.request import Response
 from ..settings import Settings
 from .binary import BinaryData, join, split
@@ -78,7 +77,7 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> t
             output["data"] = _values(name, array)
         outputs.append(output)
 
-    fields: dict[str, Any] = {"model_name": model_name, "model_version": VERSION}
+    fields: dict[str, Any] = {"model_name": model_name, "model_version": oip.VERSION}
     if infer_request.id:
         fields["id"] = infer_request.id
     fields["outputs"] = outputs

@@ -67,7 +67,7 @@ ARROWS = {
     "serving.rest": {
         "serving.protocol", "serving.repository", "serving.scheduling", "serving.settings", "serving.metrics",
     },
-    "serving.grpc": {"serving.protocol", "serving.repository", "serving.scheduling", "serving.settings"},
+    "serving.grpc": {"serving.protocol", "serving.scheduling", "serving.settings"},
     "serving.server": {"serving.protocol", "serving.rest", "serving.grpc", "serving.repository", "serving.settings"},
     "serving.cli": {"serving", "serving.server", "serving.repository", "serving.scheduling", "serving.settings"},
 }  # fmt: skip

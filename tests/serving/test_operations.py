@@ -186,7 +186,7 @@ def test_a_stop_waits_for_a_while_only(repository: Repository, run_server: Any) 
 
 @contextmanager
 def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """`deploy-rnn serve` in a process of its own, and its two addresses."""
+    """`deploy-rnn serve` in another process, and its two addresses."""
     command = [sys.executable, "-m", "deploy_rnn", "serve", str(folder), "--threads", "1", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         try:
