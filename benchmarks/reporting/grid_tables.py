@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import geometric_mean
 
 from benchmarks.reporting.summary import (
     NATIVE,
@@ -9,6 +10,8 @@ from benchmarks.reporting.summary import (
     UNROLLED,
     Row,
     Target,
+    fastest,
+    floor,
     leads,
     mean,
     medians,
@@ -19,7 +22,7 @@ from benchmarks.reporting.summary import (
     share,
     targets,
 )
-from benchmarks.reporting.text import machine_line, markdown
+from benchmarks.reporting.text import factor, machine_line, markdown, percent
 
 ENGINE = "deploy_rnn, Engine"
 
@@ -46,12 +49,14 @@ def grid_summary(result: Row) -> str:
 def _summary_line(label: str, rows: Sequence[Row], peer_names: Iterable[Sequence[str]]) -> list[str]:
     cells = [_mean_and_worst(rows, names) for names in peer_names]
     mean_share = mean(map(share, rows)) or 0
-    return [label, *cells, f"{100 * mean_share:.0f} %"]
+    return [label, *cells, percent(mean_share)]
 
 
 def _mean_and_worst(rows: Sequence[Row], names: Sequence[str]) -> str:
     values = [lead for lead, _ in leads(rows, names)]
-    return f"{mean(values):.2f}x ({min(values):.2f}x)" if values else ""
+    if not values:  # a peer that ran at no point of these
+        return ""
+    return f"{factor(geometric_mean(values))} ({factor(min(values))})"
 
 
 def targets_table(result: Row) -> str:
@@ -72,11 +77,12 @@ def _target_line(target: Target) -> list[str]:
 def behind_table(result: Row) -> str:
     """Every point where a peer is more than 5 % ahead of our best."""
     lines = []
-    for factor, peer, row in points_behind(result):
-        times = our_times(row)
-        fastest = min(times, key=lambda name: times[name])
-        lines.append([point_name(row), peer, f"{factor:.2f}x", fastest])
-    return markdown(["point", "ahead of us", "by", "our best"], lines) if lines else "Nowhere."
+    for value, peer, row in points_behind(result):
+        line = [point_name(row), peer, factor(value), fastest(our_times(row))]
+        lines.append(line)
+    if not lines:
+        return "Nowhere."
+    return markdown(["point", "ahead of us", "by", "our best"], lines)
 
 
 def points_table(result: Row) -> str:
@@ -85,8 +91,8 @@ def points_table(result: Row) -> str:
     lines = []
     for row in result["rows"]:
         times = [_time(row["contestants"].get(name)) for name in names]
-        products = min(row["products"].values())
-        lines.append([point_name(row), *times, f"{products:.2f}", f"{100 * share(row):.0f} %"])
+        products = f"{floor(row):.2f}"
+        lines.append([point_name(row), *times, products, percent(share(row))])
     return markdown(["ms (quartiles)", *names, "products alone", "of the floor"], lines)
 
 
@@ -96,7 +102,10 @@ def _contestant_names(rows: Iterable[Row]) -> list[str]:
 
 
 def _time(timing: Row | None) -> str:
-    return f"{timing['median']:.2f} ({timing['low']:.2f}-{timing['high']:.2f})" if timing else ""
+    if timing is None:
+        return ""
+    quartiles = f"{timing['low']:.2f}-{timing['high']:.2f}"
+    return f"{timing['median']:.2f} ({quartiles})"
 
 
 def engine_table(result: Row) -> str:
@@ -105,15 +114,23 @@ def engine_table(result: Row) -> str:
     for row in result["rows"]:
         times = medians(row)
         session_times = {name: times[name] for name in (UNROLLED, SCAN, NATIVE) if name in times}
-        if row["B"] > 1 and ENGINE in times and session_times:
-            fastest = min(session_times, key=lambda name: session_times[name])
-            form = fastest.partition(", ")[2]
-            speed = times[fastest] / times[ENGINE]
-            session_cell = f"{times[fastest]:.2f} ({form})"
-            products = _products(row["products"])
-            lines.append([point_name(row), session_cell, f"{times[ENGINE]:.2f}", f"{speed:.2f}x", products])
+        # With one row there is nothing to share out.
+        if row["B"] == 1 or ENGINE not in times or not session_times:
+            continue
+        session = fastest(session_times)
+        form = session.partition(", ")[2]
+        line = [
+            point_name(row),
+            f"{times[session]:.2f} ({form})",
+            f"{times[ENGINE]:.2f}",
+            factor(times[session] / times[ENGINE]),
+            _products(row["products"]),
+        ]
+        lines.append(line)
+    if not lines:
+        return "Not measured."
     header = ["ms", "session, fastest form", "Engine", "speed", "products alone: together, by core"]
-    return markdown(header, lines) if lines else "Not measured."
+    return markdown(header, lines)
 
 
 def _products(products: dict[str, float]) -> str:
@@ -128,8 +145,10 @@ def missing_table(result: Row) -> str:
     counts: Counter[tuple[str, str]] = Counter()
     for row in result["rows"]:
         counts.update(row["missing"].items())
+    if not counts:
+        return "All were measured at every point."
     lines = [[name, str(count), reason] for (name, reason), count in counts.items()]
-    return markdown(["not measured", "points", "why"], lines) if lines else "All were measured at every point."
+    return markdown(["not measured", "points", "why"], lines)
 
 
 def load_table(result: Row) -> str:
@@ -152,7 +171,10 @@ def _load(measured: Row | None) -> str:
     if measured is None:
         return ""
     load = f"{1e3 * measured['load']:.0f}"
-    return f"{load} ({measured['bytes'] / 1e6:.1f})" if "bytes" in measured else load
+    # A bundle and OpenVINO open graphs whose sizes are in other columns.
+    if "bytes" not in measured:
+        return load
+    return f"{load} ({measured['bytes'] / 1e6:.1f})"
 
 
 def lengths_table(result: Row) -> str:
@@ -164,5 +186,6 @@ def lengths_table(result: Row) -> str:
     lines = []
     for row in rows:
         times = medians(row)
-        lines.append([f"{row['cell']}, H={row['H']}", *(f"{times[name]:.3f}" for name in names)])
+        cells = [f"{times[name]:.3f}" for name in names]
+        lines.append([f"{row['cell']}, H={row['H']}", *cells])
     return markdown(["ms a sequence", *names], lines)

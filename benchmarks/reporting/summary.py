@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
+from benchmarks.reporting.text import factor, percent
+
 Row = dict[str, Any]
 """A result, or one of its rows: a point and what was measured there."""
 
@@ -48,6 +50,11 @@ def our_times(row: Row) -> dict[str, float]:
     """Milliseconds of every contestant of ours that ran at a point."""
     peer_names = {name for names in [*PEERS.values(), *CUDA_PEERS.values()] for name in names}
     return {name: ms for name, ms in medians(row).items() if name not in peer_names - OURS_AND_PEERS}
+
+
+def fastest(times: dict[str, float]) -> str:
+    """The name with the least time."""
+    return min(times, key=lambda name: times[name])
 
 
 def best(row: Row) -> float:
@@ -150,7 +157,7 @@ def lead_target(name: str, rows: Sequence[Row], peer_names: Sequence[str], goal:
     where = ""
     if our_leads:
         worst, row = min(our_leads, key=lambda pair: pair[0])
-        where = f"{worst:.2f}x at {point_name(row)}"
+        where = f"{factor(worst)} at {point_name(row)}"
     return Target(name, value, goal, where=where, bound=bound)
 
 
@@ -160,7 +167,7 @@ def share_target(name: str, rows: Sequence[Row], goal: float) -> Target:
     where = ""
     if rows:
         worst = min(rows, key=share)
-        where = f"{100 * share(worst):.0f} % at {point_name(worst)}"
+        where = f"{percent(share(worst))} at {point_name(worst)}"
     return Target(name, value, goal, "%", where=where)
 
 
@@ -177,7 +184,8 @@ def gain_target(name: str, rows: Sequence[Row], *, against_torch: bool) -> Targe
     where = ""
     if gains:
         worst = min(gains)
-        where = f"{worst:.2f}x at {rows[gains.index(worst)]['cell']}"
+        cell = rows[gains.index(worst)]["cell"]
+        where = f"{factor(worst)} at {cell}"
     return Target(name, mean(gains), 2, where=where)
 
 

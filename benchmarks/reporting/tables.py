@@ -19,7 +19,7 @@ from benchmarks.reporting.grid_tables import (
     targets_table,
 )
 from benchmarks.reporting.summary import medians
-from benchmarks.reporting.text import load, machine_line, markdown
+from benchmarks.reporting.text import factor, load, machine_line, markdown
 
 GRID = RESULTS / "grid_cpu.json"
 Result = dict[str, Any]
@@ -95,9 +95,9 @@ def _modules_line(label: str, rows: Sequence[dict[str, Any]], names: Sequence[st
     cells = []
     for name in names:
         values = speeds([row["contestants"] for row in rows], name)
-        cells.append(f"{geometric_mean(values):.2f}x ({min(values):.2f}x)")
+        cells.append(f"{factor(geometric_mean(values))} ({factor(min(values))})")
     limit = geometric_mean(medians(row)["torch.nn"] / row["products"] for row in rows)
-    return [label, *cells, f"{limit:.2f}x"]
+    return [label, *cells, factor(limit)]
 
 
 def speeds(points: Sequence[Any], name: str) -> list[float]:

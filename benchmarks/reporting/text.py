@@ -12,6 +12,14 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
+def factor(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
 def machine_line(result: dict[str, Any]) -> str:
     """What a result was measured on."""
     machine = result["machine"]

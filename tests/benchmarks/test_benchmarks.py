@@ -45,14 +45,16 @@ def test_export(tmp_path: Path) -> None:
     finished = run_module("studies.exporters", "--steps", "3", "--hidden", "8", "9", "--output", output)
     assert finished.returncode == 0, finished.stderr
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
-    assert [(row["exporter"], row["H"]) for row in rows] == [
-        (exporter, hidden) for hidden in (8, 9) for exporter in ("unrolled", "scan", "native", "torch.onnx.export")
-    ]
+    exporters = ["unrolled", "scan", "native", "torch.onnx.export"]
+    assert [row["exporter"] for row in rows] == [*exporters, *exporters]
+    assert [row["H"] for row in rows] == [8, 8, 8, 8, 9, 9, 9, 9]
     unrolled, _, native, stock = (row["measured"] for row in rows[:4])
     assert native["nodes"] < unrolled["nodes"] < stock["nodes"]
-    assert all(row["measured"]["bytes"] > row["measured"]["weights"] for row in rows)
-    assert all(row["measured"]["load"] > 0 for row in rows)
-    assert all(row["measured"]["peak"] > row["measured"]["memory"] > 0 for row in rows)
+    for row in rows:
+        measured = row["measured"]
+        assert measured["bytes"] > measured["weights"]
+        assert measured["load"] > 0
+        assert measured["peak"] > measured["memory"] > 0
     assert "| deploy_rnn, native, T=3, H=9 |" in finished.stdout
 
 
@@ -105,17 +107,18 @@ def test_grid(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))
     assert [(row["cell"], row["B"]) for row in result["rows"]] == [("LSTM", 1), ("relu", 2)]
+    names = {
+        "torch.nn", "torch.nn, traced", "deploy_rnn", "onnxruntime, unrolled", "onnxruntime, scan",
+        "onnxruntime, native", "onnxruntime, torch.onnx.export", "onnxruntime, torch.onnx.export, legacy",
+        "openvino, native", "openvino, unrolled", "deploy_rnn, Engine",
+    }  # fmt: skip
     for row in result["rows"]:
-        ran = row["contestants"] | row["missing"]
-        assert {
-            "torch.nn", "torch.nn, traced", "deploy_rnn", "onnxruntime, unrolled", "onnxruntime, scan",
-            "onnxruntime, native", "onnxruntime, torch.onnx.export", "onnxruntime, torch.onnx.export, legacy",
-            "openvino, native", "openvino, unrolled", "deploy_rnn, Engine",
-        } <= set(ran)  # fmt: skip
+        assert names <= row["contestants"].keys() | row["missing"].keys()
         missing_names = {name for name in row["missing"] if not name.startswith("openvino")}
         stock = {"onnxruntime, torch.onnx.export"} if row["cell"] == "relu" else set()
         assert missing_names == {"deploy_rnn, packaged"} | stock, row["missing"]
-        assert all(timing["low"] <= timing["median"] <= timing["high"] for timing in row["contestants"].values())
+        for timing in row["contestants"].values():
+            assert timing["low"] <= timing["median"] <= timing["high"]
         assert row["contestants"]["onnxruntime, unrolled"]["bytes"] > 0
         by_core = {"onnxruntime, rows apart"} if row["B"] > 1 else set()
         assert set(row["products"]) == {"torch", "onnxruntime"} | by_core
@@ -258,7 +261,7 @@ def test_compare(tmp_path: Path) -> None:
     new["rows"][0]["contestants"]["deploy_rnn"]["median"] = 1.5
     for name, result in (("old", old), ("new", new)):
         (tmp_path / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
-    files = tmp_path / "old.json", tmp_path / "new.json"
+    files = [tmp_path / "old.json", tmp_path / "new.json"]
     finished = run_module("compare", *files)
     assert finished.returncode == 0, finished.stderr
     assert "| cell=tanh, H=8, layers=2, directions=2, T=50, B=32 | 1.50 | 1.00 |" in finished.stdout
