@@ -89,9 +89,8 @@ def one_core_for_many() -> tuple[Cores, Any]:
 @pytest.mark.parametrize("cores", [2, 3, 4])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 33])
 def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> None:
-    runner = make_cores(all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=cores)[
-        0
-    ]  # as many parts as can be
+    # As many parts as there can be.
+    runner, _ = make_cores(all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=cores)
     y, last = runner.run(inputs(rows), OUTPUTS)
     np.testing.assert_array_equal(y, inputs(rows)["x"] * inputs(rows)["scale"])
     np.testing.assert_array_equal(last, y[-1])
