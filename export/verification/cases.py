@@ -137,6 +137,8 @@ def example_inputs(call: ExampleCall, file: OnnxFile) -> list[ExampleInput]:
         raise ExportError(f"the file has {len(file.inputs)} inputs ({names}), the example has {len(tensors)} tensors.")
     inputs = []
     for spec, tensor in zip(file.inputs, tensors, strict=False):
+        if len(spec.shape) != tensor.dim():
+            raise ExportError(f"`{spec.name}` has {len(spec.shape)} axes in the file, its example has {tensor.dim()}.")
         inputs.append(ExampleInput(spec.name, spec.shape, tensor, file.lengths.get(spec.name)))
     return inputs
 

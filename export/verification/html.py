@@ -57,7 +57,7 @@ def reports_html(reports: Sequence[Report], title: str) -> str:
     """Make a page about one file, or about several that are to be compared, such as one model in each form.
 
     Raises:
-        ValueError: there is no report.
+        ValueError: `reports` is empty.
     """
     if not reports:
         raise ValueError("`reports` is empty; give the Report of each file.")

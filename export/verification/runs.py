@@ -1,4 +1,4 @@
-"""The cases of a file in one opened session, whatever runtime opened it: how far each output is from PyTorch's."""
+"""The cases of a file in one opened session of any runtime: how far each output is from PyTorch's."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,11 +66,17 @@ class ProviderResult:
 
 
 class Session:
-    """A file opened on one provider. Collects a comparison for each output of each run.
+    """A file opened on one provider; collects a comparison for each output of each run.
+
+    Args:
+        run: runs the file.
+        provider: where, for the report.
+        plan: what is run.
+        optimized: whether the runtime's graph optimisations are on, for the report.
 
     Attributes:
-        comparisons: so far.
-        over_time: the error at each step, so far.
+        comparisons: of all runs so far.
+        over_time: the error at each step, of all runs so far.
     """
 
     def __init__(self, run: Run, provider: str, plan: Plan, *, optimized: bool) -> None:
@@ -103,7 +109,7 @@ class Session:
             self._compare(case.label, spec.name, expected, actual)
 
     def milliseconds(self, case: Case) -> float:
-        """Of one run, inputs and outputs in the CPU's memory: the median of as many as fit into `TIMING`."""
+        """Time one run, inputs and outputs in the CPU's memory: the median of as many runs as fit into `TIMING`."""
         run = {"": partial(self._run, case.feeds)}
 
         def median(calls: int) -> float:
@@ -122,8 +128,11 @@ class Session:
             self.over_time.append(_over_time(case, output, time, errors, allowed))
         max_abs_error = float(errors.max(initial=0))
         largest_magnitude = float(magnitudes(expected.values).max(initial=0))
-        nearest = np.argmax(errors / np.maximum(allowed, _TINY)) if errors.size else None
+        nearest_error, nearest_limit = _nearest_limit(errors, allowed)
         first_bad = _first_bad(errors, allowed, time)
+        first_bad_step = None
+        if first_bad is not None and time is not None:
+            first_bad_step = first_bad[time]
         comparison = Comparison(
             provider=self._provider,
             optimized=self._optimized,
@@ -131,13 +140,21 @@ class Session:
             output=output,
             max_abs_error=max_abs_error,
             max_rel_error=max_abs_error / (largest_magnitude or 1.0),
-            difference=0.0 if nearest is None else float(errors.flat[nearest]),
-            allowed=0.0 if nearest is None else float(allowed.flat[nearest]),
+            difference=nearest_error,
+            allowed=nearest_limit,
             rounding=expected.rounding,
             first_bad=first_bad,
-            first_bad_step=None if first_bad is None or time is None else first_bad[time],
+            first_bad_step=first_bad_step,
         )
         self.comparisons.append(comparison)
+
+
+def _nearest_limit(errors: np.ndarray, allowed: np.ndarray) -> tuple[float, float]:
+    """Error and limit of the element that is nearest its limit, or furthest beyond it; zeros for an empty output."""
+    if not errors.size:
+        return 0.0, 0.0
+    nearest = np.argmax(errors / np.maximum(allowed, _TINY))
+    return float(errors.flat[nearest]), float(allowed.flat[nearest])
 
 
 def _first_bad(errors: np.ndarray, allowed: np.ndarray, time: int | None) -> tuple[int, ...] | None:

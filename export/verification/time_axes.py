@@ -41,7 +41,7 @@ class _Change:
         name: of a dynamic axis; None for a fixed one.
         old: its size in the example.
         new: its size in the changed call.
-        places: wherever it occurs.
+        places: where it occurs.
     """
 
     name: str | None
@@ -142,7 +142,7 @@ def _changes(inputs: Sequence[ExampleInput], steps: Sequence[int]) -> Iterator[_
     groups: dict[tuple[int | str, int], list[Place]] = {}
     for input_number, input in enumerate(inputs):
         for number, axis in enumerate(input.axes):
-            # A dynamic axis goes by its name, wherever it is; a fixed one by its number. Both go by their size.
+            # A dynamic axis is identified by its name, a fixed one by its number, and both by their size.
             if isinstance(axis, str):
                 key = (axis, input.tensor.size(number))
                 groups.setdefault(key, []).append((input_number, number))

@@ -136,7 +136,7 @@ def test_what_is_not_onnx_is_refused(content: bytes, tmp_path: Path) -> None:
         OnnxFile.read(tmp_path / "x.onnx")
 
 
-def test_lengths_that_are_no_json_are_refused(tmp_path: Path) -> None:
+def test_lengths_that_are_not_json_are_refused(tmp_path: Path) -> None:
     model = helper.make_model(relu("g"))
     helper.set_model_props(model, {"deploy_rnn.lengths": "[3"})
     onnx.save(model, tmp_path / "x.onnx")

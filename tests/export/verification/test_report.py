@@ -57,7 +57,7 @@ class Packs(nn.Module):
 
 @pytest.mark.parametrize("form", ["unrolled", "native"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_the_time_axis_of_a_layer_is_known_whatever_the_sizes(form: str, batch_first: bool, tmp_path: Path) -> None:
+def test_the_time_axis_of_a_layer_is_known_for_any_sizes(form: str, batch_first: bool, tmp_path: Path) -> None:
     """T, B, the input size and the layers times the directions are all 4."""
     layer = nn.RNN(4, 4, 2, bidirectional=True, batch_first=batch_first)
     report = export_onnx(layer, (torch.randn(4, 4, 4), torch.randn(4, 4, 4)), tmp_path / "a.onnx", form=form)
@@ -72,7 +72,7 @@ def test_the_time_axis_of_a_layer_is_known_whatever_the_sizes(form: str, batch_f
 
 
 @pytest.mark.parametrize(("form", "steps"), [("unrolled", {5}), ("scan", {1, 3, 5, 7, 200})])
-def test_the_time_axis_of_a_model_is_known_whatever_the_sizes(form: str, steps: set[int], tmp_path: Path) -> None:
+def test_the_time_axis_of_a_model_is_known_for_any_sizes(form: str, steps: set[int], tmp_path: Path) -> None:
     report = export_onnx(Scores(), (torch.randn(5, 5, 5), torch.rand(5, 5)), tmp_path / "a.onnx", form=form)
     curves = over_time(report)
     assert {output for _, output in curves} == {"output_1"}
@@ -89,7 +89,8 @@ def test_the_time_axis_of_a_model_that_packs_is_known(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_the_first_wrong_step_is_named(batch_first: bool, tmp_path: Path) -> None:
-    layer, path = nn.RNN(3, 8, batch_first=batch_first), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 8, batch_first=batch_first)
+    path = tmp_path / "a.onnx"
     x = torch.randn(7, 7, 3)
     export_onnx(layer, x, path)
     plant(path, lambda graph: setattr(writing(graph, "rnn0.l0f.h3"), "op_type", "Softsign"))
@@ -112,12 +113,15 @@ def test_the_first_wrong_step_is_named(batch_first: bool, tmp_path: Path) -> Non
 def test_the_first_wrong_step_is_named_where_one_row_is_wrong_before_the_others(tmp_path: Path) -> None:
     """The first wrong element in the order of memory is at step 5, of row 0; row 1 is wrong at step 2."""
 
-    layer, x, path = nn.RNN(3, 4, batch_first=True), torch.randn(2, 6, 3), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 4, batch_first=True)
+    x = torch.randn(2, 6, 3)
+    path = tmp_path / "a.onnx"
     export_onnx(layer, x, path, dynamic_shapes={})
 
     def wrong(graph: onnx.GraphProto) -> None:
         fault = torch.zeros(2, 6, 4)
-        fault[0, 5], fault[1, 2:] = 1.0, 0.5
+        fault[0, 5] = 1.0
+        fault[1, 2:] = 0.5
         writing(graph, "output").output[0] = "right"
         graph.initializer.append(numpy_helper.from_array(fault.numpy(), "fault"))
         graph.node.append(onnx.helper.make_node("Add", ["right", "fault"], ["output"]))
@@ -127,8 +131,10 @@ def test_the_first_wrong_step_is_named_where_one_row_is_wrong_before_the_others(
         verify(path, layer, x)
 
 
-def test_a_state_that_is_wrong_most_has_the_step_of_the_output_beside_it(tmp_path: Path) -> None:
-    layer, x, path = nn.LSTM(3, 8), torch.randn(5, 2, 3), tmp_path / "a.onnx"
+def test_the_worst_state_is_reported_with_the_first_wrong_step_of_the_output(tmp_path: Path) -> None:
+    layer = nn.LSTM(3, 8)
+    x = torch.randn(5, 2, 3)
+    path = tmp_path / "a.onnx"
     export_onnx(layer, x, path)
 
     def wrong(graph: onnx.GraphProto) -> None:
@@ -156,7 +162,8 @@ class Limited(nn.Module):
 
     def __init__(self, most: int | None) -> None:
         super().__init__()
-        self.rnn, self.most = nn.RNN(3, 4, nonlinearity="relu"), most
+        self.rnn = nn.RNN(3, 4, nonlinearity="relu")
+        self.most = most
         if most is None:
             with torch.no_grad():
                 self.rnn.weight_hh_l0.copy_(2 * torch.eye(4))
@@ -174,7 +181,8 @@ class Limited(nn.Module):
 )
 def test_a_long_case_that_the_model_cannot_have_is_left_out(most: int | None, why: str, tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
-    model, x = Limited(most), torch.randn(4, 2, 3)
+    model = Limited(most)
+    x = torch.randn(4, 2, 3)
     report = export_onnx(model, x, path, form="scan")
     assert {"long" in comparison.case for comparison in report.comparisons} == {False}
     assert len(report.left_out) == 1
@@ -224,7 +232,9 @@ def test_lengths_of_another_sequence_than_the_long_one(tmp_path: Path) -> None:
 
 def test_an_error_that_only_many_steps_show_is_found(tmp_path: Path) -> None:
     """A time axis that is dynamic up to 50 steps; beyond, the output is cut."""
-    layer, x, path = nn.RNN(3, 4), torch.randn(4, 2, 3), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 4)
+    x = torch.randn(4, 2, 3)
+    path = tmp_path / "a.onnx"
     export_onnx(layer, x, path, form="native")
 
     def wrong(graph: onnx.GraphProto) -> None:
@@ -247,15 +257,18 @@ def test_an_error_that_only_many_steps_show_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("steps", [0, 2.5])
-def test_a_number_of_steps_that_is_none_is_refused(steps: Any, tmp_path: Path) -> None:
-    layer, x = nn.RNN(3, 4), torch.randn(4, 2, 3)
+def test_a_number_of_steps_below_one_or_fractional_is_refused(steps: Any, tmp_path: Path) -> None:
+    layer = nn.RNN(3, 4)
+    x = torch.randn(4, 2, 3)
     export_onnx(layer, x, tmp_path / "a.onnx")
     with pytest.raises(ValueError, match=rf"`long_steps` \(={steps}\) must be a whole number from 1, or None"):
         verify(tmp_path / "a.onnx", layer, x, long_steps=steps)
 
 
 def test_it_says_how_long_a_run_took_and_what_ran_it(tmp_path: Path) -> None:
-    layer, x, path = nn.RNN(3, 4, 2, bidirectional=True), torch.randn(4, 2, 3), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 4, 2, bidirectional=True)
+    x = torch.randn(4, 2, 3)
+    path = tmp_path / "a.onnx"
     report = export_onnx(layer, x, path, form="native")
     assert report.latency[CPU].keys() == {"example", "long, T=200"}
     assert all(0 < milliseconds < 10_000 for milliseconds in report.latency[CPU].values())
@@ -290,7 +303,9 @@ def test_equal_whole_numbers_use_nothing_of_what_is_allowed(tmp_path: Path) -> N
 
 def test_the_copies_of_the_model_in_one_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One in evaluation mode and one in float64; neither the time axis nor the long case needs another."""
-    layer, x, path = nn.GRU(3, 4), torch.randn(4, 2, 3), tmp_path / "a.onnx"
+    layer = nn.GRU(3, 4)
+    x = torch.randn(4, 2, 3)
+    path = tmp_path / "a.onnx"
     export_onnx(layer, x, path, form="scan")
     copied: list[type] = []
 
@@ -305,7 +320,8 @@ def test_the_copies_of_the_model_in_one_check(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_loop_counts_its_nodes_once(tmp_path: Path) -> None:
-    layer, path = nn.RNN(3, 4), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 4)
+    path = tmp_path / "a.onnx"
     report = export_onnx(layer, torch.randn(9, 2, 3), path, form="scan")
     assert report.placement[CPU].nodes[CPU]["FusedGemm"] == report.op_types["Tanh"] == 1
     feeds = {"input": torch.randn(9, 2, 3).numpy()}
@@ -313,7 +329,9 @@ def test_a_loop_counts_its_nodes_once(tmp_path: Path) -> None:
 
 
 def test_the_provider_that_is_required(tmp_path: Path) -> None:
-    layer, x, path = nn.RNN(3, 4), torch.randn(4, 2, 3), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 4)
+    x = torch.randn(4, 2, 3)
+    path = tmp_path / "a.onnx"
     assert export_onnx(layer, x, path, require_provider=CPU).providers[CPU] == "checked"
     before = path.read_bytes()
     with pytest.raises(
@@ -329,7 +347,9 @@ def test_the_provider_that_is_required(tmp_path: Path) -> None:
 
 
 def test_nodes_that_are_left_to_another_provider_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x, path = nn.RNN(3, 4), torch.randn(4, 2, 3), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 4)
+    x = torch.randn(4, 2, 3)
+    path = tmp_path / "a.onnx"
     export_onnx(layer, x, path)
     ran = [RanNode("mine", "Gemm", CPU, False), RanNode("copy", "MemcpyToHost", CPU, False)]
     ran += [RanNode("shape", "Concat", "Other", True)]
@@ -431,7 +451,8 @@ def test_a_name_is_never_markup(tmp_path: Path) -> None:
 
 
 def test_a_page_of_several_files_has_them_side_by_side(tmp_path: Path) -> None:
-    layer, x = nn.RNN(3, 4), torch.randn(4, 2, 3)
+    layer = nn.RNN(3, 4)
+    x = torch.randn(4, 2, 3)
     reports = [export_onnx(layer, x, tmp_path / f"{form}.onnx", form=form) for form in ("unrolled", "native")]
     page = Page(reports_html(reports, "a bundle"))
     text = " ".join(page.text)
@@ -444,7 +465,9 @@ def test_a_page_of_several_files_has_them_side_by_side(tmp_path: Path) -> None:
 
 
 def test_the_page_of_a_failure_says_so_even_if_it_is_infinite(tmp_path: Path) -> None:
-    layer, x, path = nn.RNN(3, 8), torch.randn(7, 2, 3), tmp_path / "a.onnx"
+    layer = nn.RNN(3, 8)
+    x = torch.randn(7, 2, 3)
+    path = tmp_path / "a.onnx"
     export_onnx(layer, x, path)
 
     def wrong(graph: onnx.GraphProto) -> None:

@@ -1,4 +1,4 @@
-"""The outputs of a session are compared in the same way, whatever runtime opened it."""
+"""The outputs of a session are compared in the same way for every runtime."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

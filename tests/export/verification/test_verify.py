@@ -179,7 +179,8 @@ class Growing(nn.Module):
 
 @pytest.mark.parametrize("model", [Masked(), Growing()])
 def test_huge_values_do_not_hide_a_fault_among_small_ones(model: nn.Module, tmp_path: Path) -> None:
-    x, path = torch.randn(25, 2, 3), tmp_path / "model.onnx"
+    x = torch.randn(25, 2, 3)
+    path = tmp_path / "model.onnx"
     export_onnx(model, x, path)
     file = onnx.load(path)
     concat = node_writing(file.graph, "rnn0.l0f.h")
@@ -199,10 +200,12 @@ def test_one_tensor_given_twice_is_checked_as_two(tmp_path: Path) -> None:
             output: Tensor = self.rnn(a - 3 * b)[0]
             return output
 
-    model, x = Difference(), torch.randn(4, 2, 3)
+    model = Difference()
+    x = torch.randn(4, 2, 3)
     export_onnx(model, (x, x), tmp_path / "a.onnx")
     file = onnx.load(tmp_path / "a.onnx")
-    file.graph.input[0].name, file.graph.input[1].name = "b", "a"
+    file.graph.input[0].name = "b"
+    file.graph.input[1].name = "a"
     onnx.save(file, tmp_path / "a.onnx")
     with pytest.raises(VerificationError):
         verify(tmp_path / "a.onnx", model, (x, x))
@@ -300,6 +303,12 @@ def test_weights_among_the_inputs_are_not_taken_for_inputs(layer: nn.RNN, args: 
     assert [spec.name for spec in verify(exported, layer, args).inputs] == ["input", "h0"]
 
 
+def test_an_example_of_another_rank_is_refused(layer: nn.RNN, args: Any, exported: Path) -> None:
+    x, h0 = args
+    with pytest.raises(ExportError, match=r"^`input` has 3 axes in the file, its example has 2\.$"):
+        verify(exported, layer, (x[:, 0], h0[:, 0]))
+
+
 def test_damaged_metadata_is_refused(layer: nn.RNN, args: Any, exported: Path) -> None:
     model = onnx.load(exported)
     onnx.helper.set_model_props(model, {"deploy_rnn.lengths": "[3"})
@@ -308,7 +317,7 @@ def test_damaged_metadata_is_refused(layer: nn.RNN, args: Any, exported: Path) -
         verify(exported, layer, args)
 
 
-def test_a_file_that_is_no_model_is_refused(layer: nn.RNN, args: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_refused(layer: nn.RNN, args: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a file"):
         verify(tmp_path / "nothing.onnx", layer, args)
     (tmp_path / "text.onnx").write_text("hello", encoding="utf-8")
@@ -366,7 +375,8 @@ def test_sizes_that_the_model_cannot_take_can_be_left_out(tmp_path: Path) -> Non
 
 def test_a_constant_example_is_not_checked_with_constants(tmp_path: Path) -> None:
     """On zeros alone, a wrong weight_ih would go unseen."""
-    layer, zeros = nn.RNN(3, 4), torch.zeros(4, 2, 3)
+    layer = nn.RNN(3, 4)
+    zeros = torch.zeros(4, 2, 3)
     export_onnx(layer, zeros, tmp_path / "a.onnx")
     model = onnx.load(tmp_path / "a.onnx")
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_ih_l0")
