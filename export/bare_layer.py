@@ -1,4 +1,4 @@
-"""A recurrent layer exported by itself, whose names, axes and states are known."""
+"""A bare layer, exported by itself: its names, axes and states are known beforehand."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,73 +26,90 @@ class WithLengths(nn.Module):
 
     def forward(self, input: Tensor, hx: Any = None, lengths: Tensor | None = None) -> Any:
         assert lengths is not None
-        first: bool = self.layer.batch_first
-        packed = pack_padded_sequence(input, lengths, first, enforce_sorted=False)
-        output, final = self.layer(packed, hx)
-        return pad_packed_sequence(output, first, total_length=input.size(1 if first else 0))[0], final
+        batch_first: bool = self.layer.batch_first
+        steps = input.size(1 if batch_first else 0)
+        packed = pack_padded_sequence(input, lengths, batch_first, enforce_sorted=False)
+        packed_output, final = self.layer(packed, hx)
+        output, _ = pad_packed_sequence(packed_output, batch_first, total_length=steps)
+        return output, final
 
 
 def with_lengths(model: nn.Module, kwargs: Mapping[str, Any] | None) -> nn.Module:
-    """`model`, taking `lengths` if these are among `kwargs` and it is a layer of `torch.nn`."""
-    if isinstance(model, nn.RNNBase) and is_layer(model) and (kwargs or {}).get("lengths") is not None:
+    """Wrap a layer of `torch.nn` if `lengths` are among `kwargs`; return any other model as it is."""
+    has_lengths = (kwargs or {}).get("lengths") is not None
+    if has_lengths and isinstance(model, nn.RNNBase) and is_layer(model):
         return WithLengths(model).train(model.training)
     return model
 
 
 def is_layer(model: nn.Module) -> bool:
-    """Whether the model is a recurrent layer, called and answering as those of `torch.nn` do."""
-    model = _base(model)
-    if isinstance(model, Recurrent):
-        return type(model).forward in (Recurrent.forward, LSTM.forward)
-    return isinstance(model, (nn.RNN, nn.GRU, nn.LSTM))
+    """Whether the model is a recurrent layer with the arguments and results of those of `torch.nn`."""
+    layer = _unwrap(model)
+    if isinstance(layer, Recurrent):
+        # A subclass may have a forward of another kind.
+        return type(layer).forward in (Recurrent.forward, LSTM.forward)
+    return isinstance(layer, (nn.RNN, nn.GRU, nn.LSTM))
 
 
 def state_names(layer: nn.Module) -> list[str]:
     """h, and c for a layer of two states."""
-    return ["h", "c"] if isinstance(_base(layer), (nn.LSTM, LSTM)) else ["h"]
+    return ["h", "c"] if isinstance(_unwrap(layer), (nn.LSTM, LSTM)) else ["h"]
 
 
 def with_zero_states(model: nn.Module, call: ExampleCall) -> ExampleCall:
-    """For a bare layer: the call with the states that it would start with."""
+    """For a bare layer called without states: the call with the zeros that it would start from."""
     if not is_layer(model) or call.arguments.get("hx") is not None:
         return call
     with torch.no_grad():
-        final = model(*call.bound.args, **call.bound.kwargs)[1]
-    return call.with_argument("hx", pytree.tree_map(torch.zeros_like, final))
+        _, final = model(*call.bound.args, **call.bound.kwargs)
+    zeros = pytree.tree_map(torch.zeros_like, final)
+    return call.with_argument("hx", zeros)
 
 
 def layer_names(layer: nn.Module, call: ExampleCall) -> tuple[list[str], list[str]]:
-    """What the graph takes and gives: input, h0 (, c0) if there are states -> output, h_n (, c_n)."""
+    """The inputs and outputs of the graph: input, h0 (, c0) if there are states, lengths -> output, h_n (, c_n)."""
     names = state_names(layer)
-    takes = {"input": ["input"], "hx": [f"{name}0" for name in names], "lengths": ["lengths"]}
-    inputs = [name for argument in call.arguments for name in takes[argument]]
-    return inputs, ["output", *(f"{name}_n" for name in names)]
+    names_of = {"input": ["input"], "hx": [f"{name}0" for name in names], "lengths": ["lengths"]}
+    inputs: list[str] = []
+    for argument in call.arguments:
+        inputs += names_of[argument]
+    outputs = ["output", *(f"{name}_n" for name in names)]
+    return inputs, outputs
 
 
 def layer_axes(layer: nn.Module, call: ExampleCall, dynamic_shapes: Any, *, time: bool) -> list[Axes]:
-    """The batch axis, and with `time` also that of the steps, is open unless something else is asked; whatever has a
-    batch shares that of the input.
+    """What is dynamic in each tensor of the call.
+
+    Without `dynamic_shapes` that is the batch axis of the input, called "B", and with `time` its time axis, called "T".
+    Everything else that has a batch shares that of the input.
     """
-    batched, batch = call.tensors[0].dim() == 3, 0 if _base(layer).batch_first else 1
+    is_batched = call.tensors[0].dim() == 3
+    batch = 0 if _unwrap(layer).batch_first else 1
     if dynamic_shapes is None:
-        steps = 1 - batch if batched else 0
-        dynamic_shapes = {"input": ({batch: "B"} if batched else {}) | ({steps: "T"} if time else {})}
+        input_axes = {}
+        if is_batched:
+            input_axes[batch] = "B"
+        if time:
+            input_axes[1 - batch if is_batched else 0] = "T"
+        dynamic_shapes = {"input": input_axes}
     axes = call.axes(_by_argument(layer, dynamic_shapes))
-    if batched and batch in axes[0]:
+    if is_batched and batch in axes[0]:
         for number, tensor in enumerate(call.tensors[1:], start=1):
-            axes[number] = axes[number] or {1 if tensor.dim() == 3 else 0: axes[0][batch]}
+            batch_of_tensor = 1 if tensor.dim() == 3 else 0  # states (L*D, B, H), lengths (B,)
+            axes[number] = axes[number] or {batch_of_tensor: axes[0][batch]}
     return axes
 
 
 def _by_argument(layer: nn.Module, dynamic_shapes: Any) -> Any:
-    """h0 and c0 are names of the graph's; the argument is hx."""
+    """`dynamic_shapes` by the arguments of the layer: h0 and c0 are names of the graph, the argument is hx."""
     states = [f"{name}0" for name in state_names(layer)]
     if not isinstance(dynamic_shapes, Mapping) or not set(states) & dynamic_shapes.keys():
         return dynamic_shapes
-    others = {name: asked for name, asked in dynamic_shapes.items() if name not in states}
-    asked = tuple(dynamic_shapes.get(name) for name in states)
-    return {**others, "hx": asked if len(asked) > 1 else asked[0]}
+    arguments = {name: shapes for name, shapes in dynamic_shapes.items() if name not in states}
+    state_shapes = tuple(dynamic_shapes.get(name) for name in states)
+    arguments["hx"] = state_shapes if len(states) > 1 else state_shapes[0]
+    return arguments
 
 
-def _base(model: nn.Module) -> Any:
+def _unwrap(model: nn.Module) -> Any:
     return model.layer if isinstance(model, WithLengths) else model

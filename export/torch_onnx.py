@@ -1,4 +1,4 @@
-"""A PyTorch module becomes ONNX operators, without the remarks of `torch.onnx`, and with errors in one paragraph."""
+"""Trace a PyTorch module into ONNX operators: `torch.onnx.export` without its remarks, its errors in one paragraph."""
 
 import logging
 import re
@@ -14,20 +14,25 @@ from torch import nn
 
 from deploy_rnn.errors import DynamicAxisError, ExportError
 
-AUTO, DYNAMIC = torch.export.Dim.AUTO, torch.export.Dim.DYNAMIC
+AUTO = torch.export.Dim.AUTO
+DYNAMIC = torch.export.Dim.DYNAMIC
+
+# Loggers of torch.onnx that report optional packages and what was not folded, on every export.
+_REMARKS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
 
 
 def trace(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any, *, opset_version: int
 ) -> ir.Model:
-    """`torch.onnx.export(dynamo=True)` of a module in the mode that it has, without functions.
+    """Run `torch.onnx.export(dynamo=True)` on a module, in the mode that it is in; functions are inlined.
 
     Raises:
         DynamicAxisError: an axis that the module itself fixes.
         ExportError: torch.export or torch.onnx cannot take it; the cause is theirs.
     """
     if args and isinstance(args[-1], dict) and not kwargs:
-        args = (*args, {})  # or torch.onnx would take the last argument for the keywords
+        # Or torch.onnx would take the last argument for the keywords.
+        args = (*args, {})
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -48,17 +53,17 @@ def trace(
 
 
 def _write_fixed_sizes(program: torch.onnx.ONNXProgram) -> None:
-    """An input's axis left to `AUTO` that the model fixes is still a symbol, with a range of one number."""
+    """Replace symbols that can have one value only: an axis left to `AUTO` that the model fixes has such a symbol."""
     assert program.exported_program is not None
     ranges = program.exported_program.range_constraints
-    fixed = {str(symbol): int(each.lower) for symbol, each in ranges.items() if each.lower == each.upper}
+    fixed_sizes = {str(symbol): int(limits.lower) for symbol, limits in ranges.items() if limits.lower == limits.upper}
     for value in program.model.graph.inputs:
         if value.shape is not None:
-            value.shape = ir.Shape(fixed.get(str(size), size) for size in value.shape)
+            value.shape = ir.Shape(fixed_sizes.get(str(size), size) for size in value.shape)
 
 
 def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxisError:
-    """An axis that was to be dynamic and is not."""
+    """The error for an axis that is not dynamic although it was requested."""
     return DynamicAxisError(
         f"axis {axis} of `{name}` cannot be dynamic: the model fixes it at {size}; leave it out of `dynamic_shapes`."
     )
@@ -68,20 +73,21 @@ def _format_error(error: Exception) -> ExportError:
     """Torch's error in one paragraph: its first cause, and what to do if that is a fixed axis."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
-    said = str(error).strip()
+    message = str(error).strip()
+    # Raised by a layer of ours while it was traced.
     if isinstance(error, ExportError):
-        return ExportError(said)
-    fixed = re.findall(r"inferred a static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]", said)
-    if fixed:
-        size, name, axis = fixed[0]
+        return ExportError(message)
+    static = re.search(r"inferred a static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]", message)
+    if static is not None:
+        size, name, axis = static.groups()
         return fixed_axis(axis, name, size)
-    first = said.partition("\n\n")[0]
-    return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {first}")
+    paragraph = message.partition("\n\n")[0]
+    return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {paragraph}")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch.onnx's remarks about itself: optional packages it lacks, what it did not fold, old calls."""
+    """Silence torch.onnx's remarks about itself: optional packages, what it did not fold, deprecated calls."""
     loggers = [logging.getLogger(name) for name in _REMARKS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -94,6 +100,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-_REMARKS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")

@@ -8,46 +8,58 @@ from deploy_rnn.errors import ExportError
 
 
 def name_inputs_and_outputs(graph: ir.Graph, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:
-    """Give the graph's inputs and outputs these names; whatever inside has one of them gets another.
+    """Give the graph's inputs and outputs these names; an inner value that has one of them gets another.
 
     Without `inputs` their names stay; without `outputs`: `output`, or `output_0`, `output_1`, ... if there are several.
 
     Raises:
-        ExportError: not as many names as there are tensors, or the same name twice.
+        ExportError: another number of names than of tensors, or the same name twice.
     """
-    ins = _checked("input_names", inputs, graph.inputs) or [_own(graph, str(value.name)) for value in graph.inputs]
-    outs = _checked("output_names", outputs, graph.outputs) or _default(len(graph.outputs), taken=ins)
-    if twice := [name for name in {*ins, *outs} if [*ins, *outs].count(name) > 1]:
-        raise ExportError(f"the name `{twice[0]}` would stand for two of the graph's inputs and outputs; change one.")
-    ends = [*graph.inputs, *graph.outputs]
-    inside = [value for node in graph for value in node.outputs if value not in ends]
-    for value in [*inside, *graph.initializers.values()]:
-        while value.name in (*ins, *outs):
+    input_names = _checked("input_names", inputs, graph.inputs)
+    if not input_names:
+        input_names = [_plain_name(graph, str(value.name)) for value in graph.inputs]
+    output_names = _checked("output_names", outputs, graph.outputs)
+    if not output_names:
+        output_names = _default_names(len(graph.outputs), used_names=input_names)
+    names = [*input_names, *output_names]
+    repeated_names = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if repeated_names:
+        raise ExportError(
+            f"the name `{repeated_names[0]}` would stand for two inputs or outputs of the graph; change one."
+        )
+    values = [*graph.inputs, *graph.outputs]
+    inner_values = [value for node in graph for value in node.outputs if value not in values]
+    for value in [*inner_values, *graph.initializers.values()]:
+        while value.name in names:
             _rename(graph, value, f"{value.name}_")
-    for value in ends:
+    # In two rounds: a new name may be the old one of another value.
+    for value in values:
         value.name = None
-    for value, name in zip(ends, [*ins, *outs], strict=True):
+    for value, name in zip(values, names, strict=True):
         value.name = name
 
 
-def _checked(what: str, names: Sequence[str] | None, values: Sequence[ir.Value]) -> list[str]:
+def _checked(argument: str, names: Sequence[str] | None, values: Sequence[ir.Value]) -> list[str]:
     if names is None:
         return []
     if isinstance(names, str) or len(names) != len(values):
-        found = ", ".join(str(value.name) for value in values)
-        raise ExportError(f"`{what}` (={names!r}) must be a list of {len(values)} names: the graph has {found}.")
+        current_names = ", ".join(str(value.name) for value in values)
+        raise ExportError(
+            f"`{argument}` (={names!r}) must be a list of {len(values)} names: the graph has {current_names}."
+        )
     return list(names)
 
 
-def _own(graph: ir.Graph, name: str) -> str:
-    """Without the ending that torch.onnx gives an input which is an output too."""
-    plain = name.removesuffix("_orig")
-    return plain if plain in [value.name for value in graph.outputs] else name
+def _plain_name(graph: ir.Graph, name: str) -> str:
+    """`name` without the ending that torch.onnx gives an input which is also an output."""
+    plain_name = name.removesuffix("_orig")
+    output_names = [value.name for value in graph.outputs]
+    return plain_name if plain_name in output_names else name
 
 
-def _default(count: int, taken: Sequence[str]) -> list[str]:
+def _default_names(count: int, used_names: Sequence[str]) -> list[str]:
     names = ["output"] if count == 1 else [f"output_{number}" for number in range(count)]
-    while set(names) & set(taken):
+    while set(names) & set(used_names):
         names = [f"{name}_" for name in names]
     return names
 

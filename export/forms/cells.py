@@ -62,20 +62,22 @@ class StepBuild:
 
     def total(self, group: str = "") -> ir.Value:
         """projected + h[t-1] @ W_hh.T"""
-        return self._product(group, self.projected[group]) or self.projected[group]
+        projected = self.projected[group]
+        return self._add_product(group, projected) or projected
 
     def hidden(self, group: str) -> ir.Value | None:
         """h[t-1] @ W_hh.T + b_hh; None for zeros"""
         bias_hh = self.groups[group].bias_hh
-        return self._product(group, bias_hh) or bias_hh
+        return self._add_product(group, bias_hh) or bias_hh
 
-    def _product(self, group: str, bias: ir.Value | None) -> ir.Value | None:
-        """None for the first step without states, which has nothing to multiply."""
+    def _add_product(self, group: str, bias: ir.Value | None) -> ir.Value | None:
+        """bias + h[t-1] @ W_hh.T; None for the first step without states, which has nothing to multiply."""
         h = self.states[0]
         if h is None:
             return None
         build = group_scope(self.build, group).scope("g")
-        return product(build, h, self.groups[group].weight_hh, bias)
+        weight_hh = self.groups[group].weight_hh
+        return product(build, h, weight_hh, bias)
 
 
 Write = Callable[[StepBuild], Sequence[ir.Value]]

@@ -143,12 +143,13 @@ class _TracedStep:
         """Repeat the nodes for one step."""
         group = step.groups[""]
         weights = _recurrent_weights(group.weight_hh, group.bias_hh, step.weight_hr)
-        values = dict(step.build.once((self, *weights), lambda: self._write_weight_nodes(step.direction, weights)))
-        states = [
-            state or self._zeros(step, width) for state, width in zip(step.states, self._state_widths, strict=True)
-        ]
+        shared_values = step.build.once((self, *weights), lambda: self._write_weight_nodes(step.direction, weights))
+        values = dict(shared_values)
+        inputs = [step.projected[""]]
+        for state, width in zip(step.states, self._state_widths, strict=True):
+            inputs.append(self._zeros(step, width) if state is None else state)
         # The weights, which come after these inputs, are in `values` already.
-        values.update(zip(self._graph.inputs, [step.projected[""], *states], strict=False))
+        values.update(zip(self._graph.inputs, inputs, strict=False))
         for node in self._step_nodes:
             step.build.copy(node, values, name=lambda name: f"{name}.")
         return [values[value] for value in self._graph.outputs]

@@ -1,4 +1,4 @@
-"""Captured stacks are replaced by real ONNX operators, in the form asked for."""
+"""Replace captured stacks by real ONNX operators, in one form."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -22,49 +22,69 @@ def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model
         DynamicAxisError: the time axis is dynamic and the form fixes it.
         ExportError: the form would have more than `max_nodes` nodes, or lacks what the model needs.
     """
-    made: dict[Hashable, Any] = {}
+    graph = model.graph
     if form in FIXED_TIME:
-        stacks = [Stack.of(node) for node in stack_nodes(model.graph)]
-        for stack in stacks:
-            if not isinstance(stack.steps, int):
-                raise _dynamic_time(model.graph, stack.steps, form)
-        check_node_count(stacks, max_nodes, model.graph.opset_imports)
-    for number, node in enumerate(stack_nodes(model.graph)):
+        _check_steps(graph, form, max_nodes)
+    results: dict[Hashable, Any] = {}
+    for number, node in enumerate(stack_nodes(graph)):
+        # Read one at a time: the stack before may have written the input of this one.
         stack = Stack.of(node)
-        build = Builder(model.graph, _free_prefix(model.graph, f"rnn{number}."), made)
-        _replace(model.graph, node, build, FORMS[form](build, stack))
-    for clean in (common.RemoveUnusedNodesPass(), common.ClearMetadataAndDocStringPass()):
-        clean(model)
-    model.graph.opset_imports.pop(DOMAIN, None)
+        build = Builder(graph, _free_prefix(graph, f"rnn{number}."), results)
+        outputs = FORMS[form](build, stack)
+        _replace(graph, node, build.nodes, outputs)
+    common.RemoveUnusedNodesPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
+    graph.opset_imports.pop(DOMAIN, None)
     return model
 
 
+def _check_steps(graph: ir.Graph, form: str, max_nodes: int) -> None:
+    stacks = [Stack.of(node) for node in stack_nodes(graph)]
+    for stack in stacks:
+        if not isinstance(stack.steps, int):
+            raise _dynamic_time(graph, stack.steps, form)
+    check_node_count(stacks, max_nodes, graph.opset_imports)
+
+
 def _free_prefix(graph: ir.Graph, prefix: str) -> str:
-    taken = [value.name or "" for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())]
-    while any(name.startswith(prefix) for name in taken):
+    """`prefix`, with underscores in front if a name of the model begins with it."""
+    values = (*graph.inputs, *graph.outputs, *graph.initializers.values())
+    used_names = [value.name or "" for value in values]
+    while any(name.startswith(prefix) for name in used_names):
         prefix = f"_{prefix}"
     return prefix
 
 
-def _replace(graph: ir.Graph, node: ir.Node, build: Builder, results: Sequence[ir.Value]) -> None:
-    graph.insert_before(node, build.nodes)
-    for old, new in zip(node.outputs, results, strict=True):
-        new.shape, new.type = old.shape, old.type
+def _replace(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
+    """Put `nodes` in the place of `node`, and `outputs` in the place of its outputs."""
+    graph.insert_before(node, nodes)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        new.shape = old.shape
+        new.type = old.type
+        # An output of the graph keeps its name, whatever computes it.
         if old.is_graph_output():
-            new.name, old.name = old.name, None
+            name = old.name
+            old.name = None
+            new.name = name
         old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 
 def _dynamic_time(graph: ir.Graph, steps: ir.SymbolicDim, form: str) -> DynamicAxisError:
-    symbols = set(re.findall(r"\w+", str(steps)))
+    """The error that names the axes of the inputs from which the steps follow."""
+    symbols = _symbols(steps)
     axes = [
         f"axis {axis} ({str(size)!r}) of `{value.name}`"
         for value in graph.inputs
         for axis, size in enumerate(value.shape or ())
-        if isinstance(size, ir.SymbolicDim) and symbols & set(re.findall(r"\w+", str(size)))
+        if isinstance(size, ir.SymbolicDim) and symbols & _symbols(size)
     ]
     return DynamicAxisError(
         f"{' and '.join(axes)} is the time axis, which form={form!r} cannot keep dynamic: it writes out every step. "
         "Leave it out of `dynamic_shapes`, or use form='scan' or form='native'."
     )
+
+
+def _symbols(size: ir.SymbolicDim) -> set[str]:
+    """The names in a size, which may be an expression."""
+    return set(re.findall(r"\w+", str(size)))

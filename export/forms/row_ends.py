@@ -6,6 +6,7 @@ own last step; its output is reversed back. A final state is that of the row's o
 every step, costs an RNN a third of its time.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,19 @@ import onnx_ir as ir
 from ..stack import Stack
 from .builder import Builder
 from .shapes import batch_size, time_size, zero
+
+
+def _shared(method: "Callable[[RowEnds], ir.Value]") -> "Callable[[RowEnds], ir.Value]":
+    """Let stacks of the same lengths, T and B share the value that a method writes."""
+
+    @functools.wraps(method)
+    def once(ends: "RowEnds") -> ir.Value:
+        steps = str(ends.stack.steps)
+        batch = str(ends.stack.batch)
+        key = (method.__name__, ends.lengths, steps, batch)
+        return ends.build.once(key, lambda: method(ends))
+
+    return once
 
 
 @dataclass(frozen=True)
@@ -36,67 +50,93 @@ class RowEnds:
         """None for a stack whose rows all have T steps."""
         if stack.lengths is None:
             return None
-        return cls(build, stack, build.scope("lengths").cast(stack.lengths, ir.DataType.INT64))
+        lengths = build.scope("lengths").cast(stack.lengths, ir.DataType.INT64)
+        return cls(build, stack, lengths)
 
     def reverse_rows(self, build: Builder, rows: ir.Value) -> ir.Value:
         """[T*B, N] -> the same with each row reversed within its length; its own inverse."""
-        positions = self._once("turned", self._reversed_positions)
-        return build.op("Gather", rows, positions, axis=0)
+        return build.op("Gather", rows, self._reversed_positions(), axis=0)
 
     def clear_padding(self, build: Builder, rows: ir.Value) -> ir.Value:
         """[T*B, N] -> the same with zeros beyond the end of each row."""
-        mask = self._once("mask", lambda: self.build.scope("mask").reshape(self._is_within(), [-1, 1]))
+        mask = self._mask()
         return build.op("Where", mask, rows, zero(self.build, self.stack))
 
     def final_states(self, build: Builder, sequences: Sequence[ir.Value]) -> Sequence[ir.Value]:
         """States at every step, [T*B, P] ..., as they were walked -> after each row's own last step, [B, P] ..."""
-        positions = self._once("ends", lambda: self._positions(self.build.scope("ends"), self._last_step()))
+        positions = self._last_positions()
         finals = [
             build.scope(f"{name}.last").op("Gather", rows, positions, axis=0)
             for name, rows in zip(self.stack.state_names, sequences, strict=False)
         ]
-        # Nobody reads the states that were not kept at every step; any value of the right count will do.
+        # States that were not kept after every step are not read either: any value does.
         missing = len(self.stack.sizes) - len(finals)
         return finals + finals[:1] * missing
 
+    @_shared
     def _reversed_positions(self) -> ir.Value:
-        """Which of T*B rows belongs at each of T*B positions: at step t of row b, its step length - 1 - t; beyond the
-        end, the step itself.
+        """For each of T*B positions, which of the T*B rows belongs there, [T*B].
+
+        1. Step t within row b: step length - 1 - t of the same row.
+        2. Beyond its end: the step itself.
         """
         build = self.build.scope("turned")
         from_the_end = self.build.scope("back").op("Sub", self._last_step(), self._steps())
-        step = build.scope(".step").op("Where", self._is_within(), from_the_end, self._steps())
-        return build.reshape(self._positions(build.scope(".place"), step), [-1])
+        step = build.scope(".step").op("Where", self._is_within(), from_the_end, self._steps())  # [T, B]
+        positions = self._positions(build.scope(".place"), step)
+        return build.reshape(positions, [-1])
+
+    @_shared
+    def _last_positions(self) -> ir.Value:
+        """Where the last step of each row is among T*B rows, [B]."""
+        last_step = self._last_step()
+        return self._positions(self.build.scope("ends"), last_step)
 
     def _positions(self, build: Builder, step: ir.Value) -> ir.Value:
-        """Steps, [T, B] or [B] -> their positions among T*B rows."""
-        batch = batch_size(self.build, self.stack)
-        first_row = build.scope(".first").op("Mul", step, self._scalar("B", batch))
-        row = self._once("row", lambda: self._range("B", batch))
-        return build.op("Add", first_row, row)
+        """Steps, [T, B] or [B] -> their positions among T*B rows: t*B + b."""
+        batch = self._scalar("B", batch_size(self.build, self.stack))
+        first_row = build.scope(".first").op("Mul", step, batch)
+        return build.op("Add", first_row, self._rows())
 
+    @_shared
+    def _mask(self) -> ir.Value:
+        """Whether step t is within row b, [T*B, 1]."""
+        is_within = self._is_within()
+        return self.build.scope("mask").reshape(is_within, [-1, 1])
+
+    @_shared
     def _is_within(self) -> ir.Value:
         """Whether step t is within row b, [T, B]."""
-        return self._once("within", lambda: self.build.scope("within").op("Less", self._steps(), self.lengths))
+        return self.build.scope("within").op("Less", self._steps(), self.lengths)
 
+    @_shared
     def _last_step(self) -> ir.Value:
         """Of each row, [B]."""
-        return self._once("last", lambda: self.build.scope("last_step").op("Sub", self.lengths, self._number(1)))
+        one = self._number(1)
+        return self.build.scope("last_step").op("Sub", self.lengths, one)
 
+    @_shared
     def _steps(self) -> ir.Value:
         """0, 1 ... T-1, [T, 1]."""
-        steps = self._once("count", lambda: self._range("T", time_size(self.build, self.stack)))
-        return self._once("steps", lambda: self.build.scope("steps").reshape(steps, [-1, 1]))
+        steps = self._range("T", time_size(self.build, self.stack))
+        return self.build.scope("steps").reshape(steps, [-1, 1])
+
+    @_shared
+    def _rows(self) -> ir.Value:
+        """0, 1 ... B-1, [B]."""
+        return self._range("B", batch_size(self.build, self.stack))
 
     def _range(self, axis: str, size: int | ir.Value) -> ir.Value:
         """0, 1 ... size-1"""
         build = self.build.scope(f"{axis}.count")
         if isinstance(size, int):
             return build.constant(np.arange(size))
-        return build.op("Range", self._number(0), self._scalar(axis, size), self._number(1))
+        start = self._number(0)
+        end = self._scalar(axis, size)
+        return build.op("Range", start, end, self._number(1))
 
     def _scalar(self, axis: str, size: int | ir.Value) -> ir.Value:
-        """The size of an axis without any axis of its own: Range and Mul take it so."""
+        """The size of an axis as a tensor without axes, which Range takes."""
         if isinstance(size, int):
             return self._number(size)
         build = self.build.scope(f"{axis}.number")
@@ -105,8 +145,3 @@ class RowEnds:
     def _number(self, number: int) -> ir.Value:
         build = self.build.scope(f"number.{number}")
         return build.once(("number", number), lambda: build.constant(np.array(number)))
-
-    def _once(self, name: str, make: Callable[[], ir.Value]) -> ir.Value:
-        """Stacks of the same lengths, T and B share it."""
-        key = ("ends", name, self.lengths, str(self.stack.steps), str(self.stack.batch))
-        return self.build.once(key, make)

@@ -25,31 +25,33 @@ def scan(build: Builder, stack: Stack) -> list[ir.Value]:
 
 def _walk(directions: Sequence[DirectionBuild]) -> Sequence[Walked]:
     """One `Scan`: states and sequences in, the final states and every output out."""
-    root = directions[0].build.root
     names = directions[0].stack.state_names
     starts: list[ir.Value] = []
     for direction in directions:
         starts += _start_states(direction)
     sources: list[ir.Value] = []
+    source_directions: list[int] = []
     final_names: list[str] = []
     sequence_names: list[str] = []
-    backwards_in: list[int] = []
-    backwards_out: list[int] = []
+    sequence_directions: list[int] = []
     for direction in directions:
-        sources += [_split_steps(direction, group) for group in direction.projected]
-        final_names += [f"{direction.name}{name}.end" for name in names]
-        sequence_names += [f"{direction.name}{name}.steps" for name in names[: direction.kept]]
-        backwards_in += [int(direction.reverse)] * len(direction.projected)
-        backwards_out += [int(direction.reverse)] * direction.kept
-    results = root.op_many(
+        for group in direction.projected:
+            sources.append(_split_steps(direction, group))
+            source_directions.append(int(direction.reverse))
+        for name in names:
+            final_names.append(f"{direction.name}{name}.end")
+        for name in names[: direction.kept]:
+            sequence_names.append(f"{direction.name}{name}.steps")
+            sequence_directions.append(int(direction.reverse))
+    results = directions[0].build.root.op_many(
         "Scan",
         *starts,
         *sources,
         outputs=[*final_names, *sequence_names],
         body=_body(directions),
         num_scan_inputs=len(sources),
-        scan_input_directions=backwards_in,
-        scan_output_directions=backwards_out,
+        scan_input_directions=source_directions,
+        scan_output_directions=sequence_directions,
     )
     finals = iter(results[: len(starts)])
     sequences = iter(results[len(starts) :])
@@ -62,9 +64,10 @@ def _walk(directions: Sequence[DirectionBuild]) -> Sequence[Walked]:
 
 def _start_states(direction: DirectionBuild) -> list[ir.Value]:
     """A `Scan` needs every first state: zeros where the stack has none."""
-    return [
-        state or _zeros(direction, width) for state, width in zip(direction.states, direction.stack.sizes, strict=True)
-    ]
+    states = []
+    for state, width in zip(direction.states, direction.stack.sizes, strict=True):
+        states.append(_zeros(direction, width) if state is None else state)
+    return states
 
 
 def _zeros(direction: DirectionBuild, width: int) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Models that pack: what they say, in any of the usual ways, and what is refused."""
+"""Models that pack, in any of the usual ways, and what is refused."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +71,7 @@ def two_stacks(model: Any, x: Tensor, lengths: Tensor) -> Any:
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     output, final = model.rnn(packed)
     results = [model.other(packed), model.after(output)]
-    return final, [(pad_packed_sequence(each, total_length=x.size(0))[0], last) for each, last in results]
+    return final, [(pad_packed_sequence(packed, total_length=x.size(0))[0], last) for packed, last in results]
 
 
 def changed_data(model: Any, x: Tensor, lengths: Tensor) -> Any:
@@ -149,9 +149,9 @@ def test_models_that_pack(use: Callable[..., Any], layer: type[nn.RNNBase], form
         x = x.transpose(0, 1).contiguous() if first else x
         with torch.no_grad():
             expected = torch.utils._pytree.tree_leaves(model.eval()(x, lengths))
-        found = session.run(None, {"x": x.numpy(), "lengths": lengths.numpy()})
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-5)
+        outputs = session.run(None, {"x": x.numpy(), "lengths": lengths.numpy()})
+        for output, tensor in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(output, tensor.numpy(), rtol=1e-5, atol=1e-5)
 
 
 class Listed(nn.Module):
@@ -202,7 +202,7 @@ def made_by_hand(model: Any, x: Tensor, lengths: Tensor) -> Any:
         (computed_total, "`total_length` (computed by the model) of pad_packed_sequence must be the size of the"),
         (short_total, "`total_length` (=4) of pad_packed_sequence must be the size of the padded input's time axis,"),
         (numbers, "are numbers taken out of a tensor, as by `lengths.tolist()`, which fixes how many rows there are"),
-        (made_by_hand, "a PackedSequence that is not made by pack_padded_sequence cannot be exported."),
+        (made_by_hand, "a PackedSequence that pack_padded_sequence did not make cannot be exported."),
     ],
 )
 def test_what_a_file_cannot_say_is_refused(use: Any, message: str, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ class Unpacks(nn.Module):
 def test_a_packed_sequence_is_no_input(tmp_path: Path) -> None:
     packed = pack_padded_sequence(torch.randn(STEPS, 3, 3), torch.tensor([4, 2, 3]), enforce_sorted=False)
     for model, args, name in [(Unpacks(), ({"sequence": packed},), "p"), (nn.LSTM(3, 4), (packed,), "input")]:
-        with pytest.raises(ExportError, match=rf"`{name}` has a PackedSequence, which is no input of an ONNX file"):
+        with pytest.raises(ExportError, match=rf"`{name}` contains a PackedSequence, which cannot be an input of"):
             export_onnx(model, args, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -40,10 +40,9 @@ def test_the_steps_of_a_mask_are_those_of_the_input(form: str, tmp_path: Path) -
     assert [spec.shape for spec in report.inputs] == [("B", "T", 5), ("B", "T")]
     assert any(each.case.startswith("example resized, ") for each in report.comparisons)
     x, rows = torch.randn(2, 9, 5), mask(9, 4, 9)
-    found = open_session(path).run(None, {"x": x.numpy(), "mask": rows.numpy()})
-    output, h_n = model(x, rows)
-    np.testing.assert_allclose(found[0], output.detach(), atol=1e-6)
-    np.testing.assert_allclose(found[1], h_n.detach(), atol=1e-6)
+    outputs = open_session(path).run(None, {"x": x.numpy(), "mask": rows.numpy()})
+    for array, tensor in zip(outputs, model(x, rows), strict=True):
+        np.testing.assert_allclose(array, tensor.detach(), atol=1e-6)
 
 
 class Summed(nn.Module):

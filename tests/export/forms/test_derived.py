@@ -38,9 +38,10 @@ def test_derived_and_written_by_hand_are_the_same(
     assert derived.inputs == hand.inputs
     random = np.random.default_rng(0)
     feeds = {spec.name: random.normal(size=[3 if size == "B" else size for size in spec.shape]) for spec in hand.inputs}
-    found, expected = (open_session(tmp_path / name).run(None, feeds) for name in ("derived.onnx", "hand.onnx"))
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+    outputs = open_session(tmp_path / "derived.onnx").run(None, feeds)
+    expected = open_session(tmp_path / "hand.onnx").run(None, feeds)
+    for output, array in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, array, rtol=1e-10, atol=1e-12)
 
 
 def leaky(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:

@@ -40,7 +40,7 @@ PROJECTED = pytest.mark.filterwarnings("ignore:LSTM with projections is not supp
 class Grid(nn.Module):
     """Every layer of the grid, on one input.
 
-    forward(x, lengths (B,), h: {"1": (1, B, H), ...}, c: likewise) -> for each layer: output, finals
+    forward(x, lengths (B,), h: {"1": (1, B, H), ...}, c: as h) -> for each layer: output, finals
     """
 
     def __init__(self, *, batch_first: bool) -> None:
@@ -48,7 +48,7 @@ class Grid(nn.Module):
         self.batch_first = batch_first
         self.layers = nn.ModuleDict()
         for family, num_layers, bidirectional in product(FAMILIES, (1, 3), (False, True)):
-            # Both values beside both of everything else; a single layer has none.
+            # Both values with both of everything else; a single layer has none.
             dropout = 0.2 * (num_layers > 1 and bidirectional != batch_first)
             options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": dropout}
             name = f"{family}, layers={num_layers}, bidirectional={bidirectional}"
@@ -57,19 +57,21 @@ class Grid(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor | None = None, h: Any = None, c: Any = None) -> dict[str, Any]:
         if lengths is None:
             return {name: layer(x, start(layer, h, c)) for name, layer in self.layers.items()}
-        first, results = self.batch_first, {}
-        packed = pack_padded_sequence(x, lengths, first, enforce_sorted=False)
+        results: dict[str, Any] = {}
+        steps = x.size(1 if self.batch_first else 0)
+        packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
         for name, layer in self.layers.items():
-            output, finals = layer(packed, start(layer, h, c))
-            results[name] = pad_packed_sequence(output, first, total_length=x.size(1 if first else 0))[0], finals
+            packed_output, finals = layer(packed, start(layer, h, c))
+            output, _ = pad_packed_sequence(packed_output, self.batch_first, total_length=steps)
+            results[name] = output, finals
         return results
 
 
 def start(layer: Any, h: Mapping[str, Tensor] | None, c: Mapping[str, Tensor] | None) -> Any:
     if h is None or c is None:
         return None
-    walks = str(layer.num_layers * (2 if layer.bidirectional else 1))
-    return (h[walks], c[walks]) if layer.mode == "LSTM" else h[walks]
+    rows = str(layer.num_layers * (2 if layer.bidirectional else 1))
+    return (h[rows], c[rows]) if layer.mode == "LSTM" else h[rows]
 
 
 @cache
@@ -83,7 +85,8 @@ def trained(batch_first: bool) -> Grid:
     for _ in range(20):
         optimizer.zero_grad()
         outputs = [output for output, _ in grid(x).values()]
-        sum(nn.functional.mse_loss(each, targets[..., : each.size(-1)]) for each in outputs).backward()  # type: ignore[union-attr]
+        losses = [nn.functional.mse_loss(output, targets[..., : output.size(-1)]) for output in outputs]
+        torch.stack(losses).sum().backward()
         optimizer.step()
     moved = [(new - old).abs().max() for new, old in zip(grid.parameters(), before, strict=True)]
     assert min(moved) > 1e-4
@@ -93,35 +96,39 @@ def trained(batch_first: bool) -> Grid:
 
 def arguments(steps: int, batch: int, *, batch_first: bool, with_lengths: bool, with_states: bool) -> dict[str, Any]:
     """Random, by name. The lengths are in no order; one row is full."""
-    given: dict[str, Any] = {"x": torch.randn(*((batch, steps) if batch_first else (steps, batch)), INPUT)}
+    shape = (batch, steps, INPUT) if batch_first else (steps, batch, INPUT)
+    kwargs: dict[str, Any] = {"x": torch.randn(shape)}
     if with_lengths:
-        given["lengths"] = torch.randint(1, steps + 1, (batch,))
-        given["lengths"][batch // 2] = steps
+        kwargs["lengths"] = torch.randint(1, steps + 1, (batch,))
+        kwargs["lengths"][batch // 2] = steps
     if with_states:
-        given |= {kind: {str(n): torch.randn(n, batch, HIDDEN) for n in (1, 2, 3, 6)} for kind in "hc"}
-    return given
+        for name in ("h", "c"):
+            kwargs[name] = {str(rows): torch.randn(rows, batch, HIDDEN) for rows in (1, 2, 3, 6)}
+    return kwargs
 
 
 def axes(call: ExampleCall, *, batch_first: bool, time: bool) -> list[dict[int, Any]]:
     batch, steps = (0, 1) if batch_first else (1, 0)
-    found: list[dict[int, Any]] = [{batch: "B"} | ({steps: "T"} if time else {})]
-    return found + [{1 if tensor.dim() == 3 else 0: "B"} for tensor in call.tensors[1:]]
+    axes_of_x: dict[int, Any] = {batch: "B"}
+    if time:
+        axes_of_x[steps] = "T"
+    return [axes_of_x, *({1 if tensor.dim() == 3 else 0: "B"} for tensor in call.tensors[1:])]
 
 
 @cache
 def captured(batch_first: bool, with_lengths: bool, with_states: bool, time: bool) -> ir.Model:
     """The trained grid as one graph whose stacks are still to be written."""
-    given = arguments(STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
+    kwargs = arguments(STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
     grid = trained(batch_first)
-    call = ExampleCall.of(grid, (), given)
+    call = ExampleCall.of(grid, (), kwargs)
     return Tracer(grid, call, opset_version=18).capture(axes(call, batch_first=batch_first, time=time))
 
 
-def assert_equal(found: list[np.ndarray], expected: list[Tensor], labels: list[str], *, share: float = 1e-5) -> None:
-    for one, other, label in zip(found, expected, labels, strict=True):
-        assert one.shape == tuple(other.shape), label
-        apart = np.abs(one - other.numpy()) / np.maximum(1.0, np.abs(other.numpy()))
-        assert apart.max() < share, f"{label}: {apart.max()}"
+def assert_equal(outputs: list[np.ndarray], expected: list[Tensor], labels: list[str], *, limit: float = 1e-5) -> None:
+    for output, tensor, label in zip(outputs, expected, labels, strict=True):
+        assert output.shape == tuple(tensor.shape), label
+        difference = np.abs(output - tensor.numpy()) / np.maximum(1.0, np.abs(tensor.numpy()))
+        assert difference.max() < limit, f"{label}: {difference.max()}"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -137,16 +144,16 @@ def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states:
     reference = Grid(batch_first=batch_first).eval()
     reference.load_state_dict(grid.state_dict())
     for steps, batch in [(STEPS, 3), (STEPS, 1), (STEPS, 6)] if form == "unrolled" else [(3, 3), (7, 2), (1, 1)]:
-        given = arguments(steps, batch, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
+        kwargs = arguments(steps, batch, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
         with torch.no_grad():
-            results = reference(**given)
+            results = reference(**kwargs)
         expected = [tensor for result in results.values() for tensor in torch.utils._pytree.tree_leaves(result)]
         labels = [
             f"{name}, output {number}, T={steps}, B={batch}"
             for name, result in results.items()
             for number, _ in enumerate(torch.utils._pytree.tree_leaves(result))
         ]
-        tensors = ExampleCall.of(reference, (), given).tensors
+        tensors = ExampleCall.of(reference, (), kwargs).tensors
         feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
         assert_equal(session.run(None, feeds), expected, labels)
 
@@ -160,8 +167,8 @@ def test_what_lies_beyond_the_end_of_a_row_is_not_read(form: str, tmp_path: Path
         output, (h_n, c_n) = layer(x, None, lengths)
     for row, length in enumerate(lengths):
         x[length:, row] = torch.nan
-    found = open_session(tmp_path / "lengths.onnx").run(None, {"input": x.numpy(), "lengths": lengths.numpy()})
-    assert_equal(found, [output, h_n, c_n], ["output", "h_n", "c_n"])
+    outputs = open_session(tmp_path / "lengths.onnx").run(None, {"input": x.numpy(), "lengths": lengths.numpy()})
+    assert_equal(outputs, [output, h_n, c_n], ["output", "h_n", "c_n"])
 
 
 class Labels(nn.Module):
@@ -203,8 +210,9 @@ def run(path: Path, call: ExampleCall) -> list[np.ndarray]:
 def assert_file_is_model(path: Path, model: nn.Module, args: Any, kwargs: Any = None) -> None:
     call = ExampleCall.of(model, args, kwargs)
     expected = call.run(model.eval())
-    share = 1e-5 if expected[0].dtype is torch.float32 else 1e-12
-    assert_equal(run(path, call), expected, [f"output {number}" for number, _ in enumerate(expected)], share=share)
+    limit = 1e-5 if expected[0].dtype is torch.float32 else 1e-12
+    labels = [f"output {number}" for number, _ in enumerate(expected)]
+    assert_equal(run(path, call), expected, labels, limit=limit)
 
 
 @pytest.mark.parametrize("form", FORMS)
