@@ -1,4 +1,4 @@
-"""deploy-rnn: a trained recurrent PyTorch network, taken into production.
+"""deploy-rnn: take a trained recurrent PyTorch network into production.
 
 Names are loaded when first used, so that `import deploy_rnn.serving` brings in neither torch nor onnx.
 """

@@ -14,24 +14,24 @@ from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.nn.rnn import RNN
 
 LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
-"""What each layer becomes."""
+"""What each layer of `torch.nn` becomes."""
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """A copy of `model` in which every `torch.nn.RNN`, `GRU` and `LSTM` is ours, with the same weights.
+    """Copy `model`, with every `torch.nn.RNN`, `GRU` and `LSTM` replaced by ours, with the same weights.
 
     Parameter names, values and `requires_grad`, train/eval mode, hooks and parametrisations stay as they are; a layer
-    that occurs twice stays one layer. `model` itself is not touched.
+    that occurs twice stays one layer. `model` itself is not changed.
 
     Args:
         model: any module; a bare layer too. Our own layers, and every other `Recurrent`, are kept.
 
     Raises:
-        ConversionError: a layer is a subclass with methods of its own, or scripted; or the model cannot be copied.
+        ConversionError: a layer is scripted, or its class adds methods; or the model cannot be copied.
     """
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ConversionError(f"{_where(name)} is scripted; convert it first, and script the result.")
+            raise ConversionError(f"{_describe(path)} is scripted; convert it first, and script the result.")
     try:
         copied = copy.deepcopy(model)
     except RuntimeError as error:
@@ -40,31 +40,39 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def _replace_layers(model: nn.Module) -> nn.Module:
-    """Replace every recurrent layer of torch.nn in `model`, in place; returns it, or its replacement."""
-    paths = list(model.named_modules(remove_duplicate=False))  # a shared layer has several
-    theirs = {id(module): (path, module) for path, module in reversed(paths) if isinstance(module, nn.RNNBase)}
-    replacements = {key: _replacement(path, module) for key, (path, module) in theirs.items()}
-    for path, module in paths:
-        if path and id(module) in replacements:
+    """Replace every recurrent layer of torch.nn in `model`, in place; return it, or its replacement."""
+    replacements: dict[int, Recurrent] = {}
+    # A shared layer has several paths, and is replaced at each of them by the same layer.
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, nn.RNNBase):
+            continue
+        if id(module) not in replacements:
+            replacements[id(module)] = _replacement(path, module)
+        if path:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, replacements[id(module)])
     return replacements.get(id(model), model)
 
 
-def _replacement(name: str, module: nn.RNNBase) -> Recurrent:
-    known = next((cls for cls in LAYERS if isinstance(module, cls)), None)
-    if known is None:
-        can = ", ".join(map(_qualified, LAYERS))
-        raise ConversionError(f"{_where(name)} is a {_qualified(type(module))}; only {can} can be converted.")
-    mro = type(module).__mro__
-    derived = [cls for cls in mro[: mro.index(known)] if not _only_parametrized(cls, module)]
-    own = {each for cls in derived for each in vars(cls) if not each.startswith("__")}
-    if own:
+def _replacement(path: str, module: nn.RNNBase) -> Recurrent:
+    """Our layer in the place of `module`.
+
+    Raises:
+        ConversionError: our layer would not do all that `module` does.
+    """
+    torch_class = next((cls for cls in LAYERS if isinstance(module, cls)), None)
+    if torch_class is None:
+        convertible = ", ".join(_qualified_name(cls) for cls in LAYERS)
         raise ConversionError(
-            f"{_where(name)} is a {_qualified(type(module))} with `{min(own)}` of its own, which would be lost; "
-            f"let it hold a {_qualified(known)} instead of inheriting from it."
+            f"{_describe(path)} is a {_qualified_name(type(module))}; only {convertible} can be converted."
         )
-    layer = LAYERS[known].from_torch(module)
+    added_names = _added_names(module, torch_class)
+    if added_names:
+        raise ConversionError(
+            f"{_describe(path)} is a {_qualified_name(type(module))}, which defines `{min(added_names)}`, and that "
+            f"would be lost; let it hold a {_qualified_name(torch_class)} instead of inheriting from it."
+        )
+    layer = LAYERS[torch_class].from_torch(module)
     if parametrize.is_parametrized(module):
         parametrize._inject_new_class(layer)
         for weight in layer.parametrizations:  # type: ignore[union-attr]
@@ -72,14 +80,19 @@ def _replacement(name: str, module: nn.RNNBase) -> Recurrent:
     return layer
 
 
-def _only_parametrized(cls: type, module: nn.Module) -> bool:
-    """The class that torch.nn.utils.parametrize puts before the module's own."""
-    return parametrize.is_parametrized(module) and cls is type(module)
+def _added_names(module: nn.RNNBase, torch_class: type[nn.RNNBase]) -> set[str]:
+    """What the classes between that of `module` and that of torch define."""
+    mro = type(module).__mro__
+    subclasses = mro[: mro.index(torch_class)]
+    if parametrize.is_parametrized(module):
+        subclasses = subclasses[1:]  # the class that torch.nn.utils.parametrize puts before the module's own
+    names = {name for cls in subclasses for name in vars(cls)}
+    return {name for name in names if not name.startswith("__")}
 
 
-def _where(name: str) -> str:
-    return f"`{name}`" if name else "the model"
+def _describe(path: str) -> str:
+    return f"`{path}`" if path else "the model"
 
 
-def _qualified(cls: type) -> str:
+def _qualified_name(cls: type) -> str:
     return f"{cls.__module__.removesuffix('.modules.rnn')}.{cls.__name__}"

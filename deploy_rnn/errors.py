@@ -1,23 +1,23 @@
-"""What can go wrong, as one tree:
+"""Every exception of deploy-rnn, as one tree:
 
 DeployError
 ├── ConversionError      a module that `convert` cannot replace (also a TypeError)
 ├── ProviderError        an onnxruntime execution provider that is missing or did not start
-├── LoadError            a file that is no model, or that onnxruntime cannot open (also a ValueError)
-├── TargetError          a model that the command line cannot get at (also a ValueError)
-├── BundleError          a folder that is no bundle, or is damaged, or of a later release (also a ValueError)
+├── LoadError            a file that is not a model, or that onnxruntime cannot open (also a ValueError)
+├── TargetError          a model that the command line cannot load (also a ValueError)
+├── BundleError          a folder that is not a bundle, is damaged, or is of a later release (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
 ├── RunError             a run that failed inside onnxruntime (also a RuntimeError)
-├── StreamError          a stream that is unknown, expired or evicted, or used against its order (also a ValueError)
+├── StreamError          a stream that is unknown, expired, evicted, or used out of order (also a ValueError)
 ├── BusyError            a queue or a table of streams that is full; try again later
-├── DeadlineError        a request whose time ran out before it was run
+├── DeadlineError        a request whose deadline passed before it was run
 ├── ClosedError          a model that is being unloaded and takes no more requests
 ├── UnknownModelError    a model, or a version of one, that a server does not have (also a LookupError)
 ├── UnauthorizedError    a request without the token that a server requires (also a PermissionError)
-├── UnsupportedError     a part of a protocol that deploy-rnn does not do
-├── TooLargeError        a request that is larger than a server takes (also a ValueError)
-└── ExportError          a model that cannot become the file asked for (also a ValueError)
-    ├── DynamicAxisError     an axis that was asked to be dynamic and cannot be, or did not stay so
+├── UnsupportedError     a part of a protocol that deploy-rnn does not implement
+├── TooLargeError        a request that is larger than a server accepts (also a ValueError)
+└── ExportError          a model that cannot be written as the requested file (also a ValueError)
+    ├── DynamicAxisError     an axis that was requested as dynamic, and cannot be or did not stay so
     └── VerificationError    a file whose numbers differ from the model's; has the `report`
 
 A constructor or forward argument that `torch.nn` refuses is refused with torch's own exception and words.
@@ -42,15 +42,15 @@ class ProviderError(DeployError, RuntimeError):
 
 
 class LoadError(DeployError, ValueError):
-    """A file that is no model, or that onnxruntime cannot open."""
+    """A file that is not a model, or that onnxruntime cannot open."""
 
 
 class TargetError(DeployError, ValueError):
-    """What the command line was told to export or compare with, and is no model with an example."""
+    """A model that the command line cannot load, or that lacks an example."""
 
 
 class BundleError(DeployError, ValueError):
-    """A folder that is no bundle, or is damaged, or of a later release."""
+    """A folder that is not a bundle, is damaged, or is of a later release."""
 
 
 class InputError(DeployError, ValueError):
@@ -62,7 +62,7 @@ class RunError(DeployError, RuntimeError):
 
 
 class StreamError(DeployError, ValueError):
-    """A stream that is unknown, expired or evicted, or used against its order."""
+    """A stream that is unknown, expired, evicted, or used out of order."""
 
 
 class BusyError(DeployError, RuntimeError):
@@ -70,7 +70,7 @@ class BusyError(DeployError, RuntimeError):
 
 
 class DeadlineError(DeployError, TimeoutError):
-    """A request whose time ran out before it was run."""
+    """A request whose deadline passed before it was run."""
 
 
 class ClosedError(DeployError, RuntimeError):
@@ -86,19 +86,19 @@ class UnauthorizedError(DeployError, PermissionError):
 
 
 class UnsupportedError(DeployError, RuntimeError):
-    """A part of a protocol that deploy-rnn does not do."""
+    """A part of a protocol that deploy-rnn does not implement."""
 
 
 class TooLargeError(DeployError, ValueError):
-    """A request that is larger than a server takes."""
+    """A request that is larger than a server accepts."""
 
 
 class ExportError(DeployError, ValueError):
-    """A model that cannot become the file asked for: ONNX, .pt2 or .pt."""
+    """A model that cannot be written as the requested file: ONNX, .pt2 or .pt."""
 
 
 class DynamicAxisError(ExportError):
-    """An axis that was asked to be dynamic and cannot be, or did not stay so."""
+    """An axis that was requested as dynamic, and cannot be or did not stay so."""
 
 
 class VerificationError(ExportError):

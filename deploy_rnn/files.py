@@ -10,10 +10,14 @@ Result = TypeVar("Result")
 
 
 def target(path: str | Path, example: str) -> Path:
-    """Where a file may be made.
+    """Check that a file can be written at `path`.
+
+    Args:
+        example: the name of a file, for the error about a folder.
 
     Raises:
-        FileNotFoundError, IsADirectoryError: `path` is in no folder, or is one; `example` is a name to give instead.
+        FileNotFoundError: the folder of `path` does not exist.
+        IsADirectoryError: `path` is a folder.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -26,7 +30,7 @@ def target(path: str | Path, example: str) -> Path:
 def replace_file(path: Path, write: Callable[[Path], Result]) -> Result:
     """Let `write` make a file under a temporary name in the same folder, then move it to `path`, links followed.
 
-    If `write` raises, `path` stays as it was, and nothing is left beside it.
+    If `write` raises, `path` stays as it was, and the temporary file is removed.
 
     Returns:
         What `write` returned.
@@ -42,33 +46,40 @@ def replace_file(path: Path, write: Callable[[Path], Result]) -> Result:
 
 
 def folder_target(path: str | Path, marker: str) -> Path:
-    """Where a folder may be made.
+    """Check that a folder can be written at `path`.
 
     Args:
-        marker: a file that each such folder has; a folder without it, unless it is empty, is not ours to replace.
+        marker: a file that every such folder has; an existing folder without it is replaced only if it is empty.
 
     Raises:
-        FileNotFoundError: `path` is in no folder.
+        FileNotFoundError: the folder around `path` does not exist.
         FileExistsError: `path` is a file, or a folder of something else.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder around `path` (={str(path)!r}) does not exist; make it first.")
-    if path.exists() and not (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
-        raise FileExistsError(f"{str(path)!r} is there and has no {marker}; give another folder, or remove it.")
+    if path.exists() and not _is_replaceable(path, marker):
+        raise FileExistsError(f"{str(path)!r} exists and has no {marker}; give another folder, or remove it.")
     return path
 
 
-def replace_folder(path: Path, write: Callable[[Path], Result]) -> Result:
-    """Let `write` fill a new folder beside `path`, then move it to `path`, links followed.
+def _is_replaceable(path: Path, marker: str) -> bool:
+    if not path.is_dir():
+        return False
+    return (path / marker).is_file() or not any(path.iterdir())
 
-    If `write` raises, `path` stays as it was, and nothing is left beside it.
+
+def replace_folder(path: Path, write: Callable[[Path], Result]) -> Result:
+    """Let `write` fill a new folder next to `path`, then move it to `path`, links followed.
+
+    If `write` raises, `path` stays as it was, and the new folder is removed.
 
     Returns:
         What `write` returned.
     """
     path = path.resolve()
-    temporary, old = (path.with_name(f".{uuid4().hex}") for _ in range(2))
+    temporary = path.with_name(f".{uuid4().hex}")
+    old = path.with_name(f".{uuid4().hex}")
     temporary.mkdir()
     try:
         result = write(temporary)
@@ -76,8 +87,9 @@ def replace_folder(path: Path, write: Callable[[Path], Result]) -> Result:
             path.rename(old)
         temporary.rename(path)
     finally:
+        # The old folder was moved aside, but the new one could not take its place.
         if old.exists() and not path.exists():
             old.rename(path)
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return result

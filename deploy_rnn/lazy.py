@@ -1,11 +1,11 @@
-"""Public names that are loaded when first used (PEP 562), and a clear word when an optional package is missing."""
+"""Public names that are loaded when first used (PEP 562), and a clear error when an optional package is missing."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
 
 
 def lazy_names(package: str, homes: Mapping[str, str], extra: str) -> Callable[[str], object]:
-    """A `__getattr__` for `package`.
+    """Make a module `__getattr__` for `package`.
 
     Args:
         package: `__name__` of the package.
@@ -20,6 +20,7 @@ def lazy_names(package: str, homes: Mapping[str, str], extra: str) -> Callable[[
             return getattr(import_module(f"{package}.{homes[name]}"), name)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
+            # A mistake of ours, which no installation would mend.
             if missing == "deploy_rnn":
                 raise
             raise ModuleNotFoundError(

@@ -1,4 +1,4 @@
-"""`TensorSpec`: what a graph takes or gives, in words."""
+"""`TensorSpec`: name, dtype and shape of an input or output."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,8 +23,10 @@ class TensorSpec:
 
     @classmethod
     def of(cls, name: str, dtype: str, shape: Iterable[int | str | None]) -> "TensorSpec":
-        """`None` for a dynamic axis that the graph gives no name; it gets one of its own, such as "x.0"."""
-        return cls(name, dtype, tuple(f"{name}.{axis}" if size is None else size for axis, size in enumerate(shape)))
+        """Make a spec from a shape with `None` for a dynamic axis without a name, which is then called "x.0" here."""
+        sizes = [f"{name}.{axis}" if size is None else size for axis, size in enumerate(shape)]
+        return cls(name, dtype, tuple(sizes))
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} [{', '.join(map(str, self.shape))}]"
+        sizes = ", ".join(str(size) for size in self.shape)
+        return f"{self.name}: {self.dtype} [{sizes}]"

@@ -36,34 +36,36 @@ def compare(
         pause: seconds of rest before a block; 0 for contestants that share their threads.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds):
-        for name in list(contestants)[:: 1 if turn % 2 == 0 else -1]:
+    order = list(contestants)
+    for _ in range(rounds):
+        for name in order:
             time.sleep(pause)
-            seconds[name] += _block(contestants[name], calls, warm_up)
-    return {name: _summary(taken) for name, taken in seconds.items()}
+            seconds[name] += _time_block(contestants[name], calls, warm_up)
+        order.reverse()
+    return {name: _summarize(samples) for name, samples in seconds.items()}
 
 
 def quickest(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call, the best of three; fewer calls if they take long, as those do that scatter least."""
-    taken: list[float] = []
-    while len(taken) < 3 and sum(taken) < 0.5:
-        started = clock()
+    """Seconds of one call, the best of three; fewer if they take long, since long calls scatter least."""
+    samples: list[float] = []
+    while len(samples) < 3 and sum(samples) < 0.5:
+        start = clock()
         call()
-        taken.append(clock() - started)
-    return min(taken)
+        samples.append(clock() - start)
+    return min(samples)
 
 
-def _block(call: Callable[[], object], calls: int, warm_up: int) -> list[float]:
+def _time_block(call: Callable[[], object], calls: int, warm_up: int) -> list[float]:
     for _ in range(warm_up):
         call()
-    taken = []
+    samples = []
     for _ in range(calls):
-        started = time.perf_counter()
+        start = time.perf_counter()
         call()
-        taken.append(time.perf_counter() - started)
-    return taken
+        samples.append(time.perf_counter() - start)
+    return samples
 
 
-def _summary(seconds: list[float]) -> Timing:
+def _summarize(seconds: list[float]) -> Timing:
     low, _, high = quantiles(seconds, n=4)
     return Timing(median(seconds), low, high)

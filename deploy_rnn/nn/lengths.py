@@ -1,4 +1,4 @@
-"""Sequences of different length in one batch: masks, and the way back through each row.
+"""Sequences of different length in one batch: masks, reversal within each row, packing.
 
 A row of length n ends at step n-1: its reverse direction starts there, and its final state is that of step n-1. Both
 directions walk their row from its own beginning, so that one mask serves both.
@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 def step_mask(steps: int, lengths: Tensor) -> Tensor:
     """lengths (B,) -> whether step t is within row b: (T, 1, B, 1)"""
-    return (torch.arange(steps, device=lengths.device).unsqueeze(1) < lengths).unsqueeze(1).unsqueeze(-1)
+    t = torch.arange(steps, device=lengths.device).unsqueeze(1)  # (T, 1)
+    return (t < lengths).unsqueeze(1).unsqueeze(-1)
 
 
 def reverse_rows(input: Tensor, lengths: Tensor | None) -> Tensor:
@@ -27,20 +28,27 @@ def reverse_rows(input: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
-    """Raises: ValueError: `lengths` is not (B,), of whole numbers, in 1..T."""
+    """Check that `lengths` is (B,), of whole numbers in 1..T.
+
+    Raises:
+        ValueError: it is not.
+    """
     if lengths.dim() != 1 or lengths.size(0) != batch:
         raise ValueError(f"`lengths` has shape {list(lengths.shape)}; give one length for each of the {batch} rows.")
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"`lengths` is {lengths.dtype}; give whole numbers, such as lengths.long().")
-    if batch > 0 and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
+    if batch == 0:
+        return
+    shortest = int(lengths.min())
+    longest = int(lengths.max())
+    if shortest < 1 or longest > steps:
         raise ValueError(
-            f"`lengths` goes from {int(lengths.min())} to {int(lengths.max())}; every length must be in 1..{steps}, "
-            "the number of steps."
+            f"`lengths` goes from {shortest} to {longest}; every length must be in 1..{steps}, the number of steps."
         )
 
 
 def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
-    """-> (T, B, I) padded with zeros, and lengths (B,), rows in the order that the caller knows."""
+    """Pad a PackedSequence with zeros: (T, B, I), and lengths (B,), rows in the order that the caller knows."""
     padded, lengths = pad_packed_sequence(packed)
     return padded, lengths.to(padded.device)
 

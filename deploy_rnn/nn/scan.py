@@ -28,8 +28,8 @@ def scan_steps(
     if torch.is_grad_enabled():
         sequences = _Differentiable.apply(step, len(states), projected, mask, *states, *weights)  # type: ignore[no-untyped-call]
         return sequences[0], [sequence[-1] for sequence in sequences]
-    last, sequences = _scan(step, projected, mask, states, weights, kept=1)
-    return sequences[0], last
+    last_states, sequences = _scan(step, projected, mask, states, weights, kept=1)
+    return sequences[0], last_states
 
 
 def _scan(
@@ -41,54 +41,65 @@ def _scan(
     *,
     kept: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The last states, and those of every step for the first `kept` kinds of state."""
-    count, walked = len(states), [projected] if mask is None else [projected, mask]
+    """Run the loop: -> the last states, and the first `kept` states of every step."""
+    sequences = [projected] if mask is None else [projected, mask]
 
-    def turn(before: list[Tensor], at: Sequence[Tensor], weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The states after one step, and copies of those to keep: scan refuses a carry that is also an output."""
-        after = _advance(step, at[0], at[1] if mask is not None else None, before, weights)
-        return after, [state.clone() for state in after[:kept]]
+    def advance(
+        old_states: list[Tensor], slices: Sequence[Tensor], weights: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Take one step. The states to keep are copied: scan refuses a carry that is also an output."""
+        new_states = _advance(step, slices[0], None if mask is None else slices[1], old_states, weights)
+        return new_states, [state.clone() for state in new_states[:kept]]
+
+    def body(old_states: list[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return advance(old_states, slices, weights)
 
     if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
-        return scan(lambda states, at: turn(states, at, weights), states, walked)
+        return scan(body, states, sequences)
 
-    # torch.export: the operator itself, told of everything that its body uses.
+    # torch.export: the operator itself, which is given everything that its body uses.
     # 1. `scan` would have torch.compile trace the body. The sizes that it remembers from earlier calls then fix
     #    axes that are to be dynamic, depending on what else the process has run (torch 2.13).
     # 2. Inductor computes the shape of the outputs from those inputs that are sizes, and from nothing else.
-    def exported(*args: Any) -> list[Tensor]:
-        before, at, held = args[:count], args[count:][: len(walked)], args[count:][len(walked) :][: len(weights)]
-        return [each for kind in turn(list(before), at, list(held)) for each in kind]
+    number_of_states = len(states)
+    end_of_slices = number_of_states + len(sequences)
 
-    found = list(scan_op(exported, states, walked, (*weights, *_symbols(projected.shape))))
-    return found[:count], found[count:]
+    def flat_body(*args: Any) -> list[Tensor]:
+        old_states = list(args[:number_of_states])
+        slices = args[number_of_states:end_of_slices]
+        held_weights = list(args[end_of_slices:][: len(weights)])  # after them, the sizes
+        new_states, copies = advance(old_states, slices, held_weights)
+        return [*new_states, *copies]
+
+    results = list(scan_op(flat_body, states, sequences, (*weights, *_symbols(projected.shape))))
+    return results[:number_of_states], results[number_of_states:]
 
 
 def _symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
     """Every unknown in `shape`, by itself: s0 and s1 for an axis of s0*s1."""
-    unknown: dict[Any, torch.SymInt] = {}
+    symbols: dict[Any, torch.SymInt] = {}
     for size in shape:
         if isinstance(size, torch.SymInt):
-            env, symbols = size.node.shape_env, size.node.expr.free_symbols
-            unknown |= {symbol: env.create_symintnode(symbol, hint=None) for symbol in symbols}
-    return list(unknown.values())
+            for symbol in size.node.expr.free_symbols:
+                symbols[symbol] = size.node.shape_env.create_symintnode(symbol, hint=None)
+    return list(symbols.values())
 
 
 def _advance(
     step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
 ) -> list[Tensor]:
-    """One step; a row that has ended keeps its states."""
-    new = step(projected, states, weights)
+    """Take one step; a row that has ended keeps its states."""
+    new_states = step(projected, states, weights)
     if mask is None:
-        return new
-    return [torch.where(mask, after, before) for after, before in zip(new, states, strict=True)]
+        return new_states
+    return [torch.where(mask, new, old) for new, old in zip(new_states, states, strict=True)]
 
 
 class _Differentiable(torch.autograd.Function):
     """`_scan` with its own backward, for any cell.
 
     `scan` could differentiate itself, but sums the gradient of the weights into a buffer that inductor shares between
-    layers of one shape, and returns wrong numbers without a word (torch 2.13, two bidirectional layers). Here:
+    layers of one shape, and returns wrong numbers without an error (torch 2.13, two bidirectional layers). Here:
 
     1. The gradients of the states are carried backwards through time, one vector-Jacobian product per step.
     2. The weights' gradients need no order: all steps at once, as a batch of T*B, outside the loop.
@@ -96,55 +107,70 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, step: Step, count: int, projected: Tensor, mask: Tensor | None, *tensors: Tensor
+        ctx: Any, step: Step, number_of_states: int, projected: Tensor, mask: Tensor | None, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        states, weights = list(tensors[:count]), list(tensors[count:])
-        sequences = _scan(step, projected, mask, states, weights, kept=count)[1]
-        ctx.step, ctx.count = step, count
+        states = list(tensors[:number_of_states])
+        weights = list(tensors[number_of_states:])
+        sequences = _scan(step, projected, mask, states, weights, kept=number_of_states)[1]
+        ctx.step = step
+        ctx.number_of_states = number_of_states
         ctx.save_for_backward(projected, mask, *tensors, *sequences)
         return tuple(sequences)
 
     @staticmethod
     def backward(ctx: Any, *grad_sequences: Tensor) -> tuple[Tensor | None, ...]:
-        step, count = ctx.step, ctx.count
+        step = ctx.step
+        count = ctx.number_of_states
         projected, mask, *tensors = ctx.saved_tensors
-        states, weights, sequences = tensors[:count], tensors[count:-count], tensors[-count:]
-        previous = [  # (T, D, B, P), ...
+        states = tensors[:count]
+        weights = tensors[count:-count]
+        sequences = tensors[-count:]
+        # What each step started from, (T, D, B, P) ...
+        previous = [
             torch.cat([state.unsqueeze(0), sequence[:-1]]) for state, sequence in zip(states, sequences, strict=True)
         ]
 
-        def body(carried: list[Tensor], at: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-            grads = [one + other for one, other in zip(carried, at[:count], strict=True)]
-            before, now = at[count : 2 * count], at[2 * count :]
-            of_step = now[1] if mask is not None else None
-            pull: Any = torch.func.vjp(lambda states: _advance(step, now[0], of_step, states, weights), before)[1]
+        def body(later_grads: list[Tensor], slices: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            """Take one step back: -> the gradients of the states before the step, and of those after it."""
+            grads = [later + own for later, own in zip(later_grads, slices[:count], strict=True)]
+            old_states = slices[count : 2 * count]
+            step_input = slices[2 * count]
+            step_mask = None if mask is None else slices[2 * count + 1]
+            pull: Any = torch.func.vjp(
+                lambda states: _advance(step, step_input, step_mask, states, weights), old_states
+            )[1]
             return pull(grads)[0], grads
 
         # Case 1.
-        walked = [*grad_sequences, *previous, projected] + ([] if mask is None else [mask])
+        walked = [*grad_sequences, *previous, projected]
+        if mask is not None:
+            walked.append(mask)
         grad_states, grads = scan(body, [zeros(state.shape, projected) for state in states], walked, reverse=True)
         # Case 2.
         if mask is not None:
             grads = [grad * mask for grad in grads]  # a row that has ended does not use the weights
-        flat_previous = [_flat(each) for each in previous]
-        pull: Any = torch.func.vjp(lambda p, w: step(p, flat_previous, w), _flat(projected), weights)[1]
-        grad_projected, grad_weights = pull([_flat(grad) for grad in grads])
-        shape = (projected.size(0), projected.size(2))
-        grad_projected = grad_projected.unflatten(1, shape).transpose(0, 1)
+        flat_previous = [_flat(state) for state in previous]
+        flat_grads = [_flat(grad) for grad in grads]
+        pull: Any = torch.func.vjp(
+            lambda projected, weights: step(projected, flat_previous, weights), _flat(projected), weights
+        )[1]
+        grad_projected, grad_weights = pull(flat_grads)
+        steps_and_batch = (projected.size(0), projected.size(2))
+        grad_projected = grad_projected.unflatten(1, steps_and_batch).transpose(0, 1)  # (T, D, B, G*H)
         return None, None, grad_projected, None, *grad_states, *grad_weights
 
 
 def zeros(shape: Sequence[int], data: Tensor) -> Tensor:
-    """Zeros that the compiler does not know to be zeros.
+    """Zeros that the compiler does not recognise as a constant.
 
     A loop's first carry is overwritten by the loop. Inductor keeps one buffer for equal constants, so that a constant
     carry's overwritten buffer would be read wherever else the graph has zeros of that shape (torch 2.13).
     """
-    one = data.flatten()[:1].sum()  # of no element in an empty batch
-    never = torch.logical_and(one != one, one == one)
+    number = data.flatten()[:1].sum()  # 0 for an empty batch
+    never = torch.logical_and(number != number, number == number)
     return never.to(data.dtype).expand(shape).clone(memory_format=torch.contiguous_format)
 
 
-def _flat(each: Tensor) -> Tensor:
+def _flat(sequence: Tensor) -> Tensor:
     """(T, D, B, N) -> (D, T*B, N)"""
-    return each.transpose(0, 1).flatten(1, 2)
+    return sequence.transpose(0, 1).flatten(1, 2)

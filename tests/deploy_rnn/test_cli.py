@@ -293,7 +293,7 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
     ("arguments", "message"),
     [
         (["-o", "nowhere/m"], "the folder around `path` (='nowhere/m') does not exist; make it first."),
-        (["-o", "made"], "is there and has no manifest.json; give another folder, or remove it."),
+        (["-o", "made"], "exists and has no manifest.json; give another folder, or remove it."),
         (["-o", "m.onnx", "--bucket", "3"], "--bucket needs a bundle; leave it out, or give a PATH that does not end"),
         (["-o", "m.onnx", "--name", "plain"], "--name needs a bundle; leave it out, or give a PATH that does not end"),
         (["-o", "m.onnx", "--form", "scan", "--form", "native"], "a second --form needs a bundle; leave it out, or "),

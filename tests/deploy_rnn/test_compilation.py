@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import deploy_rnn
 from deploy_rnn import RNN
-from deploy_rnn.compilation import _SIZES_APART
+from deploy_rnn.compilation import _NO_DUCK_SHAPES
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -105,7 +105,7 @@ def test_the_setting_that_keeps_sizes_apart_is_put_back() -> None:
 
 
 def _enter_and_leave() -> None:
-    with _SIZES_APART:
+    with _NO_DUCK_SHAPES:
         assert not shape_config.use_duck_shape
 
 

@@ -149,8 +149,8 @@ def test_a_subclass_with_nothing_of_its_own_is_converted() -> None:
             nn.Sequential(nn.Linear(3, 3), nn.RNNBase("GRU", 3, 4)),
             "`1` is a torch.nn.RNNBase; only torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM can be converted.",
         ),
-        (nn.Sequential(Overridden(3, 4)), "with `forward` of its own, which would be lost"),
-        (Helpful(3, 4), "with `last` of its own, which would be lost"),
+        (nn.Sequential(Overridden(3, 4)), "which defines `forward`, and that would be lost"),
+        (Helpful(3, 4), "which defines `last`, and that would be lost"),
     ],
 )
 def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> None:

@@ -118,7 +118,7 @@ def test_graphs_share_their_weights(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(FileExistsError, match=r"is there and has no manifest.json; give another folder, or remove it"):
+    with pytest.raises(FileExistsError, match=r"exists and has no manifest.json; give another folder, or remove it"):
         export_bundle(nn.RNN(4, 6), torch.randn(5, 2, 4), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
