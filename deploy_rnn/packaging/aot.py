@@ -1,9 +1,9 @@
-"""A `.pt2` file: the model compiled ahead of time by AOTInductor, which refuses the inputs that it was not made for.
+"""A `.pt2` file: the model compiled ahead of time by AOTInductor, with checks that refuse other inputs.
 
-AOTInductor's code believes that every input has the sizes, dtype and strides of the example: a smaller batch is read
-beyond its end, and a slice as if it were contiguous, without a word (its own checks need an environment variable where
-the file is used, and know nothing of dynamic strides). So each input first goes through an operator of ours,
-`checked`, whose C++ text is compiled into the file: it refuses, or hands on a contiguous copy.
+AOTInductor's code assumes that every input has the sizes, dtype and strides of the example: a smaller batch is read
+beyond its end, and a slice as if it were contiguous, without an error (its own checks need an environment variable
+where the file is used, and do not cover dynamic strides). So each input first goes through an operator of ours,
+`checked`, whose C++ text is compiled into the file: it refuses, or passes on a contiguous copy.
 """
 
 import re
@@ -30,7 +30,7 @@ from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
 def checked(
     input: Tensor, name: str, dtype: torch.dtype, dtype_name: str, sizes: list[int], least: list[int], most: list[int]
 ) -> Tensor:
-    """A contiguous copy of `input`, or an error if it is not what the file was made for: see `CHECKED`."""
+    """A contiguous copy of `input`, or an error if the file was not made for it: see `CHECKED`."""
     raise NotImplementedError("`checked` is compiled into a package, and has no other code.")
 
 
@@ -39,33 +39,35 @@ def _(input: Tensor, *_: object) -> Tensor:
     return torch.empty(list(input.shape), dtype=input.dtype, device=input.device)
 
 
-# The sizes of the first input that has an axis "B" are what they are; `sizes` compares the other inputs with them.
+# In the compiled file, `sizes` of a dynamic axis is its size in the first input that has it, so that the comparison
+# with `sizes` refuses another input in which it differs.
 CHECKED = """
 inline AOTITorchError aoti_torch_cpu_checked(
     AtenTensorHandle input, const char* name, int32_t dtype, const char* dtype_name,
     const int64_t* sizes, int64_t rank, const int64_t* least, int64_t, const int64_t* most, int64_t,
     AtenTensorHandle* copy) {
-  int64_t dim, *given;
-  int32_t given_dtype, device, index;
+  int64_t dim, *actual;
+  int32_t actual_dtype, device, index;
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(input, &dim));
-  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(input, &given));
-  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input, &given_dtype));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(input, &actual));
+  AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input, &actual_dtype));
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input, &device));
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(input, &index));
-  const std::string which = std::string("`") + name + "`";
+  const std::string quoted = std::string("`") + name + "`";
   if (dim != rank)
     throw std::runtime_error(
-        which + " has " + std::to_string(dim) + " axes; this package takes " + std::to_string(rank) + ".");
-  if (given_dtype != dtype || device != aoti_torch_device_type_cpu())
-    throw std::runtime_error(which + " must be " + dtype_name + " on the CPU.");
+        quoted + " has " + std::to_string(dim) + " axes; this package takes " + std::to_string(rank) + ".");
+  if (actual_dtype != dtype || device != aoti_torch_device_type_cpu())
+    throw std::runtime_error(quoted + " must be " + dtype_name + " on the CPU.");
   for (int64_t axis = 0; axis < rank; ++axis) {
-    const std::string is = "axis " + std::to_string(axis) + " of " + which + " is " + std::to_string(given[axis]);
-    if (given[axis] < least[axis])
-      throw std::runtime_error(is + "; this package takes " + std::to_string(least[axis]) + " or more.");
-    if (given[axis] > most[axis])
-      throw std::runtime_error(is + "; this package takes " + std::to_string(most[axis]) + " or less.");
-    if (given[axis] != sizes[axis])
-      throw std::runtime_error(is + "; this package takes " + std::to_string(sizes[axis]) + " here.");
+    const std::string size =
+        "axis " + std::to_string(axis) + " of " + quoted + " is " + std::to_string(actual[axis]);
+    if (actual[axis] < least[axis])
+      throw std::runtime_error(size + "; this package takes " + std::to_string(least[axis]) + " or more.");
+    if (actual[axis] > most[axis])
+      throw std::runtime_error(size + "; this package takes " + std::to_string(most[axis]) + " or less.");
+    if (actual[axis] != sizes[axis])
+      throw std::runtime_error(size + "; this package takes " + std::to_string(sizes[axis]) + " here.");
   }
   std::vector<int64_t> strides(rank, 1);
   for (int64_t axis = rank - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * sizes[axis];
@@ -78,11 +80,11 @@ def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path
     """Compile `model` to a `.pt2` file for the CPU, with `axes` open.
 
     Args:
-        model: a converted copy, in evaluation mode; it is given a hook.
+        model: a converted copy, in evaluation mode; a hook is added to it.
         call: an example call in which no dynamic axis has the size 1, which PyTorch would take for fixed.
 
     Raises:
-        DynamicAxisError: the model fixes an axis, or takes not all of its sizes.
+        DynamicAxisError: the model fixes an axis, or does not take all of its sizes.
         ExportError: PyTorch cannot export or compile the model; the cause is PyTorch's.
     """
     if not CPP_WRAPPER:
@@ -93,24 +95,24 @@ def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own calls of its own deprecated functions
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            made = _compiled(_exported(model, call, axes), Path(folder) / "model.pt2")
+            package_path = _compile(_export(model, call, axes), Path(folder) / "model.pt2")
         except Exception as error:  # torch raises many types here
             raise _format_error(error) from error
-        shutil.copyfile(made, path)
+        shutil.copyfile(package_path, path)
 
 
 def load_file(path: Path) -> Callable[..., Any]:
-    """The function in a `.pt2` file."""
+    """Load the function in a `.pt2` file."""
     return torch._inductor.aoti_load_package(str(path))
 
 
 def _refuse_constants(call: ExampleCall) -> None:
-    """AOTInductor compiles a number or string in, and its loader ignores whatever is given in its place."""
+    """AOTInductor compiles a number or string in, and its loader ignores the value that a caller gives."""
     for name, value in call.arguments.items():
         for leaf in pytree.tree_leaves(value):
             if not isinstance(leaf, (Tensor, type(None))):
                 raise ExportError(
-                    f"`{name}` has {leaf!r}, which is no tensor: a .pt2 file would ignore any other value in silence. "
+                    f"`{name}` has {leaf!r}, which is not a tensor: a .pt2 file would silently ignore any other value. "
                     "Let the model hold it, or write a .pt file."
                 )
 
@@ -119,48 +121,64 @@ def _checks(call: ExampleCall, axes: Sequence[Axes]) -> Callable[..., Any]:
     """A hook that sends every tensor of a call through `checked`."""
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        todo = zip(call.names, axes, strict=True)
-        return pytree.tree_map_only(Tensor, lambda tensor: _checked(tensor, *next(todo)), (args, kwargs))
+        names_and_axes = zip(call.names, axes, strict=True)
+
+        def check(tensor: Tensor) -> Tensor:
+            name, tensor_axes = next(names_and_axes)
+            return _checked(tensor, name, tensor_axes)
+
+        return pytree.tree_map_only(Tensor, check, (args, kwargs))
 
     return hook
 
 
 def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
     ranges = [axes.get(number, Axis("")) for number in range(tensor.dim())]
-    least, most = [axis.least for axis in ranges], [axis.most for axis in ranges]
     dtype_name = str(tensor.dtype).removeprefix("torch.")
-    copy: Tensor = checked(tensor, name, tensor.dtype, dtype_name, list(tensor.shape), least, most)
+    copy: Tensor = checked(
+        tensor, name, tensor.dtype, dtype_name, list(tensor.shape),
+        [axis.least for axis in ranges], [axis.most for axis in ranges],
+    )  # fmt: skip
     return copy
 
 
-def _exported(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> ExportedProgram:
-    known = {axis for named in axes for axis in named.values()}
-    dims = {axis: Dim(axis.name, min=axis.least, max=axis.most if axis.most < NO_LIMIT else None) for axis in known}
-    shapes = call.shapes([{number: dims[axis] for number, axis in named.items()} for named in axes])
+def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> ExportedProgram:
+    """Trace `model` with `torch.export`, `axes` open."""
+    dims: dict[Axis, Dim] = {}
+    tensor_dims = []
+    for tensor_axes in axes:
+        for axis in tensor_axes.values():
+            if axis not in dims:
+                dims[axis] = Dim(axis.name, min=axis.least, max=axis.most if axis.most < NO_LIMIT else None)
+        tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
+    shapes = call.shapes(tensor_dims)
     return torch.export.export(model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False)
 
 
-def _compiled(program: ExportedProgram, path: Path) -> str:
+def _compile(program: ExportedProgram, path: Path) -> str:
+    """Compile a traced model with AOTInductor: -> the path of the package."""
     options = {"aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}}
     return torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
 def _format_error(error: Exception) -> ExportError:
-    """Torch's error in a sentence, where it is one that people meet."""
-    said = str(error).strip()
-    if "C++ compiler" in said:
+    """Torch's error in a sentence, for the errors that users are likely to meet."""
+    text = str(error).strip()
+    if "C++ compiler" in text:
         return ExportError(
-            "a .pt2 file needs a C++ compiler, such as g++, and there is none; write a .pt file instead."
+            "a .pt2 file needs a C++ compiler, such as g++, and none was found; write a .pt file instead."
         )
-    if fixed := re.search(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", said):
+    fixed_axis = re.search(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text)
+    if fixed_axis:
         return DynamicAxisError(
-            f"`{fixed[1]}` cannot be dynamic: the model fixes it at {fixed[2]}; leave it out of `dynamic_shapes`, "
-            "or write a .pt file, which fixes no axis."
+            f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}; leave it out of "
+            "`dynamic_shapes`, or write a .pt file, which fixes no axis."
         )
-    if "Constraints violated" in said:
-        fixes = "; ".join(re.findall(r"^  (\w+ = .*)$", said, re.MULTILINE)) or said
+    if "Constraints violated" in text:
+        suggested_lines = re.findall(r"^  (\w+ = .*)$", text, re.MULTILINE)
+        suggestion = "; ".join(suggested_lines) or text
         return DynamicAxisError(
-            f"an axis has sizes that the compiled model would not take; torch.export suggests `{fixes}`. "
+            f"an axis has sizes that the compiled model would not take; torch.export suggests `{suggestion}`. "
             "Give that range in `dynamic_shapes`, leave the axis out, or write a .pt file, which fixes no axis."
         )
-    return ExportError(f"PyTorch could not compile the model: {type(error).__name__}: {said}")
+    return ExportError(f"PyTorch could not compile the model: {type(error).__name__}: {text}")

@@ -1,6 +1,6 @@
 """An example call some of whose axes are dynamic: their names, their ranges, and the same call at other sizes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ class Axis:
 
     Attributes:
         name: such as "B".
-        least, most: its range; `least` is 0 if nobody said.
+        least, most: its range; without one, from 0 to `NO_LIMIT`.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Axis:
 
 
 Axes = dict[int, Axis]
-"""Those of one tensor, by number; the others are fixed."""
+"""The dynamic axes of one tensor, by number; its other axes are fixed."""
 
 
 @dataclass(frozen=True)
 class DynamicCall:
-    """A call of a model, and what is dynamic in each of `call.tensors`."""
+    """A call of a model, and the dynamic axes of each of `call.tensors`."""
 
     model: nn.Module
     call: ExampleCall
@@ -44,73 +44,102 @@ class DynamicCall:
 
     @classmethod
     def of(cls, model: nn.Module, call: ExampleCall, dynamic_shapes: Any) -> "DynamicCall":
-        """`dynamic_shapes`: see `package`; None is T and B of a bare layer, and nothing of other models.
+        """Read `dynamic_shapes`, as `package` takes it; None is T and B of a bare layer, and nothing of other models.
 
         Raises:
-            ExportError: an axis that has no name or is not there, or one name for two sizes.
+            ExportError: an axis without a name, an axis that does not exist, or one name for two sizes.
         """
         if dynamic_shapes is None and is_recurrent(model):
-            dynamic_shapes = _of_layer(model, call)
-        axes = [{number: _axis(dim) for number, dim in asked.items()} for asked in call.axes(dynamic_shapes)]
+            dynamic_shapes = _layer_shapes(model, call)
+        axes = [
+            {number: _axis(dim) for number, dim in requested_axes.items()}
+            for requested_axes in call.axes(dynamic_shapes)
+        ]
         _check_names(call, axes)
         return cls(model, call, axes)
 
     @property
     def sizes(self) -> dict[Axis, int]:
         """Every dynamic axis, once, and its size in the example."""
-        pairs = zip(self.call.tensors, self.axes, strict=True)
-        return {axis: tensor.size(number) for tensor, named in pairs for number, axis in named.items()}
+        sizes = {}
+        for tensor, axes in self._tensors_with_axes():
+            for number, axis in axes.items():
+                sizes[axis] = tensor.size(number)
+        return sizes
 
     @property
     def shapes(self) -> dict[str, tuple[int | str, ...]]:
-        """What each tensor is called -> a number for each fixed axis, a name for each dynamic one."""
-        return {
-            name: tuple(named[number].name if number in named else size for number, size in enumerate(tensor.shape))
-            for name, tensor, named in zip(self.call.names, self.call.tensors, self.axes, strict=True)
-        }
+        """The name of each tensor -> a number for each fixed axis, a name for each dynamic one."""
+        shapes = {}
+        for name, (tensor, axes) in zip(self.call.names, self._tensors_with_axes(), strict=True):
+            shape: list[int | str] = list(tensor.shape)
+            for number, axis in axes.items():
+                shape[number] = axis.name
+            shapes[name] = tuple(shape)
+        return shapes
 
-    def renamed(self, axes: Mapping[Axis, Axis]) -> "DynamicCall":
-        """With other ranges."""
-        return replace(self, axes=[{number: axes[axis] for number, axis in named.items()} for named in self.axes])
+    def with_ranges(self, ranges: Mapping[Axis, Axis]) -> "DynamicCall":
+        """The same call, each axis replaced by one with another range."""
+        new_axes = [{number: ranges[axis] for number, axis in axes.items()} for axes in self.axes]
+        return replace(self, axes=new_axes)
 
     def drawn(self, sizes: Mapping[Axis, int], random: torch.Generator) -> ExampleCall:
         """The same call with random tensors of other sizes."""
         tensors = []
-        for tensor, named in zip(self.call.tensors, self.axes, strict=True):
-            shape = [sizes[named[number]] if number in named else size for number, size in enumerate(tensor.shape)]
+        for tensor, axes in self._tensors_with_axes():
+            shape = list(tensor.shape)
+            for number, axis in axes.items():
+                shape[number] = sizes[axis]
             tensors.append(draw(tensor, shape, random))
         drawn = self.call.with_tensors(tensors)
         lengths = drawn.arguments.get("lengths")
+        # A drawn length may exceed the drawn number of steps, which a layer refuses.
         if is_recurrent(self.model) and isinstance(lengths, Tensor):
-            lengths.clamp_(max=drawn.arguments["input"].size(1 if self.model.batch_first else 0))
+            time_axis = 1 if self.model.batch_first else 0
+            lengths.clamp_(max=drawn.arguments["input"].size(time_axis))
         return drawn
 
+    def _tensors_with_axes(self) -> Iterator[tuple[Tensor, Axes]]:
+        return zip(self.call.tensors, self.axes, strict=True)
 
-def _of_layer(layer: nn.Module, call: ExampleCall) -> dict[str, Any]:
-    """T and B wherever a layer's arguments have them."""
+
+def _layer_shapes(layer: nn.Module, call: ExampleCall) -> dict[str, Any]:
+    """The `dynamic_shapes` of a bare layer: T and B wherever its arguments have them."""
     if not isinstance(call.arguments["input"], Tensor):
         raise ExportError("a file takes tensors: give a padded `input` and its `lengths` in place of a PackedSequence.")
     if call.tensors[0].dim() == 2:
         return {"input": {0: "T"}}
-    asked = {name: pytree.tree_map(lambda _: {1: "B"}, value) for name, value in call.arguments.items()}
-    asked["input"] = {0: "B", 1: "T"} if layer.batch_first else {0: "T", 1: "B"}
-    return {name: {0: "B"} if name == "lengths" else each for name, each in asked.items()}
+    shapes = {}
+    for name, value in call.arguments.items():
+        if name == "input":
+            shapes[name] = {0: "B", 1: "T"} if layer.batch_first else {0: "T", 1: "B"}
+        elif name == "lengths":
+            shapes[name] = {0: "B"}
+        else:
+            # One state, or a tuple of them.
+            shapes[name] = pytree.tree_map(lambda _: {1: "B"}, value)
+    return shapes
 
 
 def _axis(dim: Any) -> Axis:
+    """A string or a `torch.export.Dim` as an `Axis`."""
     name = dim if isinstance(dim, str) else getattr(dim, "__name__", "")
     if not name.isidentifier():
         raise ExportError(f"`dynamic_shapes` has {dim!r} for an axis; give a name, such as 'B', or Dim('B', min=2).")
-    return Axis(name) if isinstance(dim, str) else Axis(name, int(dim.min), int(min(dim.max, NO_LIMIT)))
+    if isinstance(dim, str):
+        return Axis(name)
+    return Axis(name, int(dim.min), int(min(dim.max, NO_LIMIT)))
 
 
 def _check_names(call: ExampleCall, axes: Sequence[Axes]) -> None:
-    known: dict[str, tuple[int, Axis]] = {}
-    for tensor, named in zip(call.tensors, axes, strict=True):
-        for number, axis in named.items():
-            size, first = known.setdefault(axis.name, (tensor.size(number), axis))
-            if size != tensor.size(number) or first != axis:
+    """Check that axes of one name have one size and one range."""
+    first_uses: dict[str, tuple[int, Axis]] = {}
+    for tensor, tensor_axes in zip(call.tensors, axes, strict=True):
+        for number, axis in tensor_axes.items():
+            size = tensor.size(number)
+            first_size, first_axis = first_uses.setdefault(axis.name, (size, axis))
+            if (first_size, first_axis) != (size, axis):
                 raise ExportError(
-                    f"`dynamic_shapes` has `{axis.name}` for an axis of size {size} and for one of size "
-                    f"{tensor.size(number)}; one name is one size, with one range."
+                    f"`dynamic_shapes` has `{axis.name}` for an axis of size {first_size} and for one of size {size}; "
+                    "one name is one size, with one range."
                 )

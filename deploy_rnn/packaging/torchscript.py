@@ -15,7 +15,7 @@ def script_file(model: nn.Module, path: Path) -> None:
     """Script `model`, a converted copy in evaluation mode, and freeze its weights into a `.pt` file.
 
     Raises:
-        ExportError: TorchScript does not take the model's code; the cause is TorchScript's.
+        ExportError: TorchScript cannot compile the model's code; the cause is TorchScript's.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
@@ -29,7 +29,7 @@ def script_file(model: nn.Module, path: Path) -> None:
 
 
 def load_file(path: Path) -> Callable[..., Any]:
-    """The function in a `.pt` file."""
+    """Load the function in a `.pt` file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         loaded: Callable[..., Any] = torch.jit.load(str(path))
