@@ -1,14 +1,14 @@
-"""What one time step does: one small function per cell, the only place where an equation stands.
+"""What one time step does: one small function per cell, the only place with an equation.
 
 A step takes what the input contributes (already multiplied by W_ih, biases added), the previous states and the
 recurrent weights, and returns the next states, the first of which is the layer's output. The leading axis D stacks the
-directions of a layer, so that both run in one product. G gates, P output size (H, or `proj_size`):
+directions of a layer, so that both run in one product. With G gates and output size P (H, or `proj_size`):
 
     projected (D, B, G*H), states [(D, B, P), (D, B, H) ...], weights [W_hh (D, P, G*H), ...] -> states
 
 Weights are transposed for a right-hand product; a vector is (D, 1, G*H). After W_hh comes b_hh (D, 1, G*H) for a cell
 that adds it within the step, then W_hr (D, H, P) where there is a projection. All are plain differentiable tensor
-operations that `torch.jit.script` compiles; `docs/adding-a-cell.md` adds one.
+operations that `torch.jit.script` compiles; `docs/adding-a-cell.md` shows how to add one.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Step = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
 
 @dataclass(frozen=True)
 class Cell:
-    """What the layers must know about a step.
+    """A step, and what the layers must know about it.
 
     Attributes:
         step: the function.

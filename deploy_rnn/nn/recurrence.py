@@ -1,4 +1,4 @@
-"""`Recurrence`: the seam of a layer, where something else can compute its recurrence."""
+"""`Recurrence`: the hook by which something else computes the recurrence of a layer."""
 
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Recurrence:
-    """What computes the recurrence of a layer; `layer.recurrence = ...` puts another in its place.
+    """What computes the recurrence of a layer. To replace it, override methods and assign: `layer.recurrence = ...`.
 
-    The layer keeps its arguments, checks, layouts and autocast dtype; the methods here see tensors that are checked and
-    time-major, with the letters of `Recurrent`. Override what is to be different: `run` for all layers at once (a
-    kernel, a node of an exported graph), `compiled_loop` for the steps of one layer. `layer.state_sizes()`,
-    `layer.ordered_weights()` and `layer.cell` say what there is to compute.
+    The layer goes on checking its arguments and handling layouts and autocast; the tensors here are checked and
+    time-major, with the letters of `Recurrent`. Override `run` to compute all layers at once (a kernel, a node of an
+    exported graph), or `compiled_loop` for the steps of one layer. `layer.cell`, `layer.state_sizes()` and
+    `layer.ordered_weights()` say what there is to compute.
 
-    TorchScript compiles the layer's own code and knows nothing of this.
+    TorchScript compiles the layer's own code, and ignores this.
     """
 
     def run(
@@ -49,5 +49,5 @@ class Recurrence:
         return row_lengths.unpack(packed)
 
     def repack(self, output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
-        """Pack `output` (T, B, D*P) with the rows, and their order, of `packed`."""
+        """Pack `output` (T, B, D*P) with the rows, and their order, of `packed`; `lengths` are those of `unpack`."""
         return row_lengths.repack(output, lengths, packed)

@@ -1,4 +1,4 @@
-"""`Recurrent`: everything that the layers have in common, which is all but the equation of one step (see `cells`)."""
+"""`Recurrent`: all that the layers have in common, which is everything but the equation of one step (see `cells`)."""
 
 import copy
 import math
@@ -120,7 +120,7 @@ class Recurrent(nn.Module):
 
     @classmethod
     def from_torch(cls, module: nn.RNNBase) -> Self:
-        """A layer with the parameters (the same objects), hooks, options and training mode of a `torch.nn` one."""
+        """Make a layer with the parameters (the same objects), hooks, options and training mode of a `torch.nn` one."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         only_in_torch = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
@@ -133,7 +133,7 @@ class Recurrent(nn.Module):
     def run_layers(
         self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """All layers, each over the whole sequence before the next: what `Recurrence.run` does unless overridden.
+        """Run all layers, each over the whole sequence before the next: what `Recurrence.run` does unless overridden.
 
         input (T, B, I), states (L*D, B, P), (L*D, B, H) or None for zeros, lengths (B,) or None
         -> output (T, B, D*P), final states, shaped as states
@@ -169,10 +169,14 @@ class Recurrent(nn.Module):
     def _run_layer(
         self, input: Tensor, states: list[Tensor], weights: list[list[Tensor]], lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """One layer: input (T, B, I), states (D, B, P) ..., weights of each direction: weight_ih, weight_hh
-        (, bias_ih, bias_hh) (, weight_hr) -> output (T, B, D*P), final states (D, B, P) ...
+        """Run one layer.
+
+        input (T, B, I), states (D, B, P) ..., lengths (B,) or None,
+        weights: for each direction weight_ih, weight_hh (, bias_ih, bias_hh) (, weight_hr)
+        -> output (T, B, D*P), final states (D, B, P) ...
         """
-        steps, batch = input.size(0), input.size(1)
+        steps = input.size(0)
+        batch = input.size(1)
         sequences = [input]
         if self.bidirectional:
             sequences.append(reverse_rows(input, lengths))
@@ -214,7 +218,11 @@ class Recurrent(nn.Module):
     def _loop(
         self, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        """projected (T, D, B, G*H), mask (T, 1, B, 1) or None -> every output (T, D, B, P), the last states"""
+        """Run all steps of one layer.
+
+        projected (T, D, B, G*H), mask (T, 1, B, 1) or None for every row at every step, states (D, B, P) ..., weights
+        -> every output (T, D, B, P), the last states
+        """
         if not is_scripting():  # noqa: SIM102  TorchScript would compile both sides of an `and`
             if torch.compiler.is_compiling():
                 return self.recurrence.compiled_loop(self._step, projected, mask, states, weights)
@@ -353,7 +361,7 @@ class Recurrent(nn.Module):
     def _weight_dtype(self) -> torch.dtype:
         return cast(Tensor, self.weight_ih_l0).dtype
 
-    # What a module of `torch.nn` has besides.
+    # What else a module of `torch.nn` has.
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)); one seed gives the weights of the namesake."""
@@ -373,7 +381,7 @@ class Recurrent(nn.Module):
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])
 
     def __prepare_scriptable__(self) -> "Recurrent":
-        """What `torch.jit.script` compiles in our place: the weights also as a list, since it has no `getattr`."""
+        """What `torch.jit.script` compiles instead: a copy with the weights as a list, since it has no `getattr`."""
         scriptable = copy.copy(self)
         scriptable._scripted_weights = self.ordered_weights()
         return scriptable

@@ -38,7 +38,8 @@ def rnn(
         output (T, B, D*H) of the last layer, and h_n (L*D, B, H), ordered as h0.
     """
     suffixes = ("", "_reverse") if bidirectional else ("",)
-    sequence, finals = input, []
+    sequence = input
+    finals = []
     for layer in range(num_layers):
         directions = []
         for direction, suffix in enumerate(suffixes):
@@ -58,12 +59,14 @@ def _walk(
     1. Forward: step t reads h[t-1].
     2. Reverse: step t reads h[t+1]; its output is stored at t, not at T-1-t.
     """
-    steps = range(len(sequence))
     outputs = [h] * len(sequence)
-    for t in reversed(steps) if name.endswith("_reverse") else steps:
+    steps = list(range(len(sequence)))
+    if name.endswith("_reverse"):
+        steps.reverse()
+    for t in steps:
         gates = sequence[t] @ weights[f"weight_ih{name}"].T + h @ weights[f"weight_hh{name}"].T
         if f"bias_ih{name}" in weights:
             gates = gates + weights[f"bias_ih{name}"] + weights[f"bias_hh{name}"]
         h = ACTIVATIONS[nonlinearity](gates)
-        outputs[t] = h  # Cases 1 and 2: written where it was read.
+        outputs[t] = h  # cases 1 and 2: written where it was read
     return torch.stack(outputs), h

@@ -51,10 +51,9 @@ class DynamicCall:
         """
         if dynamic_shapes is None and is_recurrent(model):
             dynamic_shapes = _layer_shapes(model, call)
-        axes = [
-            {number: _axis(dim) for number, dim in requested_axes.items()}
-            for requested_axes in call.axes(dynamic_shapes)
-        ]
+        axes = []
+        for requested_dims in call.axes(dynamic_shapes):
+            axes.append({number: _axis(dim) for number, dim in requested_dims.items()})
         _check_names(call, axes)
         return cls(model, call, axes)
 
@@ -80,7 +79,9 @@ class DynamicCall:
 
     def with_ranges(self, ranges: Mapping[Axis, Axis]) -> "DynamicCall":
         """The same call, each axis replaced by one with another range."""
-        new_axes = [{number: ranges[axis] for number, axis in axes.items()} for axes in self.axes]
+        new_axes = []
+        for axes in self.axes:
+            new_axes.append({number: ranges[axis] for number, axis in axes.items()})
         return replace(self, axes=new_axes)
 
     def drawn(self, sizes: Mapping[Axis, int], random: torch.Generator) -> ExampleCall:

@@ -179,11 +179,11 @@ def _write(model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path
     if path.suffix == ".pt":
         torchscript.script_file(model, path)
         return torchscript.load_file(path)
-    traceable = (trial for trial in trials if all(size > 1 for size in trial.sizes.values()))
-    trial = next(traceable, None)
-    if trial is None:
+    # torch.export takes an axis of size 1 for fixed.
+    traceable = [trial for trial in trials if 1 not in trial.sizes.values()]
+    if not traceable:
         raise ExportError("PyTorch takes an axis of size 1 for fixed, and the model takes no call without one.")
-    aot.compile_file(model, trial.call, example.axes, path)
+    aot.compile_file(model, traceable[0].call, example.axes, path)
     return aot.load_file(path)
 
 

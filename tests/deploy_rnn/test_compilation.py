@@ -75,8 +75,8 @@ def test_one_step_and_one_row_compile_once_more_each() -> None:
             x = torch.randn(steps, batch, 5)
             torch.testing.assert_close(compiled(x), original(x))
         assert graphs() == 4
-        for found, expected in zip(compiled(torch.zeros(4, 0, 5)), original(torch.zeros(4, 0, 5)), strict=True):
-            assert found.shape == expected.shape  # no row at all
+        for actual, expected in zip(compiled(torch.zeros(4, 0, 5)), original(torch.zeros(4, 0, 5)), strict=True):
+            assert actual.shape == expected.shape  # no row at all
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_gradients_through_the_compiled_loop(cls: type[nn.RNNBase], options: dic
     """
     layer = deploy_rnn.convert(cls(5, 9, 2, bidirectional=True, **options))
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
-    given = cls is nn.GRU  # zeros are where a shared constant would show
+    with_states = cls is nn.GRU  # zeros are where a shared constant would show
     for steps, batch in [(4, 3), (9, 2)]:
         gradients = []
         for network in (compiled, layer):
@@ -150,12 +150,12 @@ def test_gradients_through_the_compiled_loop(cls: type[nn.RNNBase], options: dic
             c = torch.linspace(1, -1, 4 * batch * 9).view(4, batch, 9).requires_grad_()
             states = (h, c) if cls is nn.LSTM else h
             layer.zero_grad()
-            outputs = pytree.tree_leaves(network(x, states if given else None))
+            outputs = pytree.tree_leaves(network(x, states if with_states else None))
             sum((output.sin() * (number + 1)).sum() for number, output in enumerate(outputs)).backward()
-            grads = [each.grad for each in (x, h, c) if each.grad is not None]
+            grads = [tensor.grad for tensor in (x, h, c) if tensor.grad is not None]
             gradients.append([*outputs, *grads, *(weight.grad for weight in layer.parameters())])
-        for found, expected in zip(*gradients, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for actual, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -169,8 +169,8 @@ def test_gradients_with_lengths() -> None:
         output, h_n = network(x, None, torch.tensor([2, 6, 3]))
         (output.square().sum() + h_n.sin().sum()).backward()
         gradients.append([x.grad, *(weight.grad for weight in layer.parameters())])
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

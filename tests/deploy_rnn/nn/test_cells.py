@@ -1,4 +1,4 @@
-"""`Recurrent` with a cell of one's own: what a class is to say, and what it is told when it does not."""
+"""`Recurrent` with a cell that is defined outside the package, and the errors of an incomplete class."""
 
 import pickle
 import warnings
@@ -69,7 +69,7 @@ def test_a_warning_names_the_line_that_made_the_layer(cls: type[torch.nn.Module]
     assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_a_cell_of_ones_own_is_kept_by_convert() -> None:
+def test_convert_keeps_a_layer_with_another_cell() -> None:
     model = torch.nn.Sequential(Sums(3, 4))
     converted = convert(model)
     assert type(converted[0]) is Sums

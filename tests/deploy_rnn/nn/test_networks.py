@@ -34,17 +34,19 @@ TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol"
 
 def pair(family: str, *sizes: int, device: str = "cpu", **options: Any) -> tuple[nn.RNNBase, Recurrent]:
     """The original and ours, with the same weights."""
-    theirs, ours, extra = FAMILIES[family]
-    made = theirs(*sizes, **extra, **options, device=device), ours(*sizes, **extra, **options, device=device)
-    made[1].load_state_dict(made[0].state_dict())
-    return made
+    torch_cls, cls, extra = FAMILIES[family]
+    original = torch_cls(*sizes, **extra, **options, device=device)
+    ours = cls(*sizes, **extra, **options, device=device)
+    ours.load_state_dict(original.state_dict())
+    return original, ours
 
 
 def start(layer: nn.RNNBase, batch: int) -> Any:
     """Random initial states in the layer's layout, dtype and device."""
-    walks, weight = layer.num_layers * (2 if layer.bidirectional else 1), layer.weight_ih_l0
-    h = torch.randn(walks, batch, layer.proj_size or layer.hidden_size, dtype=weight.dtype, device=weight.device)
-    return (h, torch.randn(walks, batch, layer.hidden_size).to(h)) if isinstance(layer, nn.LSTM) else h
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    weight = layer.weight_ih_l0
+    h = torch.randn(rows, batch, layer.proj_size or layer.hidden_size, dtype=weight.dtype, device=weight.device)
+    return (h, torch.randn(rows, batch, layer.hidden_size).to(h)) if isinstance(layer, nn.LSTM) else h
 
 
 def tensors(tree: Any) -> list[Tensor]:
@@ -86,10 +88,10 @@ class Padded(nn.Module):
         return padded(self.layer, lengths, x, states)
 
 
-def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
-    assert len(ours) == len(theirs)
-    for found, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(found, expected, **TOLERANCE[expected.dtype])
+def assert_same(actual_tensors: list[Tensor], expected_tensors: list[Tensor]) -> None:
+    assert len(actual_tensors) == len(expected_tensors)
+    for actual, expected in zip(actual_tensors, expected_tensors, strict=True):
+        torch.testing.assert_close(actual, expected, **TOLERANCE[expected.dtype])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -99,7 +101,7 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
 def test_matches_torch_nn(family: str, num_layers: int, bidirectional: bool, device: str) -> None:
     """Output, final states and all gradients, for every option."""
     sizes = itertools.cycle([(1, 1, 3), (2, 7, 8), (5, 2, 63), (3, 33, 3)])
-    for bias, batch_first, given_states, given_lengths in itertools.product([False, True], repeat=4):
+    for bias, batch_first, with_states, with_lengths in itertools.product([False, True], repeat=4):
         batch, steps, hidden = next(sizes)
         for dtype in (torch.float32, torch.float64):
             original, ours = pair(
@@ -107,8 +109,8 @@ def test_matches_torch_nn(family: str, num_layers: int, bidirectional: bool, dev
                 dtype=dtype, device=device,
             )  # fmt: skip
             x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), 3, dtype=dtype, device=device)
-            states = start(original, batch) if given_states else None
-            if given_lengths:
+            states = start(original, batch) if with_states else None
+            if with_lengths:
                 lengths = torch.randint(1, steps + 1, (batch,), device=device)
                 assert_same(run(ours, x, states, lengths), run(Padded(original), x, states, lengths))
             else:
@@ -127,8 +129,8 @@ def test_matches_torch_nn_for_any_shape(data: st.DataObject) -> None:
     if lengths is None:
         assert_same(run(ours, x, states), run(original, x, states))
     else:
-        given = torch.tensor(lengths)
-        assert_same(run(ours, x, states, given), run(Padded(original), x, states, given))
+        row_lengths = torch.tensor(lengths)
+        assert_same(run(ours, x, states, row_lengths), run(Padded(original), x, states, row_lengths))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -139,14 +141,17 @@ def test_packed_sequences(family: str, bidirectional: bool) -> None:
     x, states = torch.randn(6, 4, 3, dtype=torch.float64), start(original, 4)
     for lengths, enforce_sorted in [([6, 4, 4, 1], True), ([6, 4, 4, 1], False), ([2, 5, 1, 5], False)]:
         packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=enforce_sorted)
-        for given_states in (None, states):
-            assert_same(run(ours, packed, given_states), run(original, packed, given_states))
-        found, expected = ours(packed)[0], original(packed)[0]
-        assert isinstance(found, PackedSequence)
-        assert torch.equal(found.batch_sizes, expected.batch_sizes)
+        for start_states in (None, states):
+            assert_same(run(ours, packed, start_states), run(original, packed, start_states))
+        actual, expected = ours(packed)[0], original(packed)[0]
+        assert isinstance(actual, PackedSequence)
+        assert torch.equal(actual.batch_sizes, expected.batch_sizes)
         for name in ("sorted_indices", "unsorted_indices"):
-            mine, its = getattr(found, name), getattr(expected, name)
-            assert mine is its if its is None else torch.equal(mine, its)
+            indices = getattr(expected, name)
+            if indices is None:
+                assert getattr(actual, name) is None
+            else:
+                assert torch.equal(getattr(actual, name), indices)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -156,15 +161,15 @@ def test_packed_sequences_that_do_not_fit_are_refused_as_torch_does(family: str)
     right = pack_padded_sequence(torch.randn(4, 2, 3), torch.tensor([4, 2]))
     wide = pack_padded_sequence(torch.randn(4, 2, 3, dtype=torch.float64), torch.tensor([4, 2]))
     for args in [(packed,), (wide,), (right, start(original, 3))]:
-        said = []
+        errors = []
         for layer in (ours, original):
             with pytest.raises((RuntimeError, ValueError)) as raised:
                 layer(*args)
-            said.append((raised.type, str(raised.value)))
+            errors.append((raised.type, str(raised.value)))
         if isinstance(ours, LSTM):  # torch's does not look at a packed input, and fails somewhere inside
-            assert "xpected" in said[0][1] or "does not match weight dtype" in said[0][1]
+            assert "xpected" in errors[0][1] or "does not match weight dtype" in errors[0][1]
         else:
-            assert said[0] == said[1]
+            assert errors[0] == errors[1]
     with pytest.raises(ValueError, match="a PackedSequence has its own lengths; leave out `lengths`"):
         ours(right, None, torch.tensor([4, 2]))
 
@@ -190,9 +195,10 @@ def test_what_lies_beyond_a_row_does_not_matter(family: str) -> None:
     spoilt = x.clone()
     for row, length in enumerate(lengths):
         spoilt[length:, row] = float("nan")
-    found, expected = tensors(ours(spoilt, None, lengths)), tensors(ours(x, None, lengths))
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
+    spoilt_outputs = tensors(ours(spoilt, None, lengths))
+    outputs = tensors(ours(x, None, lengths))
+    for spoilt_output, output in zip(spoilt_outputs, outputs, strict=True):
+        assert torch.equal(spoilt_output, output)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -200,9 +206,9 @@ def test_what_lies_beyond_a_row_does_not_matter(family: str) -> None:
 def test_half_precision(family: str, dtype: torch.dtype) -> None:
     original, ours = pair(family, 3, 16, 2, bidirectional=True, dtype=dtype)
     x = torch.randn(5, 2, 3, dtype=dtype)
-    for found, expected in zip(tensors(ours(x)), tensors(original(x)), strict=True):
-        assert found.dtype == expected.dtype
-        torch.testing.assert_close(found, expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
+    for actual, expected in zip(tensors(ours(x)), tensors(original(x)), strict=True):
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual, expected, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
 def in_autocast(original: Any, *args: Any) -> list[Tensor]:
@@ -213,7 +219,7 @@ def in_autocast(original: Any, *args: Any) -> list[Tensor]:
     except RuntimeError as error:
         if "could not create a primitive descriptor for the LSTM" not in str(error):
             raise
-        return [each.bfloat16() for each in tensors(original(*args))]
+        return [output.bfloat16() for output in tensors(original(*args))]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -222,11 +228,11 @@ def test_autocast_gives_the_dtypes_of_torch(family: str) -> None:
     x, states = torch.randn(5, 2, 3), start(original, 2)
     for args in [(x,), (x, states)]:
         with torch.autocast("cpu", torch.bfloat16):
-            found = tensors(ours(*args))
-        for one, other in zip(found, in_autocast(original, *args), strict=True):
+            outputs = tensors(ours(*args))
+        for actual, expected in zip(outputs, in_autocast(original, *args), strict=True):
             if "projection" not in family:  # there torch returns h and c in different dtypes
-                assert one.dtype == other.dtype
-            torch.testing.assert_close(one, other.to(one.dtype), rtol=0, atol=0.05)
+                assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -261,28 +267,28 @@ def test_scripts(family: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_module_that_it_replaces(family: str) -> None:
     """Names, order and seed of the weights, the repr, `all_weights`, copies, pickles, functional calls, tying."""
-    theirs, cls, extra = FAMILIES[family]
+    torch_cls, cls, extra = FAMILIES[family]
     options = {"num_layers": 2, "bidirectional": True, **extra}
     torch.manual_seed(5)
-    original = theirs(3, 5, **options)
+    original = torch_cls(3, 5, **options)
     torch.manual_seed(5)
     ours = cls(3, 5, **options)
     assert repr(ours) == repr(original)
     assert list(ours.state_dict()) == list(original.state_dict())
-    for mine, its in zip(ours.all_weights, original.all_weights, strict=True):
-        for one, other in zip(mine, its, strict=True):
-            assert torch.equal(one, other)
+    for our_weights, weights in zip(ours.all_weights, original.all_weights, strict=True):
+        for our_weight, weight in zip(our_weights, weights, strict=True):
+            assert torch.equal(our_weight, weight)
     for name in ("mode", "proj_size", "input_size", "hidden_size", "bias", "dropout"):
         assert getattr(ours, name) == getattr(original, name)
     ours.flatten_parameters()
     x = torch.randn(4, 2, 3)
     expected = tensors(original(x))
-    for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), ours.double().float()):
-        assert_same(tensors(twin(x)), expected)
-    other = {name: torch.randn_like(weight) for name, weight in original.state_dict().items()}
-    found = torch.func.functional_call(ours, other, (x,))
-    original.load_state_dict(other)
-    assert_same(tensors(found), tensors(original(x)))
+    for copied in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours)), ours.double().float()):
+        assert_same(tensors(copied(x)), expected)
+    new_weights = {name: torch.randn_like(weight) for name, weight in original.state_dict().items()}
+    actual = torch.func.functional_call(ours, new_weights, (x,))
+    original.load_state_dict(new_weights)
+    assert_same(tensors(actual), tensors(original(x)))
     tied = cls(3, 5, **options)
     tied.weight_hh_l1 = tied.weight_hh_l0
     run(tied, x)
@@ -305,19 +311,19 @@ def test_states_that_do_not_fit_are_refused_as_torch_does(family: str) -> None:
             right = [2, 2, 5] if x.dim() != 2 else [2, 5]
             pairs = [torch.zeros(shape if number == wrong else right) for number in range(2)]
             states = tuple(pairs) if family == "lstm" else torch.zeros(shape)
-            said = []
+            errors = []
             for layer in (ours, original):
                 with pytest.raises((RuntimeError, ValueError)) as raised:
                     layer(x, states)
-                said.append((raised.type, str(raised.value)))
-            assert said[0] == said[1]
+                errors.append((raised.type, str(raised.value)))
+            assert errors[0] == errors[1]
 
 
 @pytest.mark.parametrize("options", [{"proj_size": -1}, {"proj_size": 5}, {"hidden_size": 0}, {"num_layers": 0}])
 def test_constructor_errors_of_the_lstm_are_those_of_torch(options: dict[str, int]) -> None:
-    said = []
+    errors = []
     for cls in (LSTM, nn.LSTM):
         with pytest.raises(ValueError) as raised:  # noqa: PT011  the text is compared
             cls(**{"input_size": 3, "hidden_size": 5, **options})
-        said.append(str(raised.value))
-    assert said[0] == said[1]
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]

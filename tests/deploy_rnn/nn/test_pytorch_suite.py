@@ -42,18 +42,19 @@ def floats(tree: Any) -> list[torch.Tensor]:
 def test_every_sample(name: str, packed: bool) -> None:
     run = 0
     for sample in samples(name, packed=packed):
-        given, called = sample.constructor_input, sample.forward_input
-        theirs, ours = (cls(*given.args, **given.kwargs, dtype=torch.float64) for cls in CLASSES[name])
-        ours.load_state_dict(theirs.state_dict())
+        options = sample.constructor_input
+        call = sample.forward_input
+        original, ours = (cls(*options.args, **options.kwargs, dtype=torch.float64) for cls in CLASSES[name])
+        ours.load_state_dict(original.state_dict())
         results = []
-        for layer in (ours, theirs):
-            outputs = floats(layer(*called.args, **called.kwargs))
-            inputs = [leaf for leaf in floats((called.args, called.kwargs)) if leaf.requires_grad]
+        for layer in (ours, original):
+            outputs = floats(layer(*call.args, **call.kwargs))
+            inputs = [leaf for leaf in floats((call.args, call.kwargs)) if leaf.requires_grad]
             wanted = [*inputs, *layer.parameters()]
             grads = torch.autograd.grad(sum(output.sin().sum() for output in outputs), wanted)
             results.append([*outputs, *grads])
-        for found, expected in zip(*results, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
         run += 1
     assert run >= 8
 
@@ -65,17 +66,18 @@ def test_every_error_sample(name: str) -> None:
         for sample in info.module_error_inputs_func(
             info, device="cpu", dtype=torch.float64, requires_grad=False, training=True
         ):
-            given, called = sample.module_error_input.constructor_input, sample.module_error_input.forward_input
-            said = []
+            options = sample.module_error_input.constructor_input
+            call = sample.module_error_input.forward_input
+            messages = []
             for cls in CLASSES[name]:
                 if sample.error_on is ModuleErrorEnum.CONSTRUCTION_ERROR:
                     with pytest.raises(sample.error_type) as raised:
-                        cls(*given.args, **given.kwargs)
+                        cls(*options.args, **options.kwargs)
                 else:
-                    layer = cls(*given.args, **given.kwargs)
+                    layer = cls(*options.args, **options.kwargs)
                     with pytest.raises(sample.error_type) as raised:
-                        layer(*called.args, **called.kwargs)
-                said.append(str(raised.value))
-            assert said[0] == said[1]
+                        layer(*call.args, **call.kwargs)
+                messages.append(str(raised.value))
+            assert messages[0] == messages[1]
             run += 1
     assert run >= 10

@@ -1,4 +1,4 @@
-"""`Recurrence`: another one takes the place of a layer's own, and the layer keeps everything around it."""
+"""`Recurrence`: another one replaces that of a layer, and the layer still does everything around it."""
 
 import copy
 from typing import Any
@@ -50,7 +50,7 @@ class Recorder(Recurrence):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_kernel_takes_the_place_of_the_loop(
+def test_a_kernel_replaces_the_loop(
     name: str, bias: bool, batch_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batched and unbatched, with and without states; nothing of the layer's own recurrence runs."""

@@ -42,8 +42,8 @@ def run(layer: nn.Module, x: Tensor, h0: Tensor | None) -> dict[str, Tensor]:
     output, h_n = layer(x, h0)
     (output.square().sum() + h_n.sin().sum()).backward()
     gradients = {f"grad of {name}": weight.grad for name, weight in layer.named_parameters()}
-    found = {"output": output, "h_n": h_n, "grad of input": x.grad, **gradients}
-    return found if h0 is None else {**found, "grad of h0": h0.grad}
+    results = {"output": output, "h_n": h_n, "grad of input": x.grad, **gradients}
+    return results if h0 is None else {**results, "grad of h0": h0.grad}
 
 
 def assert_same(ours: dict[str, Tensor], original: dict[str, Tensor]) -> None:
@@ -104,7 +104,7 @@ def test_matches_torch_nn_rnn_on_each_device(bidirectional: bool, num_layers: in
                 bidirectional=bidirectional,
             )  # fmt: skip
             original, ours = original.to(device), ours.to(device)
-            x, h0 = (each.to(device) for each in inputs(original, batch, steps))
+            x, h0 = (tensor.to(device) for tensor in inputs(original, batch, steps))
             h0 = h0 if with_h0 else None
             assert_same(run(ours, x, h0), run(original, x, h0))
 
@@ -122,11 +122,11 @@ def test_the_reference_matches_torch_nn_rnn() -> None:
     ):
         original = nn.RNN(5, 8, num_layers, nonlinearity, bias, bidirectional=bidirectional, dtype=torch.float64)
         x, h0 = inputs(original, batch=3, steps=7)
-        found = reference.rnn(
+        actual = reference.rnn(
             x, h0, original.state_dict(),
             num_layers=num_layers, nonlinearity=nonlinearity, bidirectional=bidirectional,
         )  # fmt: skip
-        torch.testing.assert_close(found, original(x, h0), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(actual, original(x, h0), rtol=1e-10, atol=1e-12)
 
 
 def test_stepping_through_all_layers_at_each_time_step_is_wrong() -> None:
@@ -139,9 +139,10 @@ def test_stepping_through_all_layers_at_each_time_step_is_wrong() -> None:
     for step in x:
         for layer, (direction, suffix) in itertools.product([0, 1], enumerate(["", "_reverse"])):
             below = step if layer == 0 else torch.cat(h[:2], -1)
-            name, at = f"_l{layer}{suffix}", 2 * layer + direction
+            name = f"_l{layer}{suffix}"
+            row = 2 * layer + direction
             gates = below @ weights[f"weight_ih{name}"].T + weights[f"bias_ih{name}"]
-            h[at] = torch.tanh(gates + h[at] @ weights[f"weight_hh{name}"].T + weights[f"bias_hh{name}"])
+            h[row] = torch.tanh(gates + h[row] @ weights[f"weight_hh{name}"].T + weights[f"bias_hh{name}"])
         outputs.append(torch.cat(h[2:], -1))
     wrong = torch.stack(outputs)
     right, _ = original(x, h0)
@@ -171,8 +172,8 @@ def test_non_contiguous_and_expanded_input() -> None:
 
 def test_zero_batch() -> None:
     original, ours = pair(3, 5, 2, bidirectional=True)
-    for found, expected in zip(ours(torch.zeros(4, 0, 3)), original(torch.zeros(4, 0, 3)), strict=True):
-        assert found.shape == expected.shape
+    for actual, expected in zip(ours(torch.zeros(4, 0, 3)), original(torch.zeros(4, 0, 3)), strict=True):
+        assert actual.shape == expected.shape
 
 
 def test_one_seed_gives_the_same_weights_and_names() -> None:
@@ -201,9 +202,9 @@ def test_dropout_between_layers_in_training_only() -> None:
     torch.manual_seed(7)
     expected = original.train()(x)
     torch.manual_seed(7)
-    found = ours.train()(x)
-    torch.testing.assert_close(found, expected)  # the same elements are dropped
-    assert not torch.allclose(ours(x)[0], found[0])  # and others the next time
+    actual = ours.train()(x)
+    torch.testing.assert_close(actual, expected)  # the same elements are dropped
+    assert not torch.allclose(ours(x)[0], actual[0])  # and others the next time
     torch.testing.assert_close(ours.eval()(x), original.eval()(x))
 
 
@@ -242,17 +243,17 @@ def test_a_scripted_layer_trains_and_keeps_its_errors() -> None:
 def test_copies_and_pickles() -> None:
     layer = RNN(3, 5, 2, "relu", bidirectional=True)
     x = torch.randn(4, 2, 3)
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(twin(x)[0], layer(x)[0])
-        assert twin.weight_ih_l0 is not layer.weight_ih_l0
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(x)[0], layer(x)[0])
+        assert copied.weight_ih_l0 is not layer.weight_ih_l0
 
 
 def test_functional_call_uses_the_weights_it_is_given() -> None:
     original, ours = pair(3, 5, 2)
-    other = {name: torch.randn_like(weight) for name, weight in original.state_dict().items()}
+    new_weights = {name: torch.randn_like(weight) for name, weight in original.state_dict().items()}
     x = torch.randn(4, 2, 3)
-    original.load_state_dict(other)
-    torch.testing.assert_close(torch.func.functional_call(ours, other, (x,)), original(x))
+    original.load_state_dict(new_weights)
+    torch.testing.assert_close(torch.func.functional_call(ours, new_weights, (x,)), original(x))
 
 
 def test_repr_is_that_of_torch() -> None:
@@ -277,22 +278,22 @@ def error(make: Any) -> tuple[type[Exception], str]:
     ids=str,
 )  # fmt: skip
 def test_constructor_errors_are_those_of_torch(arguments: dict[str, Any]) -> None:
-    given = {"input_size": 3, "hidden_size": 5, **arguments}
+    options = {"input_size": 3, "hidden_size": 5, **arguments}
     if arguments == {"dropout": "x"}:  # torch 2.13 fails in float() before its own check; ours is its check
-        assert error(lambda: RNN(**given))[0] is ValueError
+        assert error(lambda: RNN(**options))[0] is ValueError
     else:
-        assert error(lambda: RNN(**given)) == error(lambda: nn.RNN(**given))
+        assert error(lambda: RNN(**options)) == error(lambda: nn.RNN(**options))
 
 
 def test_dropout_with_one_layer_warns_as_torch_does() -> None:
-    said = []
+    messages = []
     for layer in (RNN, nn.RNN):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             layer(3, 5, dropout=0.5)
-        said.append([str(warning.message) for warning in caught])
+        messages.append([str(warning.message) for warning in caught])
     assert caught[0].category is UserWarning
-    assert said[0] == said[1]
+    assert messages[0] == messages[1]
 
 
 @pytest.mark.parametrize(

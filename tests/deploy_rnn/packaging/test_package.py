@@ -46,18 +46,18 @@ class Tagger(nn.Module):
 class Odd(nn.Module):
     """One thing that a format does not take."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, feature: str) -> None:
         super().__init__()
-        self.kind = kind
+        self.feature = feature
         self.positions = nn.Parameter(torch.randn(6, 1, 5))
         self.rnn = nn.RNN(5, 4)
 
     def forward(self, x: Tensor, scale: float | None = None) -> Tensor:
-        if self.kind == "positions":
+        if self.feature == "positions":
             x = x + self.positions
-        elif self.kind == "unrolled":
+        elif self.feature == "unrolled":
             x = torch.stack([x[t] for t in range(x.size(0))])
-        elif self.kind == "long":
+        elif self.feature == "long":
             x = x[1:] if x.size(0) > 3 else x
         output: Tensor = self.rnn(x, **{})[0]
         return output
@@ -98,22 +98,23 @@ def check_in_a_fresh_process(
     path: Path, model: nn.Module, calls: list[tuple[Any, ...]], refused: dict[str, tuple[Any, ...]] | None = None
 ) -> None:
     """`calls` give what `model` gives, and those of `refused` the errors that begin so."""
-    refused, twin = refused or {}, copy.deepcopy(model).eval()
-    found = in_a_fresh_process(path, [*calls, *refused.values()])
-    for args, outputs in zip(calls, found, strict=False):
+    refused = refused or {}
+    reference = copy.deepcopy(model).eval()
+    results = in_a_fresh_process(path, [*calls, *refused.values()])
+    for args, outputs in zip(calls, results, strict=False):
         assert not isinstance(outputs, str), outputs
         with torch.no_grad():
-            expected = pytree.tree_leaves(twin(*args))
+            expected = pytree.tree_leaves(reference(*args))
         torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
-    for text, said in zip(refused, found[len(calls) :], strict=True):
-        assert isinstance(said, str)
-        assert said.startswith(text)
+    for text, message in zip(refused, results[len(calls) :], strict=True):
+        assert isinstance(message, str)
+        assert message.startswith(text)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_layer(tmp_path: Path) -> None:
-    """T and B are dynamic without being asked for; equal sizes in the example are not taken for one."""
+    """T and B are dynamic without being requested; equal sizes in the example are not taken for one."""
     layer, path = nn.LSTM(5, 9, 2, bidirectional=True), tmp_path / "lstm.pt2"
 
     def call(steps: int, batch: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -169,9 +170,9 @@ def test_a_compiled_model(tmp_path: Path) -> None:
 def test_an_exported_loop_does_not_remember_the_sizes_of_another() -> None:
     """Else what the process has exported before decides which axes come out fixed."""
     steps, batch = {0: Dim("T")}, {1: Dim("B")}
-    for number, asked in [(3, batch), (6, batch), (7, steps | batch)]:
+    for number, dims in [(3, batch), (6, batch), (7, steps | batch)]:
         with torch.no_grad():
-            program = torch.export.export(deploy_rnn.RNN(5, 4), (torch.randn(number, 3, 5),), dynamic_shapes=(asked,))
+            program = torch.export.export(deploy_rnn.RNN(5, 4), (torch.randn(number, 3, 5),), dynamic_shapes=(dims,))
     assert program.module()(torch.randn(9, 2, 5))[0].shape == (9, 2, 4)
 
 
@@ -187,12 +188,12 @@ def test_scripted_layers(cls: type[nn.RNNBase], options: dict[str, int], tmp_pat
 
 
 def test_a_scripted_model(tmp_path: Path) -> None:
-    """It fixes no axis, whatever was asked; what was not asked for was not tried."""
+    """It fixes no axis; those that `dynamic_shapes` names are tried, and reported as dynamic."""
     model, path = Tagger(), tmp_path / "tagger.pt"
     tokens = torch.randint(20, (3, 2, 6))
     assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": (3, 2, 6)}
-    asked = {"tokens": {0: "B", 2: "T"}}
-    report = deploy_rnn.package(model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=asked)
+    dynamic_shapes = {"tokens": {0: "B", 2: "T"}}
+    report = deploy_rnn.package(model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=dynamic_shapes)
     assert report.inputs == {"tokens": ("B", 2, "T")}
     check_in_a_fresh_process(path, model, [(tokens,), (tokens[:1, :, :1],), (torch.randint(20, (5, 2, 31)),)])
 
@@ -237,10 +238,10 @@ def test_the_model_is_not_touched(tmp_path: Path) -> None:
 def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, path = nn.RNN(5, 4), tmp_path / "rnn.pt"
     path.write_bytes(b"what was there before")
-    other = copy.deepcopy(layer)
+    changed = copy.deepcopy(layer)
     with torch.no_grad():
-        other.weight_hh_l0[1, 2] += 2e-3
-    monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.convert(other))
+        changed.weight_hh_l0[1, 2] += 2e-3
+    monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.convert(changed))
     text = r"rnn.pt is not the model: output 0 on .* differs by \d.*, allowed is \d"
     with pytest.raises(VerificationError, match=text):
         deploy_rnn.package(layer, torch.randn(6, 3, 5), path)
@@ -260,7 +261,7 @@ X = torch.randn(6, 3, 5)
 
 
 @pytest.mark.parametrize(
-    ("args", "name", "asked", "error", "text"),
+    ("args", "name", "dynamic_shapes", "error", "text"),
     [
         (X, "rnn.onnx", None, ExportError, r"rnn.onnx'\) must end in .pt2 \(AOTInductor\) or .pt \(TorchScript\)"),
         (X, "no/rnn.pt", None, FileNotFoundError, "does not exist; make it first"),
@@ -275,10 +276,10 @@ X = torch.randn(6, 3, 5)
     ],
 )  # fmt: skip
 def test_what_cannot_be_asked_of_a_layer(
-    args: Any, name: str, asked: Any, error: type[Exception], text: str, tmp_path: Path
+    args: Any, name: str, dynamic_shapes: Any, error: type[Exception], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=text):
-        deploy_rnn.package(nn.RNN(5, 4), (args,), tmp_path / name, dynamic_shapes=asked)
+        deploy_rnn.package(nn.RNN(5, 4), (args,), tmp_path / name, dynamic_shapes=dynamic_shapes)
     assert not list(tmp_path.iterdir())
 
 
@@ -286,7 +287,7 @@ T = {"x": {0: "T"}}
 
 
 @pytest.mark.parametrize(
-    ("model", "args", "name", "asked", "error", "text"),
+    ("model", "args", "name", "dynamic_shapes", "error", "text"),
     [
         (Odd("keywords"), X, "m.pt", None, ExportError, r"(?s)compile Odd; write a .pt2 file.*TorchScript says: \S"),
         (Odd("positions"), X, "m.pt", T, DynamicAxisError, "`T` cannot be dynamic: the model takes no other size"),
@@ -297,10 +298,10 @@ T = {"x": {0: "T"}}
 )  # fmt: skip
 @pytest.mark.usefixtures("fresh_compiler")
 def test_what_cannot_be_made_of_a_model(
-    model: nn.Module, args: Any, name: str, asked: Any, error: type[Exception], text: str, tmp_path: Path
+    model: nn.Module, args: Any, name: str, dynamic_shapes: Any, error: type[Exception], text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=text):
-        deploy_rnn.package(model, args, tmp_path / name, dynamic_shapes=asked)
+        deploy_rnn.package(model, args, tmp_path / name, dynamic_shapes=dynamic_shapes)
     assert not list(tmp_path.iterdir())
 
 
