@@ -124,7 +124,9 @@ class Recurrent(nn.Module):
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         only_in_torch = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
-        layer.__dict__.update({name: value for name, value in vars(module).items() if name not in only_in_torch})
+        for name, value in vars(module).items():
+            if name not in only_in_torch:
+                layer.__dict__[name] = value
         layer._set_cell(CELLS[module.mode])
         return layer
 
@@ -160,7 +162,8 @@ class Recurrent(nn.Module):
         return input, [torch.cat(layer_finals) for layer_finals in finals]
 
     def _zero_states(self, input: Tensor) -> list[Tensor]:
-        shapes = [[self.num_layers * self.num_directions(), input.size(1), size] for size in self.state_sizes()]
+        rows = self.num_layers * self.num_directions()
+        shapes = [[rows, input.size(1), size] for size in self.state_sizes()]
         if not is_scripting():  # noqa: SIM102
             if torch.compiler.is_compiling():
                 return [zeros(shape, input) for shape in shapes]
@@ -192,7 +195,8 @@ class Recurrent(nn.Module):
             outputs = outputs.masked_fill(~mask, 0.0)
         if self.bidirectional:
             # The reverse direction's first output belongs to the last step: back into the order of the input.
-            return torch.cat([outputs[:, 0], reverse_rows(outputs[:, 1], lengths)], dim=-1), states
+            reverse_outputs = reverse_rows(outputs[:, 1], lengths)
+            return torch.cat([outputs[:, 0], reverse_outputs], dim=-1), states  # (T, B, D*P)
         return outputs[:, 0], states
 
     def _input_bias(self, direction: list[Tensor]) -> Tensor | None:
@@ -210,7 +214,8 @@ class Recurrent(nn.Module):
             if self.bias:
                 step_weights.append(right_hand([direction[3] for direction in weights]))  # (D, 1, G*H)
             else:
-                step_weights.append(weights[0][0].new_zeros([len(weights), 1, self._gates * self.hidden_size]))
+                shape = [len(weights), 1, self._gates * self.hidden_size]
+                step_weights.append(weights[0][0].new_zeros(shape))
         if self.proj_size > 0:
             step_weights.append(right_hand([direction[-1] for direction in weights]))  # (D, H, P)
         return step_weights
@@ -338,13 +343,14 @@ class Recurrent(nn.Module):
         for layer in range(self.num_layers):
             columns = self.input_size if layer == 0 else len(suffixes) * output_size
             for suffix in suffixes:
-                shapes[f"weight_ih_l{layer}{suffix}"] = (rows, columns)
-                shapes[f"weight_hh_l{layer}{suffix}"] = (rows,) if self.cell.diagonal else (rows, output_size)
+                name = f"l{layer}{suffix}"
+                shapes[f"weight_ih_{name}"] = (rows, columns)
+                shapes[f"weight_hh_{name}"] = (rows,) if self.cell.diagonal else (rows, output_size)
                 if self.bias:
-                    shapes[f"bias_ih_l{layer}{suffix}"] = (rows,)
-                    shapes[f"bias_hh_l{layer}{suffix}"] = (rows,)
+                    shapes[f"bias_ih_{name}"] = (rows,)
+                    shapes[f"bias_hh_{name}"] = (rows,)
                 if self.proj_size:
-                    shapes[f"weight_hr_l{layer}{suffix}"] = (output_size, self.hidden_size)
+                    shapes[f"weight_hr_{name}"] = (output_size, self.hidden_size)
         return shapes
 
     def ordered_weights(self) -> list[Tensor]:

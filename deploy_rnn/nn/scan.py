@@ -23,7 +23,8 @@ def scan_steps(
     -> every output (T, D, B, P), the last states
     """
     if projected.size(0) == 1:
-        states = _advance(step, projected[0], None if mask is None else mask[0], states, weights)
+        first_mask = None if mask is None else mask[0]
+        states = _advance(step, projected[0], first_mask, states, weights)
         return states[0].unsqueeze(0), states
     if torch.is_grad_enabled():
         sequences = _Differentiable.apply(step, len(states), projected, mask, *states, *weights)  # type: ignore[no-untyped-call]
@@ -48,7 +49,8 @@ def _scan(
         old_states: list[Tensor], slices: Sequence[Tensor], weights: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Take one step. The states to keep are copied: scan refuses a carry that is also an output."""
-        new_states = _advance(step, slices[0], None if mask is None else slices[1], old_states, weights)
+        step_mask = None if mask is None else slices[1]
+        new_states = _advance(step, slices[0], step_mask, old_states, weights)
         return new_states, [state.clone() for state in new_states[:kept]]
 
     def body(old_states: list[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -145,7 +147,8 @@ class _Differentiable(torch.autograd.Function):
         walked = [*grad_sequences, *previous, projected]
         if mask is not None:
             walked.append(mask)
-        grad_states, grads = scan(body, [zeros(state.shape, projected) for state in states], walked, reverse=True)
+        no_grads = [zeros(state.shape, projected) for state in states]
+        grad_states, grads = scan(body, no_grads, walked, reverse=True)
         # Case 2.
         if mask is not None:
             grads = [grad * mask for grad in grads]  # a row that has ended does not use the weights

@@ -96,7 +96,8 @@ def check_input_size(input: Tensor, input_size: int) -> None:
 def check_states(states: list[Tensor], rows: int, batch: int, sizes: list[int]) -> None:
     """State n must be (rows, batch, sizes[n]), or (rows, sizes[n]) for an unbatched input; rows is L*D."""
     for number, state in enumerate(states):
-        actual = [state.size(0), batch if state.dim() == 2 else state.size(1), state.size(-1)]
+        state_batch = batch if state.dim() == 2 else state.size(1)
+        actual = [state.size(0), state_batch, state.size(-1)]
         if actual != [rows, batch, sizes[number]]:
             which = "hidden" if len(states) == 1 else f"hidden[{number}]"
             raise RuntimeError(f"Expected {which} size ({rows}, {batch}, {sizes[number]}), got {actual}")

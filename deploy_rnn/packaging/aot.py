@@ -149,10 +149,15 @@ def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Export
     for tensor_axes in axes:
         for axis in tensor_axes.values():
             if axis not in dims:
-                dims[axis] = Dim(axis.name, min=axis.least, max=axis.most if axis.most < NO_LIMIT else None)
+                dims[axis] = _dim(axis)
         tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
     shapes = call.shapes(tensor_dims)
     return torch.export.export(model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _dim(axis: Axis) -> Dim:
+    most = axis.most if axis.most < NO_LIMIT else None
+    return Dim(axis.name, min=axis.least, max=most)
 
 
 def _compile(program: ExportedProgram, path: Path) -> str:

@@ -144,7 +144,8 @@ def _trials(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
         outputs = _outputs_or_none(reference, call)
         if not outputs:
             continue
-        label = ", ".join(["random input", *(f"{axis.name}={size}" for axis, size in sizes.items())])
+        size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
+        label = ", ".join(["random input", *size_labels])
         yield Trial(label, call, sizes, reference.expected(call, outputs, label))
         # An axis of size 1 proves nothing: the model may broadcast it.
         varied |= {axis for axis, size in sizes.items() if size not in (1, example_sizes[axis])}

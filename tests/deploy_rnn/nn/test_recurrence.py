@@ -50,9 +50,7 @@ class Recorder(Recurrence):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_kernel_replaces_the_loop(
-    name: str, bias: bool, batch_first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_replaces_the_loop(name: str, bias: bool, batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batched and unbatched, with and without states; nothing of the layer's own recurrence runs."""
     cls, torch_cls = CLASSES[name]
     original = torch_cls(3, 5, 2, bias=bias, batch_first=batch_first, bidirectional=True)
