@@ -35,7 +35,7 @@ def _point_name(row: dict[str, Any]) -> str:
 
 
 def divide(new: Times, old: Times) -> Times:
-    """New time / old time, wherever both have one."""
+    """New time / old time, at every point that both have."""
     ratios: Times = {}
     for name, old_times in old.items():
         new_times = new.get(name, {})

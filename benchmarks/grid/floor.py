@@ -105,7 +105,7 @@ class _ProductsGraph:
 
 
 def _products_model(layer: nn.RNNBase, steps: int) -> onnx.ModelProto:
-    """Every step gets an input of its own, because onnxruntime computes equal products only once."""
+    """The products as a graph. Every step has its own input, because onnxruntime computes equal products only once."""
     graph = _ProductsGraph()
     for number, (w_ih, w_hh) in enumerate(weight_pairs(layer)):
         graph.add_input(f"{number}.sequence", w_ih[0].size(1))

@@ -132,7 +132,7 @@ def engine_runner(layer: nn.RNNBase, folder: Path, threads: int) -> Runner:
 
 
 def run_in_bucket(runners: dict[int, Runner], batch: Batch) -> np.ndarray:
-    """Run a batch on the graph of its own number of steps."""
+    """Run a batch on the graph for its number of steps."""
     steps = len(batch.x)
     return runners[steps](batch)
 

@@ -86,7 +86,8 @@ def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Cons
     source = read(file)
     _make_folder(folder)
     all_windows = windows(encode(source))
-    batches = np.array_split(all_windows, -(-len(all_windows) // BATCH))
+    runs = -(-len(all_windows) // BATCH)  # rounded up
+    batches = np.array_split(all_windows, runs)
 
     model = load()
     readers: dict[str, Reader | str] = {"torch.nn.RNN": _torch_reader(model)}
@@ -159,6 +160,7 @@ def _compiled_reader(model: nn.Module, batch: np.ndarray) -> Reader | str:
     try:
         reader(batch)
     except Exception as error:
+        # A machine without a compiler can still run the rest of the demo.
         if "C++ compiler" not in str(error):
             raise
         return "needs a C++ compiler, such as g++"

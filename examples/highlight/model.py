@@ -37,14 +37,14 @@ class Highlighter(nn.Module):
         self.score = nn.Linear(2 * hidden, len(LABELS))
 
     def forward(self, characters: Tensor, lengths: Tensor | None = None) -> Tensor:
-        embedded = self.embed(characters)
+        embedded = self.embed(characters)  # (B, T, embedding)
         if lengths is None:
             output, _ = self.rnn(embedded)
         else:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
             packed_output, _ = self.rnn(packed)
             output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=characters.shape[1])
-        scores: Tensor = self.score(output)
+        scores: Tensor = self.score(output)  # (B, T, labels)
         return scores
 
 
@@ -66,7 +66,8 @@ def encode(source: str) -> np.ndarray:
 def windows(codes: np.ndarray) -> np.ndarray:
     """The windows of a file, int64 (B, WINDOW), one every WINDOW - 2*CONTEXT characters."""
     stride = WINDOW - 2 * CONTEXT
-    count = -(-len(codes) // stride)
+    count = -(-len(codes) // stride)  # rounded up
+    # Context before the first window's middle and after the last one's lies beyond the file.
     padded = np.full(count * stride + 2 * CONTEXT, OUTSIDE, np.int64)
     padded[CONTEXT : CONTEXT + len(codes)] = codes
     return np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::stride].copy()
@@ -74,5 +75,5 @@ def windows(codes: np.ndarray) -> np.ndarray:
 
 def join(scores: np.ndarray, length: int) -> np.ndarray:
     """Scores (B, WINDOW, labels) of a file's windows -> the best label of every character, int64 (length,)."""
-    middles: np.ndarray = scores[:, CONTEXT:-CONTEXT].argmax(axis=-1)
-    return middles.reshape(-1)[:length]
+    middles: np.ndarray = scores[:, CONTEXT:-CONTEXT].argmax(axis=-1)  # (B, stride)
+    return middles.reshape(-1)[:length]  # the last window may reach beyond the file
