@@ -1,6 +1,7 @@
 """The house: which part may know which, what an import brings in, and the public names."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,34 @@ def test_every_room_has_its_arrows() -> None:
 
 def allowed(importer: str, module: str) -> bool:
     return room(module) in {importer, "deploy_rnn"} | LIGHT | ARROWS.get(importer, set())
+
+
+def test_the_picture_shows_the_arrows() -> None:
+    """An arrow that follows from others is not drawn."""
+    picture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("```mermaid")[2]
+    drawn: dict[str, set[str]] = {room: set() for room in ARROWS}
+    for importer, imported_room in re.findall(r"^ +([\w.]+) --> ([\w.]+)$", picture, re.MULTILINE):
+        drawn[importer].add(imported_room)
+    arrows = {importer: _without_public_names(rooms) for importer, rooms in ARROWS.items()}
+    for importer, rooms in drawn.items():
+        assert rooms <= arrows[importer], f"{importer} is drawn with an arrow that it does not have"
+        assert _reachable(importer, drawn) == _reachable(importer, arrows), f"{importer} lacks an arrow"
+
+
+def _without_public_names(rooms: set[str]) -> set[str]:
+    """Rooms of the code, where a room may import the public names of a wing."""
+    public = {"export": {"export.exporter", "export.bundle"}, "serving": {"serving.server"}, "examples": set()}
+    return {target for room in rooms for target in public.get(room, {room})}
+
+
+def _reachable(importer: str, arrows: dict[str, set[str]]) -> set[str]:
+    rooms: set[str] = set()
+    waiting = [importer]
+    while waiting:
+        for room in arrows[waiting.pop()] - rooms:
+            rooms.add(room)
+            waiting.append(room)
+    return rooms
 
 
 def _hands_names_on(path: Path) -> bool:
