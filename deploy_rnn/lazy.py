@@ -20,7 +20,7 @@ def lazy_names(package: str, homes: Mapping[str, str], extra: str) -> Callable[[
             return getattr(import_module(f"{package}.{homes[name]}"), name)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
-            # A mistake of ours, which no installation would mend.
+            # A mistake of ours, which installing a package would not repair.
             if missing == "deploy_rnn":
                 raise
             raise ModuleNotFoundError(

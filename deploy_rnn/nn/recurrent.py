@@ -92,7 +92,7 @@ class Recurrent(nn.Module):
         check_constructor(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size,
             has_projection=cell.projection,
-            # A subclass with a constructor stands between this one and the line that made the layer.
+            # The constructor of a subclass lies between this one and the line that made the layer.
             stacklevel=2 if type(self).__init__ is Recurrent.__init__ else 3,
         )  # fmt: skip
         self.mode = getattr(type(self), "mode", type(self).__name__)

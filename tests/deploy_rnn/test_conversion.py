@@ -101,7 +101,7 @@ def test_parametrisations_stay(cls: type[nn.RNNBase]) -> None:
 
 
 class Inherited(nn.RNN):
-    """Nothing of its own."""
+    """It adds nothing."""
 
 
 class Overridden(nn.RNN):

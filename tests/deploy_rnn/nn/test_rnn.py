@@ -319,5 +319,5 @@ def test_forward_errors_are_those_of_torch(x: Tensor, h0: Tensor | None) -> None
     for batch_first in (False, True):
         original, ours = pair(3, 5, 2, batch_first=batch_first)
         if batch_first and x.shape == (0, 2, 3):
-            continue  # a batch of 0 is no error
+            continue  # a batch of 0 is not an error
         assert error(lambda ours=ours: ours(x, h0)) == error(lambda original=original: original(x, h0))
