@@ -198,6 +198,8 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         ("deploy_rnn.cli", "torch onnx onnxscript onnxruntime numpy"),
         ("deploy_rnn.export.cli.commands", "torch onnx onnxscript onnxruntime numpy rich"),
         ("deploy_rnn.export.onnx_file", "torch onnxscript onnxruntime"),
+        ("deploy_rnn.export.verification.report", "torch onnxscript onnxruntime"),
+        ("deploy_rnn.export.verification.html", "torch onnx onnxscript onnxruntime"),
         ("deploy_rnn.serving", "torch onnx onnxscript starlette uvicorn grpc google.protobuf prometheus_client"),
         ("deploy_rnn.serving.cli", "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc"),
         ("deploy_rnn.serving.repository", "torch onnx onnxscript onnxruntime starlette grpc"),
