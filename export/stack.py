@@ -115,7 +115,8 @@ class Stack:
         suffixes = ("", "_reverse") if layer.bidirectional else ("",)
         layers = []
         for number in range(layer.num_layers):
-            layers.append(tuple(DirectionWeights.of(weights, f"_l{number}{suffix}") for suffix in suffixes))
+            directions = [DirectionWeights.of(weights, f"_l{number}{suffix}") for suffix in suffixes]
+            layers.append(tuple(directions))
         finals_after_h = node.outputs[FIRST_FINAL + 1 :]
         reads_all = any(value.uses() or value.is_graph_output() for value in finals_after_h)
         return cls(
@@ -162,7 +163,8 @@ def row_lengths(graph: ir.Graph) -> dict[str, int | str]:
         stack = Stack.of(node)
         source = _graph_input(stack.lengths)
         if source is not None:
-            limits[str(source.name)] = stack.steps if isinstance(stack.steps, int) else str(stack.steps)
+            steps = stack.steps
+            limits[str(source.name)] = steps if isinstance(steps, int) else str(steps)
     return limits
 
 

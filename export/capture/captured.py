@@ -142,9 +142,9 @@ def _model_axes(tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time:
     """For a whole model: `dynamic_shapes`, or the axes that are the batch (and steps) of its recurrent layers."""
     if dynamic_shapes is not None:
         return call.axes(dynamic_shapes)
-    stack_axes = [
-        {axis: name for axis, name in tensor_axes.items() if time or name == "B"} for tensor_axes in tracer.stack_axes
-    ]
+    stack_axes = tracer.stack_axes
+    if not time:
+        stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
     axes = with_tied_axes(tracer.model, call, stack_axes)
     names = {name for tensor_axes in axes for name in tensor_axes.values()}
     missing = []
@@ -159,6 +159,10 @@ def _model_axes(tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time:
             stacklevel=4,
         )
     return axes
+
+
+def _batch_only(axes: Axes) -> Axes:
+    return {axis: name for axis, name in axes.items() if name == "B"}
 
 
 def _time_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, int]:

@@ -111,7 +111,8 @@ class Packing:
 
     def pack(self, input: Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool) -> PackedSequence:
         """Do what `pack_padded_sequence` does."""
-        if isinstance(lengths, (list, tuple)) and any(isinstance(length, torch.SymInt) for length in lengths):
+        is_list = isinstance(lengths, (list, tuple))
+        if is_list and any(isinstance(length, torch.SymInt) for length in lengths):
             raise ExportError(
                 "the lengths of pack_padded_sequence are numbers taken out of a tensor, as by `lengths.tolist()`, "
                 "which fixes how many rows there are; give it the tensor itself."

@@ -36,7 +36,9 @@ class SymbolicRecurrence(Recurrence):
         if lengths is not None and lengths.size(0) != batch:
             raise ExportError(f"`lengths` has {lengths.size(0)} rows, the input {batch}.")
         sizes = layer.state_sizes()
-        state_inputs: list[Tensor | None] = [None] * len(sizes) if states is None else [*states]
+        state_inputs: list[Tensor | None] = [None] * len(sizes)
+        if states is not None:
+            state_inputs = [*states]
         output_shape = (steps, batch, layer.num_directions() * sizes[0])
         state_shapes = [(layer.num_layers * layer.num_directions(), batch, size) for size in sizes]
         output, *finals = torch.onnx.ops.symbolic_multi_out(

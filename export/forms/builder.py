@@ -98,7 +98,8 @@ class Builder:
         """Add an initializer."""
         tensor = ir.tensor(array, name=self._name())
         shape = ir.Shape(array.shape)
-        value = ir.Value(name=tensor.name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        dtype = ir.TensorType(tensor.dtype)
+        value = ir.Value(name=tensor.name, shape=shape, type=dtype, const_value=tensor)
         self._graph.register_initializer(value)
         return value
 
@@ -115,7 +116,8 @@ class Builder:
 
     def _size(self, size: int | ir.Value, axis: int) -> ir.Value:
         if isinstance(size, int):
-            return self.scope(f".{axis}").constant(np.array([size], np.int64))
+            array = np.array([size], np.int64)
+            return self.scope(f".{axis}").constant(array)
         return size
 
     def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -145,7 +147,9 @@ class Builder:
         if arrays is not None:
             return self.constant(np.stack(arrays))
         axes = self.scope(".axes").constant(np.array([0]))
-        parts = [self.scope(f".{part}").op("Unsqueeze", value, axes) for part, value in enumerate(values)]
+        parts = []
+        for number, value in enumerate(values):
+            parts.append(self.scope(f".{number}").op("Unsqueeze", value, axes))
         return self.concat(parts, axis=0)
 
     def add(self, values: Sequence[ir.Value]) -> ir.Value | None:

@@ -167,7 +167,8 @@ class _TracedStep:
         constants = {}
         for name, value in self._graph.initializers.items():
             assert value.const_value is not None
-            constants[value] = build.scope(f"step.{name}").constant(value.const_value.numpy())
+            array = value.const_value.numpy()
+            constants[value] = build.scope(f"step.{name}").constant(array)
         return constants
 
     def _zeros(self, step: StepBuild, width: int) -> ir.Value:
@@ -177,6 +178,7 @@ class _TracedStep:
         def make() -> ir.Value:
             batch = build.scope(".batch").op("Shape", step.projected[""], start=1, end=2)
             shape = build.scope(".shape").shape([1, batch, width])
-            return build.op("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, self._dtype)))
+            zero = ir.tensor(np.zeros(1, self._dtype))
+            return build.op("ConstantOfShape", shape, value=zero)
 
         return build.once((build.root, "zeros", width), make)

@@ -79,14 +79,16 @@ def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
     cell = cell_of(build, stack)
     ends = RowEnds.of(build, stack)
-    sequence = build.scope("input").reshape(stack.input, [-1, fixed(stack.input, 2)])  # [T*B, I]
+    input_size = fixed(stack.input, 2)
+    sequence = build.scope("input").reshape(stack.input, [-1, input_size])  # [T*B, I]
     starts = _start_states(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
     for number, layer in enumerate(stack.layers):
-        sources = [sequence] * len(layer)
-        if ends and len(layer) == 2:
+        count = len(layer)
+        sources = [sequence] * count
+        if ends and count == 2:
             sources[REVERSE] = ends.reverse_rows(build.scope(f"l{number}r.input"), sequence)
-        layer_starts = starts[number * len(layer) : (number + 1) * len(layer)]
+        layer_starts = starts[number * count : (number + 1) * count]
         directions = _directions(build, stack, cell, number, sources, layer_starts)
         outputs = []
         for index, walked in enumerate(walk(directions)):
@@ -102,7 +104,8 @@ def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     if ends:
         sequence = ends.clear_padding(build.scope("output.rows"), sequence)
     width = len(stack.layers[0]) * stack.sizes[0]
-    return [split_time(build.scope("output"), stack, sequence, width), *_final_states(build, stack, finals)]
+    output = split_time(build.scope("output"), stack, sequence, width)  # (T, B, D*P)
+    return [output, *_final_states(build, stack, finals)]
 
 
 def _start_states(build: Builder, stack: Stack, cell: OnnxCell) -> list[Sequence[ir.Value | None]]:
@@ -163,7 +166,9 @@ def _final_states(build: Builder, stack: Stack, finals: Sequence[Sequence[ir.Val
     """The final states of each direction of each layer -> one tensor of each state."""
     tensors = []
     for index, name in enumerate(stack.state_names):
-        parts = [states[index] for states in finals]
-        rows = build.scope(f"{name}_n.rows").concat(parts, axis=0)
-        tensors.append(build.scope(f"{name}_n").reshape(rows, [len(finals), -1, stack.sizes[index]]))
+        final = build.scope(f"{name}_n")
+        parts = [states[index] for states in finals]  # [B, P] each
+        rows = final.scope(".rows").concat(parts, axis=0)  # [L*D*B, P]
+        shape = [len(finals), -1, stack.sizes[index]]
+        tensors.append(final.reshape(rows, shape))
     return tensors

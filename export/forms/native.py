@@ -53,9 +53,9 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
     hidden = stack.sizes[0]
     names = stack.state_names
     lengths = stack.lengths and build.scope("sequence_lens").cast(stack.lengths, ir.DataType.INT32)
-    starts = [
-        _split_layers(build.scope(f"{name}0."), stack, state) for name, state in zip(names, stack.states, strict=True)
-    ]
+    starts = []
+    for name, state in zip(names, stack.states, strict=True):
+        starts.append(_split_layers(build.scope(f"{name}0."), stack, state))
     attributes: dict[str, Attribute] = dict(operator.attributes)
     if operator.activations:
         attributes["activations"] = [*operator.activations] * directions
@@ -79,7 +79,8 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
         sequence = layer_build.scope("output").reshape(turned, [0, 0, directions * hidden])  # [T, B, D*H]
     results = [sequence]
     for index, name in enumerate(names):
-        results.append(build.scope(f"{name}_n").concat([states[index] for states in finals], axis=0))  # [L*D, B, H]
+        parts = [states[index] for states in finals]
+        results.append(build.scope(f"{name}_n").concat(parts, axis=0))  # [L*D, B, H]
     return results
 
 

@@ -25,8 +25,9 @@ def check_node_count(stacks: Sequence[Stack], max_nodes: int, opsets: Mapping[st
     if nodes <= max_nodes:
         return
     steps = max(stack.steps for stack in stacks if isinstance(stack.steps, int))
+    megabytes = nodes * NODE_BYTES / 1e6
     raise ExportError(
-        f"form='unrolled' would write {steps:,} steps as {nodes:,} nodes, {nodes * NODE_BYTES / 1e6:.0f} MB besides "
+        f"form='unrolled' would write {steps:,} steps as {nodes:,} nodes, {megabytes:.0f} MB besides "
         f"the weights, which onnxruntime takes about {load_seconds(nodes):.0f} s to open; the limit is `max_nodes` "
         f"(={max_nodes:,}). Use form='scan' or form='native', or raise the limit."
     )
@@ -40,7 +41,8 @@ def load_seconds(nodes: int) -> float:
 def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
     """Steps times directions times what one step of the cell writes."""
     assert isinstance(stack.steps, int)
-    scratch = Builder(ir.Graph((), (), nodes=(), opset_imports=dict(opsets)), "", {})
+    graph = ir.Graph((), (), nodes=(), opset_imports=dict(opsets))
+    scratch = Builder(graph, "", {})
     cell = cell_of(scratch, stack)
     direction = stack.layers[0][0]
     groups = cell.split_weights(scratch, direction)

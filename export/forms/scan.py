@@ -119,7 +119,9 @@ def _body(directions: Sequence[DirectionBuild]) -> ir.Graph:
         for index, state in enumerate(new_states[: direction.kept]):
             kept.append(body.scope(f"kept.{index}").op("Identity", state))
         nodes += body.nodes
-    return ir.Graph([*states, *sources], [*finals, *kept], nodes=nodes, name=f"{directions[0].name}step")
+    inputs = [*states, *sources]
+    outputs = [*finals, *kept]
+    return ir.Graph(inputs, outputs, nodes=nodes, name=f"{directions[0].name}step")
 
 
 def _step(direction: DirectionBuild, body: Builder) -> StepBuild:

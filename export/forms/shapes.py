@@ -24,14 +24,16 @@ def _size(build: Builder, stack: Stack, axis: int) -> int | ir.Value:
     size = stack.input.shape[axis]
     if isinstance(size, int):
         return size
-    return build.once((build.root, "size", axis), lambda: build.op("Shape", stack.input, start=axis, end=axis + 1))
+    key = (build.root, "size", axis)
+    return build.once(key, lambda: build.op("Shape", stack.input, start=axis, end=axis + 1))
 
 
 def zero(build: Builder, stack: Stack) -> ir.Value:
     """0 in the dtype of the stack."""
     assert stack.input.dtype is not None
     dtype = stack.input.dtype.numpy()
-    return build.once(("zero", dtype), lambda: build.root.scope("zero").constant(np.zeros((), dtype)))
+    number = np.zeros((), dtype)
+    return build.once(("zero", dtype), lambda: build.root.scope("zero").constant(number))
 
 
 def split_time(build: Builder, stack: Stack, rows: ir.Value, width: int, *, direction_axis: bool = False) -> ir.Value:
@@ -40,7 +42,9 @@ def split_time(build: Builder, stack: Stack, rows: ir.Value, width: int, *, dire
     # One size may be left to the operator: that saves looking up B.
     if isinstance(stack.steps, int):
         return build.reshape(rows, [stack.steps, *middle, -1, width])
-    return build.reshape(rows, [time_size(build, stack), *middle, batch_size(build, stack), width])
+    steps = time_size(build, stack)
+    batch = batch_size(build, stack)
+    return build.reshape(rows, [steps, *middle, batch, width])
 
 
 def set_shapes(values: Sequence[ir.Value], stack: Stack, width: int, *, direction_axis: bool) -> None:
@@ -51,6 +55,7 @@ def set_shapes(values: Sequence[ir.Value], stack: Stack, width: int, *, directio
     """
     dtype = stack.input.dtype
     assert dtype is not None
+    shape = [1, stack.batch, width] if direction_axis else [stack.batch, width]
     for value in values:
-        value.shape = ir.Shape([1, stack.batch, width] if direction_axis else [stack.batch, width])
+        value.shape = ir.Shape(shape)
         value.dtype = dtype

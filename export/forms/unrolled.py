@@ -46,7 +46,10 @@ def _walk(direction: DirectionBuild) -> Walked:
         finals = direction.cell.write(step)
         kept[t] = finals[: direction.kept]
         states = finals
-    sequences = [_join(direction, [kept[t][index] for t in range(count)], index) for index in range(direction.kept)]
+    sequences = []
+    for index in range(direction.kept):
+        states_in_time = [kept[t][index] for t in range(count)]
+        sequences.append(_join(direction, states_in_time, index))
     return Walked(sequences, finals)
 
 
