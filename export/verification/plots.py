@@ -133,10 +133,11 @@ class _Area:
     def marks(self, curve: ErrorOverTime, number: int) -> Iterator[str]:
         """Dots of a short series, a ring around the first wrong one, and a tooltip for each step."""
         first_bad = curve.first_bad  # once: it is found by looking at every step
+        shows_dots = curve.steps <= _MAX_DOTS
         pairs = zip(curve.errors, curve.allowed, strict=True)
         for step, (error, allowed) in enumerate(pairs):
             center = f'cx="{self.x(step):.1f}" cy="{self.y(error):.1f}"'
-            if curve.steps <= _MAX_DOTS:
+            if shows_dots:
                 yield f'<circle class="dot s{number}" {center} r="3"/>'
             if step == first_bad:
                 yield f'<circle class="bad" {center} r="7"/>'

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from deploy_rnn.bundle import Graph, Manifest
+from deploy_rnn.errors import BundleError
 from deploy_rnn.runtime import Specs
 
 from .graphs import Graphs
@@ -45,6 +46,11 @@ def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
 def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
     manifest = Manifest.read(folder)
     manifest.check(folder)
+    precisions = {graph.precision for graph in manifest.graphs}
+    if len(precisions) > 1:
+        # The fastest graph would win, and its numbers are not those of the others.
+        names = " and ".join(sorted(precisions))
+        raise BundleError(f"{str(folder)!r} has graphs in {names}; all graphs of a bundle must be in one precision.")
     signature = Signature.of_manifest(manifest)
 
     def open_row(graph: Graph) -> Runner:

@@ -113,6 +113,17 @@ def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Pa
         Engine(folder)
 
 
+def test_a_bundle_in_two_precisions_is_refused(padded: Path, tmp_path: Path) -> None:
+    """Its graphs would race, and the numbers depend on which of them wins."""
+    folder = tmp_path / "copy"
+    shutil.copytree(padded, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["graphs"][0]["precision"] = "float64"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="has graphs in float32 and float64; all graphs of a bundle must be in one"):
+        Engine(folder)
+
+
 def test_only_the_steps_that_there_are_graphs_for(
     exact: Path, tagger: nn.Module, tmp_path: Path, keep_graphs: KeepGraphs
 ) -> None:
