@@ -39,7 +39,9 @@ def divide(new: Times, old: Times) -> Times:
     ratios: Times = {}
     for name, old_times in old.items():
         new_times = new.get(name, {})
-        points = {point: new_times[point] / ms for point, ms in old_times.items() if point in new_times}
+        points = {
+            point: new_times[point] / ms for point, ms in old_times.items() if point in new_times
+        }
         if points:
             ratios[name] = points
     return ratios
@@ -77,10 +79,17 @@ def complaints(ratios: Times, missing: Counter[str], limit: float) -> Iterator[s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("old", type=Path, metavar="OLD.json")
     parser.add_argument("new", type=Path, metavar="NEW.json")
-    parser.add_argument("--fail-above", type=float, metavar="RATIO", help="exit with 1 if a contestant's mean is above")
+    parser.add_argument(
+        "--fail-above",
+        type=float,
+        metavar="RATIO",
+        help="exit with 1 if a contestant's mean is above",
+    )
     parser.add_argument("--contestant", metavar="NAME", help="compare only this contestant")
     options = parser.parse_args()
 

@@ -26,7 +26,16 @@ from benchmarks.reporting.machine import describe
 def run_tests(folder: Path) -> bool:
     """Run the marked tests: -> whether some ran and none failed."""
     junit = folder / "tests.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider", f"--junit-xml={junit}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "cuda",
+        "-p",
+        "no:cacheprovider",
+        f"--junit-xml={junit}",
+    ]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     rows = [test_row(case) for case in ElementTree.parse(junit).iter("testcase")]
     junit.unlink()
@@ -68,15 +77,22 @@ def run_timings(folder: Path, name: str) -> bool:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps({"machine": describe(), **content}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": describe(), **content}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, metavar="DIR")
     folder = parser.parse_args().folder
     if not torch.cuda.is_available():
-        print(f"There is no CUDA GPU here (torch {torch.__version__} sees none): nothing was checked.", file=sys.stderr)
+        print(
+            f"There is no CUDA GPU here (torch {torch.__version__} sees none): nothing was checked.",
+            file=sys.stderr,
+        )
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "machine.json", {})

@@ -46,10 +46,18 @@ def show_grid(output: Path) -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--full", action="store_true", help="every benchmark and point: hours")
-    parser.add_argument("--commit", action="store_true", help="replace the committed results and the README's tables")
-    parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="only these points of the grid")
+    parser.add_argument(
+        "--commit",
+        action="store_true",
+        help="replace the committed results and the README's tables",
+    )
+    parser.add_argument(
+        "--points", nargs="+", metavar="CELL,H,T,B", help="only these points of the grid"
+    )
     return parser.parse_args()
 
 

@@ -83,11 +83,16 @@ class Manifest:
     sha256: Mapping[str, str]
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: a bundle of {len(self.graphs)} graphs, opset {self.opset}, by {self.producer}"]
+        lines = [
+            f"{self.name}: a bundle of {len(self.graphs)} graphs, opset {self.opset}, by {self.producer}"
+        ]
         lines += [f"  input   {tensor}" for tensor in self.inputs]
         lines += [f"  output  {tensor}" for tensor in self.outputs]
         lines += [f"  lengths {name}: at most {limit} each" for name, limit in self.lengths.items()]
-        lines += [f"  state   {first}: from {last} of the previous chunk" for first, last in self.states.items()]
+        lines += [
+            f"  state   {first}: from {last} of the previous chunk"
+            for first, last in self.states.items()
+        ]
         for graph in self.graphs:
             steps = "any number of steps" if graph.steps is None else f"{graph.steps} steps"
             lines.append(
@@ -129,7 +134,9 @@ class Manifest:
                 fields = _from_version_1(fields)
             return cls._of(fields)
         except (KeyError, TypeError) as error:
-            raise BundleError(f"{str(path)!r} is not a manifest of version {version}: {error}.") from None
+            raise BundleError(
+                f"{str(path)!r} is not a manifest of version {version}: {error}."
+            ) from None
 
     @classmethod
     def _of(cls, fields: dict[str, Any]) -> Self:

@@ -59,7 +59,9 @@ def demo(file: Path | None, output: Path, as_json: bool) -> None:
     try:
         from deploy_rnn.examples.highlight import demo as highlight
     except ModuleNotFoundError as error:
-        message = f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
+        message = (
+            f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
+        )
         raise UsageError(message) from None
     try:
         highlight.run(file, output, as_json=as_json)

@@ -71,9 +71,13 @@ class _NoDuckShapes:
 _NO_DUCK_SHAPES = _NoDuckShapes()
 
 
-def _backend(graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
+def _backend(
+    graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]
+) -> Callable[..., Any]:
     # tanh from one exponential, in one vectorised loop.
     options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
     if CPP_WRAPPER and not torch.is_grad_enabled():
         options["cpp_wrapper"] = True
-    return cast(Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options))
+    return cast(
+        Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options)
+    )

@@ -32,7 +32,9 @@ CHECKS: tuple[type[DeployError], ...] = (VerificationError, ProviderError)
 
 
 @contextmanager
-def command_errors(*, as_json: bool, failed: tuple[type[DeployError], ...] = CHECKS) -> Iterator[None]:
+def command_errors(
+    *, as_json: bool, failed: tuple[type[DeployError], ...] = CHECKS
+) -> Iterator[None]:
     """Turn the errors of a subcommand into exit codes; whatever it prints meanwhile goes to stderr.
 
     With `as_json` the error is also printed to stdout as JSON, together with the report if there is one.
@@ -88,7 +90,9 @@ def show_json(fields: Mapping[str, Any]) -> None:
 
 def printable(text: str) -> str:
     """Escape the characters that a terminal would obey: names may come from anyone's file."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return "".join(
+        char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
+    )
 
 
 @contextmanager

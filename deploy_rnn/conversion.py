@@ -31,7 +31,9 @@ def convert(model: nn.Module) -> nn.Module:
     """
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ConversionError(f"{_describe(path)} is scripted; convert it first, and script the result.")
+            raise ConversionError(
+                f"{_describe(path)} is scripted; convert it first, and script the result."
+            )
     try:
         copied = copy.deepcopy(model)
     except RuntimeError as error:
@@ -85,7 +87,9 @@ def _added_names(module: nn.RNNBase, torch_class: type[nn.RNNBase]) -> set[str]:
     mro = type(module).__mro__
     subclasses = mro[: mro.index(torch_class)]
     if parametrize.is_parametrized(module):
-        subclasses = subclasses[1:]  # the class that torch.nn.utils.parametrize puts before the module's own
+        subclasses = subclasses[
+            1:
+        ]  # the class that torch.nn.utils.parametrize puts before the module's own
     names = {name for cls in subclasses for name in vars(cls)}
     return {name for name in names if not name.startswith("__")}
 

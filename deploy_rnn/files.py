@@ -21,9 +21,13 @@ def target(path: str | Path, example: str) -> Path:
     """
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `path` (={str(path)!r}) does not exist; make it first.")
+        raise FileNotFoundError(
+            f"the folder of `path` (={str(path)!r}) does not exist; make it first."
+        )
     if path.is_dir():
-        raise IsADirectoryError(f"`path` (={str(path)!r}) is a folder; give the name of a file, such as {example}.")
+        raise IsADirectoryError(
+            f"`path` (={str(path)!r}) is a folder; give the name of a file, such as {example}."
+        )
     return path
 
 
@@ -57,9 +61,13 @@ def folder_target(path: str | Path, marker: str) -> Path:
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder around `path` (={str(path)!r}) does not exist; make it first.")
+        raise FileNotFoundError(
+            f"the folder around `path` (={str(path)!r}) does not exist; make it first."
+        )
     if path.exists() and not _is_replaceable(path, marker):
-        raise FileExistsError(f"{str(path)!r} exists and has no {marker}; give another folder, or remove it.")
+        raise FileExistsError(
+            f"{str(path)!r} exists and has no {marker}; give another folder, or remove it."
+        )
     return path
 
 

@@ -161,11 +161,15 @@ def open_session(
     session.disable_fallback()
     # A provider that does not start is left out without an error, and the CPU would run everything.
     if provider not in session.get_providers():
-        raise ProviderError(f"{provider} did not start; onnxruntime's log on stderr has the reason.")
+        raise ProviderError(
+            f"{provider} did not start; onnxruntime's log on stderr has the reason."
+        )
     return session
 
 
-def _session_options(optimize: bool, profile_to: Path | None, serving: bool) -> onnxruntime.SessionOptions:
+def _session_options(
+    optimize: bool, profile_to: Path | None, serving: bool
+) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     if optimize:

@@ -77,7 +77,9 @@ def layer_names(layer: nn.Module, call: ExampleCall) -> tuple[list[str], list[st
     return inputs, outputs
 
 
-def layer_axes(layer: nn.Module, call: ExampleCall, dynamic_shapes: Any, *, time: bool) -> list[Axes]:
+def layer_axes(
+    layer: nn.Module, call: ExampleCall, dynamic_shapes: Any, *, time: bool
+) -> list[Axes]:
     """What is dynamic in each tensor of the call.
 
     Without `dynamic_shapes` that is the batch axis of the input, called "B", and with `time` its time axis, called "T".

@@ -96,7 +96,9 @@ def export_bundle(
         weights = SharedWeights(temporary / bundle.WEIGHTS)
         reports: list[Report] = []
         for plan in plans:
-            source = captured if plan.steps is None else _with_fixed_steps(captured, plan.steps, options)
+            source = (
+                captured if plan.steps is None else _with_fixed_steps(captured, plan.steps, options)
+            )
             graph = source.written(plan.form, max_nodes=max_nodes)
             weights.take(graph)
             file = temporary / plan.file
@@ -142,7 +144,10 @@ class _GraphPlan:
 
 
 def _plan_graphs(
-    captured: CapturedModel, forms: Sequence[str] | None, buckets: Sequence[int] | None, max_nodes: int
+    captured: CapturedModel,
+    forms: Sequence[str] | None,
+    buckets: Sequence[int] | None,
+    max_nodes: int,
 ) -> list[_GraphPlan]:
     any_steps = [form for form in forms or FORMS if form not in FIXED_TIME]
     if forms is None:
@@ -169,13 +174,22 @@ def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOption
     """Capture the model again for this number of steps; its example is cut, or repeated from its beginning."""
     time_names = captured.time_names
     if not time_names:
-        raise ExportError(f"the model fixes its steps at {captured.example_steps}; leave out `buckets`.")
+        raise ExportError(
+            f"the model fixes its steps at {captured.example_steps}; leave out `buckets`."
+        )
     tensors = []
     axes: list[Axes] = []
     # A streaming graph has more inputs than the example has tensors: its states come last.
     for value, tensor in zip(captured.onnx.graph.inputs, captured.call.tensors, strict=False):
-        names = {axis: str(size) for axis, size in enumerate(value.shape or ()) if not isinstance(size, int)}
-        shape = [steps if names.get(axis) in time_names else size for axis, size in enumerate(tensor.shape)]
+        names = {
+            axis: str(size)
+            for axis, size in enumerate(value.shape or ())
+            if not isinstance(size, int)
+        }
+        shape = [
+            steps if names.get(axis) in time_names else size
+            for axis, size in enumerate(tensor.shape)
+        ]
         tensor = resized(tensor, shape)
         if value.name in captured.metadata.lengths:
             tensor = tensor.clamp(max=steps)
@@ -183,7 +197,9 @@ def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOption
         axes.append({axis: name for axis, name in names.items() if name not in time_names})
     call = captured.call.with_tensors(tensors)
     options = replace(options, dynamic_shapes=call.shapes(axes))
-    return CapturedModel.of(captured.model, call.bound.args, call.bound.kwargs, options, dynamic_time=False)
+    return CapturedModel.of(
+        captured.model, call.bound.args, call.bound.kwargs, options, dynamic_time=False
+    )
 
 
 def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:
@@ -192,7 +208,9 @@ def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:
     (folder / "report.json").write_text(f"[{items}]\n", encoding="utf-8")
 
 
-def _manifest(captured: CapturedModel, name: str, opset: int, graphs: Sequence[Graph], folder: Path) -> Manifest:
+def _manifest(
+    captured: CapturedModel, name: str, opset: int, graphs: Sequence[Graph], folder: Path
+) -> Manifest:
     graph = captured.onnx.graph
     return Manifest(
         version=bundle.VERSION,

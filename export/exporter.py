@@ -119,6 +119,8 @@ def export_onnx(
 
     def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
-        return check(temporary, reference, captured.call, checks, shown_as=path, forms=measured_forms)
+        return check(
+            temporary, reference, captured.call, checks, shown_as=path, forms=measured_forms
+        )
 
     return replace_file(path, save_and_check)

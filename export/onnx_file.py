@@ -85,14 +85,18 @@ class OnnxFile:
             time=metadata.time,
             producer=f"{model.producer_name} {model.producer_version}".strip(),
             opsets={entry.domain: entry.version for entry in model.opset_import},
-            inputs=tuple(_spec(value) for value in model.graph.input if value.name not in weight_names),
+            inputs=tuple(
+                _spec(value) for value in model.graph.input if value.name not in weight_names
+            ),
             outputs=tuple(_spec(value) for value in model.graph.output),
             graph_nodes=len(model.graph.node),
             node_types=dict(Counter(_type_name(node) for node in _nodes(model)).most_common()),
             file_bytes=file_bytes,
             bytes=file_bytes + external_bytes,
             weight_bytes=sum(_tensor_bytes(tensor) for tensor in tensors),
-            metadata={key: value for key, value in properties.items() if not key.startswith(PREFIX)},
+            metadata={
+                key: value for key, value in properties.items() if not key.startswith(PREFIX)
+            },
         )
 
     @property
@@ -151,12 +155,21 @@ class OnnxFile:
 
     def __str__(self) -> str:
         opsets = ", ".join(f"{domain} {version}".strip() for domain, version in self.opsets.items())
-        lines = [f"{self.path}: {self.form or 'not by deploy-rnn'}, {self.bytes / 1e3:,.0f} kB, opset {opsets}"]
+        lines = [
+            f"{self.path}: {self.form or 'not by deploy-rnn'}, {self.bytes / 1e3:,.0f} kB, opset {opsets}"
+        ]
         lines += [f"  input    {spec}" for spec in self.inputs]
         lines += [f"  output   {spec}" for spec in self.outputs]
-        lines += [f"  dynamic  {name}: {', '.join(places)}" for name, places in self.dynamic.items()]
-        lines += [f"  lengths  {name}: at most {limit} each" for name, limit in self.lengths.items()]
-        lines += [f"  state    {name}: from {output} of the chunk before" for name, output in self.states.items()]
+        lines += [
+            f"  dynamic  {name}: {', '.join(places)}" for name, places in self.dynamic.items()
+        ]
+        lines += [
+            f"  lengths  {name}: at most {limit} each" for name, limit in self.lengths.items()
+        ]
+        lines += [
+            f"  state    {name}: from {output} of the chunk before"
+            for name, output in self.states.items()
+        ]
         lines += [f"  {key}: {value}" for key, value in self.metadata.items()]
         lines.append(f"  weights  {self.weight_bytes:,} bytes")
         lines.append(f"  producer {self.producer or 'unknown'}")
@@ -194,7 +207,9 @@ def _read_metadata(properties: Mapping[str, str], path: Path) -> FileMetadata:
     try:
         return FileMetadata.of(properties)
     except (ValueError, TypeError):
-        raise LoadError(f"{str(path)!r} has metadata of deploy-rnn that is not a JSON object.") from None
+        raise LoadError(
+            f"{str(path)!r} has metadata of deploy-rnn that is not a JSON object."
+        ) from None
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

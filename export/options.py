@@ -39,7 +39,9 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         if self.opset_version not in OPSETS:
-            raise ExportError(f"`opset_version` (={self.opset_version!r}) is not supported; use 18, 19 or 20.")
+            raise ExportError(
+                f"`opset_version` (={self.opset_version!r}) is not supported; use 18, 19 or 20."
+            )
         if self.precision is not None:
             check_precision(self.precision)
 

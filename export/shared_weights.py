@@ -17,7 +17,9 @@ class SharedWeights:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offsets: dict[bytes, int] = {}  # digest of a tensor's bytes -> where they begin in the file
+        self._offsets: dict[
+            bytes, int
+        ] = {}  # digest of a tensor's bytes -> where they begin in the file
         path.touch()
 
     def take(self, graph: ir.Model) -> None:

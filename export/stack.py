@@ -115,7 +115,9 @@ class Stack:
         suffixes = ("", "_reverse") if layer.bidirectional else ("",)
         layers = []
         for number in range(layer.num_layers):
-            directions = [DirectionWeights.of(weights, f"_l{number}{suffix}") for suffix in suffixes]
+            directions = [
+                DirectionWeights.of(weights, f"_l{number}{suffix}") for suffix in suffixes
+            ]
             layers.append(tuple(directions))
         finals_after_h = node.outputs[FIRST_FINAL + 1 :]
         reads_all = any(value.uses() or value.is_graph_output() for value in finals_after_h)

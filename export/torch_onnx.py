@@ -22,7 +22,12 @@ _REMARKS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer
 
 
 def trace(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any, *, opset_version: int
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dynamic_shapes: Any,
+    *,
+    opset_version: int,
 ) -> ir.Model:
     """Run `torch.onnx.export(dynamo=True)` on a module, in the mode that it is in; functions are inlined.
 
@@ -56,7 +61,11 @@ def _write_fixed_sizes(program: torch.onnx.ONNXProgram) -> None:
     """Replace symbols that can have one value only: an axis left to `AUTO` that the model fixes has such a symbol."""
     assert program.exported_program is not None
     ranges = program.exported_program.range_constraints
-    fixed_sizes = {str(symbol): int(limits.lower) for symbol, limits in ranges.items() if limits.lower == limits.upper}
+    fixed_sizes = {
+        str(symbol): int(limits.lower)
+        for symbol, limits in ranges.items()
+        if limits.lower == limits.upper
+    }
     for value in program.model.graph.inputs:
         if value.shape is not None:
             value.shape = ir.Shape(fixed_sizes.get(str(size), size) for size in value.shape)
@@ -77,7 +86,9 @@ def _format_error(error: Exception) -> ExportError:
     # Raised by a layer of ours while it was traced.
     if isinstance(error, ExportError):
         return ExportError(message)
-    static = re.search(r"inferred a static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]", message)
+    static = re.search(
+        r"inferred a static shape of (\d+) for dimension inputs\['(\w+)'\]\.shape\[(\d+)\]", message
+    )
     if static is not None:
         size, name, axis = static.groups()
         return fixed_axis(axis, name, size)
@@ -95,7 +106,9 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", category=UserWarning, message="# The axis name: .* will not be used")
+            warnings.filterwarnings(
+                "ignore", category=UserWarning, message="# The axis name: .* will not be used"
+            )
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

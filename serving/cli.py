@@ -28,10 +28,20 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 # Options without a default are fields of `Limits` or of `Settings`, or arguments of `Model`; the default is theirs.
 @click.command(short_help="Serve a bundle, or a folder of bundles, over HTTP and gRPC.")
 @click.argument("path", type=click.Path(path_type=Path), metavar="BUNDLE_OR_FOLDER")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--http-port", default=8000, show_default=True, type=PORT, help="0 for any free port.")
-@click.option("--grpc-port", default=8001, show_default=True, type=PORT, help="0 for any free port.")
-@click.option("--provider", metavar="PROVIDER", help="The onnxruntime provider, such as CUDAExecutionProvider.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all."
+)
+@click.option(
+    "--http-port", default=8000, show_default=True, type=PORT, help="0 for any free port."
+)
+@click.option(
+    "--grpc-port", default=8001, show_default=True, type=PORT, help="0 for any free port."
+)
+@click.option(
+    "--provider",
+    metavar="PROVIDER",
+    help="The onnxruntime provider, such as CUDAExecutionProvider.",
+)
 @click.option("--threads", type=COUNT, metavar="N", help="Cores that one run may use.")
 @click.option(
     "--token", envvar="DEPLOY_RNN_TOKEN", show_envvar=True,
@@ -42,19 +52,57 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="A folder with an index.html, served to everyone at /pages/FOLDER/. May be repeated.",
 )  # fmt: skip
 @click.option("--max-rows", type=COUNT, metavar="N", help="Rows in one run, and in one request.")
-@click.option("--max-queue", type=COUNT, metavar="N", help="Requests that wait; further ones are refused.")
-@click.option("--max-wait", type=SECONDS, metavar="SECONDS", help="Time that a request waits for others to join it.")
-@click.option("--max-waste", type=SHARE, metavar="SHARE", help="Share of a run's steps that may be padding.")
+@click.option(
+    "--max-queue", type=COUNT, metavar="N", help="Requests that wait; further ones are refused."
+)
+@click.option(
+    "--max-wait",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time that a request waits for others to join it.",
+)
+@click.option(
+    "--max-waste", type=SHARE, metavar="SHARE", help="Share of a run's steps that may be padding."
+)
 @click.option("--max-steps", type=COUNT, metavar="N", help="Steps in one request.")
 @click.option("--max-streams", type=COUNT, metavar="N", help="Streams whose states are held.")
-@click.option("--stream-idle", type=SECONDS, metavar="SECONDS", help="Time after which an idle stream is dropped.")
-@click.option("--stream-keep", type=SECONDS, metavar="SECONDS", help="Idle time before a new stream may replace one.")
-@click.option("--max-bytes", type=COUNT, metavar="N", help="Bytes of a request's body, and of one tensor.")
-@click.option("--max-connections", type=COUNT, metavar="N", help="HTTP connections, and gRPC calls.")
-@click.option("--header-seconds", type=SECONDS, metavar="SECONDS", help="Time for the headers of a request to arrive.")
-@click.option("--body-seconds", type=SECONDS, metavar="SECONDS", help="Time for the body of a request to arrive.")
+@click.option(
+    "--stream-idle",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time after which an idle stream is dropped.",
+)
+@click.option(
+    "--stream-keep",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Idle time before a new stream may replace one.",
+)
+@click.option(
+    "--max-bytes", type=COUNT, metavar="N", help="Bytes of a request's body, and of one tensor."
+)
+@click.option(
+    "--max-connections", type=COUNT, metavar="N", help="HTTP connections, and gRPC calls."
+)
+@click.option(
+    "--header-seconds",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time for the headers of a request to arrive.",
+)
+@click.option(
+    "--body-seconds",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time for the body of a request to arrive.",
+)
 @click.option("--request-seconds", type=SECONDS, metavar="SECONDS", help="Time for an answer.")
-@click.option("--drain-seconds", type=SECONDS, metavar="SECONDS", help="Time for accepted requests when stopping.")
+@click.option(
+    "--drain-seconds",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time for accepted requests when stopping.",
+)
 def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any) -> None:
     """Serve a bundle, an .onnx file, or every bundle in a folder by the Open Inference Protocol v2: Triton's clients
     work unchanged, and so does plain JSON. Metrics for Prometheus are at /metrics.
@@ -72,7 +120,9 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         try:
             from . import server  # noqa: F401
         except ModuleNotFoundError as error:
-            message = f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
+            message = (
+                f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
+            )
             raise UsageError(message) from None
         given_options = {name: value for name, value in options.items() if value is not None}
         asyncio.run(_serve(path, host, http_port, grpc_port, given_options, stdout))

@@ -63,7 +63,9 @@ class ModelCollector(Collector):
 
 
 def _requests(statistics: Mapping[str, Statistics]) -> Metric:
-    family = CounterMetricFamily("deploy_rnn_requests", "Requests by outcome.", labels=["model", "outcome"])
+    family = CounterMetricFamily(
+        "deploy_rnn_requests", "Requests by outcome.", labels=["model", "outcome"]
+    )
     for name, snapshot in statistics.items():
         family.add_metric([name, "success"], snapshot.successes)
         family.add_metric([name, "failure"], snapshot.failures)
@@ -71,7 +73,9 @@ def _requests(statistics: Mapping[str, Statistics]) -> Metric:
 
 
 def _with_values(
-    family: CounterMetricFamily | GaugeMetricFamily, attribute: str, statistics: Mapping[str, Statistics]
+    family: CounterMetricFamily | GaugeMetricFamily,
+    attribute: str,
+    statistics: Mapping[str, Statistics],
 ) -> Metric:
     for name, snapshot in statistics.items():
         family.add_metric([name], getattr(snapshot, attribute))

@@ -57,14 +57,19 @@ class Repository:
     """
 
     def __init__(
-        self, path: str | Path, make: Callable[[Path, str], ServedModel], limits: Limits | None = None
+        self,
+        path: str | Path,
+        make: Callable[[Path, str], ServedModel],
+        limits: Limits | None = None,
     ) -> None:
         self._path = Path(path)
         self._make = make
         self.limits = limits or Limits()
         self._loaded = threading.Event()
         self._closing = threading.Event()
-        self._lock = threading.Lock()  # guards what follows, and the fields of every entry but `loading`
+        self._lock = (
+            threading.Lock()
+        )  # guards what follows, and the fields of every entry but `loading`
         self._retirements: list[threading.Thread] = []
         self._entries: dict[str, Entry] = {}
         self._discover()

@@ -67,7 +67,10 @@ class Server:
         self._grpc = grpc.aio.server(
             maximum_concurrent_rpcs=self._settings.max_connections,
             options=[
-                ("grpc.so_reuseport", 0),  # two servers would share the port, and each get some of the calls
+                (
+                    "grpc.so_reuseport",
+                    0,
+                ),  # two servers would share the port, and each get some of the calls
                 ("grpc.max_receive_message_length", self._settings.max_bytes),
                 ("grpc.max_send_message_length", -1),
             ],
@@ -76,7 +79,9 @@ class Server:
         try:
             bound_port = self._grpc.add_insecure_port(_address(host, port))
         except RuntimeError:
-            raise OSError(f"gRPC cannot listen on {_address(host, port)}; give another `--grpc-port`.") from None
+            raise OSError(
+                f"gRPC cannot listen on {_address(host, port)}; give another `--grpc-port`."
+            ) from None
         self.grpc_address = _address(host, bound_port)
         await self._grpc.start()
 
@@ -137,7 +142,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)
-        raise OSError(f"HTTP cannot listen on {_address(host, port)}: {reason}; give another `--http-port`.") from None
+        raise OSError(
+            f"HTTP cannot listen on {_address(host, port)}: {reason}; give another `--http-port`."
+        ) from None
     return listener
 
 

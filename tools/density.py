@@ -24,7 +24,14 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SCOPES = (ast.Module, ast.ClassDef, *FUNCTIONS)
 LAYOUT = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
-FORMATS = {"nodes": ".1f", "body p90": "d", "words": ".1%", "parallel": ".1%", "nested": ".2f", "comments": ".1f"}
+FORMATS = {
+    "nodes": ".1f",
+    "body p90": "d",
+    "words": ".1%",
+    "parallel": ".1%",
+    "nested": ".2f",
+    "comments": ".1f",
+}
 
 
 def density(folder: Path) -> dict[str, float]:
@@ -81,7 +88,9 @@ def is_parallel(node: ast.Assign) -> bool:
     target = node.targets[0]
     if not (isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)):
         return False
-    return {ast.unparse(item) for item in target.elts} != {ast.unparse(item) for item in node.value.elts}
+    return {ast.unparse(item) for item in target.elts} != {
+        ast.unparse(item) for item in node.value.elts
+    }
 
 
 def contains_comprehension(node: ast.AST) -> bool:
@@ -93,12 +102,18 @@ def docstrings(tree: ast.AST) -> list[ast.Expr]:
     return [
         node
         for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
     ]
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
-    return {line for node in docstrings(tree) for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return {
+        line
+        for node in docstrings(tree)
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+    }
 
 
 def remove_docstrings(tree: ast.AST) -> None:

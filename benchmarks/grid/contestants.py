@@ -171,7 +171,9 @@ def bound_contestant(session: onnxruntime.InferenceSession, x: Tensor) -> Contes
     binding.bind_input("input", "cuda", 0, "float32", list(x.shape), x.data_ptr())
     output_spec = session.get_outputs()[0]
     buffer = torch.empty(x.size(0), x.size(1), output_spec.shape[2], device=x.device)
-    binding.bind_output(output_spec.name, "cuda", 0, "float32", list(buffer.shape), buffer.data_ptr())
+    binding.bind_output(
+        output_spec.name, "cuda", 0, "float32", list(buffer.shape), buffer.data_ptr()
+    )
 
     def run() -> None:
         session.run_with_iobinding(binding)
@@ -228,7 +230,10 @@ def measure_side_by_side(contestants: dict[str, Contestant], **blocks: float) ->
         differences[name] = difference
     runs = {name: contestant.run for name, contestant in contestants.items()}
     timings = compare(runs, **blocks)  # type: ignore[arg-type]
-    return {name: contestant_row(contestants[name], differences[name], timings[name]) for name in contestants}
+    return {
+        name: contestant_row(contestants[name], differences[name], timings[name])
+        for name in contestants
+    }
 
 
 def contestant_row(contestant: Contestant, difference: float, timing: Timing) -> dict[str, float]:

@@ -19,7 +19,9 @@ from deploy_rnn.runtime import open_session
 
 def weight_pairs(layer: nn.RNNBase) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """For each layer, its W_ih and its W_hh, one of each for a direction, detached."""
-    weights: dict[str, Tensor] = {name: weight.detach() for name, weight in layer.named_parameters()}
+    weights: dict[str, Tensor] = {
+        name: weight.detach() for name, weight in layer.named_parameters()
+    }
     suffixes = ("", "_reverse") if layer.bidirectional else ("",)
     for number in range(layer.num_layers):
         w_ih = [weights[f"weight_ih_l{number}{suffix}"] for suffix in suffixes]
@@ -73,7 +75,9 @@ def onnx_products(layer: nn.RNNBase, x: Tensor, path: Path, threads: int) -> Cal
     return lambda: session.run_with_iobinding(binding)
 
 
-def onnx_products_by_core(layer: nn.RNNBase, x: Tensor, path: Path, threads: int) -> Callable[[], None]:
+def onnx_products_by_core(
+    layer: nn.RNNBase, x: Tensor, path: Path, threads: int
+) -> Callable[[], None]:
     """The products in onnxruntime, each core with some of the rows."""
     runs = [onnx_products(layer, rows, path, threads=1) for rows in x.chunk(threads, dim=1)]
     pool = ThreadPoolExecutor(len(runs))
@@ -118,5 +122,7 @@ def _products_model(layer: nn.RNNBase, steps: int) -> onnx.ModelProto:
             graph.add_product(f"{prefix}.projected", f"{number}.sequence", f"{prefix}.ih")
             for step in range(steps):
                 graph.add_product(f"{prefix}.step{step}", f"{number}.state{step}", f"{prefix}.hh")
-    graph_proto = helper.make_graph(graph.nodes, "products", graph.inputs, graph.outputs, graph.weights)
+    graph_proto = helper.make_graph(
+        graph.nodes, "products", graph.inputs, graph.outputs, graph.weights
+    )
     return helper.make_model(graph_proto, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

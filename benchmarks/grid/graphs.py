@@ -82,7 +82,9 @@ def write_stock(net: Net, steps: int, folder: Path) -> Files:
     """
     if steps * net.layers * net.directions > STOCK_STEPS:
         return {STOCK: "the export takes more than a minute"}
-    versions = "-".join(f"{name}{metadata.version(name)}" for name in ("torch", "onnx", "onnxscript"))
+    versions = "-".join(
+        f"{name}{metadata.version(name)}" for name in ("torch", "onnx", "onnxscript")
+    )
     path = folder / "stock" / f"{net.key}-t{steps}-{versions}.onnx"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
@@ -110,7 +112,9 @@ def write_bundle(net: Net, _: int, folder: Path) -> Files:
     """A bundle for every T and B; unlike the single forms it is verified."""
     path = folder / f"{net.key}-bundle"
     shutil.rmtree(path, ignore_errors=True)
-    export_bundle(net.layer(), (torch.randn(8, 2, net.hidden),), path, forms=["scan", "native"], sizes=(2,))
+    export_bundle(
+        net.layer(), (torch.randn(8, 2, net.hidden),), path, forms=["scan", "native"], sizes=(2,)
+    )
     return {BUNDLE: path}
 
 
@@ -125,7 +129,13 @@ NAMES: dict[Callable[[Net, int, Path], Files], Sequence[str]] = {
 
 
 def write_files(
-    points: Sequence[Point], folder: Path, processes: int, *, packaged: set[Net], exported: set[Net], bundled: bool
+    points: Sequence[Point],
+    folder: Path,
+    processes: int,
+    *,
+    packaged: set[Net],
+    exported: set[Net],
+    bundled: bool,
 ) -> FilesByTrace:
     """Write everything that the points need.
 
@@ -157,7 +167,9 @@ def run_job(job: Job) -> Files:
     torch.set_num_threads(1)  # the other jobs have the other cores
     try:
         return job.write(job.net, job.steps, job.folder)
-    except Exception as error:  # a missing compiler, a failing exporter: only this contestant is left out
+    except (
+        Exception
+    ) as error:  # a missing compiler, a failing exporter: only this contestant is left out
         reason = str(error) or type(error).__name__
         return dict.fromkeys(NAMES[job.write], reason)
 

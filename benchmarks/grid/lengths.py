@@ -53,7 +53,9 @@ class Batch:
     x: np.ndarray
 
     @classmethod
-    def of(cls, sequences: Sequence[np.ndarray], indices: list[int], steps: int | None = None) -> "Batch":
+    def of(
+        cls, sequences: Sequence[np.ndarray], indices: list[int], steps: int | None = None
+    ) -> "Batch":
         """Pad to `steps`, or to the longest of the sequences."""
         lengths = np.array([len(sequences[index]) for index in indices])
         x = np.zeros((steps or lengths.max(), len(indices), sequences[0].shape[1]), np.float32)
@@ -99,18 +101,24 @@ def run_packed(layer: nn.RNNBase, batch: Batch) -> np.ndarray:
     return pad_packed_sequence(output)[0].numpy()
 
 
-def graph_runner(layer: nn.RNNBase, path: Path, threads: int, *, form: str, steps: int | None, masked: bool) -> Runner:
+def graph_runner(
+    layer: nn.RNNBase, path: Path, threads: int, *, form: str, steps: int | None, masked: bool
+) -> Runner:
     """A graph of `layer`: for T = `steps`, or for any T if that is None; with lengths if `masked`."""
     example_steps = steps or 5
     x = torch.randn(example_steps, 2, layer.input_size)
     kwargs = {"lengths": torch.tensor([example_steps, 3])}
-    captured = CapturedModel.of(layer, (x,), kwargs if masked else None, ExportOptions(), dynamic_time=steps is None)
+    captured = CapturedModel.of(
+        layer, (x,), kwargs if masked else None, ExportOptions(), dynamic_time=steps is None
+    )
     ir.save(captured.written(form, max_nodes=MAX_NODES), path)
     session = open_session(path, threads=threads)
     names = [spec.name for spec in session.get_inputs()]
 
     def run(batch: Batch) -> np.ndarray:
-        feeds = dict(zip(names, (batch.x, batch.lengths), strict=False))  # without a mask there is only one name
+        feeds = dict(
+            zip(names, (batch.x, batch.lengths), strict=False)
+        )  # without a mask there is only one name
         output: np.ndarray = session.run(["output"], feeds)[0]
         return output
 
@@ -119,7 +127,14 @@ def graph_runner(layer: nn.RNNBase, path: Path, threads: int, *, form: str, step
 
 def engine_runner(layer: nn.RNNBase, folder: Path, threads: int) -> Runner:
     kwargs = {"lengths": torch.tensor([8, 3])}
-    export_bundle(layer, (torch.randn(8, 2, layer.input_size),), folder, kwargs=kwargs, forms=FORMS, sizes=(2,))
+    export_bundle(
+        layer,
+        (torch.randn(8, 2, layer.input_size),),
+        folder,
+        kwargs=kwargs,
+        forms=FORMS,
+        sizes=(2,),
+    )
     engine = Engine(folder, threads=threads)
     engine.warm_up()
 
@@ -137,7 +152,9 @@ def run_in_bucket(runners: dict[int, Runner], batch: Batch) -> np.ndarray:
     return runners[steps](batch)
 
 
-def make_plans(net: Net, sequences: Sequence[np.ndarray], folder: Path, threads: int) -> dict[str, Plan]:
+def make_plans(
+    net: Net, sequences: Sequence[np.ndarray], folder: Path, threads: int
+) -> dict[str, Plan]:
     """Every way to run the sequences, by its name in the JSON."""
     layer = net.layer()
     ungrouped = make_batches(sequences, BATCH, grouped=False)
@@ -148,13 +165,19 @@ def make_plans(net: Net, sequences: Sequence[np.ndarray], folder: Path, threads:
         "torch.nn, packed": (partial(run_packed, layer), ungrouped),
     }
     for form in FORMS:
-        bare = graph_runner(layer, folder / f"{form}.onnx", threads, form=form, steps=None, masked=False)
-        masked = graph_runner(layer, folder / f"{form}-lengths.onnx", threads, form=form, steps=None, masked=True)
+        bare = graph_runner(
+            layer, folder / f"{form}.onnx", threads, form=form, steps=None, masked=False
+        )
+        masked = graph_runner(
+            layer, folder / f"{form}-lengths.onnx", threads, form=form, steps=None, masked=True
+        )
         plans[f"{form}, padded"] = (bare, ungrouped)
         plans[f"{form}, lengths"] = (masked, ungrouped)
         plans[f"{form}, grouped"] = (masked, grouped)
     bucket_runners = {
-        steps: graph_runner(layer, folder / f"{steps}.onnx", threads, form="unrolled", steps=steps, masked=True)
+        steps: graph_runner(
+            layer, folder / f"{steps}.onnx", threads, form="unrolled", steps=steps, masked=True
+        )
         for steps in BUCKETS
     }
     plans["unrolled, buckets"] = (partial(run_in_bucket, bucket_runners), in_buckets)
@@ -205,7 +228,13 @@ def measure(net: Net, count: int, threads: int) -> dict[str, Any]:
     contestants = {}
     for name, timing in timings.items():
         contestants[name] = {quantile: ms / count for quantile, ms in milliseconds(timing).items()}
-    return {"cell": net.cell, "H": net.hidden, "sequences": count, "batch": BATCH, "contestants": contestants}
+    return {
+        "cell": net.cell,
+        "H": net.hidden,
+        "sequences": count,
+        "batch": BATCH,
+        "contestants": contestants,
+    }
 
 
 def _run_all(run: Runner, batches: Sequence[Batch]) -> None:

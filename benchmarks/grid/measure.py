@@ -67,7 +67,9 @@ def point_openers(
 ) -> Openers:
     """Everything that takes part at a point; `modules` are those that run in PyTorch."""
     x = point.input(options.device)
-    openers: Openers = {name: partial(torch_contestant, module, x) for name, module in modules.items()}
+    openers: Openers = {
+        name: partial(torch_contestant, module, x) for name, module in modules.items()
+    }
     point_files = files[point.net, point.steps]
     if options.device == "cuda":
         return openers | cuda_openers(point, point_files, x)
@@ -80,7 +82,9 @@ def point_openers(
     return openers | cpu_openers(point, point_files, x, options.threads, compiled=compiled)
 
 
-def cpu_openers(point: Point, files: graphs.Files, x: torch.Tensor, threads: int, *, compiled: bool) -> Openers:
+def cpu_openers(
+    point: Point, files: graphs.Files, x: torch.Tensor, threads: int, *, compiled: bool
+) -> Openers:
     """What runs a layer of torch.nn, or a file, on the CPU."""
     layer = point.net.layer()
     openers: Openers = {f"{EAGER}, traced": partial(traced_contestant, layer, x)}
@@ -118,7 +122,9 @@ def open_engine(files: graphs.Files, x: torch.Tensor, threads: int) -> Contestan
     return engine_contestant(graphs.find_file(files, graphs.BUNDLE), x, threads)
 
 
-def open_graph(files: graphs.Files, graph: str, x: torch.Tensor, threads: int | None = None) -> Contestant:
+def open_graph(
+    files: graphs.Files, graph: str, x: torch.Tensor, threads: int | None = None
+) -> Contestant:
     return onnx_contestant(graphs.find_file(files, graph), x, threads)
 
 
@@ -130,7 +136,9 @@ def open_in_openvino(files: graphs.Files, graph: str, x: torch.Tensor, threads: 
     return openvino_contestant(graphs.find_file(files, graph), x, threads)
 
 
-def open_unrolled_in_openvino(point: Point, files: graphs.Files, x: torch.Tensor, threads: int) -> Contestant:
+def open_unrolled_in_openvino(
+    point: Point, files: graphs.Files, x: torch.Tensor, threads: int
+) -> Contestant:
     if point.steps * point.net.layers * point.net.directions > OPENVINO_STEPS:
         raise Missing("it takes more than a minute to open")
     return open_in_openvino(files, "unrolled", x, threads)
@@ -145,7 +153,9 @@ def point_floors(point: Point, folder: Path, options: argparse.Namespace) -> Flo
         floors["onnxruntime"] = onnx_products(layer, x, folder / "products.onnx", options.threads)
         if point.batch > 1:
             path = folder / "products-by-core.onnx"
-            floors["onnxruntime, rows apart"] = onnx_products_by_core(layer, x, path, options.threads)
+            floors["onnxruntime, rows apart"] = onnx_products_by_core(
+                layer, x, path, options.threads
+            )
     return floors
 
 
@@ -192,7 +202,8 @@ def measure(point: Point, openers: Openers, floors: Floors, rounds: int) -> dict
     runs = {name: contestant.run for name, contestant in contestants.items()}
     timings = compare(runs | floors, **blocks(contestants[EAGER], rounds))
     rows = {
-        name: contestant_row(contestant, differences[name], timings[name]) for name, contestant in contestants.items()
+        name: contestant_row(contestant, differences[name], timings[name])
+        for name, contestant in contestants.items()
     }
     products = {name: 1e3 * timings[name].median for name in floors}
     return {**point.sizes, "contestants": rows, "missing": missing, "products": products}
@@ -231,13 +242,20 @@ def write_files(
     points: list[Point], folder: Path, to_package: set[Net], options: argparse.Namespace
 ) -> graphs.FilesByTrace:
     if options.device == "cuda":
-        return graphs.write_files(points, folder, options.threads, packaged=set(), exported=set(), bundled=False)
+        return graphs.write_files(
+            points, folder, options.threads, packaged=set(), exported=set(), bundled=False
+        )
     to_export = nets_to_export(points, everything=options.grid == "full")
-    return graphs.write_files(points, folder, options.threads, packaged=to_package, exported=to_export, bundled=True)
+    return graphs.write_files(
+        points, folder, options.threads, packaged=to_package, exported=to_export, bundled=True
+    )
 
 
 def measure_points(
-    points: list[Point], files: graphs.FilesByTrace, to_compile: set[Net], options: argparse.Namespace
+    points: list[Point],
+    files: graphs.FilesByTrace,
+    to_compile: set[Net],
+    options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """Every point; those of one net must follow each other, since they share its compiled modules."""
     rounds = 3 if options.grid == "full" else 2
@@ -260,14 +278,25 @@ def measure_points(
 
 
 def parse_options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--grid", choices=list(GRIDS), default="quick", help="full has every point and contestant")
+    parser.add_argument(
+        "--grid", choices=list(GRIDS), default="quick", help="full has every point and contestant"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--files", type=Path, help="folder that keeps the files that are written")
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of each contestant")
-    parser.add_argument("--points", nargs="+", metavar="CELL,H,T,B", help="these points, two layers in two directions")
-    parser.add_argument("--no-compile", action="store_true", help="without contestants that are compiled")
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        metavar="CELL,H,T,B",
+        help="these points, two layers in two directions",
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="without contestants that are compiled"
+    )
     return parser.parse_args()
 
 

@@ -34,7 +34,9 @@ class Net:
         """The layer of torch.nn, with the same weights each time."""
         torch.manual_seed(0)
         make_layer = CELLS[self.cell]
-        layer: nn.RNNBase = make_layer(self.hidden, self.hidden, self.layers, bidirectional=self.directions == 2)
+        layer: nn.RNNBase = make_layer(
+            self.hidden, self.hidden, self.layers, bidirectional=self.directions == 2
+        )
         return layer.eval().to(device)
 
 
@@ -104,7 +106,9 @@ def full() -> list[Point]:
     Points of one net follow each other.
     """
     points = standard()
-    sizes = itertools.product(CELLS, (32, 64, 128, 256, 512, 1024), (10, 50, 200, 1000), (1, 8, 32, 128))
+    sizes = itertools.product(
+        CELLS, (32, 64, 128, 256, 512, 1024), (10, 50, 200, 1000), (1, 8, 32, 128)
+    )
     for cell, hidden, steps, batch in sizes:
         points.append(Point(Net(cell, hidden), steps, batch))
     depths = itertools.product(CELLS, (64, 256), (1, 2, 4), (1, 2), (SHORT, LONG), (1, 32))

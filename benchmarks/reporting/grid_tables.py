@@ -46,7 +46,9 @@ def grid_summary(result: Row) -> str:
     return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
-def _summary_line(label: str, rows: Sequence[Row], peer_names: Iterable[Sequence[str]]) -> list[str]:
+def _summary_line(
+    label: str, rows: Sequence[Row], peer_names: Iterable[Sequence[str]]
+) -> list[str]:
     cells = [_mean_and_worst(rows, names) for names in peer_names]
     mean_share = mean(map(share, rows)) or 0
     return [label, *cells, percent(mean_share)]
@@ -61,7 +63,14 @@ def _mean_and_worst(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 def targets_table(result: Row) -> str:
     """The goals, what was measured, and whether they are met."""
-    header = ["geometric means over the grid", "target", "measured", "met", "the products alone", "worst point"]
+    header = [
+        "geometric means over the grid",
+        "target",
+        "measured",
+        "met",
+        "the products alone",
+        "worst point",
+    ]
     return markdown(header, [_target_line(target) for target in targets(result)])
 
 
@@ -153,7 +162,11 @@ def missing_table(result: Row) -> str:
 
 def load_table(result: Row) -> str:
     """Milliseconds to open each graph, and its size, over T: two layers in two directions."""
-    rows = {(row["cell"], row["H"], row["T"]): row for row in result["rows"] if row["layers"] == row["directions"] == 2}
+    rows = {
+        (row["cell"], row["H"], row["T"]): row
+        for row in result["rows"]
+        if row["layers"] == row["directions"] == 2
+    }
     names = [name for name in _contestant_names(rows.values()) if _is_opened(name, rows.values())]
     lines = []
     for (cell, hidden, steps), row in sorted(rows.items()):

@@ -57,7 +57,10 @@ def _driver() -> str:
 
 
 def _version(package: str) -> str:
-    for candidate in (package, f"{package}-gpu"):  # onnxruntime's GPU build is a package with another name
+    for candidate in (
+        package,
+        f"{package}-gpu",
+    ):  # onnxruntime's GPU build is a package with another name
         try:
             return metadata.version(candidate).partition("+")[0]
         except metadata.PackageNotFoundError:

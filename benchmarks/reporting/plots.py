@@ -31,7 +31,9 @@ def modules_plot(result: dict[str, Any]) -> Figure:
         _draw_family(panel, [row for row in result["rows"] if row["family"] == family])
         panel.set_title(family)
     panels[0].set_ylabel("speed, torch.nn eager = 1")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+    )
     figure.suptitle(machine_line(result), fontsize=7, color="gray")
     return figure
 
@@ -43,9 +45,13 @@ def _draw_family(panel: Axes, rows: list[dict[str, Any]]) -> None:
         for batch, style in STYLES.items():
             means = []
             for size in sizes:
-                points = [row["contestants"] for row in rows if (row["H"], row["B"]) == (size, batch)]
+                points = [
+                    row["contestants"] for row in rows if (row["H"], row["B"]) == (size, batch)
+                ]
                 means.append(geometric_mean(speeds(points, name)))
-            panel.plot(sizes, means, style, marker="o", ms=4, color=f"C{color}", label=f"{name}, B={batch}")
+            panel.plot(
+                sizes, means, style, marker="o", ms=4, color=f"C{color}", label=f"{name}, B={batch}"
+            )
     panel.axhline(1, color="black", lw=0.8)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log", base=2)
@@ -73,7 +79,9 @@ def grid_plot(result: dict[str, Any]) -> Figure:
     lowest_panels = panels[max(len(cells) - 2, 0) : len(cells)]
     for panel in lowest_panels:
         panel.set_xlabel("time, matrix products alone = 1")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
     figure.suptitle(machine_line(result), fontsize=7, color="gray")
     return figure
 
@@ -91,13 +99,17 @@ def _draw_cell(panel: Axes, rows: list[dict[str, Any]]) -> None:
     panel.axvline(1, color="black", lw=0.8)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(FormatStrFormatter("%gx"))
-    sizes = [point_name(row).partition(", ")[2] for row in rows]  # without the cell, which is the panel's title
+    sizes = [
+        point_name(row).partition(", ")[2] for row in rows
+    ]  # without the cell, which is the panel's title
     panel.set_yticks(range(len(rows)), sizes, fontsize=8)
     panel.grid(alpha=0.3)
 
 
 def draw(figure: Figure, path: Path) -> None:
-    with mpl.rc_context({"svg.hashsalt": "deploy-rnn"}):  # so that an equal picture is an equal file
+    with mpl.rc_context(
+        {"svg.hashsalt": "deploy-rnn"}
+    ):  # so that an equal picture is an equal file
         figure.savefig(path, metadata={"Date": None})
 
 

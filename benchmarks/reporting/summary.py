@@ -49,7 +49,9 @@ def medians(row: Row) -> dict[str, float]:
 def our_times(row: Row) -> dict[str, float]:
     """Milliseconds of every contestant of ours that ran at a point."""
     peer_names = {name for names in [*PEERS.values(), *CUDA_PEERS.values()] for name in names}
-    return {name: ms for name, ms in medians(row).items() if name not in peer_names - OURS_AND_PEERS}
+    return {
+        name: ms for name, ms in medians(row).items() if name not in peer_names - OURS_AND_PEERS
+    }
 
 
 def fastest(times: dict[str, float]) -> str:
@@ -133,14 +135,18 @@ def targets(result: Row) -> list[Target]:
         cell_rows = [row for row in rows if row["cell"] == cell]
         gated_targets += [
             lead_target(f"{cell}, against torch.nn", cell_rows, PEERS["torch.nn"], 1.5),
-            lead_target(f"{cell}, against the native operator", cell_rows, PEERS["native operator"], 1),
+            lead_target(
+                f"{cell}, against the native operator", cell_rows, PEERS["native operator"], 1
+            ),
         ]
     return [
         lead_target("RNN, against torch.nn", rnn_rows, PEERS["torch.nn"], 4),
         lead_target("RNN, against native operator", rnn_rows, PEERS["native operator"], 2.5),
         lead_target("RNN, against torch.onnx.export", rnn_rows, PEERS["torch.onnx.export"], 1.5),
         lead_target("RNN, against OpenVINO", rnn_rows, PEERS["OpenVINO"], 1.25),
-        share_target("RNN, B >= 32, share of the floor", [row for row in rnn_rows if row["B"] >= 32], 85),
+        share_target(
+            "RNN, B >= 32, share of the floor", [row for row in rnn_rows if row["B"] >= 32], 85
+        ),
         *gated_targets,
         *lengths_targets(result["lengths"]),
         load_target(rnn_rows),
@@ -210,7 +216,9 @@ def load_target(rows: Sequence[Row]) -> Target:
         for row in rows
         if row["T"] == 1000 and row["layers"] == 2 and UNROLLED in row["contestants"]
     ]
-    return Target("RNN, 2 layers, T=1000, seconds to load", max(loads, default=None), 1, " s", at_most=True)
+    return Target(
+        "RNN, 2 layers, T=1000, seconds to load", max(loads, default=None), 1, " s", at_most=True
+    )
 
 
 def scan_target(rows: Sequence[Row], *, batch: int, goal: float) -> Target:

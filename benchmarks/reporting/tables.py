@@ -28,8 +28,19 @@ Result = dict[str, Any]
 
 def export_table(result: Result) -> str:
     """Seconds, nodes and megabytes (as a share of the weights) of each export, milliseconds to open it, memory."""
-    header = ["", "seconds", "nodes", "MB (of the weights)", "ms to open", "MB to export", "MB to open"]
-    lines = [[_export_label(row), *_export_costs(row["measured"], result["limit"])] for row in result["rows"]]
+    header = [
+        "",
+        "seconds",
+        "nodes",
+        "MB (of the weights)",
+        "ms to open",
+        "MB to export",
+        "MB to open",
+    ]
+    lines = [
+        [_export_label(row), *_export_costs(row["measured"], result["limit"])]
+        for row in result["rows"]
+    ]
     return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
@@ -59,7 +70,10 @@ def compile_table(result: Result) -> str:
     """Seconds from the call to the first result, for each number of steps."""
     lines = []
     for row in result["rows"]:
-        times = [f"> {result['limit']}" if time is None else f"{time:.1f}" for time in row["seconds"].values()]
+        times = [
+            f"> {result['limit']}" if time is None else f"{time:.1f}"
+            for time in row["seconds"].values()
+        ]
         lines.append([f"{row['family']}, {row['contestant']}", *times])
     headings = [f"T={steps}" for steps in result["rows"][0]["seconds"]]
     return markdown(["seconds", *headings], lines) + "\n\n" + machine_line(result)
@@ -157,7 +171,13 @@ def serving_table(result: Result) -> str:
                 *(latencies[rate] for rate in shown_rates),
             ]
         )
-    header = ["", f"requests/s within p99 {result['limit']:.0f} ms", "rows of a run", "padding", "overhead ms"]
+    header = [
+        "",
+        f"requests/s within p99 {result['limit']:.0f} ms",
+        "rows of a run",
+        "padding",
+        "overhead ms",
+    ]
     header += [f"p50 / p95 / p99 ms at {rate:.0f}/s" for rate in shown_rates]
     return markdown(header, lines) + "\n\n" + machine_line(result)
 

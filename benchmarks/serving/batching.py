@@ -77,7 +77,9 @@ def flood(path: Path, limits: Limits, requests: Sequence[Request]) -> dict[str, 
     }
 
 
-def steady(path: Path, limits: Limits, requests: Sequence[Request], rate: float) -> dict[str, float]:
+def steady(
+    path: Path, limits: Limits, requests: Sequence[Request], rate: float
+) -> dict[str, float]:
     """Median and 99th percentile of the milliseconds from when a request is due to its answer."""
     gaps = np.random.default_rng(1).exponential(1 / rate, len(requests))
     latencies: list[float] = []
@@ -99,17 +101,25 @@ def medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--requests", type=int, default=500, help="of each contestant (default 500)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all; medians are shown (default 3)")
+    parser.add_argument(
+        "--requests", type=int, default=500, help="of each contestant (default 500)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of all; medians are shown (default 3)"
+    )
     options = parser.parse_args()
     requests = make_requests(options.requests)
     console = Console(stderr=True)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     with TemporaryDirectory() as folder, console.status("exporting ..."):
         path = export_gru(Path(folder) / "gru")
-        unshared_rates = [flood(path, CONTESTANTS[UNSHARED], requests)["rate"] for _ in range(options.rounds)]
+        unshared_rates = [
+            flood(path, CONTESTANTS[UNSHARED], requests)["rate"] for _ in range(options.rounds)
+        ]
         rate = 0.7 * median(unshared_rates)
         for _ in range(options.rounds):
             for name, limits in CONTESTANTS.items():

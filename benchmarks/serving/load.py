@@ -31,9 +31,17 @@ def _request(characters: np.ndarray, pad: bool) -> bytes:
     steps = len(characters)
     tensors = {"characters": characters[None]}
     if pad:
-        tensors = {"characters": np.pad(characters, (0, LONGEST - steps))[None], "lengths": np.array([steps])}
+        tensors = {
+            "characters": np.pad(characters, (0, LONGEST - steps))[None],
+            "lengths": np.array([steps]),
+        }
     inputs = [
-        {"name": name, "datatype": "INT64", "shape": tensor.shape, "parameters": {"binary_data_size": tensor.nbytes}}
+        {
+            "name": name,
+            "datatype": "INT64",
+            "shape": tensor.shape,
+            "parameters": {"binary_data_size": tensor.nbytes},
+        }
         for name, tensor in tensors.items()
     ]
     outputs = [{"name": "output", "parameters": {"binary_data": True}}]
@@ -108,7 +116,9 @@ class Load:
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(MAX_WAITING):
-            _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", self._port)
+            _, connection = await loop.create_connection(
+                lambda: Connection(self), "127.0.0.1", self._port
+            )
             self._idle.append(connection)
 
     def record(self, connection: Connection, succeeded: bool) -> None:
@@ -124,7 +134,9 @@ class Load:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("port", type=int)
     parser.add_argument("rate", type=float, help="requests a second")
     parser.add_argument("seconds", type=float)
@@ -136,9 +148,15 @@ def main() -> None:
     warm_latencies = load.latencies[len(load.latencies) // 10 :]
     percentiles = {}
     if warm_latencies:
-        percentiles = {f"p{share}": 1e3 * float(np.percentile(warm_latencies, share)) for share in (50, 95, 99)}
+        percentiles = {
+            f"p{share}": 1e3 * float(np.percentile(warm_latencies, share)) for share in (50, 95, 99)
+        }
     lost = load.failures + load.waiting
-    print(json.dumps({"rate": options.rate, "answers": len(load.latencies), "lost": lost, **percentiles}))
+    print(
+        json.dumps(
+            {"rate": options.rate, "answers": len(load.latencies), "lost": lost, **percentiles}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -46,14 +46,19 @@ class PlainServer:
     def run(self, characters: np.ndarray) -> np.ndarray:
         started = time.perf_counter()
         lengths = np.full(len(characters), characters.shape[1])
-        scores: np.ndarray = self.session.run(["output"], {"characters": characters, "lengths": lengths})[0]
+        scores: np.ndarray = self.session.run(
+            ["output"], {"characters": characters, "lengths": lengths}
+        )[0]
         self.runs += 1
         self.seconds += time.perf_counter() - started
         return scores
 
     async def statistics(self, request: Request) -> Response:
         counters = {"executions": self.runs, "rows": self.runs, "compute_seconds": self.seconds}
-        lines = [f'deploy_rnn_{name}_total{{model="highlight"}} {value}\n' for name, value in counters.items()]
+        lines = [
+            f'deploy_rnn_{name}_total{{model="highlight"}} {value}\n'
+            for name, value in counters.items()
+        ]
         return Response("".join(lines))
 
 

@@ -61,7 +61,12 @@ def export_highlighter(folder: Path) -> Path:
 def run_server(name: str, bundle: Path) -> Iterator[int]:
     """Run a contestant; yields its HTTP port."""
     if name == PLAIN:
-        command = [sys.executable, "-m", "benchmarks.serving.plain_server", str(bundle / "native.onnx")]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.serving.plain_server",
+            str(bundle / "native.onnx"),
+        ]
     else:
         command = [*SERVE, *CONTESTANTS[name], str(bundle)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -149,14 +154,20 @@ def measure(bundle: Path, seconds: float, console: Console) -> dict[str, Any]:
             limit = knee(points)["p99"]
         overhead = idle["p50"] - idle["run"]
         best = highest_within(points, limit)
-        rows.append({"contestant": name, "overhead": overhead, "idle": idle, "points": points, "best": best})
+        rows.append(
+            {"contestant": name, "overhead": overhead, "idle": idle, "points": points, "best": best}
+        )
     return {"benchmark": "serving", "most": top_rate, "limit": limit, "rows": rows}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--bundle", type=Path, help="a bundle of an earlier run, instead of a new one")
+    parser.add_argument(
+        "--bundle", type=Path, help="a bundle of an earlier run, instead of a new one"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each rate (default 3)")
     options = parser.parse_args()
     console = Console(stderr=True)

@@ -63,19 +63,39 @@ class PythonLoop(Recurrence):
 
 def time_in_process(contestant: str, family: str, steps: int) -> float | None:
     """Run `time_compilation` in a fresh process; None if it does not finish in time."""
-    command = [sys.executable, "-m", "benchmarks.studies.compile_time", "--one", contestant, family, str(steps)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.studies.compile_time",
+        "--one",
+        contestant,
+        family,
+        str(steps),
+    ]
     with TemporaryDirectory() as cache:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+        environment = {
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+        }
         try:
             finished = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=True,
             )
         except subprocess.TimeoutExpired:
             return None
     return float(finished.stdout.split()[-1])
 
 
-def measure(contestant: str, family: str, step_counts: list[int], console: Console) -> dict[str, float | None]:
+def measure(
+    contestant: str, family: str, step_counts: list[int], console: Console
+) -> dict[str, float | None]:
     """Number of steps -> seconds; None if compiling was stopped."""
     seconds: dict[str, float | None] = {}
     for steps in step_counts:
@@ -89,10 +109,14 @@ def measure(contestant: str, family: str, step_counts: list[int], console: Conso
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="numbers of steps (default 32 256 2048)")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=STEPS, help="numbers of steps (default 32 256 2048)"
+    )
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     options = parser.parse_args()
     if options.one:

@@ -54,7 +54,14 @@ def measure_export(exporter: str, steps: int, hidden: int) -> dict[str, Any]:
         peak = peak_memory()
         opening = json.loads(run_in_process("--open", str(path)))
     weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters())
-    return {"seconds": seconds, "nodes": nodes, "bytes": size, "weights": weights, "peak": peak, **opening}
+    return {
+        "seconds": seconds,
+        "nodes": nodes,
+        "bytes": size,
+        "weights": weights,
+        "peak": peak,
+        **opening,
+    }
 
 
 def time_export(exporter: str, layer: nn.RNN, x: torch.Tensor, path: Path) -> float:
@@ -82,7 +89,11 @@ def measure_opening(path: str) -> dict[str, float]:
 def resident_memory() -> int:
     """Bytes of memory of this process; the most that it has had, where the system does not say."""
     pages = Path("/proc/self/statm")
-    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else peak_memory()
+    return (
+        int(pages.read_text().split()[1]) * resource.getpagesize()
+        if pages.exists()
+        else peak_memory()
+    )
 
 
 def peak_memory() -> int:
@@ -94,13 +105,20 @@ def peak_memory() -> int:
 def run_in_process(*arguments: str, limit: int | None = None) -> str:
     """The last line that this module prints in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.studies.exporters", *arguments]
-    finished = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=limit)
+    finished = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=limit
+    )
     return finished.stdout.splitlines()[-1]
 
 
 def count_nodes(graph: onnx.GraphProto) -> int:
     """Nodes, including those in the bodies of loops."""
-    bodies = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    bodies = [
+        attribute.g
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.HasField("g")
+    ]
     return len(graph.node) + sum(map(count_nodes, bodies))
 
 
@@ -115,10 +133,16 @@ def measure_in_process(exporter: str, steps: int, hidden: int) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="numbers of steps (default 10 100 1000)")
-    parser.add_argument("--hidden", type=int, nargs=2, default=[128, 256], help="units, and units of one more point")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=STEPS, help="numbers of steps (default 10 100 1000)"
+    )
+    parser.add_argument(
+        "--hidden", type=int, nargs=2, default=[128, 256], help="units, and units of one more point"
+    )
     parser.add_argument("--no-stock", action="store_true", help="leave out torch.onnx.export")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--open", help=argparse.SUPPRESS)
@@ -138,7 +162,9 @@ def main() -> None:
         for exporter in exporters:
             with console.status(f"{exporter}, T={steps}, H={hidden} ..."):
                 measured = measure_in_process(exporter, steps, hidden)
-            rows.append({"exporter": exporter, "T": steps, "I": INPUT, "H": hidden, "measured": measured})
+            rows.append(
+                {"exporter": exporter, "T": steps, "I": INPUT, "H": hidden, "measured": measured}
+            )
     result = publish({"benchmark": "export", "limit": LIMIT, "rows": rows}, options.output)
     print(export_table(result))
 

@@ -56,7 +56,9 @@ def measure(checkpoint: Path) -> dict[str, Any]:
 
 def recurrent_gain(layer: nn.RNN) -> float:
     """Largest singular value of the recurrent weights."""
-    weights = [weight.detach() for name, weight in layer.named_parameters() if name.startswith("weight_hh")]
+    weights = [
+        weight.detach() for name, weight in layer.named_parameters() if name.startswith("weight_hh")
+    ]
     return max(float(torch.linalg.matrix_norm(weight, 2)) for weight in weights)
 
 
@@ -66,7 +68,9 @@ def median_and_worst(differences: list[np.ndarray]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("free", type=Path, help="checkpoint that was trained with --max-gain inf")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()

@@ -65,7 +65,9 @@ def measure(modules: dict[str, Callable[..., Any]], x: Tensor) -> dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
@@ -79,7 +81,9 @@ def main() -> None:
     for family, hidden in track(nets, "measuring"):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        layer = FAMILIES[family](hidden, hidden, LAYERS, bidirectional=True, device=options.device).eval()
+        layer = FAMILIES[family](
+            hidden, hidden, LAYERS, bidirectional=True, device=options.device
+        ).eval()
         with TemporaryDirectory() as folder:
             modules = make_modules(layer, Path(folder))
         for batch, steps in itertools.product(BATCH, options.steps):
@@ -87,7 +91,9 @@ def main() -> None:
             with torch.no_grad():
                 measured = measure(modules, x)
             rows.append({"family": family, "T": steps, "B": batch, "H": hidden, **measured})
-    result = publish({"benchmark": "torch_modules", "device": options.device, "rows": rows}, options.output)
+    result = publish(
+        {"benchmark": "torch_modules", "device": options.device, "rows": rows}, options.output
+    )
     print(modules_table(result) + "\n\n" + modules_summary(result))
 
 

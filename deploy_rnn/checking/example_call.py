@@ -28,7 +28,9 @@ class ExampleCall:
     bound: inspect.BoundArguments
 
     @classmethod
-    def of(cls, model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> "ExampleCall":
+    def of(
+        cls, model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None
+    ) -> "ExampleCall":
         """Bind the arguments to the parameters of `model.forward`.
 
         Raises:
@@ -36,16 +38,25 @@ class ExampleCall:
             ExportError: an empty tensor.
         """
         if isinstance(args, Mapping):
-            raise TypeError("`args` is a dict; give keyword arguments as `kwargs`, or a dict argument as `args=(it,)`.")
+            raise TypeError(
+                "`args` is a dict; give keyword arguments as `kwargs`, or a dict argument as `args=(it,)`."
+            )
         args = (args,) if isinstance(args, Tensor) else tuple(args)
         signature = inspect.signature(model.forward)
         # As for torch.onnx.export, a dict of parameters may end `args` instead of `kwargs`.
-        if kwargs is None and args and isinstance(args[-1], Mapping) and args[-1].keys() <= signature.parameters.keys():
+        if (
+            kwargs is None
+            and args
+            and isinstance(args[-1], Mapping)
+            and args[-1].keys() <= signature.parameters.keys()
+        ):
             *args, kwargs = args
         try:
             bound = signature.bind(*args, **(kwargs or {}))
         except TypeError as error:
-            raise TypeError(f"`args` and `kwargs` do not fit {type(model).__name__}.forward: {error}.") from None
+            raise TypeError(
+                f"`args` and `kwargs` do not fit {type(model).__name__}.forward: {error}."
+            ) from None
         # None for an optional argument is the same as leaving it out.
         for name, parameter in signature.parameters.items():
             if parameter.default is None and bound.arguments.get(name, 0) is None:
@@ -53,11 +64,15 @@ class ExampleCall:
         call = cls(bound)
         if not call.tensors:
             types = ", ".join(type(leaf).__name__ for leaf in pytree.tree_leaves(args)) or "nothing"
-            raise TypeError(f"`args` has no torch.Tensor in it (but {types}); give example tensors.")
+            raise TypeError(
+                f"`args` has no torch.Tensor in it (but {types}); give example tensors."
+            )
         for tensor in call.tensors:
             if not tensor.numel():
                 shape = list(tensor.shape)
-                raise ExportError(f"an example tensor of shape {shape} is empty; give every axis a size of 1 or more.")
+                raise ExportError(
+                    f"an example tensor of shape {shape} is empty; give every axis a size of 1 or more."
+                )
         # torch.export takes one tensor given twice for one input.
         return call.with_tensors([tensor.view_as(tensor) for tensor in call.tensors])
 
@@ -91,7 +106,11 @@ class ExampleCall:
         """Return the same call with another value for one argument."""
         arguments = {**self.arguments, name: value}
         signature = self.bound.signature
-        in_order = {parameter: arguments[parameter] for parameter in signature.parameters if parameter in arguments}
+        in_order = {
+            parameter: arguments[parameter]
+            for parameter in signature.parameters
+            if parameter in arguments
+        }
         return ExampleCall(inspect.BoundArguments(signature, in_order))
 
     def shapes(self, axes: Sequence[Axes]) -> dict[str, Any]:
@@ -114,7 +133,9 @@ class ExampleCall:
             outputs = model(*self.bound.args, **self.bound.kwargs)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
-    def _replace_tensors(self, entries: Sequence[Any], replace_other: Callable[[Any], Any]) -> dict[str, Any]:
+    def _replace_tensors(
+        self, entries: Sequence[Any], replace_other: Callable[[Any], Any]
+    ) -> dict[str, Any]:
         """The arguments with an entry in the place of each tensor."""
         remaining = iter(entries)
 
@@ -146,7 +167,9 @@ def _axes(label: str, value: Any, shapes: Any) -> Iterator[Axes]:
             if isinstance(leaf, Tensor):
                 yield {}
     else:
-        raise ExportError(f"`dynamic_shapes` has {shapes!r} for {label}, which is a {type(value).__name__}.")
+        raise ExportError(
+            f"`dynamic_shapes` has {shapes!r} for {label}, which is a {type(value).__name__}."
+        )
 
 
 def _tensor_axes(label: str, tensor: Tensor, shape: Any) -> Axes:
@@ -154,11 +177,15 @@ def _tensor_axes(label: str, tensor: Tensor, shape: Any) -> Axes:
     if isinstance(shape, (tuple, list)) and len(shape) == tensor.dim():
         shape = dict(enumerate(shape))
     if not isinstance(shape, (Mapping, type(None))):
-        raise ExportError(f"`dynamic_shapes` has {shape!r} for {label}; give {{axis: name}}, such as {{0: 'B'}}.")
+        raise ExportError(
+            f"`dynamic_shapes` has {shape!r} for {label}; give {{axis: name}}, such as {{0: 'B'}}."
+        )
     axes: Axes = {}
     for axis, dim in (shape or {}).items():
         if not -tensor.dim() <= axis < tensor.dim():
-            raise ExportError(f"`dynamic_shapes` has axis {axis} for {label}, which has {tensor.dim()} axes.")
+            raise ExportError(
+                f"`dynamic_shapes` has axis {axis} for {label}, which has {tensor.dim()} axes."
+            )
         # torch.export has three ways to say that an axis is fixed.
         is_fixed = dim is None or isinstance(dim, int) or dim is torch.export.Dim.STATIC
         if not is_fixed:

@@ -87,17 +87,25 @@ class Reference:
         for output in outputs:
             if output.dtype is torch.bfloat16:
                 dtype = output.dtype
-                raise ExportError(f"an output of the model is {dtype}, which numpy lacks; let it return .float().")
+                raise ExportError(
+                    f"an output of the model is {dtype}, which numpy lacks; let it return .float()."
+                )
             arrays.append(output.numpy())
         for array in arrays:
             if array.size and not np.isfinite(array).any():
-                raise ExportError(f"an output of the PyTorch model has no finite value on {label}: nothing to compare.")
+                raise ExportError(
+                    f"an output of the PyTorch model has no finite value on {label}: nothing to compare."
+                )
         exact_arrays = self._run_in_float64(call) or arrays
-        return [Expected.of(array, exact) for array, exact in zip(arrays, exact_arrays, strict=True)]
+        return [
+            Expected.of(array, exact) for array, exact in zip(arrays, exact_arrays, strict=True)
+        ]
 
     def _run_in_float64(self, call: ExampleCall) -> list[np.ndarray] | None:
         """None if the model does not run in float64, for example because its code names another dtype."""
-        tensors = [tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors]
+        tensors = [
+            tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors
+        ]
         try:
             outputs = call.with_tensors(tensors).run(self._float64_model)
             return [output.numpy() for output in outputs]

@@ -34,9 +34,13 @@ def check_lengths(lengths: Tensor, steps: int, batch: int) -> None:
         ValueError: it is not.
     """
     if lengths.dim() != 1 or lengths.size(0) != batch:
-        raise ValueError(f"`lengths` has shape {list(lengths.shape)}; give one length for each of the {batch} rows.")
+        raise ValueError(
+            f"`lengths` has shape {list(lengths.shape)}; give one length for each of the {batch} rows."
+        )
     if lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"`lengths` is {lengths.dtype}; give whole numbers, such as lengths.long().")
+        raise ValueError(
+            f"`lengths` is {lengths.dtype}; give whole numbers, such as lengths.long()."
+        )
     if batch == 0:
         return
     shortest = int(lengths.min())

@@ -35,7 +35,12 @@ class Recurrence:
         return layer.run_layers(input, states, lengths)
 
     def compiled_loop(
-        self, step: Step, projected: Tensor, mask: Tensor | None, states: list[Tensor], weights: list[Tensor]
+        self,
+        step: Step,
+        projected: Tensor,
+        mask: Tensor | None,
+        states: list[Tensor],
+        weights: list[Tensor],
     ) -> tuple[Tensor, list[Tensor]]:
         """Run `step` over all steps of one layer, under `torch.compile`.
 

@@ -88,7 +88,9 @@ class Recurrent(nn.Module):
         super().__init__()
         cell = cell or getattr(type(self), "cell", None)
         if cell is None:
-            raise TypeError(f"{type(self).__name__} has no cell; set `cell = deploy_rnn.Cell(step)` in the class.")
+            raise TypeError(
+                f"{type(self).__name__} has no cell; set `cell = deploy_rnn.Cell(step)` in the class."
+            )
         check_constructor(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, proj_size,
             has_projection=cell.projection,
@@ -106,7 +108,9 @@ class Recurrent(nn.Module):
         self.proj_size = proj_size
         self._set_cell(cell)
         for name, shape in self.weight_shapes().items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            self.register_parameter(
+                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            )
         self.reset_parameters()
 
     def _set_cell(self, cell: Cell) -> None:
@@ -123,7 +127,12 @@ class Recurrent(nn.Module):
         """Make a layer with the parameters (the same objects), hooks, options and training mode of a `torch.nn` one."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
-        only_in_torch = ("_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_all_weights")
+        only_in_torch = (
+            "_flat_weights",
+            "_flat_weight_refs",
+            "_flat_weights_names",
+            "_all_weights",
+        )
         for name, value in vars(module).items():
             if name not in only_in_torch:
                 layer.__dict__[name] = value
@@ -142,7 +151,8 @@ class Recurrent(nn.Module):
         """
         directions = self.num_directions()
         weights = [
-            weight if weight.dtype == input.dtype else weight.to(input.dtype) for weight in self.ordered_weights()
+            weight if weight.dtype == input.dtype else weight.to(input.dtype)
+            for weight in self.ordered_weights()
         ]
         weights_by_direction = _grouped(weights, self.num_layers * directions)
         if states is None:
@@ -152,7 +162,9 @@ class Recurrent(nn.Module):
         finals: list[list[Tensor]] = [[] for _ in states]
         for layer in range(self.num_layers):
             first = layer * directions
-            layer_states = [state[first : first + directions] for state in states]  # (D, B, P), (D, B, H) ...
+            layer_states = [
+                state[first : first + directions] for state in states
+            ]  # (D, B, P), (D, B, H) ...
             layer_weights = weights_by_direction[first : first + directions]
             input, layer_finals = self._run_layer(input, layer_states, layer_weights, lengths)
             for number, final in enumerate(layer_finals):
@@ -170,7 +182,11 @@ class Recurrent(nn.Module):
         return [input.new_zeros(shape) for shape in shapes]
 
     def _run_layer(
-        self, input: Tensor, states: list[Tensor], weights: list[list[Tensor]], lengths: Tensor | None
+        self,
+        input: Tensor,
+        states: list[Tensor],
+        weights: list[list[Tensor]],
+        lengths: Tensor | None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run one layer.
 
@@ -190,7 +206,9 @@ class Recurrent(nn.Module):
         projected = _stacked(products)  # (D, T*B, G*H)
         projected = projected.unflatten(1, [steps, batch]).transpose(0, 1)  # (T, D, B, G*H)
         mask = None if lengths is None else step_mask(steps, lengths)
-        outputs, states = self._loop(projected, mask, states, self._step_weights(weights))  # (T, D, B, P)
+        outputs, states = self._loop(
+            projected, mask, states, self._step_weights(weights)
+        )  # (T, D, B, P)
         if mask is not None:
             outputs = outputs.masked_fill(~mask, 0.0)
         if self.bidirectional:
@@ -212,7 +230,9 @@ class Recurrent(nn.Module):
         step_weights = [right_hand([direction[1] for direction in weights])]  # (D, P, G*H)
         if self._bias_in_step:
             if self.bias:
-                step_weights.append(right_hand([direction[3] for direction in weights]))  # (D, 1, G*H)
+                step_weights.append(
+                    right_hand([direction[3] for direction in weights])
+                )  # (D, 1, G*H)
             else:
                 shape = [len(weights), 1, self._gates * self.hidden_size]
                 step_weights.append(weights[0][0].new_zeros(shape))
@@ -235,14 +255,18 @@ class Recurrent(nn.Module):
         for t, step in enumerate(projected.unbind(0)):
             new_states = self._step(step, states, weights)
             if mask is not None:  # a row that has ended keeps its states
-                new_states = [torch.where(mask[t], new, old) for new, old in zip(new_states, states)]  # noqa: B905
+                new_states = [
+                    torch.where(mask[t], new, old) for new, old in zip(new_states, states)
+                ]  # noqa: B905
             states = new_states
             outputs.append(states[0])
         return torch.stack(outputs), states
 
     # Around the recurrence: checks, layouts, autocast.
 
-    def forward(self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """For a cell of one state; the LSTM has its own."""
         states: list[Tensor] | None = None
         if hx is not None:
@@ -254,7 +278,9 @@ class Recurrent(nn.Module):
         output, finals = self._run(input, states, lengths)
         return output, finals[0]
 
-    def _run(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _run(
+        self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """What `forward` does, for any number of states: -> output, final states, in the caller's layout."""
         self._check_forward(input, states, lengths)
         if input.dim() == 2:
@@ -267,7 +293,9 @@ class Recurrent(nn.Module):
             return output.transpose(0, 1), finals
         return self._run_in_autocast(input, states, lengths)
 
-    def _run_packed(self, packed: PackedSequence, states: list[Tensor] | None, lengths: Tensor | None) -> Any:
+    def _run_packed(
+        self, packed: PackedSequence, states: list[Tensor] | None, lengths: Tensor | None
+    ) -> Any:
         """A PackedSequence in, one with the same rows and order out; states are in the caller's order of rows."""
         if lengths is not None:
             raise ValueError("a PackedSequence has its own lengths; leave out `lengths`.")
@@ -303,7 +331,9 @@ class Recurrent(nn.Module):
             return self._weight_dtype()
         return torch.get_autocast_dtype(device)
 
-    def _check_forward(self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None) -> None:
+    def _check_forward(
+        self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
+    ) -> None:
         check_ranks(self._name, input, states)
         if not is_scripting():
             check_dtype(input, self._weight_dtype())

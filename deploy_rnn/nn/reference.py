@@ -47,7 +47,9 @@ def rnn(
             outputs, final = _walk(sequence, h, weights, f"_l{layer}{suffix}", nonlinearity)
             directions.append(outputs)
             finals.append(final)
-        sequence = torch.cat(directions, dim=-1)  # (T, B, D*H): the whole of it feeds the next layer
+        sequence = torch.cat(
+            directions, dim=-1
+        )  # (T, B, D*H): the whole of it feeds the next layer
     return sequence, torch.stack(finals)
 
 

@@ -53,7 +53,9 @@ def _scan(
         new_states = _advance(step, slices[0], step_mask, old_states, weights)
         return new_states, [state.clone() for state in new_states[:kept]]
 
-    def body(old_states: list[Tensor], slices: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def body(
+        old_states: list[Tensor], slices: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         return advance(old_states, slices, weights)
 
     if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
@@ -109,7 +111,12 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, step: Step, number_of_states: int, projected: Tensor, mask: Tensor | None, *tensors: Tensor
+        ctx: Any,
+        step: Step,
+        number_of_states: int,
+        projected: Tensor,
+        mask: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         states = list(tensors[:number_of_states])
         weights = list(tensors[number_of_states:])
@@ -129,10 +136,13 @@ class _Differentiable(torch.autograd.Function):
         sequences = tensors[-count:]
         # What each step started from, (T, D, B, P) ...
         previous = [
-            torch.cat([state.unsqueeze(0), sequence[:-1]]) for state, sequence in zip(states, sequences, strict=True)
+            torch.cat([state.unsqueeze(0), sequence[:-1]])
+            for state, sequence in zip(states, sequences, strict=True)
         ]
 
-        def body(later_grads: list[Tensor], slices: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        def body(
+            later_grads: list[Tensor], slices: list[Tensor]
+        ) -> tuple[list[Tensor], list[Tensor]]:
             """Take one step back: -> the gradients of the states before the step, and of those after it."""
             grads = [later + own for later, own in zip(later_grads, slices[:count], strict=True)]
             old_states = slices[count : 2 * count]
@@ -155,11 +165,15 @@ class _Differentiable(torch.autograd.Function):
         flat_previous = [_flat(state) for state in previous]
         flat_grads = [_flat(grad) for grad in grads]
         pull: Any = torch.func.vjp(
-            lambda projected, weights: step(projected, flat_previous, weights), _flat(projected), weights
+            lambda projected, weights: step(projected, flat_previous, weights),
+            _flat(projected),
+            weights,
         )[1]
         grad_projected, grad_weights = pull(flat_grads)
         steps_and_batch = (projected.size(0), projected.size(2))
-        grad_projected = grad_projected.unflatten(1, steps_and_batch).transpose(0, 1)  # (T, D, B, G*H)
+        grad_projected = grad_projected.unflatten(1, steps_and_batch).transpose(
+            0, 1
+        )  # (T, D, B, G*H)
         return None, None, grad_projected, None, *grad_states, *grad_weights
 
 

@@ -65,7 +65,9 @@ def check_ranks(name: str, input: Tensor, states: list[Tensor] | None) -> None:
     batched = "For batched 3-D" if input.dim() == 3 else "For unbatched 2-D"
     ranks = [state.dim() for state in states]
     if len(states) == 1 and ranks[0] != input.dim():
-        raise RuntimeError(f"{batched} input, hx should also be {input.dim()}-D but got {ranks[0]}-D tensor")
+        raise RuntimeError(
+            f"{batched} input, hx should also be {input.dim()}-D but got {ranks[0]}-D tensor"
+        )
     if len(states) == 2 and (ranks[0] != input.dim() or ranks[1] != input.dim()):
         raise RuntimeError(
             f"{batched} input, hx and cx should also be {input.dim()}-D but got ({ranks[0]}-D, {ranks[1]}-D) tensors"
@@ -90,7 +92,9 @@ def check_dtype(input: Tensor, dtype: torch.dtype) -> None:
 def check_input_size(input: Tensor, input_size: int) -> None:
     """The last axis of the input must be I."""
     if input.size(-1) != input_size:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {input_size}, got {input.size(-1)}")
+        raise RuntimeError(
+            f"input.size(-1) must be equal to input_size. Expected {input_size}, got {input.size(-1)}"
+        )
 
 
 def check_states(states: list[Tensor], rows: int, batch: int, sizes: list[int]) -> None:
@@ -100,7 +104,9 @@ def check_states(states: list[Tensor], rows: int, batch: int, sizes: list[int]) 
         actual = [state.size(0), state_batch, state.size(-1)]
         if actual != [rows, batch, sizes[number]]:
             which = "hidden" if len(states) == 1 else f"hidden[{number}]"
-            raise RuntimeError(f"Expected {which} size ({rows}, {batch}, {sizes[number]}), got {actual}")
+            raise RuntimeError(
+                f"Expected {which} size ({rows}, {batch}, {sizes[number]}), got {actual}"
+            )
 
 
 def check_steps(steps: int) -> None:

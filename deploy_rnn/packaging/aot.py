@@ -28,7 +28,13 @@ from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
 
 @torch.library.custom_op("deploy_rnn::checked", mutates_args=())
 def checked(
-    input: Tensor, name: str, dtype: torch.dtype, dtype_name: str, sizes: list[int], least: list[int], most: list[int]
+    input: Tensor,
+    name: str,
+    dtype: torch.dtype,
+    dtype_name: str,
+    sizes: list[int],
+    least: list[int],
+    most: list[int],
 ) -> Tensor:
     """A contiguous copy of `input`, or an error if the file was not made for it: see `CHECKED`."""
     raise NotImplementedError("`checked` is compiled into a package, and has no other code.")
@@ -88,11 +94,15 @@ def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path
         ExportError: PyTorch cannot export or compile the model; the cause is PyTorch's.
     """
     if not CPP_WRAPPER:
-        raise ExportError(f"a .pt2 file needs torch >= 2.13, this is {torch.__version__}; write a .pt file instead.")
+        raise ExportError(
+            f"a .pt2 file needs torch >= 2.13, this is {torch.__version__}; write a .pt file instead."
+        )
     _refuse_constants(call)
     model.register_forward_pre_hook(_checks(call, axes), prepend=True, with_kwargs=True)
     with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own calls of its own deprecated functions
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # PyTorch's own calls of its own deprecated functions
         warnings.simplefilter("ignore", FutureWarning)
         try:
             package_path = _compile(_export(model, call, axes), Path(folder) / "model.pt2")
@@ -152,7 +162,9 @@ def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Export
                 dims[axis] = _dim(axis)
         tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
     shapes = call.shapes(tensor_dims)
-    return torch.export.export(model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False)
+    return torch.export.export(
+        model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
+    )
 
 
 def _dim(axis: Axis) -> Dim:
@@ -162,8 +174,12 @@ def _dim(axis: Axis) -> Dim:
 
 def _compile(program: ExportedProgram, path: Path) -> str:
     """Compile a traced model with AOTInductor: -> the path of the package."""
-    options = {"aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}}
-    return torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+    options = {
+        "aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}
+    }
+    return torch._inductor.aoti_compile_and_package(
+        program, package_path=str(path), inductor_configs=options
+    )
 
 
 def _format_error(error: Exception) -> ExportError:
@@ -173,7 +189,9 @@ def _format_error(error: Exception) -> ExportError:
         return ExportError(
             "a .pt2 file needs a C++ compiler, such as g++, and none was found; write a .pt file instead."
         )
-    fixed_axis = re.search(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text)
+    fixed_axis = re.search(
+        r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text
+    )
     if fixed_axis:
         return DynamicAxisError(
             f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}; leave it out of "

@@ -107,7 +107,9 @@ class DynamicCall:
 def _layer_shapes(layer: nn.Module, call: ExampleCall) -> dict[str, Any]:
     """The `dynamic_shapes` of a bare layer: T and B wherever its arguments have them."""
     if not isinstance(call.arguments["input"], Tensor):
-        raise ExportError("a file takes tensors: give a padded `input` and its `lengths` in place of a PackedSequence.")
+        raise ExportError(
+            "a file takes tensors: give a padded `input` and its `lengths` in place of a PackedSequence."
+        )
     if call.tensors[0].dim() == 2:
         return {"input": {0: "T"}}
     shapes = {}
@@ -126,7 +128,9 @@ def _axis(dim: Any) -> Axis:
     """A string or a `torch.export.Dim` as an `Axis`."""
     name = dim if isinstance(dim, str) else getattr(dim, "__name__", "")
     if not name.isidentifier():
-        raise ExportError(f"`dynamic_shapes` has {dim!r} for an axis; give a name, such as 'B', or Dim('B', min=2).")
+        raise ExportError(
+            f"`dynamic_shapes` has {dim!r} for an axis; give a name, such as 'B', or Dim('B', min=2)."
+        )
     if isinstance(dim, str):
         return Axis(name)
     return Axis(name, int(dim.min), int(min(dim.max, NO_LIMIT)))

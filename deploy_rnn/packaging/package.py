@@ -101,7 +101,9 @@ def package(
     """
     path = target(path, "model.pt2")
     if path.suffix not in (".pt2", ".pt"):
-        raise ExportError(f"`path` (={str(path)!r}) must end in .pt2 (AOTInductor) or .pt (TorchScript).")
+        raise ExportError(
+            f"`path` (={str(path)!r}) must end in .pt2 (AOTInductor) or .pt (TorchScript)."
+        )
     tolerance = Tolerance(atol, rtol, model_precision(model))
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     reference = Reference(model)
@@ -139,7 +141,9 @@ def _trials(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
     yield _example_trial(reference, example)
     varied = {axis for axis in example_sizes if axis.most <= 2}
     for additions in size_assignments(list(example_sizes), TRIED_ABOVE_LEAST):
-        sizes = {axis: min(axis.least + addition, axis.most) for axis, addition in additions.items()}
+        sizes = {
+            axis: min(axis.least + addition, axis.most) for axis, addition in additions.items()
+        }
         call = example.drawn(sizes, random)
         outputs = _outputs_or_none(reference, call)
         if not outputs:
@@ -161,7 +165,9 @@ def _example_trial(reference: Reference, example: DynamicCall) -> Trial:
     try:
         outputs = reference.outputs(example.call)
     except Exception as error:  # the model's own code can raise anything
-        raise ExportError(f"the model itself fails on the example: {type(error).__name__}: {error}") from error
+        raise ExportError(
+            f"the model itself fails on the example: {type(error).__name__}: {error}"
+        ) from error
     if not outputs:
         raise ExportError("the model returns no tensor, so that there is nothing to compare.")
     expected = reference.expected(example.call, outputs, "the example")
@@ -175,7 +181,9 @@ def _outputs_or_none(reference: Reference, call: ExampleCall) -> list[Tensor] | 
         return None
 
 
-def _write(model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path: Path) -> Callable[..., Any]:
+def _write(
+    model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path: Path
+) -> Callable[..., Any]:
     """Write the file, and load the function in it."""
     if path.suffix == ".pt":
         torchscript.script_file(model, path)
@@ -183,7 +191,9 @@ def _write(model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path
     # torch.export takes an axis of size 1 for fixed.
     traceable = [trial for trial in trials if 1 not in trial.sizes.values()]
     if not traceable:
-        raise ExportError("PyTorch takes an axis of size 1 for fixed, and the model takes no call without one.")
+        raise ExportError(
+            "PyTorch takes an axis of size 1 for fixed, and the model takes no call without one."
+        )
     aot.compile_file(model, traceable[0].call, example.axes, path)
     return aot.load_file(path)
 
@@ -211,11 +221,15 @@ def _compare(
             )
         for number, (expected, output) in enumerate(zip(trial.expected, outputs, strict=True)):
             where = f"{file_name} is not the model: output {number} on {trial.label}"
-            largest[number] = max(largest[number], _largest_difference(expected, output, tolerance, where))
+            largest[number] = max(
+                largest[number], _largest_difference(expected, output, tolerance, where)
+            )
     return tuple(largest)
 
 
-def _largest_difference(expected: Expected, output: Tensor, tolerance: Tolerance, where: str) -> float:
+def _largest_difference(
+    expected: Expected, output: Tensor, tolerance: Tolerance, where: str
+) -> float:
     """Compare one output; raise VerificationError if it differs too much anywhere."""
     actual = output.numpy()
     if actual.shape != expected.values.shape or actual.dtype != expected.values.dtype:

@@ -22,7 +22,9 @@ def annotate(source: str, seed: int) -> str:
     random_state = random.Random(seed)
 
     def annotate_head(match: re.Match[str]) -> str:
-        parameters = [_annotate_parameter(parameter, random_state) for parameter in match[2].split(",")]
+        parameters = [
+            _annotate_parameter(parameter, random_state) for parameter in match[2].split(",")
+        ]
         returns = ""
         if random_state.random() < 0.8:
             returns = f" -> {random_state.choice((*TYPES, 'None', 'None'))}"

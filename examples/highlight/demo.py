@@ -40,7 +40,9 @@ STYLES = {
     "keyword": "bold magenta", "number": "cyan", "string": "green", "comment": "italic bright_black",
 }  # fmt: skip
 
-CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {127: "\u2421"}
+CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {
+    127: "\u2421"
+}
 """Control characters -> visible symbols. The characters themselves would shift the colours, or command the terminal."""
 
 SERVED_PAGE = Path(__file__).with_name("page")
@@ -72,7 +74,9 @@ class Result:
     missing: str | None = None
 
 
-def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Console | None = None) -> None:
+def run(
+    file: Path | None, folder: Path, *, as_json: bool = False, console: Console | None = None
+) -> None:
     """Highlight `file` (None: this one) with every runtime, and print how they did.
 
     Writes to `folder`: a bundle of graphs, the coloured file as a page, and the page that a server of the bundle shows.
@@ -95,7 +99,9 @@ def run(file: Path | None, folder: Path, *, as_json: bool = False, console: Cons
         readers["deploy_rnn, compiled"] = _compiled_reader(model, batches[0])
     with _step(console, "exporting to ONNX and checking"):
         bundle = folder / "highlight"
-        manifest = export_bundle(model, torch.from_numpy(batches[0]), bundle, buckets=[batches[0].shape[1]])
+        manifest = export_bundle(
+            model, torch.from_numpy(batches[0]), bundle, buckets=[batches[0].shape[1]]
+        )
         readers["onnxruntime, unrolled"] = _engine_reader(bundle, manifest)
     with _step(console, f"reading {file.name}"):
         exact_reader = _torch_reader(copy.deepcopy(model).double())
@@ -179,7 +185,10 @@ def _engine_reader(bundle: Path, manifest: Manifest) -> Reader:
 
 
 def contest(
-    readers: Mapping[str, Reader | str], exact_reader: Reader, batches: list[np.ndarray], length: int
+    readers: Mapping[str, Reader | str],
+    exact_reader: Reader,
+    batches: list[np.ndarray],
+    length: int,
 ) -> tuple[dict[str, Result], np.ndarray]:
     """Run and time every reader: -> how each did compared with the first, and the last one's labels (length,).
 
@@ -187,7 +196,9 @@ def contest(
         readers: name -> a reader, or the reason why there is none.
         exact_reader: the first reader in float64. How far rounding moves the first is part of what passes.
     """
-    results = {name: Result(missing=reader) for name, reader in readers.items() if isinstance(reader, str)}
+    results = {
+        name: Result(missing=reader) for name, reader in readers.items() if isinstance(reader, str)
+    }
     available = {name: reader for name, reader in readers.items() if not isinstance(reader, str)}
     scores = {name: _read_all(reader, batches) for name, reader in available.items()}
     labels = {name: join(scores[name], length) for name in available}
@@ -232,7 +243,9 @@ def coloured(source: str, labels: np.ndarray) -> Text:
 
 def table(results: Mapping[str, Result], batch: int) -> Table:
     """The readers side by side."""
-    columns = Table(title=f"{batch} windows of {WINDOW} characters in one run, {torch.get_num_threads()} threads")
+    columns = Table(
+        title=f"{batch} windows of {WINDOW} characters in one run, {torch.get_num_threads()} threads"
+    )
     columns.add_column("")
     for heading in ("median time", "speed", "largest difference", "labels changed"):
         columns.add_column(heading, justify="right")

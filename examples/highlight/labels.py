@@ -7,12 +7,27 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LABELS = ("space", "operator", "name", "call", "definition", "keyword", "number", "string", "comment")
+LABELS = (
+    "space",
+    "operator",
+    "name",
+    "call",
+    "definition",
+    "keyword",
+    "number",
+    "string",
+    "comment",
+)
 """A name before "(" is a call, a name after `def` or `class` is a definition: context on both sides decides."""
 
 _SPACE = LABELS.index("space")
 _OPERATOR = LABELS.index("operator")
-_FIXED = {tokenize.OP: "operator", tokenize.NUMBER: "number", tokenize.STRING: "string", tokenize.COMMENT: "comment"}
+_FIXED = {
+    tokenize.OP: "operator",
+    tokenize.NUMBER: "number",
+    tokenize.STRING: "string",
+    tokenize.COMMENT: "comment",
+}
 
 
 def label(source: str) -> np.ndarray:
@@ -23,7 +38,9 @@ def label(source: str) -> np.ndarray:
     """
     # StringIO ends lines where tokenize does; str.splitlines would end more of them.
     line_starts = np.cumsum([0, *map(len, io.StringIO(source))])
-    labels = np.where([character.isspace() for character in source], _SPACE, _OPERATOR).astype(np.uint8)
+    labels = np.where([character.isspace() for character in source], _SPACE, _OPERATOR).astype(
+        np.uint8
+    )
     for (start_row, start_column), (end_row, end_column), name in _spans(source):
         start = line_starts[start_row - 1] + start_column
         end = line_starts[end_row - 1] + end_column
@@ -41,7 +58,9 @@ def _spans(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int], str]
             yield token.start, token.end, _FIXED[token.type]
 
 
-def _name_label(before: tokenize.TokenInfo | None, token: tokenize.TokenInfo, after: tokenize.TokenInfo | None) -> str:
+def _name_label(
+    before: tokenize.TokenInfo | None, token: tokenize.TokenInfo, after: tokenize.TokenInfo | None
+) -> str:
     if keyword.iskeyword(token.string):
         return "keyword"
     if before is not None and before.string in ("def", "class"):

@@ -30,10 +30,14 @@ class Highlighter(nn.Module):
     With `lengths` (B,) int64, characters beyond a row's end are not read.
     """
 
-    def __init__(self, embedding: int = 32, hidden: int = 128, layers: int = 2, dropout: float = 0.1) -> None:
+    def __init__(
+        self, embedding: int = 32, hidden: int = 128, layers: int = 2, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.embed = nn.Embedding(2 + len(ALPHABET), embedding)
-        self.rnn = nn.RNN(embedding, hidden, layers, batch_first=True, dropout=dropout, bidirectional=True)
+        self.rnn = nn.RNN(
+            embedding, hidden, layers, batch_first=True, dropout=dropout, bidirectional=True
+        )
         self.score = nn.Linear(2 * hidden, len(LABELS))
 
     def forward(self, characters: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -43,7 +47,9 @@ class Highlighter(nn.Module):
         else:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
             packed_output, _ = self.rnn(packed)
-            output, _ = pad_packed_sequence(packed_output, batch_first=True, total_length=characters.shape[1])
+            output, _ = pad_packed_sequence(
+                packed_output, batch_first=True, total_length=characters.shape[1]
+            )
         scores: Tensor = self.score(output)  # (B, T, labels)
         return scores
 

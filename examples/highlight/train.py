@@ -65,23 +65,33 @@ def read_for_training() -> Labelled:
     return [(encode(source), label(source)) for source in track(sources + annotated, "reading")]
 
 
-def batches(files: Labelled, size: int, generator: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    files: Labelled, size: int, generator: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield random windows for ever: characters and labels, both int64 (size, WINDOW)."""
     # All files end to end, with a gap before and after each.
-    codes = np.concatenate([np.pad(file_codes, CONTEXT, constant_values=OUTSIDE) for file_codes, _ in files])
-    labels = np.concatenate([np.pad(file_labels, CONTEXT) for _, file_labels in files]).astype(np.int64)
+    codes = np.concatenate(
+        [np.pad(file_codes, CONTEXT, constant_values=OUTSIDE) for file_codes, _ in files]
+    )
+    labels = np.concatenate([np.pad(file_labels, CONTEXT) for _, file_labels in files]).astype(
+        np.int64
+    )
     while True:
         starts = generator.integers(len(codes) - WINDOW, size=(size, 1))
         positions = starts + np.arange(WINDOW)  # (size, WINDOW)
         yield torch.from_numpy(codes[positions]), torch.from_numpy(labels[positions])
 
 
-def train(steps: int, batch: int, rate: float, seed: int, max_gain: float = MAX_GAIN) -> tuple[Highlighter, float]:
+def train(
+    steps: int, batch: int, rate: float, seed: int, max_gain: float = MAX_GAIN
+) -> tuple[Highlighter, float]:
     """Train: -> the model, and how many seconds that took."""
     torch.manual_seed(seed)
     model = Highlighter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=steps, pct_start=0.1
+    )
     training_batches = batches(read_for_training(), batch, np.random.default_rng(seed))
     started = time.perf_counter()
     for step in track(range(1, steps + 1), "training"):
@@ -123,29 +133,53 @@ def accuracy(model: nn.Module, files: Labelled) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500, help="batches to train on (default 2500, about 5 minutes)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=2500,
+        help="batches to train on (default 2500, about 5 minutes)",
+    )
     parser.add_argument("--batch", type=int, default=64, help="windows in a batch (default 64)")
-    parser.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 0.004)")
+    parser.add_argument(
+        "--rate", type=float, default=4e-3, help="highest learning rate (default 0.004)"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-gain", type=float, default=MAX_GAIN, help=f"of recurrent weights (default {MAX_GAIN})")
-    parser.add_argument("--folder", type=Path, default=CHECKPOINT.parent, help="where to write (default: this one)")
+    parser.add_argument(
+        "--max-gain",
+        type=float,
+        default=MAX_GAIN,
+        help=f"of recurrent weights (default {MAX_GAIN})",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=CHECKPOINT.parent, help="where to write (default: this one)"
+    )
     options = parser.parse_args()
-    model, seconds = train(options.steps, options.batch, options.rate, options.seed, options.max_gain)
+    model, seconds = train(
+        options.steps, options.batch, options.rate, options.seed, options.max_gain
+    )
     files = read(held_out=True)
     metrics = {
         **accuracy(model, files),
         "held_out_files": len(files),
         "held_out_characters": sum(len(codes) for codes, _ in files),
         "training_seconds": round(seconds),
-        "training": {name: getattr(options, name) for name in ("steps", "batch", "rate", "seed", "max_gain")},
+        "training": {
+            name: getattr(options, name) for name in ("steps", "batch", "rate", "seed", "max_gain")
+        },
         "cores": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__.partition("+")[0],
     }
-    replace_file(options.folder / "checkpoint.safetensors", lambda path: save_model(model, str(path)))
+    replace_file(
+        options.folder / "checkpoint.safetensors", lambda path: save_model(model, str(path))
+    )
     text = json.dumps(metrics, indent=2) + "\n"
-    replace_file(options.folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(
+        options.folder / "metrics.json", lambda path: path.write_text(text, encoding="utf-8")
+    )
     print(text)
 
 

@@ -45,7 +45,11 @@ class Tracer:
             DynamicAxisError: an axis that the model itself fixes.
             ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
         """
-        layers = {name: module for name, module in self.model.named_modules() if isinstance(module, Recurrent)}
+        layers = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, Recurrent)
+        }
         packing = Packing()
         with unchanged(self.model), packing.installed():
             make_symbolic([*layers.values()], packing)
@@ -73,7 +77,9 @@ class Tracer:
 
         The model is traced with every axis open; the axes that then reach a stack are looked up among the inputs.
         """
-        every_axis: list[Axes] = [dict.fromkeys(range(tensor.dim()), AUTO) for tensor in self._call.tensors]
+        every_axis: list[Axes] = [
+            dict.fromkeys(range(tensor.dim()), AUTO) for tensor in self._call.tensors
+        ]
         graph = self.capture(every_axis).graph
         stacks = [Stack.of(node) for node in stack_nodes(graph)]
         names = {str(stack.batch): "B" for stack in stacks}
@@ -86,7 +92,8 @@ class Tracer:
 def _without_names(axes: Sequence[Axes]) -> list[Axes]:
     """The same for torch.export, which would take equal names for an order to make the sizes equal."""
     return [
-        {axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in tensor_axes.items()} for tensor_axes in axes
+        {axis: DYNAMIC if isinstance(dim, str) else dim for axis, dim in tensor_axes.items()}
+        for tensor_axes in axes
     ]
 
 

@@ -72,11 +72,15 @@ class CapturedModel:
             input_names, output_names = None, None
         onnx = tracer.capture(axes)
         graph = onnx.graph
-        name_inputs_and_outputs(graph, options.input_names or input_names, options.output_names or output_names)
+        name_inputs_and_outputs(
+            graph, options.input_names or input_names, options.output_names or output_names
+        )
         metadata = FileMetadata(lengths=row_lengths(graph))
         if options.streaming:
             refuse_lengths(metadata.lengths)
-            stack_axes = layer_axes(model, call, None, time=True) if is_layer(model) else tracer.stack_axes
+            stack_axes = (
+                layer_axes(model, call, None, time=True) if is_layer(model) else tracer.stack_axes
+            )
             time = _time_axes(graph, stack_axes)
             states = open_states(graph)
             metadata = replace(metadata, states=states, time=time)
@@ -102,12 +106,16 @@ class CapturedModel:
     @property
     def time_names(self) -> frozenset[str]:
         """The dynamic axes that are the steps of a stack."""
-        return frozenset(str(stack.steps) for stack in self._stacks if not isinstance(stack.steps, int))
+        return frozenset(
+            str(stack.steps) for stack in self._stacks if not isinstance(stack.steps, int)
+        )
 
     @property
     def batch_names(self) -> frozenset[str]:
         """The dynamic axes that are the batch of a stack."""
-        return frozenset(str(stack.batch) for stack in self._stacks if not isinstance(stack.batch, int))
+        return frozenset(
+            str(stack.batch) for stack in self._stacks if not isinstance(stack.batch, int)
+        )
 
     @property
     def _stacks(self) -> list[Stack]:
@@ -128,7 +136,9 @@ class CapturedModel:
 def _check_layers(model: nn.Module) -> None:
     layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
     if not layers:
-        raise ExportError(f"{type(model).__name__} has no recurrent layer; use torch.onnx.export for it.")
+        raise ExportError(
+            f"{type(model).__name__} has no recurrent layer; use torch.onnx.export for it."
+        )
     for name, layer in layers.items():
         dtype = next(layer.parameters()).dtype
         if dtype not in (torch.float32, torch.float64):
@@ -138,7 +148,9 @@ def _check_layers(model: nn.Module) -> None:
             )
 
 
-def _model_axes(tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool) -> list[Axes]:
+def _model_axes(
+    tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool
+) -> list[Axes]:
     """For a whole model: `dynamic_shapes`, or the axes that are the batch (and steps) of its recurrent layers."""
     if dynamic_shapes is not None:
         return call.axes(dynamic_shapes)

@@ -7,7 +7,9 @@ import onnx_ir as ir
 from deploy_rnn.errors import ExportError
 
 
-def name_inputs_and_outputs(graph: ir.Graph, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:
+def name_inputs_and_outputs(
+    graph: ir.Graph, inputs: Sequence[str] | None, outputs: Sequence[str] | None
+) -> None:
     """Give the graph's inputs and outputs these names; an inner value that has one of them gets another.
 
     Without `inputs` their names stay; without `outputs`: `output`, or `output_0`, `output_1`, ... if there are several.

@@ -45,7 +45,9 @@ class Rows:
     def of(cls, padded: Tensor, lengths: Tensor, *, is_sorted: bool) -> "Rows":
         # The comparison makes torch.export take the two axes for one.
         if lengths.dim() != 1 or lengths.size(0) != padded.size(1):
-            raise ExportError(f"`lengths` is {list(lengths.shape)}; a batch of {padded.size(1)} rows has one for each.")
+            raise ExportError(
+                f"`lengths` is {list(lengths.shape)}; a batch of {padded.size(1)} rows has one for each."
+            )
         descending = lengths
         order = None
         if not is_sorted:
@@ -109,7 +111,9 @@ class Packing:
         ):
             yield
 
-    def pack(self, input: Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool) -> PackedSequence:
+    def pack(
+        self, input: Tensor, lengths: Any, batch_first: bool, enforce_sorted: bool
+    ) -> PackedSequence:
         """Do what `pack_padded_sequence` does."""
         is_list = isinstance(lengths, (list, tuple))
         if is_list and any(isinstance(length, torch.SymInt) for length in lengths):
@@ -118,13 +122,19 @@ class Packing:
                 "which fixes how many rows there are; give it the tensor itself."
             )
         padded = input.transpose(0, 1) if batch_first else input
-        rows = Rows.of(padded, torch.as_tensor(lengths, dtype=torch.int64), is_sorted=enforce_sorted)
+        rows = Rows.of(
+            padded, torch.as_tensor(lengths, dtype=torch.int64), is_sorted=enforce_sorted
+        )
         batch_sizes = rows.within.sum(1)[: rows.longest()]
         self._remember(batch_sizes, rows)
         return self._packed(rows, batch_sizes)
 
     def pad(
-        self, sequence: PackedSequence, batch_first: bool, padding_value: float, total_length: int | None
+        self,
+        sequence: PackedSequence,
+        batch_first: bool,
+        padding_value: float,
+        total_length: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Do what `pad_packed_sequence` does."""
         rows = self._rows_of(sequence)
@@ -166,7 +176,9 @@ class Packing:
         for tensor in (packed.data, packed.batch_sizes):
             if id(tensor) in self._rows:
                 return self._rows[id(tensor)][1]
-        raise ExportError("a PackedSequence that pack_padded_sequence did not make cannot be exported.")
+        raise ExportError(
+            "a PackedSequence that pack_padded_sequence did not make cannot be exported."
+        )
 
 
 def _lengthen(padded: Tensor, total_length: Any, value: float) -> Tensor:
@@ -214,7 +226,9 @@ def _with_code_of(function: Any, replacement: Any) -> Iterator[None]:
 # The code of torch's functions during an export, which runs with their globals: there, `_VF` is the Packing.
 
 
-def _pack_padded_sequence(input: Any, lengths: Any, batch_first: Any = False, enforce_sorted: Any = True) -> Any:
+def _pack_padded_sequence(
+    input: Any, lengths: Any, batch_first: Any = False, enforce_sorted: Any = True
+) -> Any:
     return _VF.pack(input, lengths, batch_first, enforce_sorted)  # type: ignore[attr-defined]
 
 

@@ -30,7 +30,9 @@ def check_can_stream(model: nn.Module) -> None:
 def refuse_lengths(lengths: Mapping[str, Any]) -> None:
     """Raises: ExportError: rows of different length."""
     if lengths:
-        raise ExportError("a streaming file has no `lengths`: every row of a chunk goes on; leave them out.")
+        raise ExportError(
+            "a streaming file has no `lengths`: every row of a chunk goes on; leave them out."
+        )
 
 
 def open_states(graph: ir.Graph) -> dict[str, str]:
@@ -90,7 +92,9 @@ def _is_zeros(value: ir.Value) -> bool:
     return source is not None and _is_zeros(source)
 
 
-_SAME_VALUES = frozenset({"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+_SAME_VALUES = frozenset(
+    {"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 def _free_name(graph: ir.Graph, name: str) -> str:

@@ -33,13 +33,17 @@ def _parse_dynamic(
     for text in texts:
         match = re.fullmatch(r"(\w+):(-?\d+)=([A-Za-z_]\w*)", text)
         if match is None:
-            raise click.BadParameter(f"{text!r} is not NAME:AXIS=SYMBOL, such as input:1=B.", ctx, option)
+            raise click.BadParameter(
+                f"{text!r} is not NAME:AXIS=SYMBOL, such as input:1=B.", ctx, option
+            )
         name, axis, symbol = match.groups()
         shapes.setdefault(name, {})[int(axis)] = symbol
     return shapes or None
 
 
-def _check_report_path(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+def _check_report_path(
+    ctx: click.Context, option: click.Parameter, path: Path | None
+) -> Path | None:
     if path is None:
         return None
     if path.suffix not in (".html", ".json"):
@@ -120,7 +124,9 @@ REPORT_OPTION = click.option(
     "--report", "report_to", type=click.Path(path_type=Path), callback=_check_report_path, metavar="PATH",
     help="Also write the report of the verification, passed or failed, as a page (.html) or as JSON (.json).",
 )  # fmt: skip
-JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
+JSON_OPTION = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else."
+)
 
 
 def _options(*groups: Sequence[Option]) -> Callable[[Function], Function]:
@@ -141,7 +147,14 @@ def _options(*groups: Sequence[Option]) -> Callable[[Function], Function]:
     "-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="PATH",
     help="The .onnx file to write; any other PATH is the folder of a bundle. The folder around it must exist.",
 )  # fmt: skip
-@_options(FORM_OPTIONS, BUNDLE_OPTIONS, CHECK_OPTIONS, [PROVIDER_OPTION], WEIGHTS_OPTIONS, [REPORT_OPTION, JSON_OPTION])
+@_options(
+    FORM_OPTIONS,
+    BUNDLE_OPTIONS,
+    CHECK_OPTIONS,
+    [PROVIDER_OPTION],
+    WEIGHTS_OPTIONS,
+    [REPORT_OPTION, JSON_OPTION],
+)
 def export(target: str, path: Path, report_to: Path | None, as_json: bool, **options: Any) -> None:
     """Export TARGET to an ONNX file, or to a bundle: a folder of several. It appears only once every file has been run
     and agrees with TARGET.
@@ -170,19 +183,29 @@ def export(target: str, path: Path, report_to: Path | None, as_json: bool, **opt
 
 
 def _export_file(
-    target: str, path: Path, report_to: Path | None, weights_options: dict[str, Any], options: dict[str, Any]
+    target: str,
+    path: Path,
+    report_to: Path | None,
+    weights_options: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple["Target", "Report"]:
     from deploy_rnn.export import export_onnx
 
     for name, flag in (("buckets", "--bucket"), ("name", "--name")):
         if name in options:
-            raise ExportError(f"{flag} needs a bundle; leave it out, or give a PATH that does not end in .onnx.")
+            raise ExportError(
+                f"{flag} needs a bundle; leave it out, or give a PATH that does not end in .onnx."
+            )
     forms = options.pop("forms", ())
     if len(forms) > 1:
-        raise ExportError("a second --form needs a bundle; leave it out, or give a PATH that does not end in .onnx.")
+        raise ExportError(
+            "a second --form needs a bundle; leave it out, or give a PATH that does not end in .onnx."
+        )
     if forms:
         options["form"] = forms[0]
-    file_target(path, "model.onnx")  # a path that cannot be written is refused before the model is loaded
+    file_target(
+        path, "model.onnx"
+    )  # a path that cannot be written is refused before the model is loaded
     source = _load(target, weights_options)
     with step(f"exporting to {path.name} and verifying it"), _report_if_failed(report_to):
         report = export_onnx(source.model, source.args, path, kwargs=source.kwargs, **options)
@@ -191,15 +214,25 @@ def _export_file(
 
 
 def _export_bundle(
-    target: str, path: Path, report_to: Path | None, weights_options: dict[str, Any], options: dict[str, Any]
+    target: str,
+    path: Path,
+    report_to: Path | None,
+    weights_options: dict[str, Any],
+    options: dict[str, Any],
 ) -> tuple["Target", Manifest]:
     from deploy_rnn.export import export_bundle
 
     if "require_provider" in options:
-        raise ExportError("--require-provider needs a single file; leave it out, or give a PATH that ends in .onnx.")
+        raise ExportError(
+            "--require-provider needs a single file; leave it out, or give a PATH that ends in .onnx."
+        )
     if report_to is not None:
-        raise ExportError("--report needs a single file: a bundle has its own. Leave it out, or give a PATH in .onnx.")
-    folder_target(path, MANIFEST)  # a folder that cannot be replaced is refused before the model is loaded
+        raise ExportError(
+            "--report needs a single file: a bundle has its own. Leave it out, or give a PATH in .onnx."
+        )
+    folder_target(
+        path, MANIFEST
+    )  # a folder that cannot be replaced is refused before the model is loaded
     source = _load(target, weights_options)
     with step(f"exporting to {path.name} and verifying it"):
         manifest = export_bundle(source.model, source.args, path, kwargs=source.kwargs, **options)
@@ -225,7 +258,9 @@ def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **opt
     options = _without_unset(options)
     weights_options = _pop(options, WEIGHTS)
     with command_errors(as_json=as_json):
-        _read_file(path)  # a file that is missing or is not ONNX is bad input; any other fault is a failed check
+        _read_file(
+            path
+        )  # a file that is missing or is not ONNX is bad input; any other fault is a failed check
         source = _load(target, weights_options)
     with command_errors(as_json=as_json, failed=(*CHECKS, ExportError)):
         from deploy_rnn.export import verify as verify_file

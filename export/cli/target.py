@@ -53,7 +53,9 @@ def load_target(target: str, **options: Any) -> Target:
         )
     if options:
         flags = ["--" + name.replace("_", "-") for name in options]
-        raise TargetError(f"{', '.join(flags)}: only for a weights file; `{target}` returns its own model and example.")
+        raise TargetError(
+            f"{', '.join(flags)}: only for a weights file; `{target}` returns its own model and example."
+        )
     return from_factory(target)
 
 
@@ -81,7 +83,9 @@ def from_weights(
         assumptions.insert(0, f"{layer.nonlinearity} (--nonlinearity)")
     first_weight = next(layer.parameters())
     dtype = str(first_weight.dtype).removeprefix("torch.")
-    shown_as = f"{path}: {layer}, {dtype}; not in the file, and so assumed: {', '.join(assumptions)}"
+    shown_as = (
+        f"{path}: {layer}, {dtype}; not in the file, and so assumed: {', '.join(assumptions)}"
+    )
     return Target(layer, args, kwargs, shown_as)
 
 
@@ -120,7 +124,9 @@ def _get_factory(module: ModuleType, attribute: str) -> Callable[[], Any]:
     if factory is None:
         # Suggest what the module itself defines, not what it imports.
         members = vars(module).items()
-        own_names = [name for name, value in members if getattr(value, "__module__", None) == module.__name__]
+        own_names = [
+            name for name, value in members if getattr(value, "__module__", None) == module.__name__
+        ]
         contents = ", ".join(own_names[:10]) or "no function"
         raise TargetError(
             f"module `{module.__name__}` ({module.__file__}) has no `{attribute}`; it defines {contents}."
@@ -144,14 +150,22 @@ def _check_result(name: str, result: Any) -> tuple[nn.Module, Any, Mapping[str, 
     if not isinstance(result, (tuple, list)):
         raise TargetError(f"`{name}` returned {_describe_type(result)}; {RETURNS}.")
     if len(result) not in (2, 3):
-        raise TargetError(f"`{name}` returned a {type(result).__name__} of length {len(result)}; {RETURNS}.")
+        raise TargetError(
+            f"`{name}` returned a {type(result).__name__} of length {len(result)}; {RETURNS}."
+        )
     model, args, kwargs = (*result, None)[:3]
     if not isinstance(model, nn.Module):
-        raise TargetError(f"`{name}` returned {_describe_type(model)} as the model, not a torch.nn.Module; {RETURNS}.")
+        raise TargetError(
+            f"`{name}` returned {_describe_type(model)} as the model, not a torch.nn.Module; {RETURNS}."
+        )
     if not isinstance(args, (tuple, list, Tensor)):
-        raise TargetError(f"`{name}` returned {_describe_type(args)} as the arguments, not a tuple; {RETURNS}.")
+        raise TargetError(
+            f"`{name}` returned {_describe_type(args)} as the arguments, not a tuple; {RETURNS}."
+        )
     if not isinstance(kwargs, (Mapping, type(None))):
-        raise TargetError(f"`{name}` returned {_describe_type(kwargs)} as `kwargs`, not a dict; {RETURNS}.")
+        raise TargetError(
+            f"`{name}` returned {_describe_type(kwargs)} as `kwargs`, not a dict; {RETURNS}."
+        )
     return model, args, kwargs
 
 

@@ -18,13 +18,19 @@ from deploy_rnn.errors import TargetError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 """Files that are read as weights; all but the first by `torch.load(weights_only=True)`."""
 
-FAMILIES: Mapping[int, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {1: nn.RNN, 3: nn.GRU, 4: nn.LSTM}
+FAMILIES: Mapping[int, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
+    1: nn.RNN,
+    3: nn.GRU,
+    4: nn.LSTM,
+}
 """Rows of weight_ih for each hidden unit -> the layer."""
 
 _NAME = re.compile(r"(?:weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
 
 
-def read_layer(path: Path, *, nonlinearity: str | None = None, batch_first: bool = False) -> nn.RNNBase:
+def read_layer(
+    path: Path, *, nonlinearity: str | None = None, batch_first: bool = False
+) -> nn.RNNBase:
     """Return the layer of `torch.nn` that has the weights in a file, in evaluation mode on the CPU.
 
     Args:
@@ -53,7 +59,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Read a state_dict; its tensors are copied, since weights in a file may share memory."""
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping) or not content:
-        raise TargetError(f"contains {_describe(content)}, not a state_dict; save `layer.state_dict()`.")
+        raise TargetError(
+            f"contains {_describe(content)}, not a state_dict; save `layer.state_dict()`."
+        )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TargetError(
@@ -66,7 +74,10 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"has a tensor of {value.dtype}, {value.layout}, on {value.device} at `{name}`; the "
                 "weights of a recurrent layer must be dense floats."
             )
-    return {name: weight.detach().clone(memory_format=torch.contiguous_format) for name, weight in content.items()}
+    return {
+        name: weight.detach().clone(memory_format=torch.contiguous_format)
+        for name, weight in content.items()
+    }
 
 
 def _describe(value: Any) -> str:
@@ -94,7 +105,9 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle can raise anything
         text = str(error)
-        code = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
+        code = (
+            re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
+        )
         if code is not None:
             raise TargetError(
                 f"asks for `{code[1]}`, and a file that could run code is not loaded; "
@@ -120,7 +133,9 @@ def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _make_layer(weights: Mapping[str, Tensor], nonlinearity: str | None, batch_first: bool) -> nn.RNNBase:
+def _make_layer(
+    weights: Mapping[str, Tensor], nonlinearity: str | None, batch_first: bool
+) -> nn.RNNBase:
     """Return a layer, without storage, with the sizes of the first weights and the layers that the names call for."""
     _check_first_weights(weights)
     rows, input_size = weights["weight_ih_l0"].shape
@@ -162,11 +177,15 @@ def _check_first_weights(weights: Mapping[str, Tensor]) -> None:
     """Raises: TargetError: a layer without the two weights that have its sizes, or with several dtypes."""
     for name in ("weight_ih_l0", "weight_hh_l0"):
         if name not in weights:
-            raise TargetError(f"is not a recurrent layer: `{name}` is missing; it has {_list_names([*weights])}.")
+            raise TargetError(
+                f"is not a recurrent layer: `{name}` is missing; it has {_list_names([*weights])}."
+            )
         weight = weights[name]
         if weight.dim() != 2 or weight.numel() == 0:
             shape = list(weight.shape)
-            raise TargetError(f"has `{name}` of shape {shape}; it must be a matrix that is not empty.")
+            raise TargetError(
+                f"has `{name}` of shape {shape}; it must be a matrix that is not empty."
+            )
     dtypes = {str(weight.dtype) for weight in weights.values()}
     if len(dtypes) > 1:
         raise TargetError(f"mixes {' and '.join(sorted(dtypes))}; save the layer in one dtype.")

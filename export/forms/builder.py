@@ -66,7 +66,11 @@ class Builder:
         return self.op_many(op_type, *inputs, outputs=[""], **attributes)[0]
 
     def op_many(
-        self, op_type: str, *inputs: ir.Value | None, outputs: Sequence[str], **attributes: Attribute
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        outputs: Sequence[str],
+        **attributes: Attribute,
     ) -> Sequence[ir.Value]:
         """Add a node with several outputs, each of which has its own name within the scope."""
         used_inputs = list(inputs)
@@ -79,7 +83,9 @@ class Builder:
         self.nodes.append(node)
         return node.outputs
 
-    def copy(self, node: ir.Node, values: dict[ir.Value, ir.Value], name: Callable[[str], str]) -> None:
+    def copy(
+        self, node: ir.Node, values: dict[ir.Value, ir.Value], name: Callable[[str], str]
+    ) -> None:
         """Add a copy of a node of another graph.
 
         Args:
@@ -88,7 +94,9 @@ class Builder:
         """
         inputs = [None if value is None else values[value] for value in node.inputs]
         attributes = list(node.attributes.values())
-        copied = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs))
+        copied = ir.Node(
+            node.domain, node.op_type, inputs, attributes, num_outputs=len(node.outputs)
+        )
         for value, original in zip(copied.outputs, node.outputs, strict=True):
             value.name = self._name(name(str(original.name)))
             values[original] = value

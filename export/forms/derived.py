@@ -97,7 +97,9 @@ class _StepModule(nn.Module):
         self._step = example.cell.step
         self._zero_bias = example.zero_bias
 
-    def forward(self, projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    def forward(
+        self, projected: Tensor, states: list[Tensor], weights: list[Tensor]
+    ) -> list[Tensor]:
         right_weights = [right_hand([weight]) for weight in weights]
         if self._zero_bias:
             right_weights.insert(1, projected.new_zeros(1, 1, projected.size(2)))
@@ -115,10 +117,14 @@ def _trace_step(example: _Example, opset: int) -> ir.Graph:
     except ExportError as error:
         raise ExportError(f"{name} cannot be written in ONNX: {error}") from error
     if len(graph.outputs) != len(states):
-        raise ExportError(f"{name} returns {len(graph.outputs)} states; its cell says `states={len(states)}`.")
+        raise ExportError(
+            f"{name} returns {len(graph.outputs)} states; its cell says `states={len(states)}`."
+        )
     attributes = [attribute for node in graph for attribute in node.attributes.values()]
     if any(attribute.type == ir.AttributeType.GRAPH for attribute in attributes):
-        raise ExportError(f"{name} branches or loops, which cannot be repeated; use operations such as torch.where.")
+        raise ExportError(
+            f"{name} branches or loops, which cannot be repeated; use operations such as torch.where."
+        )
     return graph
 
 
@@ -143,7 +149,9 @@ class _TracedStep:
         """Repeat the nodes for one step."""
         group = step.groups[""]
         weights = _recurrent_weights(group.weight_hh, group.bias_hh, step.weight_hr)
-        shared_values = step.build.once((self, *weights), lambda: self._write_weight_nodes(step.direction, weights))
+        shared_values = step.build.once(
+            (self, *weights), lambda: self._write_weight_nodes(step.direction, weights)
+        )
         values = dict(shared_values)
         inputs = [step.projected[""]]
         for state, width in zip(step.states, self._state_widths, strict=True):
@@ -154,7 +162,9 @@ class _TracedStep:
             step.build.copy(node, values, name=lambda name: f"{name}.")
         return [values[value] for value in self._graph.outputs]
 
-    def _write_weight_nodes(self, build: Builder, weights: Sequence[ir.Value]) -> dict[ir.Value, ir.Value]:
+    def _write_weight_nodes(
+        self, build: Builder, weights: Sequence[ir.Value]
+    ) -> dict[ir.Value, ir.Value]:
         """What the steps of a direction share: value of the trace -> value here."""
         inputs = self._graph.inputs[1 + len(self._state_widths) :]
         values = dict(zip(inputs, weights, strict=True))

@@ -142,7 +142,9 @@ def _directions(
         projected = {}
         for group, group_weights in groups.items():
             x = group_scope(direction, group).scope("x")
-            projected[group] = product(x, sources[index], group_weights.weight_ih, group_weights.bias)  # [T*B, g*H]
+            projected[group] = product(
+                x, sources[index], group_weights.weight_ih, group_weights.bias
+            )  # [T*B, g*H]
         has_lengths = stack.lengths is not None
         directions.append(
             DirectionBuild(
@@ -162,7 +164,9 @@ def _directions(
     return directions
 
 
-def _final_states(build: Builder, stack: Stack, finals: Sequence[Sequence[ir.Value]]) -> list[ir.Value]:
+def _final_states(
+    build: Builder, stack: Stack, finals: Sequence[Sequence[ir.Value]]
+) -> list[ir.Value]:
     """The final states of each direction of each layer -> one tensor of each state."""
     tensors = []
     for index, name in enumerate(stack.state_names):

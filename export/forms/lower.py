@@ -55,7 +55,9 @@ def _free_prefix(graph: ir.Graph, prefix: str) -> str:
     return prefix
 
 
-def _replace(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
+def _replace(
+    graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
+) -> None:
     """Put `nodes` in the place of `node`, and `outputs` in the place of its outputs."""
     graph.insert_before(node, nodes)
     for old, new in zip(node.outputs, outputs, strict=True):

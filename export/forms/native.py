@@ -75,8 +75,12 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
             **attributes,
         )  # [T, D, B, H], [D, B, H] ...
         finals.append(layer_finals)
-        turned = layer_build.scope("turned").op("Transpose", outputs, perm=[0, 2, 1, 3])  # [T, B, D, H]
-        sequence = layer_build.scope("output").reshape(turned, [0, 0, directions * hidden])  # [T, B, D*H]
+        turned = layer_build.scope("turned").op(
+            "Transpose", outputs, perm=[0, 2, 1, 3]
+        )  # [T, B, D, H]
+        sequence = layer_build.scope("output").reshape(
+            turned, [0, 0, directions * hidden]
+        )  # [T, B, D*H]
     results = [sequence]
     for index, name in enumerate(names):
         parts = [states[index] for states in finals]
@@ -89,7 +93,9 @@ def _operator(stack: Stack) -> Operator:
     if operator is None:
         raise ExportError("ONNX has no operator for this cell; use form='scan' or form='unrolled'.")
     if stack.layers[0][0].weight_hr is not None:
-        raise ExportError("ONNX's LSTM operator has no projection (`proj_size`); use form='scan' or form='unrolled'.")
+        raise ExportError(
+            "ONNX's LSTM operator has no projection (`proj_size`); use form='scan' or form='unrolled'."
+        )
     if stack.input.dtype != ir.DataType.FLOAT:
         raise ExportError(
             f"onnxruntime runs ONNX's {operator.op_type} operator in float32 only, and the layer is "
@@ -107,12 +113,21 @@ def _weights(
     def reorder(direction: Builder, name: str, value: ir.Value) -> ir.Value:
         return direction.scope(name).blocks(value, operator.order, len(operator.order))
 
-    w = [reorder(direction, "W", weights.weight_ih) for direction, weights in zip(directions, layer, strict=True)]
-    r = [reorder(direction, "R", weights.weight_hh) for direction, weights in zip(directions, layer, strict=True)]
+    w = [
+        reorder(direction, "W", weights.weight_ih)
+        for direction, weights in zip(directions, layer, strict=True)
+    ]
+    r = [
+        reorder(direction, "R", weights.weight_hh)
+        for direction, weights in zip(directions, layer, strict=True)
+    ]
     b = []
     for direction, weights in zip(directions, layer, strict=True):
         if weights.bias_ih is not None and weights.bias_hh is not None:
-            biases = [reorder(direction, "Wb", weights.bias_ih), reorder(direction, "Rb", weights.bias_hh)]
+            biases = [
+                reorder(direction, "Wb", weights.bias_ih),
+                reorder(direction, "Rb", weights.bias_hh),
+            ]
             b.append(direction.scope("B").concat(biases, axis=0))
     return (
         build.scope("W").stack(w),
@@ -121,7 +136,9 @@ def _weights(
     )
 
 
-def _split_layers(build: Builder, stack: Stack, state: ir.Value | None) -> Sequence[ir.Value | None]:
+def _split_layers(
+    build: Builder, stack: Stack, state: ir.Value | None
+) -> Sequence[ir.Value | None]:
     """(L*D, B, H) -> L times [D, B, H]; None for zeros"""
     if state is None:
         return [None] * len(stack.layers)

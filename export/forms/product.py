@@ -9,7 +9,9 @@ import onnx_ir as ir
 from .builder import Builder
 
 
-def product(build: Builder, rows: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+def product(
+    build: Builder, rows: ir.Value, weight: ir.Value, bias: ir.Value | None = None
+) -> ir.Value:
     """[N, K] @ weight (M, K).T + bias -> [N, M]
 
     bias: (M,), or [N, M] to which the product is added; None for 0.

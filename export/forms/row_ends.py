@@ -82,7 +82,9 @@ class RowEnds:
         """
         build = self.build.scope("turned")
         from_the_end = self.build.scope("back").op("Sub", self._last_step(), self._steps())
-        step = build.scope(".step").op("Where", self._is_within(), from_the_end, self._steps())  # [T, B]
+        step = build.scope(".step").op(
+            "Where", self._is_within(), from_the_end, self._steps()
+        )  # [T, B]
         positions = self._positions(build.scope(".place"), step)
         return build.reshape(positions, [-1])
 

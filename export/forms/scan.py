@@ -133,6 +133,8 @@ def _step(direction: DirectionBuild, body: Builder) -> StepBuild:
         direction=direction.build,
         groups=direction.groups,
         weight_hr=direction.weight_hr,
-        projected={group: group_scope(body, group).scope("x").input(dtype) for group in direction.projected},
+        projected={
+            group: group_scope(body, group).scope("x").input(dtype) for group in direction.projected
+        },
         states=[body.scope(f"{name}.before").input(dtype) for name in direction.stack.state_names],
     )

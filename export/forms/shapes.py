@@ -36,7 +36,9 @@ def zero(build: Builder, stack: Stack) -> ir.Value:
     return build.once(("zero", dtype), lambda: build.root.scope("zero").constant(number))
 
 
-def split_time(build: Builder, stack: Stack, rows: ir.Value, width: int, *, direction_axis: bool = False) -> ir.Value:
+def split_time(
+    build: Builder, stack: Stack, rows: ir.Value, width: int, *, direction_axis: bool = False
+) -> ir.Value:
     """[T*B, width] -> [T, B, width], or [T, 1, B, width] with the axis of directions that a derived cell has."""
     middle = [1] if direction_axis else []
     # One size may be left to the operator: that saves looking up B.
@@ -47,7 +49,9 @@ def split_time(build: Builder, stack: Stack, rows: ir.Value, width: int, *, dire
     return build.reshape(rows, [steps, *middle, batch, width])
 
 
-def set_shapes(values: Sequence[ir.Value], stack: Stack, width: int, *, direction_axis: bool) -> None:
+def set_shapes(
+    values: Sequence[ir.Value], stack: Stack, width: int, *, direction_axis: bool
+) -> None:
     """Note in the file that each value is [B, width], or [1, B, width], and of the stack's dtype.
 
     onnxruntime cannot infer it from T*B rows in T parts. It never uses a buffer of unknown size again, and looks

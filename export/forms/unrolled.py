@@ -18,7 +18,9 @@ from .shapes import set_shapes, split_time
 
 def unrolled(build: Builder, stack: Stack) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
-    return write_layers(build, stack, lambda directions: [_walk(direction) for direction in directions])
+    return write_layers(
+        build, stack, lambda directions: [_walk(direction) for direction in directions]
+    )
 
 
 def _walk(direction: DirectionBuild) -> Walked:
@@ -58,7 +60,9 @@ def _join(direction: DirectionBuild, steps: Sequence[ir.Value], index: int) -> i
     build = direction.build.scope(direction.stack.state_names[index])
     joined = build.concat(steps, axis=0)
     if direction.cell.direction_axis:
-        return build.scope(".rows").reshape(joined, [-1, direction.stack.sizes[index]])  # from [T, B, P]
+        return build.scope(".rows").reshape(
+            joined, [-1, direction.stack.sizes[index]]
+        )  # from [T, B, P]
     return joined
 
 

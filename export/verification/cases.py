@@ -134,11 +134,15 @@ def example_inputs(call: ExampleCall, file: OnnxFile) -> list[ExampleInput]:
     only_in_file = {spec.name for spec in file.inputs[len(tensors) :]}
     if len(tensors) > len(file.inputs) or not only_in_file <= file.states.keys():
         names = ", ".join(spec.name for spec in file.inputs)
-        raise ExportError(f"the file has {len(file.inputs)} inputs ({names}), the example has {len(tensors)} tensors.")
+        raise ExportError(
+            f"the file has {len(file.inputs)} inputs ({names}), the example has {len(tensors)} tensors."
+        )
     inputs = []
     for spec, tensor in zip(file.inputs, tensors, strict=False):
         if len(spec.shape) != tensor.dim():
-            raise ExportError(f"`{spec.name}` has {len(spec.shape)} axes in the file, its example has {tensor.dim()}.")
+            raise ExportError(
+                f"`{spec.name}` has {len(spec.shape)} axes in the file, its example has {tensor.dim()}."
+            )
         inputs.append(ExampleInput(spec.name, spec.shape, tensor, file.lengths.get(spec.name)))
     return inputs
 
@@ -203,7 +207,9 @@ class CaseMaker:
             if not np.isfinite(expected.values).all():
                 raise ExportError(f"`{spec.name}` has values that are not finite.")
             if ROUNDING_MARGIN * expected.rounding > ROUNDING_LIMIT:
-                raise ExportError(f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64.")
+                raise ExportError(
+                    f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64."
+                )
         return case
 
     @property
@@ -226,7 +232,9 @@ class CaseMaker:
                 names.append(input.name)
         return tuple(names)
 
-    def _first_that_runs(self, sizes: Mapping[str, int], random: torch.Generator) -> tuple[ExampleCall, Case]:
+    def _first_that_runs(
+        self, sizes: Mapping[str, int], random: torch.Generator
+    ) -> tuple[ExampleCall, Case]:
         """A call with these sizes that the model takes. In this order:
 
         1. Random values, rows of any length in any order.
@@ -263,7 +271,11 @@ class CaseMaker:
         fixed_sizes = [size for size in sizes if isinstance(size, int)]
         is_dynamic = len(fixed_sizes) < len(sizes)
         for _ in range(CHUNKINGS if is_dynamic else 1):
-            chunks = torch.randint(1, 6, (5,), generator=random).tolist() if is_dynamic else 3 * fixed_sizes[:1]
+            chunks = (
+                torch.randint(1, 6, (5,), generator=random).tolist()
+                if is_dynamic
+                else 3 * fixed_sizes[:1]
+            )
             call = self._sequence(sum(chunks), random)
             case = self._case(f"a sequence in chunks of {', '.join(map(str, chunks))}", call)
             yield InChunks(case.label, case.feeds, case.expected, self._file, chunks)
@@ -324,7 +336,9 @@ class CaseMaker:
             ) from error
         expected = self._reference.expected(torch_call, outputs, label)
         only_in_file = {spec.name for spec in self._file.outputs[len(outputs) :]}
-        if len(outputs) > len(self._file.outputs) or not only_in_file <= set(self._file.states.values()):
+        if len(outputs) > len(self._file.outputs) or not only_in_file <= set(
+            self._file.states.values()
+        ):
             raise ExportError(
                 f"the file has {len(self._file.outputs)} outputs, the model gives {len(outputs)} tensors."
             )

@@ -71,7 +71,9 @@ def reports_html(reports: Sequence[Report], title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(parts) + "\n</body>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n"
         "</html>\n"
     )
 
@@ -81,7 +83,9 @@ def _sections(report: Report) -> Iterator[str]:
     yield _section("File", _file(report))
     if report.comparisons:
         yield _section("Worst error of each output", _worst(report))
-        yield _section("Every run: the most that an output used of what is allowed", _matrix(report))
+        yield _section(
+            "Every run: the most that an output used of what is allowed", _matrix(report)
+        )
     outputs = dict.fromkeys(curve.output for curve in report.over_time)
     for output in outputs:
         curves = _choose_curves([curve for curve in report.over_time if curve.output == output])
@@ -105,7 +109,9 @@ def _verdict(report: Report) -> str:
     else:
         verdict = f'<p class="good">✓ PASS: {total} comparisons, at most {_most_used(report)} of what is allowed</p>'
     notes = [f"{provider}: {status}" for provider, status in report.providers.items()]
-    notes += [f"{name}: checked with one value only, the example has no other" for name in report.unvaried]
+    notes += [
+        f"{name}: checked with one value only, the example has no other" for name in report.unvaried
+    ]
     notes += [f"not run: {reason}" for reason in report.left_out]
     return verdict + "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
@@ -151,7 +157,9 @@ def _worst(report: Report) -> str:
             escape(f"{worst.case}, optimisations {'on' if worst.optimized else 'off'}"),
         ]
         rows.append(row)
-    return _table(["Provider", "Output", "Largest error", "Nearest its limit", "Limit", "Used", "In"], rows)
+    return _table(
+        ["Provider", "Output", "Largest error", "Nearest its limit", "Limit", "Used", "In"], rows
+    )
 
 
 def _matrix(report: Report) -> str:
@@ -192,7 +200,9 @@ def _meter(comparison: Comparison) -> str:
 def _choose_curves(curves: Sequence[ErrorOverTime]) -> list[ErrorOverTime]:
     """The cases of one output that tell most: wrong ones, the example, the one of most steps."""
     longest = max(curves, key=lambda curve: curve.steps)
-    ranked = sorted(curves, key=lambda curve: (curve.first_bad is None, curve.case != "example", -curve.steps))
+    ranked = sorted(
+        curves, key=lambda curve: (curve.first_bad is None, curve.case != "example", -curve.steps)
+    )
     chosen = [*ranked[: _SERIES - 1], longest]
     return list(dict.fromkeys(chosen))
 
@@ -200,7 +210,9 @@ def _choose_curves(curves: Sequence[ErrorOverTime]) -> list[ErrorOverTime]:
 def _legend(curves: Sequence[ErrorOverTime]) -> str:
     keys = []
     for number, curve in enumerate(curves, start=1):
-        keys.append(f'<span class="key" style="background:var(--s{number})"></span>{escape(curve.case)}')
+        keys.append(
+            f'<span class="key" style="background:var(--s{number})"></span>{escape(curve.case)}'
+        )
     note = "Absolute error at each step, logarithmic; dashed: what is allowed."
     return f'<p>{"".join(keys)}</p><p class="quiet">{note}</p>'
 
@@ -231,7 +243,9 @@ def _placement(report: Report) -> str:
         for ran_on, counts in placement.nodes.items():
             operators = ", ".join(f"{count:,} {name}" for name, count in counts.items())
             rows.append([escape(ran_on), f"{sum(counts.values()):,}", escape(operators)])
-        parts.append(f"<p>{escape(provider)}, graph optimisations on; {placement.copies} copies between devices</p>")
+        parts.append(
+            f"<p>{escape(provider)}, graph optimisations on; {placement.copies} copies between devices</p>"
+        )
         parts.append(_table(["Ran on", "Nodes", "Operators"], rows))
     return "".join(parts)
 
@@ -241,7 +255,9 @@ def _side_by_side(reports: Sequence[Report]) -> Iterator[str]:
     for report in reports:
         row = [
             escape(_name(report)),
-            '<span class="bad">✗ FAIL</span>' if report.failures else '<span class="good">✓ PASS</span>',
+            '<span class="bad">✗ FAIL</span>'
+            if report.failures
+            else '<span class="good">✓ PASS</span>',
             _most_used(report),
             f"{report.nodes:,}",
             f"{report.bytes / 1e3:,.0f}",
@@ -256,7 +272,9 @@ def _side_by_side(reports: Sequence[Report]) -> Iterator[str]:
     for label, latencies in charts.items():
         yield _section(f"Latency: {label}", bars(latencies, "ms"))
     yield _section("Size", bars([(_name(report), report.bytes / 1e3) for report in reports], "kB"))
-    yield _section("Nodes", bars([(_name(report), float(report.nodes)) for report in reports], "nodes"))
+    yield _section(
+        "Nodes", bars([(_name(report), float(report.nodes)) for report in reports], "nodes")
+    )
 
 
 def _name(report: Report) -> str:

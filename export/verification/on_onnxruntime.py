@@ -80,7 +80,9 @@ def _check_nodes(provider: str, nodes: Sequence[RanNode], *, required: bool) -> 
     # onnxruntime prefers the CPU for nodes that only compute sizes.
     elsewhere = [node for node in nodes if node.provider != provider and not node.only_sizes]
     if required and elsewhere:
-        shown = [f"`{node.name}` ({node.op_type}, {node.provider})" for node in elsewhere[:SHOWN_NODES]]
+        shown = [
+            f"`{node.name}` ({node.op_type}, {node.provider})" for node in elsewhere[:SHOWN_NODES]
+        ]
         hidden = len(elsewhere) - len(shown)
         more = f" and {hidden} more" if hidden else ""
         raise ProviderError(
@@ -95,4 +97,6 @@ def _placement(nodes: Sequence[RanNode]) -> Placement:
         by_type = counts.setdefault(node.provider, Counter())
         by_type[node.op_type] += 1
         copies += node.copies
-    return Placement({provider: dict(by_type.most_common()) for provider, by_type in counts.items()}, copies)
+    return Placement(
+        {provider: dict(by_type.most_common()) for provider, by_type in counts.items()}, copies
+    )

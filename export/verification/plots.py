@@ -54,7 +54,9 @@ def error_over_time(series: Sequence[ErrorOverTime]) -> str:
     elements = list(area.grid())
     first_bad_steps = []
     for number, curve in enumerate(series, start=1):
-        elements.append(f'<polyline class="limit s{number}" points="{area.points(curve.allowed)}"/>')
+        elements.append(
+            f'<polyline class="limit s{number}" points="{area.points(curve.allowed)}"/>'
+        )
         elements.append(f'<polyline class="line s{number}" points="{area.points(curve.errors)}"/>')
         elements += area.marks(curve, number)
         if curve.first_bad is not None:
@@ -108,7 +110,9 @@ class _Area:
             # One value is a line across the picture.
             y = self.y(values[0])
             return f"{_LEFT},{y:.1f} {_RIGHT},{y:.1f}"
-        return " ".join(f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in enumerate(values))
+        return " ".join(
+            f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in enumerate(values)
+        )
 
     def grid(self) -> Iterator[str]:
         """Lines at powers of ten, at most nine of them, and the numbers of steps."""

@@ -62,7 +62,11 @@ class Comparison:
 
     def __str__(self) -> str:
         optimized = "on" if self.optimized else "off"
-        step = "" if self.first_bad_step is None else f"time step {self.first_bad_step} (the first is 0), "
+        step = (
+            ""
+            if self.first_bad_step is None
+            else f"time step {self.first_bad_step} (the first is 0), "
+        )
         place = "" if self.first_bad is None else f", first at {step}index {list(self.first_bad)},"
         return (
             f"`{self.output}` differs by {self.difference:.1e} (allowed {self.allowed:.1e}){place} "
@@ -111,7 +115,10 @@ class Placement:
     copies: int
 
     def __str__(self) -> str:
-        counts = [f"{sum(by_type.values())} nodes on {provider}" for provider, by_type in self.nodes.items()]
+        counts = [
+            f"{sum(by_type.values())} nodes on {provider}"
+            for provider, by_type in self.nodes.items()
+        ]
         return f"{', '.join(counts)}; {self.copies} copies between devices"
 
 
@@ -229,22 +236,36 @@ class Report:
             f"{self.path}: {form}{self.precision}, {self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"
         ]
         for name, result in self.forms.items():
-            lines.append(f"  {name}: " + (result if isinstance(result, str) else f"{result:.2f} ms"))
+            lines.append(
+                f"  {name}: " + (result if isinstance(result, str) else f"{result:.2f} ms")
+            )
         lines += [f"  input   {spec}" for spec in self.inputs]
         lines += [f"  output  {spec}" for spec in self.outputs]
-        lines += [f"  {name}: checked with one value only, the example has no other" for name in self.unvaried]
+        lines += [
+            f"  {name}: checked with one value only, the example has no other"
+            for name in self.unvaried
+        ]
         lines += [f"  not run: {reason}" for reason in self.left_out]
         worst = self.worst
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")
-            lines += [self._describe_output(comparison) for comparison in worst.get(provider, {}).values()]
+            lines += [
+                self._describe_output(comparison) for comparison in worst.get(provider, {}).values()
+            ]
             if provider in self.latency:
-                times = [f"{milliseconds:.3g} ms on {case}" for case, milliseconds in self.latency[provider].items()]
+                times = [
+                    f"{milliseconds:.3g} ms on {case}"
+                    for case, milliseconds in self.latency[provider].items()
+                ]
                 lines.append(f"    {'; '.join(times)}")
         return "\n".join(lines)
 
     def _describe_output(self, worst: Comparison) -> str:
-        runs = [run for run in self.comparisons if (run.provider, run.output) == (worst.provider, worst.output)]
+        runs = [
+            run
+            for run in self.comparisons
+            if (run.provider, run.output) == (worst.provider, worst.output)
+        ]
         return (
             f"    {worst.output}: max abs error {worst.max_abs_error:.1e}, relative {worst.max_rel_error:.1e}; "
             f"at most {max(run.used for run in runs):.0%} of what is allowed"

@@ -100,7 +100,9 @@ class Session:
         except Exception as error:  # onnxruntime has a dozen types without a common base
             raise ExportError(f"{name} fails on {case.label}: {error}") from error
         # A streaming file has more outputs than the model: its states.
-        for spec, expected, actual in zip(self._plan.file.outputs, case.expected, outputs, strict=False):
+        for spec, expected, actual in zip(
+            self._plan.file.outputs, case.expected, outputs, strict=False
+        ):
             if actual.shape != expected.values.shape or actual.dtype != expected.values.dtype:
                 raise VerificationError(
                     f"{name} is not the model: `{spec.name}` is {actual.dtype}{list(actual.shape)} on "
@@ -166,7 +168,9 @@ def _first_bad(errors: np.ndarray, allowed: np.ndarray, time: int | None) -> tup
     return tuple(int(position) for position in first)
 
 
-def _over_time(case: str, output: str, time: int, errors: np.ndarray, allowed: np.ndarray) -> ErrorOverTime:
+def _over_time(
+    case: str, output: str, time: int, errors: np.ndarray, allowed: np.ndarray
+) -> ErrorOverTime:
     """At each step, the element that is nearest its limit, or furthest beyond it."""
     steps = errors.shape[time]
     errors = np.moveaxis(errors, time, 0).reshape(steps, -1)  # (T, elements of a step)

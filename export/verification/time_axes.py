@@ -162,7 +162,9 @@ def _changes(inputs: Sequence[ExampleInput], steps: Sequence[int]) -> Iterator[_
             yield _Change(None, old, new, places)
 
 
-def _changed(call: ExampleCall, inputs: Sequence[ExampleInput], change: _Change | None) -> ExampleCall:
+def _changed(
+    call: ExampleCall, inputs: Sequence[ExampleInput], change: _Change | None
+) -> ExampleCall:
     """The example with the change; rows that have lengths all have every step."""
     tensors = []
     for input_number, input in enumerate(inputs):

@@ -46,10 +46,14 @@ class CheckOptions:
     def __post_init__(self) -> None:
         sizes = self.sizes if isinstance(self.sizes, Sequence) else ()
         if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(f"`sizes` (={self.sizes!r}) must be whole numbers from 1, such as (1, 3, 7).")
+            raise ValueError(
+                f"`sizes` (={self.sizes!r}) must be whole numbers from 1, such as (1, 3, 7)."
+            )
         steps = self.long_steps
         if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise ValueError(f"`long_steps` (={steps!r}) must be a whole number from 1, or None for no such case.")
+            raise ValueError(
+                f"`long_steps` (={steps!r}) must be a whole number from 1, or None for no such case."
+            )
 
 
 def verify(
@@ -107,7 +111,9 @@ def verify(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
-    options = CheckOptions(Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider)
+    options = CheckOptions(
+        Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
+    )
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     return check(path, Reference(model), call, options, shown_as=path)
@@ -159,7 +165,9 @@ def check(
     results = [run_on(provider, plan) for provider in providers]
     report = _report(plan, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {})
     if report.failures:
-        raise VerificationError(f"{file.name} is not the model: {_describe_failure(report)}.", report)
+        raise VerificationError(
+            f"{file.name} is not the model: {_describe_failure(report)}.", report
+        )
     return report
 
 
@@ -170,7 +178,9 @@ def _check_valid(path: Path, shown_as: Path) -> None:
         raise ExportError(f"{shown_as.name} is not a valid ONNX model: {error}") from error
 
 
-def _long_cases(maker: CaseMaker, time: TimeAxes, steps: int | None) -> tuple[list[Case], tuple[str, ...]]:
+def _long_cases(
+    maker: CaseMaker, time: TimeAxes, steps: int | None
+) -> tuple[list[Case], tuple[str, ...]]:
     """The case of many steps, or why there is none; neither if time is fixed, or the example is as long."""
     example_steps = [maker.example_sizes[name] for name in time.names]
     if steps is None or not example_steps or steps <= max(example_steps):
@@ -196,10 +206,16 @@ def _report(
         comparisons=tuple(itertools.chain.from_iterable(result.comparisons for result in results)),
         unvaried=unvaried,
         left_out=left_out,
-        placement={result.provider: result.placement for result in results if result.placement is not None},
+        placement={
+            result.provider: result.placement for result in results if result.placement is not None
+        },
         over_time=tuple(itertools.chain.from_iterable(result.over_time for result in results)),
         latency={result.provider: result.latency for result in results if result.latency},
-        versions={"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+        versions={
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
         forms=forms,
     )
 
@@ -213,5 +229,7 @@ def _describe_failure(report: Report) -> str:
         for failure in report.failures:
             same_run = (failure.provider, failure.optimized, failure.case) == run
             if same_run and failure.first_bad_step is not None:
-                parts.append(f"`{failure.output}` from time step {failure.first_bad_step} (the first is 0)")
+                parts.append(
+                    f"`{failure.output}` from time step {failure.first_bad_step} (the first is 0)"
+                )
     return "; ".join(parts)

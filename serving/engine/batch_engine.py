@@ -71,10 +71,14 @@ class BatchEngine:
         if outputs is None:
             return names
         if isinstance(outputs, str) or not outputs:
-            raise InputError(f"`outputs` (={outputs!r}) must be a list of names, or None for all ({', '.join(names)}).")
+            raise InputError(
+                f"`outputs` (={outputs!r}) must be a list of names, or None for all ({', '.join(names)})."
+            )
         for name in outputs:
             if name not in names:
-                raise InputError(f"there is no output `{name}`; the outputs are {', '.join(names)}.")
+                raise InputError(
+                    f"there is no output `{name}`; the outputs are {', '.join(names)}."
+                )
         return list(outputs)
 
     def choose(self, batch: Batch) -> GraphChoice:

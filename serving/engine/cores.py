@@ -118,7 +118,9 @@ class Cores(Runner):
             futures.append(self._pool.submit(one_core.run, part_feeds, outputs))
         # All have ended before the first error is raised.
         wait(futures)
-        results = [future.result() for future in futures]  # for each part, one array for each output
+        results = [
+            future.result() for future in futures
+        ]  # for each part, one array for each output
         whole_outputs = []
         for name, arrays in zip(outputs, zip(*results, strict=True), strict=True):
             whole_outputs.append(_concatenate(arrays, self._batch_axes[name]))

@@ -92,19 +92,25 @@ def _bind_sizes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
                 sizes[axis] = size
                 owners[axis] = spec.name
             elif size != sizes[axis]:
-                raise InputError(f"`{spec.name}` has {axis}={size}, `{owners[axis]}` has {axis}={sizes[axis]}.")
+                raise InputError(
+                    f"`{spec.name}` has {axis}={size}, `{owners[axis]}` has {axis}={sizes[axis]}."
+                )
     return sizes
 
 
 def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
     if not isinstance(array, np.ndarray):
-        raise InputError(f"`{spec.name}` must be a numpy array of {spec.dtype}, got {type(array).__name__}.")
+        raise InputError(
+            f"`{spec.name}` must be a numpy array of {spec.dtype}, got {type(array).__name__}."
+        )
     if array.dtype != spec.dtype:
         raise InputError(
             f"`{spec.name}` is {array.dtype}, the graph takes {spec.dtype}; use array.astype({spec.dtype!r})."
         )
     if not _fits(array.shape, spec.shape):
-        raise InputError(f"`{spec.name}` has shape {list(array.shape)}, the graph takes {spec} with no size 0.")
+        raise InputError(
+            f"`{spec.name}` has shape {list(array.shape)}, the graph takes {spec} with no size 0."
+        )
 
 
 def _fits(shape: Sequence[int], expected_shape: Sequence[int | str]) -> bool:
@@ -127,7 +133,9 @@ def _default(
     """Return an optional input that was left out: lengths that count every step, or a state of zeros."""
     shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape]
     if 0 in shape:
-        raise InputError(f"input `{spec.name}` is missing, and no other input tells the size of {spec}.")
+        raise InputError(
+            f"input `{spec.name}` is missing, and no other input tells the size of {spec}."
+        )
     if spec.name not in signature.lengths:
         return np.zeros(shape, spec.dtype)
     time_axis = signature.lengths[spec.name]
@@ -147,4 +155,6 @@ def _check_lengths(name: str, lengths: np.ndarray, limit: int) -> None:
     wrong_rows = np.flatnonzero(is_wrong)
     if wrong_rows.size:
         row = int(wrong_rows[0])
-        raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has 1 to {limit} steps.")
+        raise InputError(
+            f"`{name}` has {lengths.flat[row]} in row {row}; a row has 1 to {limit} steps."
+        )

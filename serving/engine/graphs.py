@@ -120,7 +120,9 @@ class Graphs:
         at_most = f"at most {max(self.buckets)}"
         exactly = f"exactly {' or '.join(map(str, self.buckets))}"
         rule = at_most if may_pad() else exactly
-        raise InputError(f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket.")
+        raise InputError(
+            f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket."
+        )
 
     def _dynamic_for(self, rows: int) -> Runner | None:
         if not self._by_rows:
@@ -135,4 +137,6 @@ class Graphs:
         if len(self.buckets) == 1:
             (bucket,) = self.buckets.values()
             return GraphChoice(bucket, None)
-        raise InputError("the inputs differ in their steps; the bundle's graphs take one number for all.")
+        raise InputError(
+            "the inputs differ in their steps; the bundle's graphs take one number for all."
+        )

@@ -50,17 +50,23 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel
     if len(precisions) > 1:
         # The fastest graph would win, and its numbers are not those of the others.
         names = " and ".join(sorted(precisions))
-        raise BundleError(f"{str(folder)!r} has graphs in {names}; all graphs of a bundle must be in one precision.")
+        raise BundleError(
+            f"{str(folder)!r} has graphs in {names}; all graphs of a bundle must be in one precision."
+        )
     signature = Signature.of_manifest(manifest)
 
     def open_row(graph: Graph) -> Runner:
         return open_graph(folder / graph.file, fixed=graph.steps is not None)
 
     graphs = Graphs.of_bundle(manifest.graphs, open_row)
-    return OpenedModel(manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs)
+    return OpenedModel(
+        manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs
+    )
 
 
 def _open_file(path: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
     runner = open_graph(path)
     inputs, outputs = runner.specs()
-    return OpenedModel(path.stem, inputs, outputs, Signature.of_specs(inputs, outputs), Graphs.single(runner))
+    return OpenedModel(
+        path.stem, inputs, outputs, Signature.of_specs(inputs, outputs), Graphs.single(runner)
+    )

@@ -123,7 +123,9 @@ def example(
             continue
         shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape]
         is_float = np.dtype(spec.dtype).kind == "f"
-        values: np.ndarray = random.normal(size=shape) if is_float else random.integers(2, size=shape)
+        values: np.ndarray = (
+            random.normal(size=shape) if is_float else random.integers(2, size=shape)
+        )
         arrays[spec.name] = values.astype(spec.dtype)
     return Feeds.of(arrays, signature)
 

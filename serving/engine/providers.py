@@ -28,7 +28,9 @@ def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool =
         from .cuda_graph import CudaGraph
 
         try:
-            return CudaGraph(open_session(path, provider, threads=threads, serving=True, capture_runs=True))
+            return CudaGraph(
+                open_session(path, provider, threads=threads, serving=True, capture_runs=True)
+            )
         except LoadError:
             pass  # onnxruntime does not capture a graph of which the CPU runs a node
     cores = usable_cores() if threads is None else threads

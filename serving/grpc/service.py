@@ -110,7 +110,9 @@ class Service:
         return CLASSES["ModelStatisticsResponse"](model_stats=statistics)
 
     async def _repository_index(self, message: Any, context: Context) -> Any:
-        return CLASSES["RepositoryIndexResponse"](models=await self._inference.index(ready=message.ready))
+        return CLASSES["RepositoryIndexResponse"](
+            models=await self._inference.index(ready=message.ready)
+        )
 
     async def _repository_model_load(self, message: Any, context: Context) -> Any:
         await self._inference.load(message.model_name, message.parameters)
@@ -128,7 +130,9 @@ class Service:
         submitted = await self._submit(message, seconds)
         return await self._answer(message, submitted)
 
-    async def _model_stream_infer(self, messages: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+    async def _model_stream_infer(
+        self, messages: AsyncIterator[Any], context: Context
+    ) -> AsyncIterator[Any]:
         try:
             self._authorize(context)
         except Exception as error:
@@ -136,7 +140,9 @@ class Service:
         async for answer in self._streaming_calls.answers(messages):
             yield answer
         if self._streaming_calls.draining:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is stopping; everything sent was answered.")
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, "the server is stopping; everything sent was answered."
+            )
 
     async def _submit(self, message: Any, seconds: float) -> Submitted:
         """Hand a ModelInferRequest, which may take `seconds`, to its model."""
@@ -144,7 +150,9 @@ class Service:
         def decode() -> InferRequest:
             return read(message, seconds, self._settings)
 
-        return await self._inference.submit(message.model_name, message.model_version, message.ByteSize(), decode)
+        return await self._inference.submit(
+            message.model_name, message.model_version, message.ByteSize(), decode
+        )
 
     async def _answer(self, message: Any, submitted: Submitted) -> Any:
         """The ModelInferResponse to `message`, once it is there."""

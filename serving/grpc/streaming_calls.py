@@ -39,7 +39,9 @@ class StreamingCalls:
     """
 
     def __init__(
-        self, submit: Callable[[Any], Awaitable[Submitted]], answer: Callable[[Any, Outcome], Awaitable[Any]]
+        self,
+        submit: Callable[[Any], Awaitable[Submitted]],
+        answer: Callable[[Any, Outcome], Awaitable[Any]],
     ) -> None:
         self._submit = submit
         self._answer = answer
@@ -83,7 +85,9 @@ class StreamingCalls:
             outcome: Outcome = await self._submit(message)
         except asyncio.CancelledError:
             # The message was read, so that it has to be answered.
-            call.outcomes.put_nowait((message, ClosedError("the server is stopping; this request was not run.")))
+            call.outcomes.put_nowait(
+                (message, ClosedError("the server is stopping; this request was not run."))
+            )
             raise
         except Exception as error:
             outcome = error

@@ -79,7 +79,9 @@ def _input(tensor: Any, raw: bytes | None, settings: Settings) -> tuple[str, np.
     if raw is None:
         array = from_values(name, dtype, shape, _contents(tensor))
     elif tensor.HasField("contents"):
-        raise InputError(f"`{name}` has `contents`, but there are `raw_input_contents`; use only one of them.")
+        raise InputError(
+            f"`{name}` has `contents`, but there are `raw_input_contents`; use only one of them."
+        )
     else:
         array = from_bytes(name, dtype, shape, raw)
     return name, array
@@ -88,7 +90,9 @@ def _input(tensor: Any, raw: bytes | None, settings: Settings) -> tuple[str, np.
 def _contents(tensor: Any) -> list[Any]:
     field = CONTENTS.get(tensor.datatype)
     if field is None:
-        raise InputError(f"`{tensor.name}` has datatype {tensor.datatype}, which must be sent in `raw_input_contents`.")
+        raise InputError(
+            f"`{tensor.name}` has datatype {tensor.datatype}, which must be sent in `raw_input_contents`."
+        )
     return list(getattr(tensor.contents, field))
 
 

@@ -93,7 +93,9 @@ class Inference:
             return [oip.model_statistics(self._repository.model(name, version))]
         return [oip.model_statistics(model) for model in self._repository.models()]
 
-    async def submit(self, name: str, version: str, size: int, decode: Callable[[], InferRequest]) -> Submitted:
+    async def submit(
+        self, name: str, version: str, size: int, decode: Callable[[], InferRequest]
+    ) -> Submitted:
         """Decode a request and hand it to its model.
 
         Args:
@@ -137,7 +139,9 @@ class Inference:
             DeployError: the bundle cannot be loaded.
         """
         if parameters:
-            raise UnsupportedError("`parameters` of a load are not supported; a model is loaded as its bundle is.")
+            raise UnsupportedError(
+                "`parameters` of a load are not supported; a model is loaded as its bundle is."
+            )
         await asyncio.to_thread(self._repository.load, name)
 
     async def unload(self, name: str) -> None:

@@ -19,11 +19,20 @@ from ..scheduling.served_model import ServedModel
 from ..scheduling.statistics import Statistics
 from .tensors import datatype
 
-EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "sequence", "statistics")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "model_configuration",
+    "model_repository",
+    "sequence",
+    "statistics",
+)
 
 PLATFORM = "onnxruntime_onnx"
 
-REFUSED_PARAMETERS = {"shared_memory_region": "shared memory", "classification": "classification of outputs"}
+REFUSED_PARAMETERS = {
+    "shared_memory_region": "shared memory",
+    "classification": "classification of outputs",
+}
 """Parameter of a tensor -> the extension that it requests."""
 
 MAX_SEQUENCE_CHARACTERS = 128
@@ -36,11 +45,16 @@ def refuse_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     """
     for parameter, extension in REFUSED_PARAMETERS.items():
         if parameters.get(parameter):
-            raise UnsupportedError(f"`{name}` requests {extension} (`{parameter}`), which is not supported.")
+            raise UnsupportedError(
+                f"`{name}` requests {extension} (`{parameter}`), which is not supported."
+            )
 
 
 def request(
-    inputs: Sequence[tuple[str, np.ndarray]], outputs: Sequence[str], parameters: Mapping[str, Any], seconds: float
+    inputs: Sequence[tuple[str, np.ndarray]],
+    outputs: Sequence[str],
+    parameters: Mapping[str, Any],
+    seconds: float,
 ) -> Request:
     """The request to a model.
 
@@ -72,9 +86,13 @@ def _sequence(value: object) -> int | str | None:
     """The stream of a `sequence_id`; Triton's clients send 0 or "" for none."""
     # bool is a subclass of int.
     if isinstance(value, bool) or not isinstance(value, int | str | None):
-        raise InputError(f"`sequence_id` must be an integer or a string, got {type(value).__name__}.")
+        raise InputError(
+            f"`sequence_id` must be an integer or a string, got {type(value).__name__}."
+        )
     if isinstance(value, str) and len(value) > MAX_SEQUENCE_CHARACTERS:
-        raise InputError(f"`sequence_id` has {len(value)} characters; must be at most {MAX_SEQUENCE_CHARACTERS}.")
+        raise InputError(
+            f"`sequence_id` has {len(value)} characters; must be at most {MAX_SEQUENCE_CHARACTERS}."
+        )
     if isinstance(value, int) and not 0 <= value < 2**64:
         raise InputError("`sequence_id` must be an integer from 0 to 2**64 - 1, or a string.")
     return value or None
@@ -95,7 +113,9 @@ def _timeout(microseconds: object) -> float:
     # bool is a subclass of int.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
         text = str(value)[:40]
-        raise InputError(f"`timeout` (={text}) must be a number of microseconds, an integer from 0 to 2**64 - 1.")
+        raise InputError(
+            f"`timeout` (={text}) must be a number of microseconds, an integer from 0 to 2**64 - 1."
+        )
     return value / 1e6 if value else float("inf")
 
 

@@ -32,7 +32,9 @@ def datatype(dtype: str) -> str:
     """
     if dtype not in DATATYPE_OF:
         supported = ", ".join(DATATYPE_OF)
-        raise UnsupportedError(f"a tensor of dtype {dtype} cannot be sent; must be one of {supported}.")
+        raise UnsupportedError(
+            f"a tensor of dtype {dtype} cannot be sent; must be one of {supported}."
+        )
     return DATATYPE_OF[dtype]
 
 
@@ -58,19 +60,27 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
     """
     # A list of JSON, or a repeated field of protobuf; a string is a sequence too.
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_RANK:
-        raise InputError(f"`{name}` has shape {_shorten(shape)}; must be a list of at most {MAX_RANK} sizes.")
+        raise InputError(
+            f"`{name}` has shape {_shorten(shape)}; must be a list of at most {MAX_RANK} sizes."
+        )
     sizes = tuple(shape)
     for size in sizes:
         # True is an int too.
         if type(size) is not int or size < 0:
-            raise InputError(f"`{name}` has size {_shorten(size)} in its shape; sizes must be integers >= 0.")
+            raise InputError(
+                f"`{name}` has size {_shorten(size)} in its shape; sizes must be integers >= 0."
+            )
     if math.prod(sizes) * dtype.itemsize > max_bytes:
         text = _shorten(list(sizes))
-        raise TooLargeError(f"`{name}` of shape {text} has more than {max_bytes} bytes, which is the limit.")
+        raise TooLargeError(
+            f"`{name}` of shape {text} has more than {max_bytes} bytes, which is the limit."
+        )
     return sizes
 
 
-def from_bytes(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: memoryview | bytes) -> np.ndarray:
+def from_bytes(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], raw: memoryview | bytes
+) -> np.ndarray:
     """The tensor whose elements, row by row, are `raw`; it shares memory with `raw` where that is aligned.
 
     Raises:
@@ -97,7 +107,9 @@ def to_bytes(array: np.ndarray) -> bytes:
     return array.astype(little_endian, copy=False).tobytes()
 
 
-def from_values(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: object) -> np.ndarray:
+def from_values(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], data: object
+) -> np.ndarray:
     """The tensor of `data`: numbers in a flat list, or nested as `shape`.
 
     Raises:
@@ -141,7 +153,9 @@ def _convert(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         if array.min() < limits.min or array.max() > limits.max:
-            raise InputError(f"`{name}` contains values out of range for {datatype}, {limits.min} to {limits.max}.")
+            raise InputError(
+                f"`{name}` contains values out of range for {datatype}, {limits.min} to {limits.max}."
+            )
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
     if dtype.kind == "f":

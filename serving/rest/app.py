@@ -86,7 +86,9 @@ class Guard:
             await self._app(scope, receive, send)
         else:
             # As ASGI has it for a scope that an application does not know.
-            raise RuntimeError(f"ASGI scope {scope['type']!r} is not supported; must be 'http' or 'lifespan'.")
+            raise RuntimeError(
+                f"ASGI scope {scope['type']!r} is not supported; must be 'http' or 'lifespan'."
+            )
 
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
@@ -198,7 +200,9 @@ class Endpoints:
         response = await self._inference.answer(submitted.future)
         size = sum(array.nbytes for array in response.outputs.values())
         accepted = http_request.headers.get("Accept-Encoding", "")
-        return await in_thread_if_large(size, _encode, submitted.infer_request, name, response, accepted)
+        return await in_thread_if_large(
+            size, _encode, submitted.infer_request, name, response, accepted
+        )
 
     async def _fields(self, http_request: HTTPRequest) -> dict[str, Any]:
         """The JSON object of a body; an empty body counts as an empty object."""
@@ -237,7 +241,9 @@ async def _receive_body(http_request: HTTPRequest, max_bytes: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _encode(infer_request: InferRequest, model_name: str, response: ModelResponse, accepted: str) -> Response:
+def _encode(
+    infer_request: InferRequest, model_name: str, response: ModelResponse, accepted: str
+) -> Response:
     """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
     body, headers = write(infer_request, model_name, response)
     encoding = None
@@ -251,7 +257,9 @@ def _encode(infer_request: InferRequest, model_name: str, response: ModelRespons
 
 async def _not_implemented(http_request: HTTPRequest) -> Response:
     path = http_request.url.path
-    raise UnsupportedError(f"{path} is not supported: this server has no shared memory, tracing or log settings.")
+    raise UnsupportedError(
+        f"{path} is not supported: this server has no shared memory, tracing or log settings."
+    )
 
 
 async def _openapi(http_request: HTTPRequest) -> Response:

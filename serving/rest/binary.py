@@ -30,7 +30,9 @@ def _parse_length(header: str, body_length: int) -> int:
     is_number = header.isascii() and header.isdigit() and len(header) < 20
     if not is_number or int(header) > body_length:
         start = header[:40]
-        raise InputError(f"{HEADER_LENGTH} (={start!r}) must be a number of at most {body_length}, the body's bytes.")
+        raise InputError(
+            f"{HEADER_LENGTH} (={start!r}) must be a number of at most {body_length}, the body's bytes."
+        )
     return int(header)
 
 
@@ -70,10 +72,14 @@ class BinaryData:
         # True is an int too.
         if type(size) is not int or size < 0:
             text = str(size)[:40]
-            raise InputError(f"`{name}` has binary_data_size {text!r}; must be its number of bytes.")
+            raise InputError(
+                f"`{name}` has binary_data_size {text!r}; must be its number of bytes."
+            )
         available = len(self._remaining)
         if size > available:
-            raise InputError(f"`{name}` has binary_data_size {size}, but only {available} bytes are left in the body.")
+            raise InputError(
+                f"`{name}` has binary_data_size {size}, but only {available} bytes are left in the body."
+            )
         raw = self._remaining[:size]
         self._remaining = self._remaining[size:]
         return raw
@@ -85,7 +91,9 @@ class BinaryData:
         """
         left = len(self._remaining)
         if left:
-            raise InputError(f"{left} bytes of the body belong to no input; set binary_data_size of each input.")
+            raise InputError(
+                f"{left} bytes of the body belong to no input; set binary_data_size of each input."
+            )
 
 
 def join(fields: Mapping[str, Any], binary_data: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:

@@ -22,7 +22,9 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if encoding in ("", "identity"):
         return body
     if encoding not in _WBITS:
-        raise UnsupportedError(f"Content-Encoding (={encoding[:40]!r}) is not supported; use gzip or deflate.")
+        raise UnsupportedError(
+            f"Content-Encoding (={encoding[:40]!r}) is not supported; use gzip or deflate."
+        )
     decoder = zlib.decompressobj(_WBITS[encoding])
     try:
         # One byte more than allowed shows that there are too many, without unpacking a bomb.
@@ -32,7 +34,9 @@ def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if len(decompressed) > max_bytes:
         raise TooLargeError(f"the body has more than {max_bytes} bytes once decompressed.")
     if not decoder.eof or decoder.unused_data:
-        raise InputError(f"the body is not {encoding}: it is truncated, or has bytes after its end.")
+        raise InputError(
+            f"the body is not {encoding}: it is truncated, or has bytes after its end."
+        )
     return decompressed
 
 

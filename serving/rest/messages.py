@@ -55,7 +55,9 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
     )
 
 
-def write(infer_request: InferRequest, model_name: str, response: Response) -> tuple[bytes, dict[str, str]]:
+def write(
+    infer_request: InferRequest, model_name: str, response: Response
+) -> tuple[bytes, dict[str, str]]:
     """The body of an answer, and the headers that describe it.
 
     Raises:
@@ -93,7 +95,9 @@ def _values(name: str, array: np.ndarray) -> Any:
     return array.ravel().tolist()
 
 
-def _input(fields: Mapping[str, Any], binary_data: BinaryData, settings: Settings) -> tuple[str, np.ndarray]:
+def _input(
+    fields: Mapping[str, Any], binary_data: BinaryData, settings: Settings
+) -> tuple[str, np.ndarray]:
     name = _string(fields, "name")
     parameters = _parameters(fields)
     oip.refuse_parameters(name, parameters)

@@ -60,7 +60,9 @@ def routes(pages: Sequence[Path] = ()) -> list[Route]:
 
 def _read_page(folder: Path, name: str) -> dict[str, bytes]:
     if not NAME.fullmatch(name):
-        raise ValueError(f"page {str(folder)!r}: the name of its folder must have only letters, digits, '.', '-', '_'.")
+        raise ValueError(
+            f"page {str(folder)!r}: the name of its folder must have only letters, digits, '.', '-', '_'."
+        )
     if not (folder / "index.html").is_file():
         raise ValueError(f"{str(folder)!r} is not a page: index.html is missing.")
     files = _read_files(folder)

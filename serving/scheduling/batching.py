@@ -62,7 +62,9 @@ def choose_rows(items: Sequence[Item], max_rows: int, max_waste: float) -> list[
     """
     oldest = items[0]
     joinable = [index for index, item in enumerate(items) if item.key == oldest.key]
-    longest_first = sorted(joinable, key=lambda index: -items[index].steps)  # stable: the earlier of equals first
+    longest_first = sorted(
+        joinable, key=lambda index: -items[index].steps
+    )  # stable: the earlier of equals first
     best = [0]
     best_worth = (0, 0)
     longest = None
@@ -82,7 +84,9 @@ def choose_rows(items: Sequence[Item], max_rows: int, max_waste: float) -> list[
     return sorted(best)
 
 
-def _fill(items: Sequence[Item], longest_first: Sequence[int], max_rows: int, max_waste: float) -> list[int]:
+def _fill(
+    items: Sequence[Item], longest_first: Sequence[int], max_rows: int, max_waste: float
+) -> list[int]:
     """Add to the oldest request as many of the others as fit; the oldest alone if that leaves too much padding."""
     oldest = items[0]
     longest = items[longest_first[0]].steps
@@ -114,7 +118,9 @@ def _worth(batch: Sequence[Item]) -> tuple[int, int]:
     return rows, real_steps - rows * longest
 
 
-def choose_segments(backlogs: Sequence[Sequence[Chunk]], max_rows: int, max_steps: int) -> list[Segment]:
+def choose_segments(
+    backlogs: Sequence[Sequence[Chunk]], max_rows: int, max_steps: int
+) -> list[Segment]:
     """Choose the next batch.
 
     A backlog is the chunks of one stream that wait, in order; the first few can run as one segment, end to end. A run

@@ -96,4 +96,6 @@ def _states(segment: StreamSegment, result: Outputs, signature: Signature) -> Ou
     """What the next chunk of the stream starts from: the input that carries a state -> its array."""
     if segment[0].stream is None:
         return {}
-    return {state_input: result[state_output] for state_input, state_output in signature.states.items()}
+    return {
+        state_input: result[state_output] for state_input, state_output in signature.states.items()
+    }

@@ -142,9 +142,13 @@ class Model:
         self._check_stream(request)
         feeds = self._engine.check_inputs(request.inputs)
         if feeds.rows > self._limits.max_rows:
-            raise InputError(f"the request has {feeds.rows} rows; send at most {self._limits.max_rows} at once.")
+            raise InputError(
+                f"the request has {feeds.rows} rows; send at most {self._limits.max_rows} at once."
+            )
         if (feeds.steps or 0) > self._limits.max_steps:
-            raise InputError(f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}.")
+            raise InputError(
+                f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}."
+            )
         outputs = self._engine.check_outputs(self._output_names(request))
         joins = self._engine.can_join_chunks(outputs)
         arrived = self._clock()
@@ -154,10 +158,14 @@ class Model:
     def _check_stream(self, request: Request) -> None:
         if request.sequence is None:
             if request.start or request.end:
-                raise StreamError("`start` or `end` is set without a `sequence`; name the stream that it is for.")
+                raise StreamError(
+                    "`start` or `end` is set without a `sequence`; name the stream that it is for."
+                )
             return
         if not self.streaming:
-            raise StreamError(f"model {self.name!r} has no states and holds no streams; leave out `sequence`.")
+            raise StreamError(
+                f"model {self.name!r} has no states and holds no streams; leave out `sequence`."
+            )
         for name in self.states:
             if name in request.inputs:
                 raise StreamError(
@@ -217,7 +225,9 @@ class Model:
         seconds = None
         if until is not None:
             seconds = max(0.0, until - self._clock())
-            seconds = min(seconds, TIMEOUT_MAX)  # a limit may be infinite, which a condition does not take
+            seconds = min(
+                seconds, TIMEOUT_MAX
+            )  # a limit may be infinite, which a condition does not take
         self._changed.wait(seconds)
 
     def _run(self, batch: Sequence[StreamSegment]) -> None:
@@ -261,7 +271,9 @@ class Model:
                 self._streams.fail(job.stream, f"a chunk of it failed ({error})")
         self._refuse(job, error)
 
-    def _answer(self, batch: Sequence[StreamSegment], result: BatchResult, started: float, seconds: float) -> None:
+    def _answer(
+        self, batch: Sequence[StreamSegment], result: BatchResult, started: float, seconds: float
+    ) -> None:
         """Store the states, count, and only then answer.
 
         As soon as a client has its answer it may ask for the statistics, or send its next chunk.
@@ -292,4 +304,6 @@ class Model:
             self._closed = True
             jobs = self._queue.clear()
         for job in jobs:
-            self._refuse(job, ClosedError(f"model {self.name!r} was unloaded before the request was run."))
+            self._refuse(
+                job, ClosedError(f"model {self.name!r} was unloaded before the request was run.")
+            )

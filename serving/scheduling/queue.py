@@ -160,5 +160,7 @@ def _expired(job: Job, now: float) -> Exception | None:
     if job.future.cancelled():
         return CancelledError("a chunk of it was cancelled")
     if job.deadline is not None and job.deadline < now:
-        return DeadlineError(f"the request waited for {now - job.arrived:.3g} s, and its deadline passed.")
+        return DeadlineError(
+            f"the request waited for {now - job.arrived:.3g} s, and its deadline passed."
+        )
     return None

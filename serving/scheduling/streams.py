@@ -69,7 +69,9 @@ class StreamTable:
         self.expire(now)
         stream = self._start(name, rows, now) if start else self._find(name)
         if stream.rows != rows:
-            raise InputError(f"stream {name!r} has {stream.rows} rows, this chunk has {rows}; a stream keeps its rows.")
+            raise InputError(
+                f"stream {name!r} has {stream.rows} rows, this chunk has {rows}; a stream keeps its rows."
+            )
         stream.waiting += 1
         self._use(stream, now)
         if end:
@@ -99,7 +101,10 @@ class StreamTable:
             if not stream.waiting:
                 idle.append(stream)
         for stream in idle:
-            self._drop(stream, f"expired after {self._limits.stream_idle:g} s without a chunk; start it again")
+            self._drop(
+                stream,
+                f"expired after {self._limits.stream_idle:g} s without a chunk; start it again",
+            )
 
     def next_expiry(self) -> float | None:
         """When the next one may expire; None if there are no streams."""
@@ -119,7 +124,9 @@ class StreamTable:
 
     def _start(self, name: int | str, rows: int, now: float) -> Stream:
         if name in self._live:
-            raise StreamError(f"stream {name!r} has already started; end it first, or use another id.")
+            raise StreamError(
+                f"stream {name!r} has already started; end it first, or use another id."
+            )
         if len(self._live) >= self._limits.max_streams:
             self._make_room(now)
         self._reasons.pop(name, None)
@@ -131,8 +138,13 @@ class StreamTable:
         idle = (stream for stream in self._live.values() if not stream.waiting)
         oldest = next(idle, None)
         if oldest is None or oldest.last_used + self._limits.stream_keep > now:
-            raise BusyError(f"{len(self._live)} streams are live, which is the limit; end some, or try again later.")
-        self._drop(oldest, f"was evicted for a new one, since {self._limits.max_streams} is the limit; start it again")
+            raise BusyError(
+                f"{len(self._live)} streams are live, which is the limit; end some, or try again later."
+            )
+        self._drop(
+            oldest,
+            f"was evicted for a new one, since {self._limits.max_streams} is the limit; start it again",
+        )
 
     def _drop(self, stream: Stream, reason: str) -> None:
         del self._live[stream.name]

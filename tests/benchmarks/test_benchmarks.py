@@ -29,7 +29,9 @@ def make_row(cell: str = "tanh", batch: int = 32, **medians: float) -> dict[str,
         "ours": "deploy_rnn", "torch": "torch.nn", "native": "onnxruntime, native",
         "stock": "onnxruntime, torch.onnx.export",
     }  # fmt: skip
-    contestants = {names[name]: {"median": ms, "low": ms, "high": ms} for name, ms in medians.items()}
+    contestants = {
+        names[name]: {"median": ms, "low": ms, "high": ms} for name, ms in medians.items()
+    }
     sizes = {"cell": cell, "H": 8, "layers": 2, "directions": 2, "T": 50, "B": batch}
     return {**sizes, "contestants": contestants, "missing": {}, "products": {"torch": 1.0}}
 
@@ -42,7 +44,9 @@ def run_module(module: str, *arguments: str | Path) -> subprocess.CompletedProce
 @pytest.mark.slow
 def test_export(tmp_path: Path) -> None:
     output = tmp_path / "export.json"
-    finished = run_module("studies.exporters", "--steps", "3", "--hidden", "8", "9", "--output", output)
+    finished = run_module(
+        "studies.exporters", "--steps", "3", "--hidden", "8", "9", "--output", output
+    )
     assert finished.returncode == 0, finished.stderr
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
     exporters = ["unrolled", "scan", "native", "torch.onnx.export"]
@@ -67,7 +71,9 @@ def test_an_export_that_was_stopped_is_shown_as_such() -> None:
 @pytest.mark.slow
 def test_compile_time(tmp_path: Path) -> None:
     output = tmp_path / "compile.json"
-    finished = run_module("studies.compile_time", "--steps", "3", "--families", "GRU", "--output", output)
+    finished = run_module(
+        "studies.compile_time", "--steps", "3", "--families", "GRU", "--output", output
+    )
     assert finished.returncode == 0, finished.stderr
     rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
     assert [row["contestant"] for row in rows] == ["deploy_rnn.compile"]
@@ -79,7 +85,15 @@ def test_compile_time(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_modules(tmp_path: Path) -> None:
     finished = run_module(
-        "studies.torch_modules", "--families", "GRU", "--hidden", "8", "--steps", "3", "--output", tmp_path / "t.json"
+        "studies.torch_modules",
+        "--families",
+        "GRU",
+        "--hidden",
+        "8",
+        "--steps",
+        "3",
+        "--output",
+        tmp_path / "t.json",
     )
     assert finished.returncode == 0, finished.stderr
     rows = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["rows"]
@@ -102,7 +116,15 @@ def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_grid(tmp_path: Path) -> None:
     points = ["relu,8,3,2", "LSTM,8,3,1"]
-    arguments = ["--points", *points, "--no-compile", "--threads", "1", "--output", tmp_path / "grid.json"]
+    arguments = [
+        "--points",
+        *points,
+        "--no-compile",
+        "--threads",
+        "1",
+        "--output",
+        tmp_path / "grid.json",
+    ]
     finished = run_module("grid.measure", *arguments, "--files", tmp_path / "files")
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "grid.json").read_text(encoding="utf-8"))
@@ -149,7 +171,9 @@ def test_a_contestant_that_is_missing_or_wrong_is_reported() -> None:
 
 def test_a_file_that_cannot_be_written_is_a_missing_contestant(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    files = graphs.run_job(graphs.Job(graphs.write_legacy, points.Net("tanh", 4), 3, tmp_path / "absent"))
+    files = graphs.run_job(
+        graphs.Job(graphs.write_legacy, points.Net("tanh", 4), 3, tmp_path / "absent")
+    )
     torch.set_num_threads(threads)
     with pytest.raises(contestants.Missing, match="absent"):
         graphs.find_file(files, graphs.LEGACY)
@@ -202,13 +226,19 @@ def test_the_native_operator_is_ours_too() -> None:
     row = make_row(torch=8.0, ours=4.0, native=2.0)
     assert summary.lead(row, summary.PEERS["torch.nn"]) == 4
     assert summary.lead(row, summary.PEERS["native operator"]) == 1
-    assert summary.lead(make_row(torch=8.0, ours=1.0, native=2.0), summary.PEERS["native operator"]) == 2
+    assert (
+        summary.lead(make_row(torch=8.0, ours=1.0, native=2.0), summary.PEERS["native operator"])
+        == 2
+    )
     assert summary.lead(row, summary.PEERS["OpenVINO"]) is None
     assert summary.share(row) == 0.5
 
 
 def test_targets_are_met_or_not_by_the_figures() -> None:
-    rows = [make_row(torch=8.0, ours=1.0, native=2.0), make_row(torch=2.0, ours=1.0, native=2.0, batch=1)]
+    rows = [
+        make_row(torch=8.0, ours=1.0, native=2.0),
+        make_row(torch=2.0, ours=1.0, native=2.0, batch=1),
+    ]
     targets = {target.name: target for target in summary.targets({"rows": rows, "lengths": []})}
     eager = targets["RNN, against torch.nn"]
     native = targets["RNN, against native operator"]
@@ -221,7 +251,11 @@ def test_targets_are_met_or_not_by_the_figures() -> None:
 
 
 def test_points_where_a_peer_is_ahead() -> None:
-    rows = [make_row(torch=1.0, ours=2.0), make_row(torch=2.0, ours=2.05), make_row(torch=1.0, ours=3.0, stock=2.0)]
+    rows = [
+        make_row(torch=1.0, ours=2.0),
+        make_row(torch=2.0, ours=2.05),
+        make_row(torch=1.0, ours=3.0, stock=2.0),
+    ]
     behind = summary.points_behind({"device": "cpu", "rows": rows})
     assert [(factor, peer) for factor, peer, _ in behind] == [
         (3.0, "torch.nn"), (2.0, "torch.nn"), (1.5, "torch.onnx.export"),
@@ -231,7 +265,9 @@ def test_points_where_a_peer_is_ahead() -> None:
 @pytest.fixture
 def standard_grid() -> dict[str, Any]:
     """A standard grid with made-up times."""
-    rows = [{**make_row(torch=8.0, ours=1.0, native=2.0), **point.sizes} for point in points.standard()]
+    rows = [
+        {**make_row(torch=8.0, ours=1.0, native=2.0), **point.sizes} for point in points.standard()
+    ]
     return {"device": "cpu", "rows": rows, "lengths": [], "machine": MACHINE}
 
 
@@ -269,7 +305,10 @@ def test_compare(tmp_path: Path) -> None:
     finished = run_module("compare", *files, "--fail-above", "1.4")
     assert finished.returncode == 1
     assert "deploy_rnn takes 1.50 times as long as before; the limit is 1.4." in finished.stderr
-    assert run_module("compare", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode == 0
+    assert (
+        run_module("compare", *files, "--fail-above", "1.4", "--contestant", "torch.nn").returncode
+        == 0
+    )
     assert run_module("compare", *files, "--contestant", "nobody").returncode == 2
     del new["rows"][0]["contestants"]["torch.nn"]
     files[1].write_text(json.dumps(new), encoding="utf-8")

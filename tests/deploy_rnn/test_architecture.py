@@ -72,7 +72,11 @@ ARROWS = {
     "serving.server": {"serving.protocol", "serving.rest", "serving.grpc", "serving.repository", "serving.settings"},
     "serving.cli": {"serving", "serving.server", "serving.repository", "serving.scheduling", "serving.settings"},
 }  # fmt: skip
-FOREIGN = {"deploy_rnn": set(), "export": set(), "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"}}
+FOREIGN = {
+    "deploy_rnn": set(),
+    "export": set(),
+    "serving": {"torch", "onnx", "onnx_ir", "onnxscript", "safetensors"},
+}
 
 
 def room(module: str) -> str:
@@ -108,7 +112,11 @@ def imported(source: str, package: list[str], *, top_level: bool = False) -> set
             base = package[: len(package) + 1 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             # `from deploy_rnn import RNN` loads the module that the name stands for
-            found |= {LAZY.get(alias.name, module) for alias in node.names} if module == "deploy_rnn" else {module}
+            found |= (
+                {LAZY.get(alias.name, module) for alias in node.names}
+                if module == "deploy_rnn"
+                else {module}
+            )
     return found
 
 
@@ -118,9 +126,17 @@ def test_the_arrows(wing: str) -> None:
     assert files
     for path in files:
         for module in imports(path):
-            if module.startswith("deploy_rnn") and not _hands_names_on(path) and not _type_checking_only(path, module):
-                assert allowed(room(module_of(path)), module), f"{path.relative_to(ROOT)} imports {module}"
-            assert module.partition(".")[0] not in FOREIGN[wing], f"{path.relative_to(ROOT)}: {module}"
+            if (
+                module.startswith("deploy_rnn")
+                and not _hands_names_on(path)
+                and not _type_checking_only(path, module)
+            ):
+                assert allowed(room(module_of(path)), module), (
+                    f"{path.relative_to(ROOT)} imports {module}"
+                )
+            assert module.partition(".")[0] not in FOREIGN[wing], (
+                f"{path.relative_to(ROOT)}: {module}"
+            )
 
 
 def test_every_room_has_its_arrows() -> None:
@@ -134,19 +150,27 @@ def allowed(importer: str, module: str) -> bool:
 
 def test_the_picture_shows_the_arrows() -> None:
     """An arrow that follows from others is not drawn."""
-    picture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("```mermaid")[2]
+    picture = (
+        (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("```mermaid")[2]
+    )
     drawn: dict[str, set[str]] = {room: set() for room in ARROWS}
     for importer, imported_room in re.findall(r"^ +([\w.]+) --> ([\w.]+)$", picture, re.MULTILINE):
         drawn[importer].add(imported_room)
     arrows = {importer: _without_public_names(rooms) for importer, rooms in ARROWS.items()}
     for importer, rooms in drawn.items():
         assert rooms <= arrows[importer], f"{importer} is drawn with an arrow that it does not have"
-        assert _reachable(importer, drawn) == _reachable(importer, arrows), f"{importer} lacks an arrow"
+        assert _reachable(importer, drawn) == _reachable(importer, arrows), (
+            f"{importer} lacks an arrow"
+        )
 
 
 def _without_public_names(rooms: set[str]) -> set[str]:
     """Rooms of the code, where a room may import the public names of a wing."""
-    public = {"export": {"export.exporter", "export.bundle"}, "serving": {"serving.server"}, "examples": set()}
+    public = {
+        "export": {"export.exporter", "export.bundle"},
+        "serving": {"serving.server"},
+        "examples": set(),
+    }
     return {target for room in rooms for target in public.get(room, {room})}
 
 
@@ -175,7 +199,10 @@ def _hands_names_on(path: Path) -> bool:
     ],
 )  # fmt: skip
 def test_a_forbidden_arrow_is_seen(line: str) -> None:
-    assert not all(allowed("serving.engine", module) for module in imported(line, ["deploy_rnn", "serving", "engine"]))
+    assert not all(
+        allowed("serving.engine", module)
+        for module in imported(line, ["deploy_rnn", "serving", "engine"])
+    )
 
 
 def _type_checking_only(path: Path, module: str) -> bool:
@@ -184,7 +211,8 @@ def _type_checking_only(path: Path, module: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "file", ["deploy_rnn/cli.py", "deploy_rnn/console.py", "export/cli/commands.py", "serving/cli.py"]
+    "file",
+    ["deploy_rnn/cli.py", "deploy_rnn/console.py", "export/cli/commands.py", "serving/cli.py"],
 )
 def test_the_command_line_loads_nothing_but_click(file: str) -> None:
     heavy = {"torch", "onnx", "onnxruntime", "rich", "numpy", "starlette", "uvicorn", "grpc"}
@@ -200,8 +228,14 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         ("deploy_rnn.export.onnx_file", "torch onnxscript onnxruntime"),
         ("deploy_rnn.export.verification.report", "torch onnxscript onnxruntime"),
         ("deploy_rnn.export.verification.html", "torch onnx onnxscript onnxruntime"),
-        ("deploy_rnn.serving", "torch onnx onnxscript starlette uvicorn grpc google.protobuf prometheus_client"),
-        ("deploy_rnn.serving.cli", "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc"),
+        (
+            "deploy_rnn.serving",
+            "torch onnx onnxscript starlette uvicorn grpc google.protobuf prometheus_client",
+        ),
+        (
+            "deploy_rnn.serving.cli",
+            "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc",
+        ),
         ("deploy_rnn.serving.repository", "torch onnx onnxscript onnxruntime starlette grpc"),
         ("deploy_rnn.serving.server", "torch onnx onnxscript onnxruntime tritonclient"),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
@@ -210,7 +244,9 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
     ],
 )
 def test_what_an_import_brings_in(module: str, absent: str) -> None:
-    code = f"import {module}, sys; print([name for name in {absent.split()} if name in sys.modules])"
+    code = (
+        f"import {module}, sys; print([name for name in {absent.split()} if name in sys.modules])"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
@@ -247,7 +283,9 @@ def test_public_names() -> None:
         ("deploy_rnn.serving", "Server", "grpc", "serving"),
     ],
 )
-def test_a_missing_package_is_named_with_its_extra(module: str, name: str, package: str, extra: str) -> None:
+def test_a_missing_package_is_named_with_its_extra(
+    module: str, name: str, package: str, extra: str
+) -> None:
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
         f"import {module}\n"

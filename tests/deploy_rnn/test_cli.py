@@ -173,14 +173,20 @@ def test_json_is_all_that_stdout_has(rnn: nn.RNN) -> None:
     assert done.exit_code == 0
     assert "noise" in done.stderr
     report = json.loads(done.stdout)
-    assert (report["path"], report["form"], report["target"]) == ("m.onnx", "unrolled", "made.models:keyword: Model")
+    assert (report["path"], report["form"], report["target"]) == (
+        "m.onnx",
+        "unrolled",
+        "made.models:keyword: Model",
+    )
     assert report["precision"] == "float32"
     assert [spec["name"] for spec in report["inputs"]] == ["x", "scale"]
 
     done = run("inspect", "m.onnx", "--json")
     assert json.loads(done.stdout)["dynamic"]["B"] == ["x axis 1", "scale axis 0", "output axis 1"]
 
-    assert json.loads(run("verify", "m.onnx", "--against", "made.models:keyword", "--json").stdout)["comparisons"]
+    assert json.loads(run("verify", "m.onnx", "--against", "made.models:keyword", "--json").stdout)[
+        "comparisons"
+    ]
 
     one_weight_changed("m.onnx")
     done = run("verify", "m.onnx", "--against", "made.models:keyword", "--json")
@@ -208,10 +214,33 @@ def test_a_weights_file(rnn: nn.RNN) -> None:
     assert "rnn.onnx is not the model: " in done.stderr
     assert Path("rnn.onnx").read_bytes() == before
 
-    done = run("export", "rnn.pt", "-o", "new.onnx", "--steps", "5", "--batch", "3", "--lengths", "--batch-first")
+    done = run(
+        "export",
+        "rnn.pt",
+        "-o",
+        "new.onnx",
+        "--steps",
+        "5",
+        "--batch",
+        "3",
+        "--lengths",
+        "--batch-first",
+    )
     assert done.exit_code == 0
     assert "  input   input: float32 [B, 5, 3]\n  input   lengths: int64 [B]\n" in done.stdout
-    assert run("verify", "new.onnx", "--against", "rnn.pt", "--steps", "5", "--lengths", "--batch-first").exit_code == 0
+    assert (
+        run(
+            "verify",
+            "new.onnx",
+            "--against",
+            "rnn.pt",
+            "--steps",
+            "5",
+            "--lengths",
+            "--batch-first",
+        ).exit_code
+        == 0
+    )
 
 
 def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +266,10 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_is_one_of_the_function() -> None:
     parameters = {
-        commands.export: {*inspect.signature(export_onnx).parameters, *inspect.signature(export_bundle).parameters},
+        commands.export: {
+            *inspect.signature(export_onnx).parameters,
+            *inspect.signature(export_bundle).parameters,
+        },
         commands.verify: {*inspect.signature(verify).parameters},
     }
     own_options = {"target", "path", "as_json", "report_to", *commands.WEIGHTS}
@@ -276,17 +308,25 @@ def test_a_target_that_cannot_be_loaded_is_refused(target: str, message: str, fo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("import nowhere\n", "importing `made.broken` raised ModuleNotFoundError: No module named 'nowhere' (FOLDER"),
+        (
+            "import nowhere\n",
+            "importing `made.broken` raised ModuleNotFoundError: No module named 'nowhere' (FOLDER",
+        ),
         (
             "x = (\n",
             "importing `made.broken` raised SyntaxError: '(' was never closed (FOLDER/made/broken.py, line 1).",
         ),
-        ("raise SystemExit(2)\n", "importing `made.broken` raised SystemExit: 2 (FOLDER/made/broken.py, line 1)."),
+        (
+            "raise SystemExit(2)\n",
+            "importing `made.broken` raised SystemExit: 2 (FOLDER/made/broken.py, line 1).",
+        ),
     ],
 )
 def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path) -> None:
     Path("made/broken.py").write_text(text, encoding="utf-8")
-    assert message.replace("FOLDER", str(folder)) in refused("export", "made.broken:x", "-o", "m.onnx")
+    assert message.replace("FOLDER", str(folder)) in refused(
+        "export", "made.broken:x", "-o", "m.onnx"
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,7 +361,10 @@ def test_options_that_cannot_be_used(arguments: list[str], message: str) -> None
 def test_usage_that_click_refuses() -> None:
     for arguments, message in (
         (["export", "made.models:plain"], "Missing option '-o' / '--output'"),
-        (["export", "made.models:plain", "-o", "m.onnx", "--dynamic", "x=B"], "'x=B' is not NAME:AXIS=SYMBOL, such as"),
+        (
+            ["export", "made.models:plain", "-o", "m.onnx", "--dynamic", "x=B"],
+            "'x=B' is not NAME:AXIS=SYMBOL, such as",
+        ),
         (["verify", "m.onnx"], "Missing option '--against'"),
         (
             ["verify", "m.onnx", "--against", "x", "--report", "nowhere/r.html"],
@@ -350,13 +393,18 @@ def test_an_export_that_differs_is_exit_code_1_and_leaves_the_file_alone() -> No
     Path("m.onnx").write_text("what was there", encoding="utf-8")
     done = run("export", "made.models:plain", "-o", "m.onnx", "--atol", "0", "--json")
     assert done.exit_code == 1
-    assert json.loads(done.stdout)["error"].startswith("m.onnx is not the model: `output` differs by ")
+    assert json.loads(done.stdout)["error"].startswith(
+        "m.onnx is not the model: `output` differs by "
+    )
     assert Path("m.onnx").read_text(encoding="utf-8") == "what was there"
     assert sorted(map(str, Path().iterdir())) == ["m.onnx", "made"]
 
 
 def test_files_that_cannot_be_verified(rnn: nn.RNN) -> None:
-    assert refused("verify", "none.onnx", "--against", "made.models:plain") == "there is no file 'none.onnx'."
+    assert (
+        refused("verify", "none.onnx", "--against", "made.models:plain")
+        == "there is no file 'none.onnx'."
+    )
     assert refused("verify", "rnn.pt", "--against", "rnn.pt") == "'rnn.pt' is not an ONNX file."
     assert "has no `x`" in refused("verify", "rnn.onnx", "--against", "made.models:x")
     for target, message in (
@@ -369,7 +417,10 @@ def test_files_that_cannot_be_verified(rnn: nn.RNN) -> None:
 
 
 def test_a_folder_is_refused() -> None:
-    assert refused("verify", "made", "--against", "made.models:plain") == "'made' is a folder; give an .onnx file."
+    assert (
+        refused("verify", "made", "--against", "made.models:plain")
+        == "'made' is a folder; give an .onnx file."
+    )
     assert refused("inspect", "made") == "'made' is not a bundle: manifest.json is missing."
 
 
@@ -377,13 +428,25 @@ def test_the_report_is_written_passed_or_failed(rnn: nn.RNN) -> None:
     done = run("verify", "rnn.onnx", "--against", "rnn.pt", "--report", "passed.html")
     assert done.exit_code == 0
     assert "PASS" in Path("passed.html").read_text(encoding="utf-8")
-    done = run("verify", "rnn.onnx", "--against", "rnn.pt", "--nonlinearity", "relu", "--report", "failed.json")
+    done = run(
+        "verify",
+        "rnn.onnx",
+        "--against",
+        "rnn.pt",
+        "--nonlinearity",
+        "relu",
+        "--report",
+        "failed.json",
+    )
     assert done.exit_code == 1
     comparisons = json.loads(Path("failed.json").read_text())["comparisons"]
     assert any(comparison["first_bad"] for comparison in comparisons)
     done = run("export", "rnn.pt", "-o", "again.onnx", "--report", "again.json")
     assert json.loads(Path("again.json").read_text())["path"] == "again.onnx"
-    assert "'r.txt' must end in .html or .json" in run("verify", "x", "--against", "y", "--report", "r.txt").stderr
+    assert (
+        "'r.txt' must end in .html or .json"
+        in run("verify", "x", "--against", "y", "--report", "r.txt").stderr
+    )
     assert "--report needs a single file: a bundle has its own." in refused(
         "export", "rnn.pt", "-o", "b", "--report", "r.html"
     )
@@ -419,14 +482,30 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         (["export", "made.models:plain", "-o", "m.onnx"], "onnx_ir"),
     ):
         code = f"import sys; sys.modules[{name!r}] = None; from deploy_rnn.cli import main; main({arguments!r})"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 2
-        assert done.stderr.endswith(f"Error: this needs `{name}`; run: pip install 'deploy-rnn[export,onnxruntime]'\n")
+        assert done.stderr.endswith(
+            f"Error: this needs `{name}`; run: pip install 'deploy-rnn[export,onnxruntime]'\n"
+        )
         assert "Traceback" not in done.stderr
 
 
 def test_a_bundle_is_exported_and_inspected(folder: Path) -> None:
-    done = run("export", "made.models:plain", "-o", "m", "--form", "scan", "--bucket", "2", "--name", "plain", "--json")
+    done = run(
+        "export",
+        "made.models:plain",
+        "-o",
+        "m",
+        "--form",
+        "scan",
+        "--bucket",
+        "2",
+        "--name",
+        "plain",
+        "--json",
+    )
     assert done.exit_code == 0
     manifest = json.loads(done.stdout)
     assert [graph["file"] for graph in manifest["graphs"]] == ["scan.onnx", "unrolled-2.onnx"]
@@ -448,22 +527,30 @@ def test_help_has_an_example_and_every_form() -> None:
 
 def deploy_rnn(*arguments: str, **options: Any) -> Any:
     command = Path(sys.executable).with_name("deploy-rnn")
-    return subprocess.run([str(command), *arguments], stdout=subprocess.PIPE, text=True, check=False, **options)
+    return subprocess.run(
+        [str(command), *arguments], stdout=subprocess.PIPE, text=True, check=False, **options
+    )
 
 
 def test_the_installed_command(rnn: nn.RNN) -> None:
-    done = deploy_rnn("verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=subprocess.PIPE)
+    done = deploy_rnn(
+        "verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=subprocess.PIPE
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["path"] == "rnn.onnx"
     done = deploy_rnn("export", "made.models:fails", "-o", "m.onnx", stderr=subprocess.PIPE)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("Error: `made.models:fails` raised ZeroDivisionError")
+    assert done.stderr.splitlines()[-1].startswith(
+        "Error: `made.models:fails` raised ZeroDivisionError"
+    )
     assert "Traceback" not in done.stderr
 
 
 def test_progress_is_on_stderr_where_that_is_a_terminal(rnn: nn.RNN) -> None:
     terminal, command_side = pty.openpty()
-    done = deploy_rnn("verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=command_side)
+    done = deploy_rnn(
+        "verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=command_side
+    )
     os.close(command_side)
     shown = os.read(terminal, 100_000).decode()
     os.close(terminal)

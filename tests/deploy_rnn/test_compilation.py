@@ -16,8 +16,12 @@ from deploy_rnn.compilation import _NO_DUCK_SHAPES
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch compiles through its own deprecated modules
+    pytest.mark.filterwarnings(
+        "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+    ),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning"
+    ),  # torch compiles through its own deprecated modules
 ]
 
 
@@ -56,7 +60,9 @@ SHAPES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cls", "options"), FAMILIES)
-def test_one_compilation_serves_every_length_and_batch(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
+def test_one_compilation_serves_every_length_and_batch(
+    cls: type[nn.RNNBase], options: dict[str, int]
+) -> None:
     original = cls(5, 9, 2, bidirectional=True, **options)
     compiled = deploy_rnn.compile(original)
     with torch.no_grad():
@@ -75,7 +81,9 @@ def test_one_step_and_one_row_compile_once_more_each() -> None:
             x = torch.randn(steps, batch, 5)
             torch.testing.assert_close(compiled(x), original(x))
         assert graphs() == 4
-        for actual, expected in zip(compiled(torch.zeros(4, 0, 5)), original(torch.zeros(4, 0, 5)), strict=True):
+        for actual, expected in zip(
+            compiled(torch.zeros(4, 0, 5)), original(torch.zeros(4, 0, 5)), strict=True
+        ):
             assert actual.shape == expected.shape  # no row at all
 
 
@@ -130,12 +138,16 @@ def test_without_h0_layers_do_not_share_their_zeros() -> None:
         for batch, steps in [(4, 3), (2, 17)]:
             x = torch.randn(batch, steps, 5)
             torch.testing.assert_close(compiled(x), original(x))
-            torch.testing.assert_close(compiled(x), original(x))  # and again, with what the first call left behind
+            torch.testing.assert_close(
+                compiled(x), original(x)
+            )  # and again, with what the first call left behind
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cls", "options"), FAMILIES)
-def test_gradients_through_the_compiled_loop(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
+def test_gradients_through_the_compiled_loop(
+    cls: type[nn.RNNBase], options: dict[str, int]
+) -> None:
     """Two bidirectional layers, zeros or states to start from: where scan's own gradient, or a shared constant, is
     wrong (see deploy_rnn/nn/scan.py).
     """
@@ -146,12 +158,18 @@ def test_gradients_through_the_compiled_loop(cls: type[nn.RNNBase], options: dic
         gradients = []
         for network in (compiled, layer):
             x = torch.linspace(-1, 1, steps * batch * 5).view(steps, batch, 5).requires_grad_()
-            h = torch.linspace(-1, 1, 4 * batch * options.get("proj_size", 9)).view(4, batch, -1).requires_grad_()
+            h = (
+                torch.linspace(-1, 1, 4 * batch * options.get("proj_size", 9))
+                .view(4, batch, -1)
+                .requires_grad_()
+            )
             c = torch.linspace(1, -1, 4 * batch * 9).view(4, batch, 9).requires_grad_()
             states = (h, c) if cls is nn.LSTM else h
             layer.zero_grad()
             outputs = pytree.tree_leaves(network(x, states if with_states else None))
-            sum((output.sin() * (number + 1)).sum() for number, output in enumerate(outputs)).backward()
+            sum(
+                (output.sin() * (number + 1)).sum() for number, output in enumerate(outputs)
+            ).backward()
             grads = [tensor.grad for tensor in (x, h, c) if tensor.grad is not None]
             gradients.append([*outputs, *grads, *(weight.grad for weight in layer.parameters())])
         for actual, expected in zip(*gradients, strict=True):

@@ -13,7 +13,9 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.RNN(3, 4, 2, bidirectional=True, dropout=0.5)
-        self.inner = nn.ModuleDict({"list": nn.ModuleList([nn.RNN(8, 5, nonlinearity="relu", bias=False)])})
+        self.inner = nn.ModuleDict(
+            {"list": nn.ModuleList([nn.RNN(8, 5, nonlinearity="relu", bias=False)])}
+        )
         self.shared = self.first
 
     def forward(self, x: Tensor) -> Tensor:

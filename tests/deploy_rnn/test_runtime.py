@@ -22,17 +22,25 @@ def test_the_table_is_by_name() -> None:
 def test_options_of_a_session() -> None:
     assert PROVIDERS[CPU].session_options(2, capture_runs=False) == {}
     assert PROVIDERS[CUDA].session_options(2, capture_runs=False) == {"use_tf32": 0}
-    assert PROVIDERS[CUDA].session_options(None, capture_runs=True) == {"use_tf32": 0, "enable_cuda_graph": 1}
+    assert PROVIDERS[CUDA].session_options(None, capture_runs=True) == {
+        "use_tf32": 0,
+        "enable_cuda_graph": 1,
+    }
     provider = Provider(MADE_UP, options={"precision": "FP32"}, threads_option="num_of_threads")
     assert provider.session_options(None, capture_runs=True) == {"precision": "FP32"}
-    assert provider.session_options(3, capture_runs=False) == {"precision": "FP32", "num_of_threads": 3}
+    assert provider.session_options(3, capture_runs=False) == {
+        "precision": "FP32",
+        "num_of_threads": 3,
+    }
     assert provider.options == {"precision": "FP32"}
 
 
 class RecordedSession:
     """Stands in for onnxruntime's session, and keeps what it was opened with."""
 
-    def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> None:
+    def __init__(
+        self, path: str, options: Any, providers: list[tuple[str, dict[str, Any]]]
+    ) -> None:
         self.threads = options.intra_op_num_threads
         self.providers = providers
 
@@ -48,7 +56,11 @@ class RecordedSession:
     [
         (Provider(MADE_UP), {}, 3),
         (Provider(MADE_UP, options={"device_type": "CPU"}), {"device_type": "CPU"}, 3),
-        (Provider(MADE_UP, threads_option="num_of_threads"), {"num_of_threads": 3}, 0),  # 0: onnxruntime's default
+        (
+            Provider(MADE_UP, threads_option="num_of_threads"),
+            {"num_of_threads": 3},
+            0,
+        ),  # 0: onnxruntime's default
     ],
 )
 def test_an_entry_is_all_that_a_provider_needs(

@@ -35,7 +35,9 @@ def import_source(source: str, path: Path) -> ModuleType:
 def cls(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The class of the page, from the blocks that define it."""
     definitions, _, _ = PAGE.partition("## Run")
-    return import_source(code(definitions), tmp_path_factory.mktemp("page") / "page_definitions.py").IndRNN
+    return import_source(
+        code(definitions), tmp_path_factory.mktemp("page") / "page_definitions.py"
+    ).IndRNN
 
 
 def reference(layer: nn.Module, x: Tensor, h0: Tensor) -> list[Tensor]:
@@ -47,7 +49,9 @@ def reference(layer: nn.Module, x: Tensor, h0: Tensor) -> list[Tensor]:
     for number in range(layer.num_layers):
         outputs = []
         for suffix in suffixes:
-            w, u, *biases = (weight for name, weight in weights.items() if name.endswith(f"_l{number}{suffix}"))
+            w, u, *biases = (
+                weight for name, weight in weights.items() if name.endswith(f"_l{number}{suffix}")
+            )
             h = h0[len(final_states)]
             states = {}
             for t in reversed(steps) if suffix else steps:
@@ -59,10 +63,14 @@ def reference(layer: nn.Module, x: Tensor, h0: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit, and what torch compiles through
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch.jit, and what torch compiles through
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.slow
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A comment after `print(...)` is what it prints."""
     monkeypatch.chdir(tmp_path)
     import_source(code(PAGE), tmp_path / "page_in_full.py")
@@ -74,7 +82,9 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_cell_is_right(cls: Any, bidirectional: bool, num_layers: int, bias: bool, tmp_path: Path) -> None:
+def test_the_cell_is_right(
+    cls: Any, bidirectional: bool, num_layers: int, bias: bool, tmp_path: Path
+) -> None:
     """Eager and its gradients, lengths, and the ONNX file, with and without h_0."""
     layer = cls(3, 5, num_layers, bias, bidirectional=bidirectional, dtype=torch.float64)
     num_states = num_layers * (2 if bidirectional else 1)
@@ -96,7 +106,9 @@ def test_the_cell_is_right(cls: Any, bidirectional: bool, num_layers: int, bias:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch compiles through its own deprecated modules
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch compiles through its own deprecated modules
 def test_gradients_through_the_compiled_cell(cls: Any) -> None:
     layer = cls(3, 5, bidirectional=True)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
@@ -104,7 +116,9 @@ def test_gradients_through_the_compiled_cell(cls: Any) -> None:
         x = torch.randn(steps, batch, 3)
         h0 = torch.randn(2, batch, 5)
         expected = gradients(layer, partial(reference, layer), x, h0)
-        torch.testing.assert_close(gradients(layer, compiled, x, h0), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            gradients(layer, compiled, x, h0), expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def gradients(layer: nn.Module, run: Any, x: Tensor, h0: Tensor) -> list[Tensor]:

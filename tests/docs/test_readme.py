@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All blocks, in order, as one session; a comment after `print(...)` is what it prints.
 
     The client's code is tested in tests/serving/test_readme.py.
@@ -56,7 +58,9 @@ def test_the_figures_are_those_that_were_measured() -> None:
 
 
 def test_every_make_target_exists() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     assert set(re.findall(r"(?:`|^)make (\w+)", README, re.MULTILINE)) <= targets
     assert {"install", "demo", "test", "lint", "bench", "cuda"} <= targets
 

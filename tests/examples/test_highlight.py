@@ -97,7 +97,9 @@ def test_windows_cover_a_file_once_and_join_puts_it_together(length: int) -> Non
     parts = windows(codes)
     assert parts.shape == (-(-length // (WINDOW - 2 * CONTEXT)), WINDOW)
     assert np.array_equal(np.setdiff1d(parts, codes), [OUTSIDE])
-    scores = np.eye(length + 11, dtype=np.int64)[parts]  # the best "label" of a character is its number
+    scores = np.eye(length + 11, dtype=np.int64)[
+        parts
+    ]  # the best "label" of a character is its number
     assert np.array_equal(join(scores, length), codes)
 
 
@@ -114,9 +116,7 @@ def test_recurrent_weights_are_within_the_gain_they_were_trained_for() -> None:
 
 
 def test_it_labels_code_that_it_has_not_seen() -> None:
-    source = (
-        'class Engine(Base):\n    """Runs."""\n\n    def run(self, x=0x1F):  # one step\n        return abs(x) + 1.5\n'
-    )
+    source = 'class Engine(Base):\n    """Runs."""\n\n    def run(self, x=0x1F):  # one step\n        return abs(x) + 1.5\n'
     with torch.no_grad():
         scores = load()(torch.from_numpy(windows(encode(source)))).numpy()
     predicted = join(scores, len(source))
@@ -145,7 +145,9 @@ def test_training_learns_and_is_repeatable(tmp_path: Path, monkeypatch: pytest.M
     assert train.accuracy(models[0], few[:3])["accuracy"] > untrained["accuracy"] + 0.1
 
 
-def run_demo(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_demo(
+    *arguments: str | Path, cwd: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deploy_rnn", "demo", *map(str, arguments)]
     return subprocess.run(
         command,
@@ -167,8 +169,14 @@ def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
     for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
         assert name in finished.stdout
     folder = tmp_path / "build" / "demo"
-    assert {file.name for file in folder.iterdir()} == {"highlight", "highlighted.html", "highlighter"}
-    assert (folder / "highlighter" / "index.html").read_bytes() == (demo.SERVED_PAGE / "index.html").read_bytes()
+    assert {file.name for file in folder.iterdir()} == {
+        "highlight",
+        "highlighted.html",
+        "highlighter",
+    }
+    assert (folder / "highlighter" / "index.html").read_bytes() == (
+        demo.SERVED_PAGE / "index.html"
+    ).read_bytes()
     Manifest.read(folder / "highlight").check(folder / "highlight")
     reports = json.loads((folder / "highlight" / "report.json").read_text(encoding="utf-8"))
     assert [report["form"] for report in reports] == ["scan", "native", "unrolled"]
@@ -186,7 +194,11 @@ def test_the_demo_as_json_on_another_file(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout)
     assert result["characters"] == 12
-    assert set(result["results"]) == {"torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"}
+    assert set(result["results"]) == {
+        "torch.nn.RNN",
+        "deploy_rnn, compiled",
+        "onnxruntime, unrolled",
+    }
     for reader in result["results"].values():
         assert reader["difference"] < 1e-5
         assert reader["labels_changed"] == 0
@@ -211,9 +223,18 @@ def test_the_demo_without_a_compiler_says_so_and_goes_on(tmp_path: Path) -> None
         (b"", "Error: 'file.py' is empty; give a file with Python source.\n"),
         (b"\xef\xbb\xbf", "Error: 'file.py' is empty; give a file with Python source.\n"),
         (b" \n\n", "Error: 'file.py' is empty; give a file with Python source.\n"),
-        (b"\x7fELF\x00\x01", "Error: 'file.py' is binary, or UTF-16; give Python source in UTF-8.\n"),
-        ("x = 'a'".encode("utf-16"), "Error: 'file.py' is binary, or UTF-16; give Python source in UTF-8.\n"),
-        (b"x = '\xe9'", "Error: 'file.py' is not UTF-8 (byte 0xe9 at 5); convert it to UTF-8 first.\n"),
+        (
+            b"\x7fELF\x00\x01",
+            "Error: 'file.py' is binary, or UTF-16; give Python source in UTF-8.\n",
+        ),
+        (
+            "x = 'a'".encode("utf-16"),
+            "Error: 'file.py' is binary, or UTF-16; give Python source in UTF-8.\n",
+        ),
+        (
+            b"x = '\xe9'",
+            "Error: 'file.py' is not UTF-8 (byte 0xe9 at 5); convert it to UTF-8 first.\n",
+        ),
     ],
     ids=["missing", "empty", "byte order mark", "blank", "binary", "utf-16", "latin-1"],
 )
@@ -246,9 +267,14 @@ def test_a_pipe_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
-    finished = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path / "tiny.py" / "sub")])
+    finished = CliRunner().invoke(
+        main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path / "tiny.py" / "sub")]
+    )
     assert finished.exit_code == 2
-    assert finished.output == f"Error: cannot make the folder {str(tmp_path / 'tiny.py' / 'sub')!r}: not a directory.\n"
+    assert (
+        finished.output
+        == f"Error: cannot make the folder {str(tmp_path / 'tiny.py' / 'sub')!r}: not a directory.\n"
+    )
 
 
 def test_control_characters_do_not_move_the_colours() -> None:
@@ -258,12 +284,17 @@ def test_control_characters_do_not_move_the_colours() -> None:
     assert [(span.start, span.end) for span in text.spans if span.style == "green"] == [(4, 8)]
 
 
-def test_a_runtime_that_disagrees_is_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_that_disagrees_is_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tiny.py").write_text("x = 1\n", encoding="utf-8")
     original = demo._torch_reader
-    monkeypatch.setattr(demo, "_compiled_reader", lambda model, _: lambda batch: original(model)(batch) * 1.001)
+    monkeypatch.setattr(
+        demo, "_compiled_reader", lambda model, _: lambda batch: original(model)(batch) * 1.001
+    )
     finished = CliRunner().invoke(main, ["demo", str(tmp_path / "tiny.py"), "-o", str(tmp_path)])
     assert finished.exit_code == 1
     assert re.search(
-        r"Error: deploy_rnn, compiled differs from torch.nn.RNN by \d.0e-03, \d+ times what is", finished.output
+        r"Error: deploy_rnn, compiled differs from torch.nn.RNN by \d.0e-03, \d+ times what is",
+        finished.output,
     )

@@ -12,12 +12,15 @@ from deploy_rnn.export import auto, export_onnx
 from deploy_rnn.timing import Timing
 
 
-def test_auto_picks_the_fastest_and_reports_the_times_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_picks_the_fastest_and_reports_the_times_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def compare(runs: Mapping[str, Callable[[], object]], **_: int) -> dict[str, Timing]:
         outputs = [run() for run in runs.values()]
         assert len(outputs) == 3
         return {
-            name: Timing(seconds, seconds, seconds) for name, seconds in zip(runs, [0.003, 0.001, 0.002], strict=True)
+            name: Timing(seconds, seconds, seconds)
+            for name, seconds in zip(runs, [0.003, 0.001, 0.002], strict=True)
         }
 
     monkeypatch.setattr(auto, "compare", compare)
@@ -30,9 +33,13 @@ def test_auto_picks_the_fastest_and_reports_the_times_of_all(tmp_path: Path, mon
 def test_auto_reports_why_a_form_does_not_fit(tmp_path: Path) -> None:
     layer = nn.LSTM(4, 6, proj_size=3)
     axes = {"input": {0: "T", 1: "B"}}
-    report = export_onnx(layer, torch.randn(3, 2, 4), tmp_path / "lstm.onnx", form="auto", dynamic_shapes=axes)
+    report = export_onnx(
+        layer, torch.randn(3, 2, 4), tmp_path / "lstm.onnx", form="auto", dynamic_shapes=axes
+    )
     assert report.form == "scan"
-    assert "is the time axis, which form='unrolled' cannot keep dynamic" in str(report.forms["unrolled"])
+    assert "is the time axis, which form='unrolled' cannot keep dynamic" in str(
+        report.forms["unrolled"]
+    )
     assert "ONNX's LSTM operator has no projection (`proj_size`)" in str(report.forms["native"])
 
 
@@ -48,7 +55,9 @@ def test_a_file_that_would_be_too_large_is_refused_beforehand(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([7, 3])])
-def test_the_predicted_size_is_that_of_the_file(lengths: torch.Tensor | None, tmp_path: Path) -> None:
+def test_the_predicted_size_is_that_of_the_file(
+    lengths: torch.Tensor | None, tmp_path: Path
+) -> None:
     layer = nn.GRU(4, 6, 2, bidirectional=True)
     kwargs = {} if lengths is None else {"lengths": lengths}
     node_counts = []
@@ -57,5 +66,13 @@ def test_the_predicted_size_is_that_of_the_file(lengths: torch.Tensor | None, tm
         node_counts.append(export_onnx(layer, x, tmp_path / "gru.onnx", kwargs=kwargs).nodes)
     per_step = node_counts[1] - node_counts[0]
     with pytest.raises(ExportError, match=f"as {7 * per_step:,} nodes"):
-        export_onnx(layer, torch.randn(7, 2, 4), tmp_path / "gru.onnx", kwargs=kwargs, max_nodes=7 * per_step - 1)
-    export_onnx(layer, torch.randn(7, 2, 4), tmp_path / "gru.onnx", kwargs=kwargs, max_nodes=7 * per_step)
+        export_onnx(
+            layer,
+            torch.randn(7, 2, 4),
+            tmp_path / "gru.onnx",
+            kwargs=kwargs,
+            max_nodes=7 * per_step - 1,
+        )
+    export_onnx(
+        layer, torch.randn(7, 2, 4), tmp_path / "gru.onnx", kwargs=kwargs, max_nodes=7 * per_step
+    )

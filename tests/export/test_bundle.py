@@ -55,7 +55,9 @@ def test_every_graph_is_the_model(tmp_path: Path) -> None:
 def test_the_manifest_says_what_each_axis_is(tmp_path: Path) -> None:
     layer = nn.LSTM(4, 6, batch_first=True)
     lengths = torch.tensor([5, 2])
-    manifest = export_bundle(layer, torch.randn(2, 5, 4), tmp_path / "b", kwargs={"lengths": lengths}, name="lstm")
+    manifest = export_bundle(
+        layer, torch.randn(2, 5, 4), tmp_path / "b", kwargs={"lengths": lengths}, name="lstm"
+    )
     assert (manifest.name, manifest.version, manifest.lengths) == ("lstm", 2, {"lengths": "T"})
     tensors = [*manifest.inputs, *manifest.outputs]
     assert [(tensor.name, tensor.shape, tensor.batch, tensor.time) for tensor in tensors] == [
@@ -78,7 +80,9 @@ def test_the_manifest_follows_its_schema(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_each_graph_has_its_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     layer = nn.RNN(4, 6, dtype=dtype)
-    manifest = export_bundle(layer, torch.randn(5, 2, 4, dtype=dtype), tmp_path / "b", forms=["scan"], buckets=[3])
+    manifest = export_bundle(
+        layer, torch.randn(5, 2, 4, dtype=dtype), tmp_path / "b", forms=["scan"], buckets=[3]
+    )
     name = str(dtype).removeprefix("torch.")
     assert [graph.precision for graph in manifest.graphs] == [name, name]
     assert f"  scan.onnx: scan, {name}, any number of steps, " in str(manifest)
@@ -107,7 +111,9 @@ def test_a_manifest_of_version_2_needs_a_precision(tmp_path: Path) -> None:
 
 
 def test_graphs_share_their_weights(tmp_path: Path) -> None:
-    export_bundle(nn.RNN(64, 64), torch.randn(5, 2, 64), tmp_path / "b", forms=["scan"], buckets=[3, 4, 5])
+    export_bundle(
+        nn.RNN(64, 64), torch.randn(5, 2, 64), tmp_path / "b", forms=["scan"], buckets=[3, 4, 5]
+    )
     weights = 2 * 64 * 64 * 4
     assert weights <= (tmp_path / "b" / "weights.bin").stat().st_size < weights + 2 * 4096
     for file in (tmp_path / "b").glob("*.onnx"):
@@ -118,7 +124,9 @@ def test_graphs_share_their_weights(tmp_path: Path) -> None:
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(FileExistsError, match=r"exists and has no manifest.json; give another folder, or remove it"):
+    with pytest.raises(
+        FileExistsError, match=r"exists and has no manifest.json; give another folder, or remove it"
+    ):
         export_bundle(nn.RNN(4, 6), torch.randn(5, 2, 4), tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
@@ -131,7 +139,9 @@ def test_an_old_bundle_stays_until_the_new_one_is_checked(tmp_path: Path) -> Non
     before = (folder / "manifest.json").read_text()
     with pytest.raises(ExportError):
         export_bundle(nn.LSTM(4, 6, bidirectional=True), x, folder, streaming=True)
-    with pytest.raises(ExportError, match="`forms` has 'spiral'; use 'unrolled' or 'scan' or 'native'"):
+    with pytest.raises(
+        ExportError, match="`forms` has 'spiral'; use 'unrolled' or 'scan' or 'native'"
+    ):
         export_bundle(nn.LSTM(4, 6), x, folder, forms=["spiral"])
     with pytest.raises(ExportError, match="differs by"):
         export_bundle(nn.RNN(4, 6), x, folder, atol=0.0)
@@ -165,4 +175,7 @@ def test_a_spoilt_bundle_is_refused(spoil: Any, message: str, tmp_path: Path) ->
 
 def test_the_files_are_hashed_whole(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
-    assert bundle.sha256(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        bundle.sha256(tmp_path / "x")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )

@@ -26,8 +26,12 @@ pytestmark = [pytest.mark.cuda, pytest.mark.usefixtures("onnxruntime_cuda")]
 def test_every_configuration_is_right_and_runs_on_the_gpu(
     bidirectional: bool, num_layers: int, nonlinearity: str, with_h0: bool, tmp_path: Path
 ) -> None:
-    for (steps, hidden), dtype in itertools.product([(1, 8), (7, 63), (33, 1)], [torch.float32, torch.float64]):
-        layer = nn.RNN(3, hidden, num_layers, nonlinearity, bidirectional=bidirectional, dtype=dtype)
+    for (steps, hidden), dtype in itertools.product(
+        [(1, 8), (7, 63), (33, 1)], [torch.float32, torch.float64]
+    ):
+        layer = nn.RNN(
+            3, hidden, num_layers, nonlinearity, bidirectional=bidirectional, dtype=dtype
+        )
         x = torch.randn(steps, 2, 3, dtype=dtype)
         h0 = torch.randn(num_layers * (2 if bidirectional else 1), 2, hidden, dtype=dtype)
         report = export_onnx(layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx")
@@ -56,7 +60,9 @@ def test_a_fault_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-@pytest.mark.parametrize(("cls", "options"), [(nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})])
+@pytest.mark.parametrize(
+    ("cls", "options"), [(nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})]
+)
 def test_gated_layers_are_right_and_run_on_the_gpu(
     cls: type[nn.RNNBase], options: dict[str, int], tmp_path: Path
 ) -> None:
@@ -68,7 +74,9 @@ def test_gated_layers_are_right_and_run_on_the_gpu(
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", [nn.RNN, nn.GRU, nn.LSTM])
 @pytest.mark.parametrize("way", ["lengths", "states", "streaming"])
-def test_every_form_is_right_on_the_gpu(way: str, family: type[nn.RNNBase], form: str, tmp_path: Path) -> None:
+def test_every_form_is_right_on_the_gpu(
+    way: str, family: type[nn.RNNBase], form: str, tmp_path: Path
+) -> None:
     layer = family(3, 8, 2, bidirectional=way != "streaming")
     state = torch.randn(2 if way == "streaming" else 4, 2, 8)
     options: dict[str, Any] = {
@@ -88,7 +96,9 @@ class Packing(nn.Module):
         self.rnn = nn.LSTM(4, 8, 2, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> Any:
-        packed = pack_padded_sequence(self.embed(tokens), lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            self.embed(tokens), lengths, batch_first=True, enforce_sorted=False
+        )
         output, (h_n, _) = self.rnn(packed)
         return pad_packed_sequence(output, batch_first=True, total_length=tokens.size(1))[0], h_n
 
@@ -104,7 +114,9 @@ def test_a_bundle_of_a_model_that_packs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_cuda_can_be_required(form: str, tmp_path: Path) -> None:
     layer = nn.LSTM(3, 8, 2, bidirectional=True)
-    report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "a.onnx", form=form, require_provider=CUDA)
+    report = export_onnx(
+        layer, torch.randn(7, 2, 3), tmp_path / "a.onnx", form=form, require_provider=CUDA
+    )
     assert sum(report.placement[CUDA].nodes[CUDA].values()) > 0
     assert report.latency[CUDA]["example"] > 0
 
@@ -127,5 +139,7 @@ def test_a_node_that_cuda_lacks_is_named_if_cuda_is_required(tmp_path: Path) -> 
     report = export_onnx(model, x, path, dynamic_shapes={})
     assert report.placement[CUDA].nodes[CPU]["Det"] == 1
     assert report.placement[CUDA].copies > 0
-    with pytest.raises(ProviderError, match=r"it left \d+ of \d+ nodes to another provider: .*\(Det, CPUExecution"):
+    with pytest.raises(
+        ProviderError, match=r"it left \d+ of \d+ nodes to another provider: .*\(Det, CPUExecution"
+    ):
         verify(path, model, x, require_provider=CUDA)

@@ -45,7 +45,9 @@ def test_a_bare_layer_has_the_names_of_its_arguments_and_an_open_batch(tmp_path:
     path = tmp_path / "rnn.onnx"
     report = export_onnx(layer, (torch.randn(4, 2, 5),), path)
     assert report.inputs == specs(("input", "float32", [4, "B", 5]))
-    assert report.outputs == specs(("output", "float32", [4, "B", 14]), ("h_n", "float32", [4, "B", 7]))
+    assert report.outputs == specs(
+        ("output", "float32", [4, "B", 14]), ("h_n", "float32", [4, "B", 7])
+    )
     report = export_onnx(layer, (torch.randn(4, 2, 5), torch.randn(4, 2, 7)), path)
     assert report.inputs == specs(("input", "float32", [4, "B", 5]), ("h0", "float32", [4, "B", 7]))
     assert report.path == str(path)
@@ -63,15 +65,23 @@ def test_a_bare_lstm_has_two_states(tmp_path: Path) -> None:
     x = torch.randn(3, 4, 5)
     states = (torch.randn(2, 3, 7), torch.randn(2, 3, 7))
     outputs = specs(
-        ("output", "float32", ["B", 4, 7]), ("h_n", "float32", [2, "B", 7]), ("c_n", "float32", [2, "B", 7])
+        ("output", "float32", ["B", 4, 7]),
+        ("h_n", "float32", [2, "B", 7]),
+        ("c_n", "float32", [2, "B", 7]),
     )
     assert export_onnx(layer, (x,), path).outputs == outputs
     report = export_onnx(layer, (x, states), path)
     assert report.outputs == outputs
     assert report.inputs == specs(
-        ("input", "float32", ["B", 4, 5]), ("h0", "float32", [2, "B", 7]), ("c0", "float32", [2, "B", 7])
+        ("input", "float32", ["B", 4, 5]),
+        ("h0", "float32", [2, "B", 7]),
+        ("c0", "float32", [2, "B", 7]),
     )
-    for shapes in ({"input": {0: "N"}}, {"input": {0: "N"}, "c0": {1: "N"}}, ({0: "N"}, ({1: "N"}, {1: "N"}))):
+    for shapes in (
+        {"input": {0: "N"}},
+        {"input": {0: "N"}, "c0": {1: "N"}},
+        ({0: "N"}, ({1: "N"}, {1: "N"})),
+    ):
         report = export_onnx(layer, (x, states), path, dynamic_shapes=shapes)
         assert [spec.shape for spec in report.inputs] == [("N", 4, 5), (2, "N", 7), (2, "N", 7)]
     report = export_onnx(layer, (x, states), path, dynamic_shapes={})
@@ -93,14 +103,18 @@ def test_batch_first_and_unbatched_layers(tmp_path: Path) -> None:
     layer = nn.RNN(5, 7, batch_first=True, bidirectional=True)
     report = export_onnx(layer, (torch.randn(2, 4, 5),), tmp_path / "rnn.onnx")
     assert report.inputs == specs(("input", "float32", ["B", 4, 5]))
-    assert report.outputs == specs(("output", "float32", ["B", 4, 14]), ("h_n", "float32", [2, "B", 7]))
+    assert report.outputs == specs(
+        ("output", "float32", ["B", 4, 14]), ("h_n", "float32", [2, "B", 7])
+    )
     report = export_onnx(layer, (torch.randn(4, 5), torch.randn(2, 7)), tmp_path / "rnn.onnx")
     assert report.inputs == specs(("input", "float32", [4, 5]), ("h0", "float32", [2, 7]))
     assert report.outputs == specs(("output", "float32", [4, 14]), ("h_n", "float32", [2, 7]))
 
 
 def test_an_example_of_batch_one_and_one_step_freezes_nothing(tmp_path: Path) -> None:
-    report = export_onnx(nn.RNN(5, 7, 2, bidirectional=True), torch.randn(1, 1, 5), tmp_path / "rnn.onnx")
+    report = export_onnx(
+        nn.RNN(5, 7, 2, bidirectional=True), torch.randn(1, 1, 5), tmp_path / "rnn.onnx"
+    )
     assert report.inputs == specs(("input", "float32", [1, "B", 5]))
     report = export_onnx(Tagger(), torch.randint(20, (1, 6)), tmp_path / "tagger.onnx")
     assert report.inputs == specs(("tokens", "int64", ["B", 6]))
@@ -132,12 +146,20 @@ class Elaborate(nn.Module):
 def test_several_stacks_nested_inputs_and_keywords(tmp_path: Path) -> None:
     args = ({"a": torch.randn(4, 2, 5), "b": torch.randn(4, 2, 5)},)
     report = export_onnx(
-        Elaborate(), args, tmp_path / "model.onnx", kwargs={"scale": torch.randn(2, 12)}, output_names=["y", "state"]
+        Elaborate(),
+        args,
+        tmp_path / "model.onnx",
+        kwargs={"scale": torch.randn(2, 12)},
+        output_names=["y", "state"],
     )
     assert report.inputs == specs(
-        ("inputs_a", "float32", [4, "B", 5]), ("inputs_b", "float32", [4, "B", 5]), ("scale", "float32", ["B", 12])
+        ("inputs_a", "float32", [4, "B", 5]),
+        ("inputs_b", "float32", [4, "B", 5]),
+        ("scale", "float32", ["B", 12]),
     )
-    assert report.outputs == specs(("y", "float32", [4, "B", 12]), ("state", "float32", [1, "B", 12]))
+    assert report.outputs == specs(
+        ("y", "float32", [4, "B", 12]), ("state", "float32", [1, "B", 12])
+    )
 
 
 class FixedBatch(nn.Module):
@@ -156,15 +178,26 @@ def test_an_axis_that_the_model_fixes_is_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no axis of the inputs is that by itself"):
         report = export_onnx(FixedBatch(), torch.randn(4, 2, 5), tmp_path / "fixed.onnx")
     assert report.inputs == specs(("x", "float32", [4, 2, 5]))
-    with pytest.raises(DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"):
-        export_onnx(FixedBatch(), torch.randn(4, 2, 5), tmp_path / "b.onnx", dynamic_shapes={"x": {1: "B"}})
+    with pytest.raises(
+        DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"
+    ):
+        export_onnx(
+            FixedBatch(), torch.randn(4, 2, 5), tmp_path / "b.onnx", dynamic_shapes={"x": {1: "B"}}
+        )
     assert not (tmp_path / "b.onnx").exists()
 
 
-@pytest.mark.parametrize("shapes", [{"input": {0: "T", 1: "B"}}, ({0: "T", 1: "B"},), {"input": {0: "T"}}])
+@pytest.mark.parametrize(
+    "shapes", [{"input": {0: "T", 1: "B"}}, ({0: "T", 1: "B"},), {"input": {0: "T"}}]
+)
 def test_a_dynamic_time_axis_is_refused_by_name(shapes: Any, tmp_path: Path) -> None:
     with pytest.raises(DynamicAxisError) as raised:
-        export_onnx(nn.RNN(5, 7, bidirectional=True), torch.randn(4, 2, 5), tmp_path / "a.onnx", dynamic_shapes=shapes)
+        export_onnx(
+            nn.RNN(5, 7, bidirectional=True),
+            torch.randn(4, 2, 5),
+            tmp_path / "a.onnx",
+            dynamic_shapes=shapes,
+        )
     assert str(raised.value) == (
         "axis 0 ('T') of `input` is the time axis, which form='unrolled' cannot keep dynamic: it writes out every "
         "step. Leave it out of `dynamic_shapes`, or use form='scan' or form='native'."
@@ -184,13 +217,21 @@ def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
     h0 = torch.randn(1, 2, 7)
     path = tmp_path / "a.onnx"
     batch = torch.export.Dim("batch", min=1, max=64)
-    for shapes in ({"input": {1: batch}, "hx": {1: batch}}, ({1: batch}, {1: batch}), {"input": {1: "batch"}}):
+    for shapes in (
+        {"input": {1: batch}, "hx": {1: batch}},
+        ({1: batch}, {1: batch}),
+        {"input": {1: "batch"}},
+    ):
         report = export_onnx(layer, (x, h0), path, dynamic_shapes=shapes)
-        assert report.inputs == specs(("input", "float32", [4, "batch", 5]), ("h0", "float32", [1, "batch", 7]))
+        assert report.inputs == specs(
+            ("input", "float32", [4, "batch", 5]), ("h0", "float32", [1, "batch", 7])
+        )
     assert export_onnx(layer, (x, h0), path, dynamic_shapes={}).inputs == specs(
         ("input", "float32", [4, 2, 5]), ("h0", "float32", [1, 2, 7])
     )
-    with pytest.raises(DynamicAxisError, match="axis 2 of `input` cannot be dynamic: the model fixes it at 5"):
+    with pytest.raises(
+        DynamicAxisError, match="axis 2 of `input` cannot be dynamic: the model fixes it at 5"
+    ):
         export_onnx(layer, (x,), path, dynamic_shapes={"input": {2: "I"}})
 
 
@@ -199,10 +240,18 @@ def test_an_axis_may_be_counted_from_the_end_and_axes_may_be_a_list(tmp_path: Pa
     x = torch.randn(4, 2, 5)
     h0 = torch.randn(1, 2, 7)
     static = torch.export.Dim.STATIC
-    for shapes in ({"input": {-2: "N"}}, {"input": [static, "N", static]}, {"input": (None, "N", 5), "h0": {-2: "N"}}):
+    for shapes in (
+        {"input": {-2: "N"}},
+        {"input": [static, "N", static]},
+        {"input": (None, "N", 5), "h0": {-2: "N"}},
+    ):
         report = export_onnx(layer, (x, h0), tmp_path / "a.onnx", dynamic_shapes=shapes)
-        assert report.inputs == specs(("input", "float32", [4, "N", 5]), ("h0", "float32", [1, "N", 7]))
-    report = export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", dynamic_shapes=({-2: "N"},))
+        assert report.inputs == specs(
+            ("input", "float32", [4, "N", 5]), ("h0", "float32", [1, "N", 7])
+        )
+    report = export_onnx(
+        Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", dynamic_shapes=({-2: "N"},)
+    )
     assert report.inputs == specs(("tokens", "int64", ["N", 6]))
 
 
@@ -211,10 +260,15 @@ def test_an_axis_may_be_counted_from_the_end_and_axes_may_be_a_list(tmp_path: Pa
     [
         ({"x": {1: "B"}}, "`dynamic_shapes` names `x`; the arguments are input."),
         ({"input": {3: "B"}}, "`dynamic_shapes` has axis 3 for `input`, which has 3 axes."),
-        ({"input": "B"}, "`dynamic_shapes` has 'B' for `input`; give {axis: name}, such as {0: 'B'}."),
+        (
+            {"input": "B"},
+            "`dynamic_shapes` has 'B' for `input`; give {axis: name}, such as {0: 'B'}.",
+        ),
     ],
 )
-def test_dynamic_shapes_that_do_not_fit_are_refused(shapes: Any, message: str, tmp_path: Path) -> None:
+def test_dynamic_shapes_that_do_not_fit_are_refused(
+    shapes: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ExportError) as raised:
         export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx", dynamic_shapes=shapes)
     assert str(raised.value) == message
@@ -228,7 +282,9 @@ class TwoInputs(nn.Module):
         self.rnn = nn.RNN(5, 7)
         self.output = nn.Parameter(torch.randn(7))
 
-    def forward(self, output: Tensor, h: Tensor | None = None, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, output: Tensor, h: Tensor | None = None, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         self.rnn.flatten_parameters()
         y, h_n = self.rnn(output, h)
         return y * scale + self.output, h_n
@@ -244,9 +300,13 @@ class TwoInputs(nn.Module):
         (("x",), {"scale": 3.0}, ["output"]),
     ],
 )
-def test_arguments_as_torch_onnx_export_takes_them(args: Any, kwargs: Any, names: list[str], tmp_path: Path) -> None:
+def test_arguments_as_torch_onnx_export_takes_them(
+    args: Any, kwargs: Any, names: list[str], tmp_path: Path
+) -> None:
     tensors = {"x": torch.randn(4, 2, 5), "h": torch.randn(1, 2, 7)}
-    args, kwargs = torch.utils._pytree.tree_map(lambda leaf: tensors.get(leaf, leaf), (args, kwargs))
+    args, kwargs = torch.utils._pytree.tree_map(
+        lambda leaf: tensors.get(leaf, leaf), (args, kwargs)
+    )
     report = export_onnx(TwoInputs(), args, tmp_path / "a.onnx", kwargs=kwargs)
     assert [spec.name for spec in report.inputs] == names
     assert {spec.shape[1] for spec in report.inputs} == {"B"}
@@ -256,7 +316,9 @@ def test_arguments_as_torch_onnx_export_takes_them(args: Any, kwargs: Any, names
 def test_names_that_collide(tmp_path: Path) -> None:
     x = torch.randn(4, 2, 5)
     path = tmp_path / "a.onnx"
-    report = export_onnx(nn.RNN(5, 7), x, path, input_names=["rnn0.input"], output_names=["weight_hh_l0", "rnn0.h"])
+    report = export_onnx(
+        nn.RNN(5, 7), x, path, input_names=["rnn0.input"], output_names=["weight_hh_l0", "rnn0.h"]
+    )
     assert report.inputs[0].name == "rnn0.input"
     assert [spec.name for spec in report.outputs] == ["weight_hh_l0", "rnn0.h"]
     with pytest.raises(ExportError, match=r"`output_names` \(=\['y'\]\) must be a list of 2 names"):
@@ -304,16 +366,36 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
-        (nn.RNN(5, 7), {"form": "spiral"}, ExportError, "`form` (='spiral') is unknown; use 'unrolled' or 'scan' or"),
-        (nn.RNN(5, 7), {"opset_version": 17}, ExportError, "`opset_version` (=17) is not supported; use 18, 19 or 20."),
-        (nn.RNN(5, 7), {"precision": "int8"}, ValueError, "`precision` (='int8') must be 'float32' or 'float64'."),
+        (
+            nn.RNN(5, 7),
+            {"form": "spiral"},
+            ExportError,
+            "`form` (='spiral') is unknown; use 'unrolled' or 'scan' or",
+        ),
+        (
+            nn.RNN(5, 7),
+            {"opset_version": 17},
+            ExportError,
+            "`opset_version` (=17) is not supported; use 18, 19 or 20.",
+        ),
+        (
+            nn.RNN(5, 7),
+            {"precision": "int8"},
+            ValueError,
+            "`precision` (='int8') must be 'float32' or 'float64'.",
+        ),
         (
             nn.RNN(5, 7),
             {"precision": "float64"},
             ExportError,
             "`precision` (='float64') must be 'float32', as the model's weights are; leave it out, or convert the ",
         ),
-        (nn.Linear(5, 7), {}, ExportError, "Linear has no recurrent layer; use torch.onnx.export for it."),
+        (
+            nn.Linear(5, 7),
+            {},
+            ExportError,
+            "Linear has no recurrent layer; use torch.onnx.export for it.",
+        ),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
         (nn.RNNBase("GRU", 5, 7), {}, ConversionError, "the model is a torch.nn.RNNBase"),
     ],
@@ -327,8 +409,12 @@ def test_a_model_or_option_that_cannot_be_exported_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [(torch.float32, "float32"), (torch.float64, "float64")])
-def test_naming_the_models_own_precision_changes_nothing(dtype: torch.dtype, precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "float32"), (torch.float64, "float64")]
+)
+def test_naming_the_models_own_precision_changes_nothing(
+    dtype: torch.dtype, precision: str, tmp_path: Path
+) -> None:
     layer = nn.RNN(5, 7, dtype=dtype)
     x = torch.randn(4, 2, 5, dtype=dtype)
     export_onnx(layer, x, tmp_path / "default.onnx")
@@ -397,8 +483,13 @@ def test_a_layer_called_twice_has_its_weights_once(computed: bool, tmp_path: Pat
     export_onnx(Twice(layer), torch.randn(4, 2, 64), tmp_path / "a.onnx")
     graph = onnx.load(tmp_path / "a.onnx").graph
     floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
-    assert sum(math.prod(tensor.dims) for tensor in floats) <= sum(weight.numel() for weight in layer.parameters())
-    assert sum(node.op_type == "Split" and "block" in node.output[0] for node in graph.node) == 2 * computed
+    assert sum(math.prod(tensor.dims) for tensor in floats) <= sum(
+        weight.numel() for weight in layer.parameters()
+    )
+    assert (
+        sum(node.op_type == "Split" and "block" in node.output[0] for node in graph.node)
+        == 2 * computed
+    )
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -418,7 +509,8 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_an_error_of_the_model_is_shown_in_one_paragraph(tmp_path: Path) -> None:
     with pytest.raises(
-        ExportError, match=r"RuntimeError: input.size\(-1\) must be equal to input_size. Expected 5, got 4"
+        ExportError,
+        match=r"RuntimeError: input.size\(-1\) must be equal to input_size. Expected 5, got 4",
     ):
         export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 4), tmp_path / "a.onnx")
 
@@ -429,7 +521,9 @@ def test_the_file_is_self_contained_and_says_where_it_came_from(tmp_path: Path) 
     assert model.producer_name == "deploy-rnn"
     assert {entry.domain for entry in model.opset_import} == {""}
     text = (tmp_path / "a.onnx").read_bytes()
-    assert os.fsencode(Path.cwd()) not in text  # torch.onnx would leave stack traces with paths in it
+    assert (
+        os.fsencode(Path.cwd()) not in text
+    )  # torch.onnx would leave stack traces with paths in it
     assert b"stack_trace" not in text
 
 
@@ -444,6 +538,8 @@ def test_an_axis_that_came_out_fixed_is_an_error() -> None:
     """PyTorch raises itself where it notices; this is for where it does not."""
     value = ir.Value(name="x", shape=ir.Shape([4, 2]), type=ir.TensorType(ir.DataType.FLOAT))
     graph = ir.Graph([value], [], nodes=[])
-    with pytest.raises(DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"):
+    with pytest.raises(
+        DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"
+    ):
         _name_axes(graph, [{1: "B"}])
     _name_axes(graph, [{1: torch.export.Dim.AUTO}])  # may be fixed

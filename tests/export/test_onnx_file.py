@@ -21,10 +21,16 @@ from deploy_rnn.export.onnx_file import OnnxFile
 def test_a_file_of_ours(tmp_path: Path) -> None:
     lengths = torch.tensor([5, 2])
     path = tmp_path / "gru.onnx"
-    report = export_onnx(nn.GRU(3, 4), torch.randn(5, 2, 3), path, kwargs={"lengths": lengths}, form="scan")
+    report = export_onnx(
+        nn.GRU(3, 4), torch.randn(5, 2, 3), path, kwargs={"lengths": lengths}, form="scan"
+    )
     file = OnnxFile.read(path)
     assert (file.path, file.form, file.bytes) == (str(path), "scan", path.stat().st_size)
-    assert (file.inputs, file.outputs, file.lengths) == (report.inputs, report.outputs, {"lengths": "T"})
+    assert (file.inputs, file.outputs, file.lengths) == (
+        report.inputs,
+        report.outputs,
+        {"lengths": "T"},
+    )
     assert file.producer == "deploy-rnn 0.1.0"
     assert file.opsets == {"": 18}
     assert file.metadata == {}
@@ -56,8 +62,14 @@ def test_a_file_of_others(tmp_path: Path) -> None:
     assert file.form is None
     assert str(file.inputs[0]) == "x: bfloat16 [N, x.1, 0, 7]"
     assert file.opsets == {"": 17, "theirs": 3}
-    assert file.dynamic == {"N": ("x axis 0", "y axis 0"), "x.1": ("x axis 1",), "y.1": ("y axis 1",)}
-    assert str(file).startswith(f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0 kB, opset 17, theirs 3\n")
+    assert file.dynamic == {
+        "N": ("x axis 0", "y axis 0"),
+        "x.1": ("x axis 1",),
+        "y.1": ("y axis 1",),
+    }
+    assert str(file).startswith(
+        f"{tmp_path / 'x.onnx'}: not by deploy-rnn, 0 kB, opset 17, theirs 3\n"
+    )
     assert str(file).endswith("  weights  0 bytes\n  producer unknown\n  nodes    1: 1 Relu")
     assert json.loads(json.dumps(file.to_dict()))["nodes"] == 1
 
@@ -66,21 +78,32 @@ def test_unusual_inputs(tmp_path: Path) -> None:
     graph = relu("g", shape=None)
     graph.input.append(helper.make_tensor_sequence_value_info("seq", TensorProto.FLOAT, [2]))
     graph.input.append(helper.make_tensor_value_info("text", TensorProto.STRING, []))
-    graph.input.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2]))  # as before IR version 4
+    graph.input.append(
+        helper.make_tensor_value_info("weight", TensorProto.FLOAT, [2])
+    )  # as before IR version 4
     graph.initializer.append(numpy_helper.from_array(np.zeros(2, np.float32), "weight"))
     file = OnnxFile.read(saved(graph, tmp_path / "x.onnx"))
-    assert [str(spec) for spec in file.inputs] == ["x: bfloat16 [...]", "seq: sequence []", "text: string []"]
+    assert [str(spec) for spec in file.inputs] == [
+        "x: bfloat16 [...]",
+        "seq: sequence []",
+        "text: string []",
+    ]
     assert file.weight_bytes == 8
 
 
 def test_subgraphs_and_functions_count(tmp_path: Path) -> None:
     inner = relu("inner")
     inner.initializer.append(numpy_helper.from_array(np.zeros(3, np.int64), "w"))
-    constant = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.zeros(5, np.float64)))
+    constant = helper.make_node(
+        "Constant", [], ["k"], value=numpy_helper.from_array(np.zeros(5, np.float64))
+    )
     branch = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
     graph = relu("outer")
     graph.node.extend([constant, branch, helper.make_node("Own", ["x"], ["z"], domain="theirs")])
-    body = [helper.make_node("Tanh", ["a"], ["b"]), helper.make_node("If", ["a"], ["b"], then_branch=inner)]
+    body = [
+        helper.make_node("Tanh", ["a"], ["b"]),
+        helper.make_node("If", ["a"], ["b"], then_branch=inner),
+    ]
     own = helper.make_function("theirs", "Own", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
     file = OnnxFile.read(saved(graph, tmp_path / "x.onnx", functions=[own]))
     assert file.node_types == {"Relu": 4, "If": 2, "Constant": 1, "theirs::Own": 1, "Tanh": 1}
@@ -100,7 +123,9 @@ def test_external_data_is_measured_where_it_is(tmp_path: Path) -> None:
     graph = relu("g")
     graph.initializer.append(numpy_helper.from_array(np.zeros(1000, np.float32), "w"))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    onnx.save(model, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0)
+    onnx.save(
+        model, tmp_path / "x.onnx", save_as_external_data=True, location="x.data", size_threshold=0
+    )
     file = OnnxFile.read(tmp_path / "x.onnx")
     assert file.weight_bytes == 4000
     assert file.bytes == (tmp_path / "x.onnx").stat().st_size + 4000
@@ -112,7 +137,9 @@ def test_external_data_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(100))
     (tmp_path / "folder").mkdir()
     graph = relu("g")
-    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL
+    )
     tensor.external_data.add(key="location", value="../secret")
     graph.initializer.append(tensor)
     path = saved(graph, tmp_path / "folder/x.onnx")

@@ -12,7 +12,10 @@ from deploy_rnn.export.options import ExportOptions
 @pytest.mark.parametrize("function", [export_onnx, export_bundle])
 def test_both_functions_take_every_option_with_its_default(function: object) -> None:
     assert callable(function)
-    defaults = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+    }
     options = asdict(ExportOptions())
     assert {name: defaults.get(name, "missing") for name in options} == options
 
@@ -20,5 +23,16 @@ def test_both_functions_take_every_option_with_its_default(function: object) -> 
 def test_the_two_functions_differ_where_their_files_do() -> None:
     options = set(asdict(ExportOptions()))
     shared = {"model", "args", "kwargs"}
-    assert set(inspect.signature(export_onnx).parameters) - options == {*shared, "path", "form", "require_provider"}
-    assert set(inspect.signature(export_bundle).parameters) - options == {*shared, "folder", "forms", "buckets", "name"}
+    assert set(inspect.signature(export_onnx).parameters) - options == {
+        *shared,
+        "path",
+        "form",
+        "require_provider",
+    }
+    assert set(inspect.signature(export_bundle).parameters) - options == {
+        *shared,
+        "folder",
+        "forms",
+        "buckets",
+        "name",
+    }

@@ -63,7 +63,9 @@ class Tagger(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         zeros = torch.zeros(1, tokens.size(0), HIDDEN)
-        scores: Tensor = self.score(self.upper(self.lower(self.embed(tokens), (zeros, zeros))[0])[0])
+        scores: Tensor = self.score(
+            self.upper(self.lower(self.embed(tokens), (zeros, zeros))[0])[0]
+        )
         return scores
 
 
@@ -195,8 +197,12 @@ def graph_lines(graph: onnx.GraphProto, indent: str = "") -> Iterator[str]:
 
 
 def node_lines(node: onnx.NodeProto, position: int, indent: str) -> Iterator[str]:
-    plain = [attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH]
-    graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    plain = [
+        attribute for attribute in node.attribute if attribute.type != onnx.AttributeProto.GRAPH
+    ]
+    graphs = [
+        attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH
+    ]
     attributes = "".join(f" {attribute.name}={shown(attribute)}" for attribute in plain)
     operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
     # A name made of the position would change in every line below a new node.
@@ -208,7 +214,9 @@ def node_lines(node: onnx.NodeProto, position: int, indent: str) -> Iterator[str
 
 def shown(attribute: onnx.AttributeProto) -> str:
     value = onnx.helper.get_attribute_value(attribute)
-    return str(numpy_helper.to_array(value).tolist() if isinstance(value, onnx.TensorProto) else value)
+    return str(
+        numpy_helper.to_array(value).tolist() if isinstance(value, onnx.TensorProto) else value
+    )
 
 
 def typed(value: onnx.ValueInfoProto) -> str:

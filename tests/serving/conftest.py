@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import deploy_rnn
-from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, LoadError, StreamError
+from deploy_rnn.errors import (
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    InputError,
+    LoadError,
+    StreamError,
+)
 from deploy_rnn.examples.highlight import model as highlight
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import TensorSpec
@@ -64,7 +71,13 @@ class SumModel:
         if self._queued >= self.max_queue:
             raise BusyError("the queue is full.")
         x = request.inputs.get("x")
-        if x is None or x.dtype != np.float32 or x.ndim != 2 or not x.size or set(request.inputs) - {"x", "total"}:
+        if (
+            x is None
+            or x.dtype != np.float32
+            or x.ndim != 2
+            or not x.size
+            or set(request.inputs) - {"x", "total"}
+        ):
             raise InputError("give `x`: float32 [B, T].")
         totals = self._totals(request)
         deadline = None if request.timeout is None else time.monotonic() + request.timeout
@@ -86,7 +99,9 @@ class SumModel:
             del self._streams[request.sequence]
         return totals
 
-    def _answer(self, request: Request, totals: list[np.ndarray], deadline: float | None) -> Response:
+    def _answer(
+        self, request: Request, totals: list[np.ndarray], deadline: float | None
+    ) -> Response:
         self.gate.wait()
         self._queued -= 1
         if self.fails is not None:
@@ -243,11 +258,21 @@ def real_models() -> dict[str, nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def real_bundles(real_models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def real_bundles(
+    real_models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder of two exported bundles: `tagger`, and `stream`, which carries its states."""
     folder = tmp_path_factory.mktemp("bundles")
-    export_bundle(real_models["tagger"], torch.randint(20, (2, 5)), folder / "tagger", forms=["native"])
-    export_bundle(real_models["stream"], torch.randn(2, 5, 3), folder / "stream", forms=["native"], streaming=True)
+    export_bundle(
+        real_models["tagger"], torch.randint(20, (2, 5)), folder / "tagger", forms=["native"]
+    )
+    export_bundle(
+        real_models["stream"],
+        torch.randn(2, 5, 3),
+        folder / "stream",
+        forms=["native"],
+        streaming=True,
+    )
     return folder
 
 
@@ -284,7 +309,9 @@ def padded(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tagger` without lengths, for any number of steps and for 4."""
     folder = tmp_path_factory.mktemp("bundles") / "exact"
-    export_bundle(tagger, (torch.randint(20, (2, 12)),), folder, forms=["native"], buckets=[4], sizes=(2,))
+    export_bundle(
+        tagger, (torch.randint(20, (2, 12)),), folder, forms=["native"], buckets=[4], sizes=(2,)
+    )
     return folder
 
 
@@ -297,7 +324,14 @@ def stream_model() -> nn.Module:
 @pytest.fixture(scope="session")
 def streaming(stream_model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "streaming"
-    export_bundle(stream_model, (torch.randint(20, (2, 12)),), folder, forms=["native"], streaming=True, sizes=(2,))
+    export_bundle(
+        stream_model,
+        (torch.randint(20, (2, 12)),),
+        folder,
+        forms=["native"],
+        streaming=True,
+        sizes=(2,),
+    )
     return folder
 
 

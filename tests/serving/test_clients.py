@@ -60,36 +60,49 @@ def tokens(module: Any, array: np.ndarray, **options: Any) -> Any:
     return tensor
 
 
-def test_a_tagger_answers_as_the_model_does(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
+def test_a_tagger_answers_as_the_model_does(
+    triton: tuple[Any, Any], real_models: dict[str, nn.Module]
+) -> None:
     module, client = triton
     array = np.random.default_rng(0).integers(20, size=(3, 11))
     answer = client.infer("tagger", [tokens(module, array)], request_id="7")
     expected = real_models["tagger"](torch.from_numpy(array)).detach().numpy()
     np.testing.assert_allclose(answer.as_numpy("output"), expected, atol=1e-5)
-    answer_by_name = client.infer("tagger", [tokens(module, array)], outputs=[module.InferRequestedOutput("output")])
+    answer_by_name = client.infer(
+        "tagger", [tokens(module, array)], outputs=[module.InferRequestedOutput("output")]
+    )
     np.testing.assert_array_equal(answer_by_name.as_numpy("output"), answer.as_numpy("output"))
 
 
-def test_chunks_of_a_sequence_are_the_sequence(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
+def test_chunks_of_a_sequence_are_the_sequence(
+    triton: tuple[Any, Any], real_models: dict[str, nn.Module]
+) -> None:
     module, client = triton
     array = np.random.default_rng(1).standard_normal((2, 9, 3)).astype(np.float32)
     outputs = []
     for begin, end in ((0, 4), (4, 5), (5, 9)):
         chunk = module.InferInput("input", [2, end - begin, 3], "FP32")
         chunk.set_data_from_numpy(np.ascontiguousarray(array[:, begin:end]))
-        answer = client.infer("stream", [chunk], sequence_id=42, sequence_start=begin == 0, sequence_end=end == 9)
+        answer = client.infer(
+            "stream", [chunk], sequence_id=42, sequence_start=begin == 0, sequence_end=end == 9
+        )
         outputs.append(answer.as_numpy("output"))
     expected = real_models["stream"](torch.from_numpy(array))[0].detach().numpy()
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-5)
 
 
-def test_a_state_carried_by_the_client(triton: tuple[Any, Any], real_models: dict[str, nn.Module]) -> None:
+def test_a_state_carried_by_the_client(
+    triton: tuple[Any, Any], real_models: dict[str, nn.Module]
+) -> None:
     module, client = triton
     array = np.random.default_rng(2).standard_normal((2, 6, 3)).astype(np.float32)
     state = np.zeros((2, 1, 4), np.float32)
     outputs = []
     for chunk in (array[:, :2], array[:, 2:]):
-        tensors = [module.InferInput("input", chunk.shape, "FP32"), module.InferInput("h0", state.shape, "FP32")]
+        tensors = [
+            module.InferInput("input", chunk.shape, "FP32"),
+            module.InferInput("h0", state.shape, "FP32"),
+        ]
         for tensor, value in zip(tensors, (chunk, state), strict=True):
             tensor.set_data_from_numpy(np.ascontiguousarray(value))
         answer = client.infer("stream", tensors)
@@ -112,11 +125,16 @@ def test_every_description_that_a_client_requests(triton: tuple[Any, Any]) -> No
     config = config.get("config", config)
     assert config["input"][0]["data_type"] == "TYPE_INT64"
     assert [int(size) for size in config["input"][0]["dims"]] == [-1]
-    assert client.get_inference_statistics("tagger", **as_json)["model_stats"][0]["name"] == "tagger"
+    assert (
+        client.get_inference_statistics("tagger", **as_json)["model_stats"][0]["name"] == "tagger"
+    )
     assert len(client.get_inference_statistics(**as_json)["model_stats"]) == 2
     index = client.get_model_repository_index(**as_json)
     models = index.get("models", index) if isinstance(index, dict) else index
-    assert [(model["name"], model["state"]) for model in models] == [("stream", "READY"), ("tagger", "READY")]
+    assert [(model["name"], model["state"]) for model in models] == [
+        ("stream", "READY"),
+        ("tagger", "READY"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -124,12 +142,22 @@ def test_every_description_that_a_client_requests(triton: tuple[Any, Any]) -> No
     [
         (lambda client: client.get_model_metadata("nobody"), "404", "StatusCode.NOT_FOUND"),
         (lambda client: client.get_model_metadata("tagger", "9"), "404", "StatusCode.NOT_FOUND"),
-        (lambda client: client.get_system_shared_memory_status(), "501", "StatusCode.UNIMPLEMENTED"),
+        (
+            lambda client: client.get_system_shared_memory_status(),
+            "501",
+            "StatusCode.UNIMPLEMENTED",
+        ),
         (lambda client: client.get_trace_settings(), "501", "StatusCode.UNIMPLEMENTED"),
-        (lambda client: client.load_model("tagger", config="{}"), "501", "StatusCode.UNIMPLEMENTED"),
+        (
+            lambda client: client.load_model("tagger", config="{}"),
+            "501",
+            "StatusCode.UNIMPLEMENTED",
+        ),
     ],
 )
-def test_errors_reach_the_client(call: Callable[[Any], Any], http: str, grpc: str, triton: tuple[Any, Any]) -> None:
+def test_errors_reach_the_client(
+    call: Callable[[Any], Any], http: str, grpc: str, triton: tuple[Any, Any]
+) -> None:
     module, client = triton
     with pytest.raises(InferenceServerException) as raised:
         call(client)
@@ -212,14 +240,18 @@ def test_a_streaming_call_keeps_the_order_and_survives_errors(server: Server) ->
         client.start_stream(lambda result, error: answers.put(error or result))
         for number in range(100):
             flags = {"sequence_start": number == 0, "sequence_end": number == 99}
-            client.async_stream_infer("sum", make_inputs(1), sequence_id="s", request_id=str(number), **flags)
+            client.async_stream_infer(
+                "sum", make_inputs(1), sequence_id="s", request_id=str(number), **flags
+            )
         client.async_stream_infer("nobody", make_inputs(1))
         client.async_stream_infer("sum", make_inputs(1), sequence_id="s")
         client.async_stream_infer("sum", make_inputs(5))
         received = [answers.get(timeout=20) for _ in range(103)]
         client.stop_stream()
     assert [answer.as_numpy("y").item() for answer in received[:100]] == list(range(1, 101))
-    assert [answer.get_response().id for answer in received[:100]] == [str(number) for number in range(100)]
+    assert [answer.get_response().id for answer in received[:100]] == [
+        str(number) for number in range(100)
+    ]
     assert "unknown model: `nobody`" in str(received[100])
     assert "there is no stream 's'" in str(received[101])
     assert received[102].as_numpy("y").item() == 5
@@ -229,7 +261,12 @@ def test_the_asyncio_stream(server: Server) -> None:
     async def ask() -> list[float]:
         async def requests() -> Any:
             for number in range(5):
-                yield {"model_name": "sum", "inputs": make_inputs(2), "sequence_id": 9, "sequence_start": number == 0}
+                yield {
+                    "model_name": "sum",
+                    "inputs": make_inputs(2),
+                    "sequence_id": 9,
+                    "sequence_start": number == 0,
+                }
 
         async with triton_grpc_aio.InferenceServerClient(server.grpc_address) as client:
             sums = []
@@ -263,10 +300,14 @@ def test_typed_contents(server: Server) -> None:
         answer = stub.ModelInfer(request, timeout=20)
         assert np.frombuffer(answer.raw_output_contents[0], "<f4").tolist() == [1, 3]
         request.raw_input_contents.append(b"12345678")
-        with pytest.raises(triton_grpc.grpc.RpcError, match="has `contents`, but there are `raw_input_contents`"):
+        with pytest.raises(
+            triton_grpc.grpc.RpcError, match="has `contents`, but there are `raw_input_contents`"
+        ):
             stub.ModelInfer(request, timeout=20)
         request.raw_input_contents.append(b"12345678")
-        with pytest.raises(triton_grpc.grpc.RpcError, match="the request has 1 inputs and 2 `raw_input_contents`"):
+        with pytest.raises(
+            triton_grpc.grpc.RpcError, match="the request has 1 inputs and 2 `raw_input_contents`"
+        ):
             stub.ModelInfer(request, timeout=20)
 
 
@@ -304,7 +345,9 @@ def test_load_and_unload(server: Server, folder: Path, new_bundle: Any) -> None:
 
 
 def test_plain_http(real_server: Server) -> None:
-    body = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [[1, 2, 3]]}]}
+    body = {
+        "inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [[1, 2, 3]]}]
+    }
     with httpx.Client(base_url=f"http://{real_server.http_address}") as client:
         for _ in range(2):  # on one connection
             answer = client.post("/v2/models/tagger/infer", json=body).raise_for_status().json()

@@ -61,7 +61,9 @@ def head(length: int) -> bytes:
     return b"POST /v2/models/sum/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v2/models/sum/in", b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /v2/models/sum/in", b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Slow: "]
+)
 def test_slow_headers_are_hung_up_on(sent: bytes, repository: Repository, run_server: Any) -> None:
     with run_server(repository, Settings(header_seconds=0.1)) as server, connect(server) as slow:
         slow.sendall(sent)
@@ -97,7 +99,9 @@ def test_answers_are_sent_at_once(server: Server) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "accept", accept)
-        assert httpx.get(f"http://{server.http_address}/v2/health/live", timeout=20).status_code == 200
+        assert (
+            httpx.get(f"http://{server.http_address}/v2/health/live", timeout=20).status_code == 200
+        )
     assert flags == [socket.IPPROTO_TCP]
 
 
@@ -136,14 +140,23 @@ def test_a_stop_answers_what_was_accepted(repository: Repository, run_server: An
     model: Any = repository.model("sum")
     model.gate.clear()
     received: queue.Queue[Any] = queue.Queue()
-    with run_server(repository) as server, triton_grpc.InferenceServerClient(server.grpc_address) as client:
+    with (
+        run_server(repository) as server,
+        triton_grpc.InferenceServerClient(server.grpc_address) as client,
+    ):
 
         def post() -> None:
-            received.put(httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20))
+            received.put(
+                httpx.post(
+                    f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20
+                )
+            )
 
         thread = threading.Thread(target=post)
         thread.start()
-        client.async_infer("sum", make_inputs(), lambda result, error: received.put(result or error))
+        client.async_infer(
+            "sum", make_inputs(), lambda result, error: received.put(result or error)
+        )
         client.start_stream(lambda result, error: received.put(result or error))
         for _ in range(5):
             client.async_stream_infer("sum", make_inputs())
@@ -154,13 +167,17 @@ def test_a_stop_answers_what_was_accepted(repository: Repository, run_server: An
         assert received.empty()
         model.gate.set()
         answers = [received.get(timeout=20) for _ in range(7)]
-        last = received.get(timeout=20)  # the streaming call is ended, though its client has not finished
+        last = received.get(
+            timeout=20
+        )  # the streaming call is ended, though its client has not finished
         thread.join()
         stopping.join()
         client.stop_stream()
     statuses = [answer.status_code for answer in answers if isinstance(answer, httpx.Response)]
     assert statuses == [200]
-    assert [answer.as_numpy("y").item() for answer in answers if not isinstance(answer, httpx.Response)] == [1] * 6
+    assert [
+        answer.as_numpy("y").item() for answer in answers if not isinstance(answer, httpx.Response)
+    ] == [1] * 6
     assert "the server is stopping; everything sent was answered" in str(last)
 
 
@@ -174,7 +191,9 @@ def test_a_stop_waits_for_a_while_only(repository: Repository, run_server: Any) 
     answers: list[httpx.Response] = []
     with run_server(repository, Settings(drain_seconds=0.5)) as server:
         url = f"http://{server.http_address}/v2/models/sum/infer"
-        thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=BODY, timeout=60)))
+        thread = threading.Thread(
+            target=lambda: answers.append(httpx.post(url, json=BODY, timeout=60))
+        )
         thread.start()
         wait_until(lambda: model.statistics().queued == 1)
     thread.join(30)
@@ -228,14 +247,23 @@ def test_sigterm_under_load(real_bundles: Path) -> None:
         assert started.wait(20) == 0
     assert "200" in outcomes
     assert "ReadTimeout" not in outcomes
-    assert set(outcomes) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError", "WriteError"}
+    assert set(outcomes) <= {
+        "200",
+        "503",
+        "ConnectError",
+        "ReadError",
+        "RemoteProtocolError",
+        "WriteError",
+    }
 
 
 def test_a_second_signal_does_not_wait(real_bundles: Path) -> None:
     with process(real_bundles, *ANY_PORTS) as (started, http, _):
         host, _, port = http.removeprefix("http://").rpartition(":")
         with socket.create_connection((host, int(port)), timeout=20) as slow:
-            slow.sendall(b"POST /v2/models/tagger/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            slow.sendall(
+                b"POST /v2/models/tagger/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+            )
             wait_until(lambda: httpx.get(f"{http}/v2/health/ready", timeout=20).status_code == 200)
             started.send_signal(signal.SIGTERM)
             wait_until(lambda: refused(host, int(port)))
@@ -256,13 +284,18 @@ def refused(host: str, port: int) -> bool:
 
 def test_killed_and_started_again(real_bundles: Path) -> None:
     with process(real_bundles, *ANY_PORTS) as (started, http, grpc):
-        assert httpx.post(f"{http}/v2/models/tagger/infer", json=TOKENS, timeout=20).status_code == 200
+        assert (
+            httpx.post(f"{http}/v2/models/tagger/infer", json=TOKENS, timeout=20).status_code == 200
+        )
         os.kill(started.pid, signal.SIGKILL)
         started.wait(20)
     ports = ("--http-port", http.rpartition(":")[2], "--grpc-port", grpc.rpartition(":")[2])
     with process(real_bundles, *ports) as (_, again, _):
         assert again == http
-        assert httpx.post(f"{again}/v2/models/tagger/infer", json=TOKENS, timeout=20).status_code == 200
+        assert (
+            httpx.post(f"{again}/v2/models/tagger/infer", json=TOKENS, timeout=20).status_code
+            == 200
+        )
 
 
 @pytest.mark.parametrize("option", ["--http-port", "--grpc-port"])
@@ -270,7 +303,14 @@ def test_a_port_that_is_taken(option: str, real_bundles: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         ports = {"--http-port": "0", "--grpc-port": "0", option: port}
-        command = [sys.executable, "-m", "deploy_rnn", "serve", str(real_bundles), *sum(ports.items(), ())]
+        command = [
+            sys.executable,
+            "-m",
+            "deploy_rnn",
+            "serve",
+            str(real_bundles),
+            *sum(ports.items(), ()),
+        ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr

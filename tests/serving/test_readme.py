@@ -17,7 +17,9 @@ def section() -> str:
     return README.partition("## Serve it\n")[2].partition("\n## ")[0]
 
 
-def test_triton_s_client(highlighter: Path, run_server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_triton_s_client(
+    highlighter: Path, run_server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A comment after `print(...)` is what it prints."""
     assert f"deploy-rnn serve build/demo/{highlighter.name} " in section()
     code = "\n".join(re.findall(r"```python\n(.*?)```", section(), re.DOTALL))

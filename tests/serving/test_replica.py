@@ -37,7 +37,9 @@ class Replica:
 
     def __init__(self, path: Path, name: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self._process = ProcessPoolExecutor(1, context, initializer=open_model, initargs=(path, name))
+        self._process = ProcessPoolExecutor(
+            1, context, initializer=open_model, initargs=(path, name)
+        )
         vars(self).update(self._process.submit(describe).result())
 
     def submit(self, request: Request) -> "Future[Response]":
@@ -80,7 +82,9 @@ def test_errors_come_back(repository: Repository) -> None:
     with pytest.raises(InputError, match=r"`input` has shape \[2, 3\]"):
         repository.submit("stream", "", Request({"input": np.ones((2, 3), np.float32)})).result(60)
     with pytest.raises(DeadlineError, match="its deadline passed"):
-        repository.submit("stream", "", Request({"input": np.ones((1, 2, 3), np.float32)}, timeout=0.0)).result(60)
+        repository.submit(
+            "stream", "", Request({"input": np.ones((1, 2, 3), np.float32)}, timeout=0.0)
+        ).result(60)
 
 
 def test_it_is_served(repository: Repository, make_client: Any) -> None:

@@ -14,7 +14,9 @@ from deploy_rnn.serving import Repository, Request
 from deploy_rnn.serving import repository as module
 
 
-def ask(repository: Repository, *, sequence: int | None = None, start: bool = False, end: bool = False) -> float:
+def ask(
+    repository: Repository, *, sequence: int | None = None, start: bool = False, end: bool = False
+) -> float:
     request = Request({"x": np.ones((1, 1), np.float32)}, ("y",), sequence, start, end)
     response = repository.submit("sum", "", request).result(10)
     return float(response.outputs["y"][0, 0])
@@ -39,17 +41,24 @@ def test_the_bundles_of_a_folder(repository: Repository, folder: Path, new_bundl
     assert states == {"later": "UNAVAILABLE", "sum": "READY"}
     with pytest.raises(UnknownModelError, match="unknown model: `later` is not loaded"):
         repository.model("later")
-    with pytest.raises(UnknownModelError, match="unknown model: `x` is not found; the models are later, sum"):
+    with pytest.raises(
+        UnknownModelError, match="unknown model: `x` is not found; the models are later, sum"
+    ):
         repository.model("x")
     repository.load("later")
     assert [model.name for model in repository.models()] == ["later", "sum"]
     with pytest.raises(UnknownModelError, match="`sum` has no version '2'; it has '1'"):
         repository.model("sum", "2")
-    with pytest.raises(BundleError, match=r"there is no bundle at '.*no-bundle'; it must be a bundle, an \.onnx file"):
+    with pytest.raises(
+        BundleError,
+        match=r"there is no bundle at '.*no-bundle'; it must be a bundle, an \.onnx file",
+    ):
         Repository(folder / "no-bundle", lambda *_: pytest.fail("nothing to make"))
 
 
-def test_a_replaced_model_answers_what_it_accepted(repository: Repository, folder: Path, new_bundle: Any) -> None:
+def test_a_replaced_model_answers_what_it_accepted(
+    repository: Repository, folder: Path, new_bundle: Any
+) -> None:
     old: Any = repository.model("sum")
     old.gate.clear()
     waiting = repository.submit("sum", "", Request({"x": np.ones((1, 1), np.float32)}))
@@ -62,7 +71,9 @@ def test_a_replaced_model_answers_what_it_accepted(repository: Repository, folde
     wait_until(lambda: old.closed)
 
 
-def test_streams_end_on_the_model_that_began_them(repository: Repository, folder: Path, new_bundle: Any) -> None:
+def test_streams_end_on_the_model_that_began_them(
+    repository: Repository, folder: Path, new_bundle: Any
+) -> None:
     old: Any = repository.model("sum")
     assert ask(repository, sequence=7, start=True) == 1
     new_bundle(folder / "sum", "10")
@@ -88,7 +99,9 @@ def test_a_stream_has_ended_once_its_last_chunk_is_accepted(repository: Reposito
     assert last.result(10).outputs["y"] == 1
 
 
-def test_a_stream_that_starts_again_is_the_new_model_s(repository: Repository, folder: Path, new_bundle: Any) -> None:
+def test_a_stream_that_starts_again_is_the_new_model_s(
+    repository: Repository, folder: Path, new_bundle: Any
+) -> None:
     ask(repository, sequence=7, start=True)
     new_bundle(folder / "sum", "10")
     repository.load("sum")
@@ -96,17 +109,23 @@ def test_a_stream_that_starts_again_is_the_new_model_s(repository: Repository, f
     assert ask(repository, sequence=7) == 20
 
 
-def test_a_bad_bundle_leaves_the_old_one(repository: Repository, folder: Path, new_bundle: Any) -> None:
+def test_a_bad_bundle_leaves_the_old_one(
+    repository: Repository, folder: Path, new_bundle: Any
+) -> None:
     new_bundle(folder / "sum", "broken")
     with pytest.raises(LoadError, match="'broken' is not a scale"):
         repository.load("sum")
     assert ask(repository) == 1
     assert repository.ready()
     reason = "'broken' is not a scale."
-    assert repository.index() == [{"name": "sum", "version": "1", "state": "READY", "reason": reason}]
+    assert repository.index() == [
+        {"name": "sum", "version": "1", "state": "READY", "reason": reason}
+    ]
 
 
-def test_nothing_is_dropped_while_models_are_replaced(repository: Repository, folder: Path, new_bundle: Any) -> None:
+def test_nothing_is_dropped_while_models_are_replaced(
+    repository: Repository, folder: Path, new_bundle: Any
+) -> None:
     answers: list[float] = []
     errors: list[Exception] = []
     over = threading.Event()
@@ -137,7 +156,9 @@ def test_unload_and_close(repository: Repository) -> None:
     ask(repository, sequence=1, start=True)
     repository.unload("sum")
     wait_until(lambda: model.closed)
-    with pytest.raises(UnknownModelError, match=r"unknown model: `sum` is not loaded \(unloaded\)\."):
+    with pytest.raises(
+        UnknownModelError, match=r"unknown model: `sum` is not loaded \(unloaded\)\."
+    ):
         ask(repository)
     repository.load("sum")
     assert ask(repository) == 1

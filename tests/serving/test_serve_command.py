@@ -23,7 +23,11 @@ def test_help_has_an_example() -> None:
 
 def test_it_listens_to_this_machine_only_by_default() -> None:
     defaults = {option.name: option.default for option in main.get_command(None, "serve").params}  # type: ignore[arg-type]
-    assert (defaults["host"], defaults["http_port"], defaults["grpc_port"]) == ("127.0.0.1", 8000, 8001)
+    assert (defaults["host"], defaults["http_port"], defaults["grpc_port"]) == (
+        "127.0.0.1",
+        8000,
+        8001,
+    )
 
 
 VALUES = {
@@ -34,7 +38,9 @@ VALUES = {
 }  # fmt: skip
 
 
-def test_every_limit_and_setting_has_an_option(real_bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_limit_and_setting_has_an_option(
+    real_bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: dict[str, Any] = {}
 
     class Recorder:
@@ -76,12 +82,16 @@ def test_a_bundle_that_is_damaged(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_missing(real_bundles: Path) -> None:
-    result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, "--provider", "Nonsense"])
+    result = CliRunner().invoke(
+        main, ["serve", str(real_bundles), *ANY_PORTS, "--provider", "Nonsense"]
+    )
     assert result.exit_code == 1
     assert "has no Nonsense" in result.output
 
 
 def test_a_folder_that_is_not_a_page(real_bundles: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, "--page", str(tmp_path)])
+    result = CliRunner().invoke(
+        main, ["serve", str(real_bundles), *ANY_PORTS, "--page", str(tmp_path)]
+    )
     assert result.exit_code == 2
     assert "is not a page: index.html is missing." in result.output

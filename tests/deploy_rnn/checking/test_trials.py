@@ -15,7 +15,10 @@ def test_every_axis_gets_every_size_and_two_axes_differ() -> None:
 
 
 def test_more_axes_than_sizes() -> None:
-    assert size_assignments(["A", "B", "C"], [1, 3]) == [{"A": 1, "B": 3, "C": 1}, {"A": 3, "B": 1, "C": 3}]
+    assert size_assignments(["A", "B", "C"], [1, 3]) == [
+        {"A": 1, "B": 3, "C": 1},
+        {"A": 3, "B": 1, "C": 3},
+    ]
 
 
 def test_without_dynamic_axes_there_is_one_assignment() -> None:
@@ -82,7 +85,9 @@ def test_what_numpy_lacks_cannot_be_compared() -> None:
     model = Casts(torch.bfloat16)
     reference = Reference(model)
     call = ExampleCall.of(model, torch.ones(2))
-    message = r"an output of the model is torch.bfloat16, which numpy lacks; let it return .float\(\)\."
+    message = (
+        r"an output of the model is torch.bfloat16, which numpy lacks; let it return .float\(\)\."
+    )
     with pytest.raises(ExportError, match=message):
         reference.expected(call, reference.outputs(call), "the example")
 

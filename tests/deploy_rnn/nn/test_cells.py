@@ -51,13 +51,17 @@ def test_a_class_without_a_cell_is_refused() -> None:
     class Nothing(Recurrent):
         pass
 
-    with pytest.raises(TypeError, match=r"Nothing has no cell; set `cell = deploy_rnn.Cell\(step\)` in the class"):
+    with pytest.raises(
+        TypeError, match=r"Nothing has no cell; set `cell = deploy_rnn.Cell\(step\)` in the class"
+    ):
         Nothing(3, 4)
 
 
 @pytest.mark.parametrize("cls", [torch.nn.GRU, GRU, Sums])
 def test_a_cell_without_a_projection_refuses_one(cls: type[torch.nn.Module]) -> None:
-    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM, not RNN or GRU"):
+    with pytest.raises(
+        ValueError, match="proj_size argument is only supported for LSTM, not RNN or GRU"
+    ):
         cls(3, 4, proj_size=2)
 
 

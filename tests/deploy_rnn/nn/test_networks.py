@@ -19,7 +19,9 @@ from torch.utils import _pytree as pytree
 from deploy_rnn import GRU, LSTM, RNN
 from deploy_rnn.nn.recurrent import Recurrent
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+)
 
 FAMILIES: dict[str, tuple[type[nn.RNNBase], type[Recurrent], dict[str, Any]]] = {
     "tanh": (nn.RNN, RNN, {}),
@@ -29,10 +31,15 @@ FAMILIES: dict[str, tuple[type[nn.RNNBase], type[Recurrent], dict[str, Any]]] = 
     "lstm with projection": (nn.LSTM, LSTM, {"proj_size": 2}),
 }
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-9, "atol": 1e-11}}
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.float64: {"rtol": 1e-9, "atol": 1e-11},
+}
 
 
-def pair(family: str, *sizes: int, device: str = "cpu", **options: Any) -> tuple[nn.RNNBase, Recurrent]:
+def pair(
+    family: str, *sizes: int, device: str = "cpu", **options: Any
+) -> tuple[nn.RNNBase, Recurrent]:
     """The original and ours, with the same weights."""
     torch_cls, cls, extra = FAMILIES[family]
     original = torch_cls(*sizes, **extra, **options, device=device)
@@ -45,12 +52,18 @@ def start(layer: nn.RNNBase, batch: int) -> Any:
     """Random initial states in the layer's layout, dtype and device."""
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     weight = layer.weight_ih_l0
-    h = torch.randn(rows, batch, layer.proj_size or layer.hidden_size, dtype=weight.dtype, device=weight.device)
-    return (h, torch.randn(rows, batch, layer.hidden_size).to(h)) if isinstance(layer, nn.LSTM) else h
+    h = torch.randn(
+        rows, batch, layer.proj_size or layer.hidden_size, dtype=weight.dtype, device=weight.device
+    )
+    return (
+        (h, torch.randn(rows, batch, layer.hidden_size).to(h)) if isinstance(layer, nn.LSTM) else h
+    )
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    leaves = [leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in pytree.tree_leaves(tree)]
+    leaves = [
+        leaf.data if isinstance(leaf, PackedSequence) else leaf for leaf in pytree.tree_leaves(tree)
+    ]
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
@@ -58,7 +71,9 @@ def run(layer: nn.Module, *args: Any) -> list[Tensor]:
     """Outputs, and all gradients of a loss that reads every output."""
     inputs, rebuild = pytree.tree_flatten(args)
     inputs = [
-        leaf.detach().clone().requires_grad_() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+        leaf.detach().clone().requires_grad_()
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        else leaf
         for leaf in inputs
     ]
     layer.zero_grad()
@@ -108,11 +123,15 @@ def test_matches_torch_nn(family: str, num_layers: int, bidirectional: bool, dev
                 family, 3, hidden, num_layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional,
                 dtype=dtype, device=device,
             )  # fmt: skip
-            x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), 3, dtype=dtype, device=device)
+            x = torch.randn(
+                *((batch, steps) if batch_first else (steps, batch)), 3, dtype=dtype, device=device
+            )
             states = start(original, batch) if with_states else None
             if with_lengths:
                 lengths = torch.randint(1, steps + 1, (batch,), device=device)
-                assert_same(run(ours, x, states, lengths), run(Padded(original), x, states, lengths))
+                assert_same(
+                    run(ours, x, states, lengths), run(Padded(original), x, states, lengths)
+                )
             else:
                 assert_same(run(ours, x, states), run(original, x, states))
 
@@ -120,17 +139,25 @@ def test_matches_torch_nn(family: str, num_layers: int, bidirectional: bool, dev
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_matches_torch_nn_for_any_shape(data: st.DataObject) -> None:
-    steps, batch, size, hidden = (data.draw(st.integers(1, 9), label) for label in ("T", "B", "I", "H"))
-    family = data.draw(st.sampled_from([name for name in FAMILIES if hidden > 2 or "projection" not in name]))
+    steps, batch, size, hidden = (
+        data.draw(st.integers(1, 9), label) for label in ("T", "B", "I", "H")
+    )
+    family = data.draw(
+        st.sampled_from([name for name in FAMILIES if hidden > 2 or "projection" not in name])
+    )
     lengths = data.draw(st.none() | st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
     layers, bidirectional = data.draw(st.integers(1, 3)), data.draw(st.booleans())
-    original, ours = pair(family, size, hidden, layers, bidirectional=bidirectional, dtype=torch.float64)
+    original, ours = pair(
+        family, size, hidden, layers, bidirectional=bidirectional, dtype=torch.float64
+    )
     x, states = torch.randn(steps, batch, size, dtype=torch.float64), start(original, batch)
     if lengths is None:
         assert_same(run(ours, x, states), run(original, x, states))
     else:
         row_lengths = torch.tensor(lengths)
-        assert_same(run(ours, x, states, row_lengths), run(Padded(original), x, states, row_lengths))
+        assert_same(
+            run(ours, x, states, row_lengths), run(Padded(original), x, states, row_lengths)
+        )
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -139,7 +166,11 @@ def test_packed_sequences(family: str, bidirectional: bool) -> None:
     """Sorted by the caller or not; rows, their order and their bookkeeping come back as they went in."""
     original, ours = pair(family, 3, 7, 2, bidirectional=bidirectional, dtype=torch.float64)
     x, states = torch.randn(6, 4, 3, dtype=torch.float64), start(original, 4)
-    for lengths, enforce_sorted in [([6, 4, 4, 1], True), ([6, 4, 4, 1], False), ([2, 5, 1, 5], False)]:
+    for lengths, enforce_sorted in [
+        ([6, 4, 4, 1], True),
+        ([6, 4, 4, 1], False),
+        ([2, 5, 1, 5], False),
+    ]:
         packed = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=enforce_sorted)
         for start_states in (None, states):
             assert_same(run(ours, packed, start_states), run(original, packed, start_states))
@@ -166,11 +197,15 @@ def test_packed_sequences_that_do_not_fit_are_refused_as_torch_does(family: str)
             with pytest.raises((RuntimeError, ValueError)) as raised:
                 layer(*args)
             errors.append((raised.type, str(raised.value)))
-        if isinstance(ours, LSTM):  # torch's does not look at a packed input, and fails somewhere inside
+        if isinstance(
+            ours, LSTM
+        ):  # torch's does not look at a packed input, and fails somewhere inside
             assert "xpected" in errors[0][1] or "does not match weight dtype" in errors[0][1]
         else:
             assert errors[0] == errors[1]
-    with pytest.raises(ValueError, match="a PackedSequence has its own lengths; leave out `lengths`"):
+    with pytest.raises(
+        ValueError, match="a PackedSequence has its own lengths; leave out `lengths`"
+    ):
         ours(right, None, torch.tensor([4, 2]))
 
 
@@ -252,7 +287,9 @@ def test_gradients_of_gradients(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scripts(family: str, tmp_path: Any) -> None:
     for bias, batch_first, bidirectional in itertools.product([False, True], repeat=3):
-        original, ours = pair(family, 3, 5, 2, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        original, ours = pair(
+            family, 3, 5, 2, bias=bias, batch_first=batch_first, bidirectional=bidirectional
+        )
         torch.jit.script(ours).save(tmp_path / "layer.pt")
         loaded = torch.jit.load(tmp_path / "layer.pt")
         assert list(loaded.state_dict()) == list(original.state_dict())
@@ -261,7 +298,9 @@ def test_scripts(family: str, tmp_path: Any) -> None:
             states, lengths = start(original, batch), torch.randint(1, steps + 1, (batch,))
             torch.testing.assert_close(loaded(x), original(x))
             torch.testing.assert_close(loaded(x, states), original(x, states))
-            torch.testing.assert_close(loaded(x, states, lengths), padded(original, lengths, x, states))
+            torch.testing.assert_close(
+                loaded(x, states, lengths), padded(original, lengths, x, states)
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -319,7 +358,9 @@ def test_states_that_do_not_fit_are_refused_as_torch_does(family: str) -> None:
             assert errors[0] == errors[1]
 
 
-@pytest.mark.parametrize("options", [{"proj_size": -1}, {"proj_size": 5}, {"hidden_size": 0}, {"num_layers": 0}])
+@pytest.mark.parametrize(
+    "options", [{"proj_size": -1}, {"proj_size": 5}, {"hidden_size": 0}, {"num_layers": 0}]
+)
 def test_constructor_errors_of_the_lstm_are_those_of_torch(options: dict[str, int]) -> None:
     errors = []
     for cls in (LSTM, nn.LSTM):

@@ -15,9 +15,15 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setattr("sys.argv", ["pytest"])  # it reads the command line when it is imported
     from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
-CLASSES = {"RNN": (nn.RNN, deploy_rnn.RNN), "GRU": (nn.GRU, deploy_rnn.GRU), "LSTM": (nn.LSTM, deploy_rnn.LSTM)}
+CLASSES = {
+    "RNN": (nn.RNN, deploy_rnn.RNN),
+    "GRU": (nn.GRU, deploy_rnn.GRU),
+    "LSTM": (nn.LSTM, deploy_rnn.LSTM),
+}
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+)
 
 
 def infos(name: str) -> list[Any]:
@@ -28,12 +34,20 @@ def samples(name: str, *, packed: bool) -> Iterator[Any]:
     for info in infos(name):
         make: Callable[..., Any] = info.module_inputs_func
         yield from make(
-            info, device="cpu", dtype=torch.float64, requires_grad=True, training=True, with_packed_sequence=packed
+            info,
+            device="cpu",
+            dtype=torch.float64,
+            requires_grad=True,
+            training=True,
+            with_packed_sequence=packed,
         )
 
 
 def floats(tree: Any) -> list[torch.Tensor]:
-    leaves = [leaf.data if isinstance(leaf, nn.utils.rnn.PackedSequence) else leaf for leaf in pytree.tree_leaves(tree)]
+    leaves = [
+        leaf.data if isinstance(leaf, nn.utils.rnn.PackedSequence) else leaf
+        for leaf in pytree.tree_leaves(tree)
+    ]
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
@@ -44,7 +58,9 @@ def test_every_sample(name: str, packed: bool) -> None:
     for sample in samples(name, packed=packed):
         options = sample.constructor_input
         call = sample.forward_input
-        original, ours = (cls(*options.args, **options.kwargs, dtype=torch.float64) for cls in CLASSES[name])
+        original, ours = (
+            cls(*options.args, **options.kwargs, dtype=torch.float64) for cls in CLASSES[name]
+        )
         ours.load_state_dict(original.state_dict())
         results = []
         for layer in (ours, original):

@@ -26,7 +26,9 @@ class Kernel(Recurrence):
         rows = layer.num_layers * layer.num_directions()
         if states is None:
             states = [input.new_zeros(rows, input.size(1), size) for size in layer.state_sizes()]
-        function: Any = {"RNN": torch.rnn_tanh, "GRU": torch.gru, "LSTM": torch.lstm}[layer.cell.name]
+        function: Any = {"RNN": torch.rnn_tanh, "GRU": torch.gru, "LSTM": torch.lstm}[
+            layer.cell.name
+        ]
         output, *finals = function(
             input, states if len(states) > 1 else states[0], layer.ordered_weights(), layer.bias, layer.num_layers,
             layer.dropout, layer.training, layer.bidirectional, False,
@@ -50,7 +52,9 @@ class Recorder(Recurrence):
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_kernel_replaces_the_loop(name: str, bias: bool, batch_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_replaces_the_loop(
+    name: str, bias: bool, batch_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batched and unbatched, with and without states; nothing of the layer's own recurrence runs."""
     cls, torch_cls = CLASSES[name]
     original = torch_cls(3, 5, 2, bias=bias, batch_first=batch_first, bidirectional=True)
@@ -114,12 +118,16 @@ def test_it_pads_and_packs() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch compiles through its own deprecated modules
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch compiles through its own deprecated modules
 def test_torch_compile_takes_another_loop() -> None:
     """A Python loop, which torch.compile unrolls: a graph without a scan."""
 
     class PythonLoop(Recurrence):
-        def compiled_loop(self, step: Any, projected: Any, mask: Any, states: Any, weights: Any) -> Any:
+        def compiled_loop(
+            self, step: Any, projected: Any, mask: Any, states: Any, weights: Any
+        ) -> Any:
             outputs = []
             for projected_step in projected.unbind(0):
                 states = step(projected_step, states, weights)
@@ -139,7 +147,9 @@ def test_torch_compile_takes_another_loop() -> None:
         torch.compiler.reset()
         layer.recurrence = recurrence
         with torch.no_grad():
-            torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend=backend)(x), expected)
+            torch.testing.assert_close(
+                torch.compile(layer, fullgraph=True, backend=backend)(x), expected
+            )
     assert products == [0, 4]
 
 
@@ -147,7 +157,9 @@ def test_sizes_and_weights() -> None:
     layer = LSTM(3, 5, 2, bidirectional=True, proj_size=2)
     assert layer.num_directions() == 2
     assert layer.state_sizes() == [2, 5]
-    assert [tuple(weight.shape) for weight in layer.ordered_weights()] == list(layer.weight_shapes().values())
+    assert [tuple(weight.shape) for weight in layer.ordered_weights()] == list(
+        layer.weight_shapes().values()
+    )
     for name, weight in zip(layer.weight_shapes(), layer.ordered_weights(), strict=True):
         assert weight is getattr(layer, name)
     assert GRU(3, 5).state_sizes() == [5]
@@ -159,7 +171,9 @@ def test_the_cell_says_what_the_layer_is_called() -> None:
     class Mine(LSTM):
         cell = Cell(lstm, gates=4, states=2, name="My LSTM")
 
-    with pytest.raises(ValueError, match=r"^My LSTM: Expected input to be 2D or 3D, got 1D instead"):
+    with pytest.raises(
+        ValueError, match=r"^My LSTM: Expected input to be 2D or 3D, got 1D instead"
+    ):
         Mine(3, 5)(torch.zeros(3))
     assert Mine(3, 5).mode == "LSTM"
 

@@ -14,7 +14,10 @@ from deploy_rnn import RNN
 from deploy_rnn.nn import reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-TOLERANCE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}, torch.float64: {"rtol": 1e-10, "atol": 1e-12}}
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+}
 
 
 def pair(*sizes: int, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[nn.RNN, RNN]:
@@ -50,7 +53,10 @@ def assert_same(ours: dict[str, Tensor], original: dict[str, Tensor]) -> None:
     assert ours.keys() == original.keys()
     for name, value in original.items():
         torch.testing.assert_close(
-            ours[name], value, **TOLERANCE[value.dtype], msg=lambda text, name=name: f"{name}: {text}"
+            ours[name],
+            value,
+            **TOLERANCE[value.dtype],
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -84,9 +90,17 @@ def test_matches_torch_nn_rnn(
 
 def test_matches_torch_nn_rnn_with_every_option() -> None:
     flags = itertools.product([False, True], repeat=4)
-    for (bidirectional, bias, batch_first, with_h0), nonlinearity in itertools.product(flags, ["tanh", "relu"]):
+    for (bidirectional, bias, batch_first, with_h0), nonlinearity in itertools.product(
+        flags, ["tanh", "relu"]
+    ):
         original, ours = pair(
-            5, 7, 2, nonlinearity=nonlinearity, bias=bias, batch_first=batch_first, bidirectional=bidirectional
+            5,
+            7,
+            2,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
         )
         x, h0 = inputs(original, batch=3, steps=4)
         h0 = h0 if with_h0 else None
@@ -96,9 +110,16 @@ def test_matches_torch_nn_rnn_with_every_option() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_matches_torch_nn_rnn_on_each_device(bidirectional: bool, num_layers: int, device: str) -> None:
+def test_matches_torch_nn_rnn_on_each_device(
+    bidirectional: bool, num_layers: int, device: str
+) -> None:
     for nonlinearity, bias, batch_first, with_h0 in PAIRWISE:
-        for hidden, steps, batch in [(1, 1, 2), (63, 33, 5), (384, 7, 3), (385, 7, 3)]:  # cuDNN changes kernels at 384
+        for hidden, steps, batch in [
+            (1, 1, 2),
+            (63, 33, 5),
+            (384, 7, 3),
+            (385, 7, 3),
+        ]:  # cuDNN changes kernels at 384
             original, ours = pair(
                 3, hidden, num_layers, nonlinearity=nonlinearity, bias=bias, batch_first=batch_first,
                 bidirectional=bidirectional,
@@ -120,7 +141,9 @@ def test_the_reference_matches_torch_nn_rnn() -> None:
     for bidirectional, num_layers, bias, nonlinearity in itertools.product(
         [False, True], [1, 2, 3], [False, True], ["tanh", "relu"]
     ):
-        original = nn.RNN(5, 8, num_layers, nonlinearity, bias, bidirectional=bidirectional, dtype=torch.float64)
+        original = nn.RNN(
+            5, 8, num_layers, nonlinearity, bias, bidirectional=bidirectional, dtype=torch.float64
+        )
         x, h0 = inputs(original, batch=3, steps=7)
         actual = reference.rnn(
             x, h0, original.state_dict(),
@@ -142,7 +165,9 @@ def test_stepping_through_all_layers_at_each_time_step_is_wrong() -> None:
             name = f"_l{layer}{suffix}"
             row = 2 * layer + direction
             gates = below @ weights[f"weight_ih{name}"].T + weights[f"bias_ih{name}"]
-            h[row] = torch.tanh(gates + h[row] @ weights[f"weight_hh{name}"].T + weights[f"bias_hh{name}"])
+            h[row] = torch.tanh(
+                gates + h[row] @ weights[f"weight_hh{name}"].T + weights[f"bias_hh{name}"]
+            )
         outputs.append(torch.cat(h[2:], -1))
     wrong = torch.stack(outputs)
     right, _ = original(x, h0)
@@ -172,7 +197,9 @@ def test_non_contiguous_and_expanded_input() -> None:
 
 def test_zero_batch() -> None:
     original, ours = pair(3, 5, 2, bidirectional=True)
-    for actual, expected in zip(ours(torch.zeros(4, 0, 3)), original(torch.zeros(4, 0, 3)), strict=True):
+    for actual, expected in zip(
+        ours(torch.zeros(4, 0, 3)), original(torch.zeros(4, 0, 3)), strict=True
+    ):
         assert actual.shape == expected.shape
 
 
@@ -212,9 +239,17 @@ def test_dropout_between_layers_in_training_only() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_scripts(bidirectional: bool, tmp_path: Any) -> None:
-    for nonlinearity, bias, batch_first in itertools.product(["tanh", "relu"], [False, True], [False, True]):
+    for nonlinearity, bias, batch_first in itertools.product(
+        ["tanh", "relu"], [False, True], [False, True]
+    ):
         original, ours = pair(
-            3, 5, 2, nonlinearity=nonlinearity, bias=bias, batch_first=batch_first, bidirectional=bidirectional
+            3,
+            5,
+            2,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
         )
         scripted = torch.jit.script(ours)
         assert list(scripted.state_dict()) == list(original.state_dict())
@@ -257,7 +292,16 @@ def test_functional_call_uses_the_weights_it_is_given() -> None:
 
 
 def test_repr_is_that_of_torch() -> None:
-    for options in [{}, {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True}]:
+    for options in [
+        {},
+        {
+            "num_layers": 2,
+            "bias": False,
+            "batch_first": True,
+            "dropout": 0.5,
+            "bidirectional": True,
+        },
+    ]:
         assert repr(RNN(3, 5, **options)) == repr(nn.RNN(3, 5, **options))
 
 
@@ -279,7 +323,9 @@ def error(make: Any) -> tuple[type[Exception], str]:
 )  # fmt: skip
 def test_constructor_errors_are_those_of_torch(arguments: dict[str, Any]) -> None:
     options = {"input_size": 3, "hidden_size": 5, **arguments}
-    if arguments == {"dropout": "x"}:  # torch 2.13 fails in float() before its own check; ours is its check
+    if arguments == {
+        "dropout": "x"
+    }:  # torch 2.13 fails in float() before its own check; ours is its check
         assert error(lambda: RNN(**options))[0] is ValueError
     else:
         assert error(lambda: RNN(**options)) == error(lambda: nn.RNN(**options))
@@ -320,4 +366,6 @@ def test_forward_errors_are_those_of_torch(x: Tensor, h0: Tensor | None) -> None
         original, ours = pair(3, 5, 2, batch_first=batch_first)
         if batch_first and x.shape == (0, 2, 3):
             continue  # a batch of 0 is not an error
-        assert error(lambda ours=ours: ours(x, h0)) == error(lambda original=original: original(x, h0))
+        assert error(lambda ours=ours: ours(x, h0)) == error(
+            lambda original=original: original(x, h0)
+        )

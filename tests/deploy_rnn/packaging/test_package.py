@@ -21,7 +21,9 @@ from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError, Ve
 from deploy_rnn.packaging import aot
 from deploy_rnn.packaging import package as packaging
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+)
 
 FAMILIES = [(nn.RNN, {}), (nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})]
 
@@ -87,15 +89,22 @@ torch.save([run(function, args) for args in torch.load(calls)], results)
 def in_a_fresh_process(path: Path, calls: list[Any]) -> list[Any]:
     """What a file does in a process without deploy_rnn: for each call its flat outputs, or the error's text."""
     torch.save(calls, path.with_suffix(".calls"))
-    environment = {name: value for name, value in os.environ.items() if name != "AOTI_RUNTIME_CHECK_INPUTS"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "AOTI_RUNTIME_CHECK_INPUTS"
+    }
     files = [path, path.with_suffix(".calls"), path.with_suffix(".results")]
-    subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", FRESH, *files], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-I", "-W", "ignore", "-c", FRESH, *files], check=True, env=environment
+    )
     results: list[Any] = torch.load(files[2])
     return results
 
 
 def check_in_a_fresh_process(
-    path: Path, model: nn.Module, calls: list[tuple[Any, ...]], refused: dict[str, tuple[Any, ...]] | None = None
+    path: Path,
+    model: nn.Module,
+    calls: list[tuple[Any, ...]],
+    refused: dict[str, tuple[Any, ...]] | None = None,
 ) -> None:
     """`calls` give what `model` gives, and those of `refused` the errors that begin so."""
     refused = refused or {}
@@ -151,7 +160,9 @@ def test_a_compiled_model(tmp_path: Path) -> None:
     """One row and one step in the example, which torch.export would take for fixed; other axes are fixed."""
     model, path = Tagger(), tmp_path / "tagger.pt2"
     tokens = torch.randint(20, (1, 2, 1))
-    report = deploy_rnn.package(model, tokens, path, dynamic_shapes={"tokens": {0: Dim("B", max=50), 2: "T"}})
+    report = deploy_rnn.package(
+        model, tokens, path, dynamic_shapes={"tokens": {0: Dim("B", max=50), 2: "T"}}
+    )
     assert report.inputs == {"tokens": ("B", 2, "T")}
     more = torch.randint(20, (50, 3, 9))
     check_in_a_fresh_process(
@@ -166,19 +177,26 @@ def test_a_compiled_model(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.export calls its own deprecated modules
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch.export calls its own deprecated modules
 def test_an_exported_loop_does_not_remember_the_sizes_of_another() -> None:
     """Else what the process has exported before decides which axes come out fixed."""
     steps, batch = {0: Dim("T")}, {1: Dim("B")}
     for number, dims in [(3, batch), (6, batch), (7, steps | batch)]:
         with torch.no_grad():
-            program = torch.export.export(deploy_rnn.RNN(5, 4), (torch.randn(number, 3, 5),), dynamic_shapes=(dims,))
+            program = torch.export.export(
+                deploy_rnn.RNN(5, 4), (torch.randn(number, 3, 5),), dynamic_shapes=(dims,)
+            )
     assert program.module()(torch.randn(9, 2, 5))[0].shape == (9, 2, 4)
 
 
 @pytest.mark.parametrize(("cls", "options"), FAMILIES)
 def test_scripted_layers(cls: type[nn.RNNBase], options: dict[str, int], tmp_path: Path) -> None:
-    layer, path = cls(5, 9, 2, bidirectional=True, batch_first=True, **options), tmp_path / "layer.pt"
+    layer, path = (
+        cls(5, 9, 2, bidirectional=True, batch_first=True, **options),
+        tmp_path / "layer.pt",
+    )
     report = deploy_rnn.package(layer, torch.randn(3, 3, 5), path)
     assert report.inputs == {"input": ("B", "T", 5)}
     assert len(report.differences) == (3 if cls is nn.LSTM else 2)
@@ -193,9 +211,13 @@ def test_a_scripted_model(tmp_path: Path) -> None:
     tokens = torch.randint(20, (3, 2, 6))
     assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": (3, 2, 6)}
     dynamic_shapes = {"tokens": {0: "B", 2: "T"}}
-    report = deploy_rnn.package(model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=dynamic_shapes)
+    report = deploy_rnn.package(
+        model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=dynamic_shapes
+    )
     assert report.inputs == {"tokens": ("B", 2, "T")}
-    check_in_a_fresh_process(path, model, [(tokens,), (tokens[:1, :, :1],), (torch.randint(20, (5, 2, 31)),)])
+    check_in_a_fresh_process(
+        path, model, [(tokens,), (tokens[:1, :, :1],), (torch.randint(20, (5, 2, 31)),)]
+    )
 
 
 def test_states_lengths_and_layers_without_a_batch(tmp_path: Path) -> None:
@@ -209,7 +231,9 @@ def test_states_lengths_and_layers_without_a_batch(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("args", [(torch.randn(6, 3, 5),), (torch.randn(6, 3, 5), None, torch.tensor([6, 2, 4]))])
+@pytest.mark.parametrize(
+    "args", [(torch.randn(6, 3, 5),), (torch.randn(6, 3, 5), None, torch.tensor([6, 2, 4]))]
+)
 def test_every_axis_is_tried_at_one_and_at_other_sizes(
     args: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +259,9 @@ def test_the_model_is_not_touched(tmp_path: Path) -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_differs_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, path = nn.RNN(5, 4), tmp_path / "rnn.pt"
     path.write_bytes(b"what was there before")
     changed = copy.deepcopy(layer)
@@ -252,7 +278,9 @@ def test_a_file_that_differs_is_not_left_behind(tmp_path: Path, monkeypatch: pyt
 
 def test_what_has_another_shape_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.RNN(5, 3))
-    with pytest.raises(VerificationError, match=r"is float32\[6, 3, 3\], PyTorch gives float32\[6, 3, 4\]"):
+    with pytest.raises(
+        VerificationError, match=r"is float32\[6, 3, 3\], PyTorch gives float32\[6, 3, 4\]"
+    ):
         deploy_rnn.package(nn.RNN(5, 4), torch.randn(6, 3, 5), tmp_path / "rnn.pt")
     assert not list(tmp_path.iterdir())
 
@@ -298,7 +326,13 @@ T = {"x": {0: "T"}}
 )  # fmt: skip
 @pytest.mark.usefixtures("fresh_compiler")
 def test_what_cannot_be_made_of_a_model(
-    model: nn.Module, args: Any, name: str, dynamic_shapes: Any, error: type[Exception], text: str, tmp_path: Path
+    model: nn.Module,
+    args: Any,
+    name: str,
+    dynamic_shapes: Any,
+    error: type[Exception],
+    text: str,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(error, match=text):
         deploy_rnn.package(model, args, tmp_path / name, dynamic_shapes=dynamic_shapes)
@@ -309,7 +343,8 @@ def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
     with (
         torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}),
         pytest.raises(
-            ExportError, match=r"needs a C\+\+ compiler, such as g\+\+, and none was found; write a .pt file"
+            ExportError,
+            match=r"needs a C\+\+ compiler, such as g\+\+, and none was found; write a .pt file",
         ),
     ):
         deploy_rnn.package(nn.RNN(5, 4), X, tmp_path / "rnn.pt2")
@@ -318,7 +353,9 @@ def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
 
 def test_a_torch_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aot, "CPP_WRAPPER", False)
-    with pytest.raises(ExportError, match=r"a .pt2 file needs torch >= 2.13, this is .*; write a .pt file instead"):
+    with pytest.raises(
+        ExportError, match=r"a .pt2 file needs torch >= 2.13, this is .*; write a .pt file instead"
+    ):
         deploy_rnn.package(nn.RNN(5, 4), X, tmp_path / "rnn.pt2")
 
 

@@ -22,7 +22,9 @@ STEPS = 5
 class Packing(nn.Module):
     """Layers, and a way to use them."""
 
-    def __init__(self, use: Callable[..., Any], layer: type[nn.RNNBase], *, batch_first: bool = False) -> None:
+    def __init__(
+        self, use: Callable[..., Any], layer: type[nn.RNNBase], *, batch_first: bool = False
+    ) -> None:
         super().__init__()
         self.rnn = layer(3, 4, 2, bidirectional=True, batch_first=batch_first)
         self.other = nn.GRU(3, 4, batch_first=batch_first)
@@ -43,14 +45,18 @@ def is_sorted(model: Any, x: Tensor, lengths: Tensor) -> Any:
 
 def unsorted(model: Any, x: Tensor, lengths: Tensor) -> Any:
     """By keywords, on the CPU, padded with another value to the steps of the input."""
-    output, final = model.rnn(rnn.pack_padded_sequence(input=x, lengths=lengths.cpu(), enforce_sorted=False))
+    output, final = model.rnn(
+        rnn.pack_padded_sequence(input=x, lengths=lengths.cpu(), enforce_sorted=False)
+    )
     padded, rows = rnn.pad_packed_sequence(output, padding_value=-3.0, total_length=x.size(0))
     return model.score(padded), rows, final
 
 
 def batch_first(model: Any, x: Tensor, lengths: Tensor) -> Any:
     """The last output of each row."""
-    output, final = model.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False))
+    output, final = model.rnn(
+        nn.utils.rnn.pack_padded_sequence(x, lengths, True, enforce_sorted=False)
+    )
     padded, rows = nn.utils.rnn.pad_packed_sequence(output, batch_first=True)
     return padded, padded[torch.arange(padded.size(0)), rows - 1], final
 
@@ -71,13 +77,18 @@ def two_stacks(model: Any, x: Tensor, lengths: Tensor) -> Any:
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     output, final = model.rnn(packed)
     results = [model.other(packed), model.after(output)]
-    return final, [(pad_packed_sequence(packed, total_length=x.size(0))[0], last) for packed, last in results]
+    return final, [
+        (pad_packed_sequence(packed, total_length=x.size(0))[0], last) for packed, last in results
+    ]
 
 
 def changed_data(model: Any, x: Tensor, lengths: Tensor) -> Any:
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     packed = PackedSequence(
-        torch.relu(packed.data) + 1, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+        torch.relu(packed.data) + 1,
+        packed.batch_sizes,
+        packed.sorted_indices,
+        packed.unsorted_indices,
     )
     output, final = model.rnn(packed)
     output = output._replace(data=model.score(output.data))
@@ -127,24 +138,35 @@ def of_torch() -> Any:
 @pytest.mark.parametrize(
     ("use", "layer", "form"), [(use, layer, form) for use, layer, forms in MODELS for form in forms]
 )
-def test_models_that_pack(use: Callable[..., Any], layer: type[nn.RNNBase], form: str, tmp_path: Path) -> None:
-    first, ordered = use.__name__.startswith("batch_first"), use.__name__.endswith("sorted") and use is not unsorted
+def test_models_that_pack(
+    use: Callable[..., Any], layer: type[nn.RNNBase], form: str, tmp_path: Path
+) -> None:
+    first, ordered = (
+        use.__name__.startswith("batch_first"),
+        use.__name__.endswith("sorted") and use is not unsorted,
+    )
     model = Packing(use, layer, batch_first=first)
     x, lengths = torch.randn(STEPS, 3, 3), torch.tensor([5, 4, 2] if ordered else [4, 2, 5])
     shapes = None
     if use not in FINDS_ITS_AXES:
         shapes = {"x": {1: "B"} | ({} if form == "unrolled" else {0: "T"}), "lengths": {0: "B"}}
     report = export_onnx(
-        model, (x.transpose(0, 1) if first else x, lengths), tmp_path / "a.onnx", form=form, dynamic_shapes=shapes
+        model,
+        (x.transpose(0, 1) if first else x, lengths),
+        tmp_path / "a.onnx",
+        form=form,
+        dynamic_shapes=shapes,
     )
     assert of_torch() == OF_TORCH
     steps = STEPS if form == "unrolled" else "T"
     assert report.inputs[0].shape == (("B", steps, 3) if first else (steps, "B", 3))
     assert report.lengths == {"lengths": steps}
     session = open_session(tmp_path / "a.onnx", threads=1)
-    for count, rows in [(STEPS, [5]), (STEPS, [5, 5, 1, 1] if ordered else [1, 5, 1, 3]), (STEPS, [3, 2])] + (
-        [] if form == "unrolled" else [(1, [1, 1]), (8, [7, 2, 1] if ordered else [2, 1, 7])]
-    ):
+    for count, rows in [
+        (STEPS, [5]),
+        (STEPS, [5, 5, 1, 1] if ordered else [1, 5, 1, 3]),
+        (STEPS, [3, 2]),
+    ] + ([] if form == "unrolled" else [(1, [1, 1]), (8, [7, 2, 1] if ordered else [2, 1, 7])]):
         x, lengths = torch.randn(count, len(rows), 3), torch.tensor(rows)
         x = x.transpose(0, 1).contiguous() if first else x
         with torch.no_grad():
@@ -170,7 +192,9 @@ class Listed(nn.Module):
 def test_lengths_in_the_model_fix_the_batch(form: str, tmp_path: Path) -> None:
     model = Listed([2, 4, 3])
     with pytest.warns(UserWarning, match=r"axis is fixed: the recurrent layers have a batch"):
-        report = export_onnx(model, torch.randn(STEPS, 3, 3), tmp_path / "a.onnx", form=form, sizes=(5, 8))
+        report = export_onnx(
+            model, torch.randn(STEPS, 3, 3), tmp_path / "a.onnx", form=form, sizes=(5, 8)
+        )
     assert report.inputs[0].shape == (STEPS if form == "unrolled" else "T", 3, 3)
     x = torch.randn(STEPS, 3, 3)
     output, final = open_session(tmp_path / "a.onnx").run(None, {"x": x.numpy()})
@@ -199,16 +223,30 @@ def made_by_hand(model: Any, x: Tensor, lengths: Tensor) -> Any:
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (computed_total, "`total_length` (computed by the model) of pad_packed_sequence must be the size of the"),
-        (short_total, "`total_length` (=4) of pad_packed_sequence must be the size of the padded input's time axis,"),
-        (numbers, "are numbers taken out of a tensor, as by `lengths.tolist()`, which fixes how many rows there are"),
-        (made_by_hand, "a PackedSequence that pack_padded_sequence did not make cannot be exported."),
+        (
+            computed_total,
+            "`total_length` (computed by the model) of pad_packed_sequence must be the size of the",
+        ),
+        (
+            short_total,
+            "`total_length` (=4) of pad_packed_sequence must be the size of the padded input's time axis,",
+        ),
+        (
+            numbers,
+            "are numbers taken out of a tensor, as by `lengths.tolist()`, which fixes how many rows there are",
+        ),
+        (
+            made_by_hand,
+            "a PackedSequence that pack_padded_sequence did not make cannot be exported.",
+        ),
     ],
 )
 def test_what_a_file_cannot_say_is_refused(use: Any, message: str, tmp_path: Path) -> None:
     model, args = Packing(use, nn.GRU), (torch.randn(STEPS, 3, 3), torch.tensor([4, 2, 3]))
     with pytest.raises(ExportError) as raised:
-        export_onnx(model, args, tmp_path / "a.onnx", dynamic_shapes={"x": {1: "B"}, "lengths": {0: "B"}})
+        export_onnx(
+            model, args, tmp_path / "a.onnx", dynamic_shapes={"x": {1: "B"}, "lengths": {0: "B"}}
+        )
     assert message in str(raised.value)
     assert of_torch() == OF_TORCH
     assert not list(tmp_path.iterdir())
@@ -225,9 +263,16 @@ class Unpacks(nn.Module):
 
 
 def test_a_packed_sequence_is_no_input(tmp_path: Path) -> None:
-    packed = pack_padded_sequence(torch.randn(STEPS, 3, 3), torch.tensor([4, 2, 3]), enforce_sorted=False)
-    for model, args, name in [(Unpacks(), ({"sequence": packed},), "p"), (nn.LSTM(3, 4), (packed,), "input")]:
-        with pytest.raises(ExportError, match=rf"`{name}` contains a PackedSequence, which cannot be an input of"):
+    packed = pack_padded_sequence(
+        torch.randn(STEPS, 3, 3), torch.tensor([4, 2, 3]), enforce_sorted=False
+    )
+    for model, args, name in [
+        (Unpacks(), ({"sequence": packed},), "p"),
+        (nn.LSTM(3, 4), (packed,), "input"),
+    ]:
+        with pytest.raises(
+            ExportError, match=rf"`{name}` contains a PackedSequence, which cannot be an input of"
+        ):
             export_onnx(model, args, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 

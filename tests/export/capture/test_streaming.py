@@ -26,7 +26,9 @@ class Tagger(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         zeros = torch.zeros(2, tokens.size(0), 6)
-        scores: Tensor = self.score(self.upper(self.lower(self.embed(tokens), (zeros, zeros))[0])[0])
+        scores: Tensor = self.score(
+            self.upper(self.lower(self.embed(tokens), (zeros, zeros))[0])[0]
+        )
         return scores
 
 
@@ -54,11 +56,15 @@ class Doubled(nn.Module):
         return self.rnn(x, x[:1] * 2)
 
 
-def in_chunks(path: Path, feeds: dict[str, np.ndarray], time: dict[str, int], sizes: list[int]) -> list[np.ndarray]:
+def in_chunks(
+    path: Path, feeds: dict[str, np.ndarray], time: dict[str, int], sizes: list[int]
+) -> list[np.ndarray]:
     """The first output, chunk by chunk; what is fed besides `time` is the states, and follows them in the outputs."""
     session, at, outputs = InferenceSession(str(path)), 0, []
     for size in sizes:
-        chunk = {name: np.take(feeds[name], range(at, at + size), axis) for name, axis in time.items()}
+        chunk = {
+            name: np.take(feeds[name], range(at, at + size), axis) for name, axis in time.items()
+        }
         output, *states = session.run(None, feeds | chunk)
         feeds = feeds | dict(zip((name for name in feeds if name not in time), states, strict=True))
         outputs.append(output)
@@ -84,10 +90,16 @@ def test_chunks_of_a_layer_are_the_whole(family: Any, form: str, tmp_path: Path)
 def test_the_states_of_a_model_are_named_after_its_layers(form: str, tmp_path: Path) -> None:
     model, path = Tagger(), tmp_path / "tagger.onnx"
     report = export_onnx(model, torch.randint(20, (2, 3)), path, form=form, streaming=True)
-    assert report.states == {"lower.h0": "lower.h_n", "lower.c0": "lower.c_n", "upper.h0": "upper.h_n"}
+    assert report.states == {
+        "lower.h0": "lower.h_n",
+        "lower.c0": "lower.c_n",
+        "upper.h0": "upper.h_n",
+    }
     tokens = torch.randint(20, (2, 6))
     shapes = [(2, 2, 6), (2, 2, 6), (1, 2, 5)]
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in zip(report.states, shapes, strict=True)}
+    zeros = {
+        name: np.zeros(shape, np.float32) for name, shape in zip(report.states, shapes, strict=True)
+    }
     parts = in_chunks(path, {"tokens": tokens.numpy(), **zeros}, {"tokens": 1}, [3, 3])
     np.testing.assert_allclose(np.concatenate(parts, 1), model(tokens).detach().numpy(), atol=1e-6)
     labels = {each.case for each in verify(path, model, torch.randint(20, (2, 3))).comparisons}
@@ -97,13 +109,32 @@ def test_the_states_of_a_model_are_named_after_its_layers(form: str, tmp_path: P
 @pytest.mark.parametrize(
     ("model", "kwargs", "error", "message"),
     [
-        (nn.GRU(4, 6, bidirectional=True), {}, ExportError, "`model` is bidirectional, and cannot stream: its reverse"),
-        (nn.GRU(4, 6), {"lengths": torch.tensor([3, 2])}, ExportError, "a streaming file has no `lengths`"),
+        (
+            nn.GRU(4, 6, bidirectional=True),
+            {},
+            ExportError,
+            "`model` is bidirectional, and cannot stream: its reverse",
+        ),
+        (
+            nn.GRU(4, 6),
+            {"lengths": torch.tensor([3, 2])},
+            ExportError,
+            "a streaming file has no `lengths`",
+        ),
         (Doubled(), {}, ExportError, "the first state of `rnn` is computed by the model"),
         (Smoothed(), {}, VerificationError, r"a sequence in chunks of \d+(, \d+)+"),
     ],
 )
-def test_what_cannot_stream_is_refused(model: Any, kwargs: Any, error: Any, message: str, tmp_path: Path) -> None:
+def test_what_cannot_stream_is_refused(
+    model: Any, kwargs: Any, error: Any, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(error, match=message):
-        export_onnx(model, torch.randn(3, 2, 4), tmp_path / "m.onnx", kwargs=kwargs, form="scan", streaming=True)
+        export_onnx(
+            model,
+            torch.randn(3, 2, 4),
+            tmp_path / "m.onnx",
+            kwargs=kwargs,
+            form="scan",
+            streaming=True,
+        )
     assert not list(tmp_path.iterdir())

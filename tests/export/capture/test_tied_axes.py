@@ -78,5 +78,8 @@ def test_what_pytorch_refuses_in_every_size_stays_as_it_was(tmp_path: Path) -> N
             output: Tensor = self.rnn(x)[0]
             return output
 
-    with pytest.raises(ExportError, match="the PyTorch model itself fails on random, B=1, T=3: ValueError: four steps"):
+    with pytest.raises(
+        ExportError,
+        match="the PyTorch model itself fails on random, B=1, T=3: ValueError: four steps",
+    ):
         export_onnx(Fixed(), torch.randn(2, 4, 5), tmp_path / "m.onnx", form="scan")

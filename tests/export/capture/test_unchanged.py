@@ -66,7 +66,9 @@ def test_a_file_starts_from_a_model_that_was_never_called(dynamic_time: bool) ->
     axes = {0: "B", 1: "T"} if dynamic_time else {0: "B"}
     for value in captured.onnx.graph.inputs:
         assert value.shape is not None
-        assert {axis: str(size) for axis, size in enumerate(value.shape) if not isinstance(size, int)} == axes
+        assert {
+            axis: str(size) for axis, size in enumerate(value.shape) if not isinstance(size, int)
+        } == axes
     calls = captured.onnx.graph.initializers["calls"].const_value
     assert calls is not None
     assert calls.numpy().tolist() == [0]

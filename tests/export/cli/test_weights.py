@@ -38,14 +38,24 @@ def assert_same(layer: nn.RNNBase, original: nn.RNNBase, x: Tensor) -> None:
 @pytest.mark.parametrize(("family", "options"), FAMILIES)
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_the_layer_comes_back(
-    family: Any, options: dict[str, Any], hidden: int, inputs: int, prefix: str, suffix: str, tmp_path: Path
+    family: Any,
+    options: dict[str, Any],
+    hidden: int,
+    inputs: int,
+    prefix: str,
+    suffix: str,
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / f"w{suffix}"
     for layers, both, bias, dtype in itertools.product(
         (1, 2, 11), (False, True), (False, True), (torch.float32, torch.float64)
     ):
-        layer = family(inputs, hidden, layers, bias=bias, bidirectional=both, dtype=dtype, **options).eval()
-        weights = {f"{prefix}{name}": weight.contiguous() for name, weight in layer.state_dict().items()}
+        layer = family(
+            inputs, hidden, layers, bias=bias, bidirectional=both, dtype=dtype, **options
+        ).eval()
+        weights = {
+            f"{prefix}{name}": weight.contiguous() for name, weight in layer.state_dict().items()
+        }
         (torch.save if suffix == ".pt" else save_file)(weights, path)
         assert_same(read_layer(path), layer, torch.randn(4, 2, inputs, dtype=dtype))
 
@@ -62,7 +72,9 @@ def test_dtype_layout_and_nonlinearity(suffix: str, tmp_path: Path) -> None:
 def test_the_example(tmp_path: Path) -> None:
     torch.save(nn.LSTM(3, 5, dtype=torch.float64).state_dict(), tmp_path / "w.pt")
     target = from_weights(tmp_path / "w.pt")
-    assert [(tuple(tensor.shape), tensor.dtype) for tensor in target.args] == [((32, 2, 3), torch.float64)]
+    assert [(tuple(tensor.shape), tensor.dtype) for tensor in target.args] == [
+        ((32, 2, 3), torch.float64)
+    ]
     assert target.kwargs is None
     target = load_target(str(tmp_path / "w.pt"), steps=7, batch=3, lengths=True, batch_first=True)
     assert target.args[0].shape == (3, 7, 3)
@@ -162,13 +174,19 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(save: Any, tmp_path: Pat
 
 def test_a_whole_pickled_layer_is_refused(tmp_path: Path) -> None:
     torch.save(nn.GRU(2, 3), tmp_path / "w.pt")
-    with pytest.raises(TargetError, match=r"asks for `torch.nn.modules.rnn.GRU`.*save `layer.state_dict\(\)`, not the"):
+    with pytest.raises(
+        TargetError,
+        match=r"asks for `torch.nn.modules.rnn.GRU`.*save `layer.state_dict\(\)`, not the",
+    ):
         read_layer(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip", b"\x80\x02."])
 def test_a_file_that_does_not_contain_weights_is_refused(content: bytes, tmp_path: Path) -> None:
-    for name, message in (("w.pt", "cannot be read by torch.load"), ("w.safetensors", "is not a safetensors file: ")):
+    for name, message in (
+        ("w.pt", "cannot be read by torch.load"),
+        ("w.safetensors", "is not a safetensors file: "),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(TargetError) as raised:
             read_layer(tmp_path / name)
@@ -186,5 +204,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 def test_without_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "w.safetensors").touch()
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(TargetError, match=r"w.safetensors' needs `safetensors`; run: pip install safetensors$"):
+    with pytest.raises(
+        TargetError, match=r"w.safetensors' needs `safetensors`; run: pip install safetensors$"
+    ):
         read_layer(tmp_path / "w.safetensors")

@@ -20,11 +20,20 @@ from deploy_rnn.runtime import open_session
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 @pytest.mark.parametrize(
     ("cls", "options", "with_states"),
-    [(nn.GRU, {}, True), (nn.GRU, {"bias": False}, False), (nn.LSTM, {"proj_size": 2}, True), (nn.LSTM, {}, False)],
+    [
+        (nn.GRU, {}, True),
+        (nn.GRU, {"bias": False}, False),
+        (nn.LSTM, {"proj_size": 2}, True),
+        (nn.LSTM, {}, False),
+    ],
     ids=str,
 )
 def test_derived_and_written_by_hand_are_the_same(
-    cls: type[nn.RNNBase], options: dict[str, Any], with_states: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cls: type[nn.RNNBase],
+    options: dict[str, Any],
+    with_states: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     layer = cls(3, 5, 2, bidirectional=True, dtype=torch.float64, **options)
     h = torch.randn(4, 2, options.get("proj_size", 5), dtype=torch.float64)
@@ -37,7 +46,10 @@ def test_derived_and_written_by_hand_are_the_same(
     assert derived.nodes > hand.nodes
     assert derived.inputs == hand.inputs
     random = np.random.default_rng(0)
-    feeds = {spec.name: random.normal(size=[3 if size == "B" else size for size in spec.shape]) for spec in hand.inputs}
+    feeds = {
+        spec.name: random.normal(size=[3 if size == "B" else size for size in spec.shape])
+        for spec in hand.inputs
+    }
     outputs = open_session(tmp_path / "derived.onnx").run(None, feeds)
     expected = open_session(tmp_path / "hand.onnx").run(None, feeds)
     for output, array in zip(outputs, expected, strict=True):
@@ -67,9 +79,13 @@ def test_a_cell_with_two_states(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2}])
-def test_every_direction_in_a_loop_has_its_own_weights(options: dict[str, Any], tmp_path: Path) -> None:
+def test_every_direction_in_a_loop_has_its_own_weights(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
     """What is done to the weights stands once for each direction, under names that differ."""
-    report = export_onnx(Leaky(3, 4, **options), torch.randn(6, 2, 3), tmp_path / "leaky.onnx", form="scan")
+    report = export_onnx(
+        Leaky(3, 4, **options), torch.randn(6, 2, 3), tmp_path / "leaky.onnx", form="scan"
+    )
     assert not report.failures
 
 
@@ -91,7 +107,12 @@ def loops(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> lis
     [
         (short, 2, LSTM, "the step `short` returns 1 states; its cell says `states=2`."),
         (fixes_the_batch, 1, Recurrent, "the step `fixes_the_batch` cannot be written in ONNX: "),
-        (loops, 1, Recurrent, "the step `loops` branches or loops, which cannot be repeated; use operations such as"),
+        (
+            loops,
+            1,
+            Recurrent,
+            "the step `loops` branches or loops, which cannot be repeated; use operations such as",
+        ),
     ],
 )
 def test_a_step_that_cannot_be_derived_is_named(

@@ -34,7 +34,9 @@ FAMILIES: dict[str, Callable[..., nn.RNNBase]] = {
     "gru": nn.GRU,
 }
 
-PROJECTED = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+PROJECTED = pytest.mark.filterwarnings(
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
+)
 
 
 class Grid(nn.Module):
@@ -50,11 +52,17 @@ class Grid(nn.Module):
         for family, num_layers, bidirectional in product(FAMILIES, (1, 3), (False, True)):
             # Both values with both of everything else; a single layer has none.
             dropout = 0.2 * (num_layers > 1 and bidirectional != batch_first)
-            options = {"batch_first": batch_first, "bidirectional": bidirectional, "dropout": dropout}
+            options = {
+                "batch_first": batch_first,
+                "bidirectional": bidirectional,
+                "dropout": dropout,
+            }
             name = f"{family}, layers={num_layers}, bidirectional={bidirectional}"
             self.layers[name] = FAMILIES[family](INPUT, HIDDEN, num_layers, **options)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None, h: Any = None, c: Any = None) -> dict[str, Any]:
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, h: Any = None, c: Any = None
+    ) -> dict[str, Any]:
         if lengths is None:
             return {name: layer(x, start(layer, h, c)) for name, layer in self.layers.items()}
         results: dict[str, Any] = {}
@@ -85,7 +93,9 @@ def trained(batch_first: bool) -> Grid:
     for _ in range(20):
         optimizer.zero_grad()
         outputs = [output for output, _ in grid(x).values()]
-        losses = [nn.functional.mse_loss(output, targets[..., : output.size(-1)]) for output in outputs]
+        losses = [
+            nn.functional.mse_loss(output, targets[..., : output.size(-1)]) for output in outputs
+        ]
         torch.stack(losses).sum().backward()
         optimizer.step()
     moved = [(new - old).abs().max() for new, old in zip(grid.parameters(), before, strict=True)]
@@ -94,7 +104,9 @@ def trained(batch_first: bool) -> Grid:
     return grid
 
 
-def arguments(steps: int, batch: int, *, batch_first: bool, with_lengths: bool, with_states: bool) -> dict[str, Any]:
+def arguments(
+    steps: int, batch: int, *, batch_first: bool, with_lengths: bool, with_states: bool
+) -> dict[str, Any]:
     """Random, by name. The lengths are in no order; one row is full."""
     shape = (batch, steps, INPUT) if batch_first else (steps, batch, INPUT)
     kwargs: dict[str, Any] = {"x": torch.randn(shape)}
@@ -118,13 +130,19 @@ def axes(call: ExampleCall, *, batch_first: bool, time: bool) -> list[dict[int, 
 @cache
 def captured(batch_first: bool, with_lengths: bool, with_states: bool, time: bool) -> ir.Model:
     """The trained grid as one graph whose stacks are still to be written."""
-    kwargs = arguments(STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
+    kwargs = arguments(
+        STEPS, 3, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states
+    )
     grid = trained(batch_first)
     call = ExampleCall.of(grid, (), kwargs)
-    return Tracer(grid, call, opset_version=18).capture(axes(call, batch_first=batch_first, time=time))
+    return Tracer(grid, call, opset_version=18).capture(
+        axes(call, batch_first=batch_first, time=time)
+    )
 
 
-def assert_equal(outputs: list[np.ndarray], expected: list[Tensor], labels: list[str], *, limit: float = 1e-5) -> None:
+def assert_equal(
+    outputs: list[np.ndarray], expected: list[Tensor], labels: list[str], *, limit: float = 1e-5
+) -> None:
     for output, tensor, label in zip(outputs, expected, labels, strict=True):
         assert output.shape == tuple(tensor.shape), label
         difference = np.abs(output - tensor.numpy()) / np.maximum(1.0, np.abs(tensor.numpy()))
@@ -134,27 +152,48 @@ def assert_equal(outputs: list[np.ndarray], expected: list[Tensor], labels: list
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("with_states", [False, True], ids=["", "h0"])
 @pytest.mark.parametrize(
-    ("with_lengths", "batch_first"), [(False, False), (True, False), (True, True)], ids=["", "lengths", "batch_first"]
+    ("with_lengths", "batch_first"),
+    [(False, False), (True, False), (True, True)],
+    ids=["", "lengths", "batch_first"],
 )
-def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states: bool, tmp_path: Path) -> None:
+def test_the_grid(
+    form: str, with_lengths: bool, batch_first: bool, with_states: bool, tmp_path: Path
+) -> None:
     model = captured(batch_first, with_lengths, with_states, form != "unrolled").clone()
     ir.save(lower(model, form), tmp_path / "grid.onnx")
-    session = open_session(tmp_path / "grid.onnx", threads=1, optimize=form != "unrolled")  # which would take seconds
+    session = open_session(
+        tmp_path / "grid.onnx", threads=1, optimize=form != "unrolled"
+    )  # which would take seconds
     grid = trained(batch_first)
     reference = Grid(batch_first=batch_first).eval()
     reference.load_state_dict(grid.state_dict())
-    for steps, batch in [(STEPS, 3), (STEPS, 1), (STEPS, 6)] if form == "unrolled" else [(3, 3), (7, 2), (1, 1)]:
-        kwargs = arguments(steps, batch, batch_first=batch_first, with_lengths=with_lengths, with_states=with_states)
+    for steps, batch in (
+        [(STEPS, 3), (STEPS, 1), (STEPS, 6)] if form == "unrolled" else [(3, 3), (7, 2), (1, 1)]
+    ):
+        kwargs = arguments(
+            steps,
+            batch,
+            batch_first=batch_first,
+            with_lengths=with_lengths,
+            with_states=with_states,
+        )
         with torch.no_grad():
             results = reference(**kwargs)
-        expected = [tensor for result in results.values() for tensor in torch.utils._pytree.tree_leaves(result)]
+        expected = [
+            tensor
+            for result in results.values()
+            for tensor in torch.utils._pytree.tree_leaves(result)
+        ]
         labels = [
             f"{name}, output {number}, T={steps}, B={batch}"
             for name, result in results.items()
             for number, _ in enumerate(torch.utils._pytree.tree_leaves(result))
         ]
         tensors = ExampleCall.of(reference, (), kwargs).tensors
-        feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), tensors, strict=True)}
+        feeds = {
+            put.name: tensor.numpy()
+            for put, tensor in zip(session.get_inputs(), tensors, strict=True)
+        }
         assert_equal(session.run(None, feeds), expected, labels)
 
 
@@ -162,12 +201,16 @@ def test_the_grid(form: str, with_lengths: bool, batch_first: bool, with_states:
 def test_what_lies_beyond_the_end_of_a_row_is_not_read(form: str, tmp_path: Path) -> None:
     layer, lengths = deploy_rnn.LSTM(3, 4, 2, bidirectional=True).eval(), torch.tensor([5, 1, 3])
     x = torch.randn(5, 3, 3)
-    export_onnx(layer, (x,), tmp_path / "lengths.onnx", kwargs={"lengths": lengths}, form=form, sizes=(2,))
+    export_onnx(
+        layer, (x,), tmp_path / "lengths.onnx", kwargs={"lengths": lengths}, form=form, sizes=(2,)
+    )
     with torch.no_grad():
         output, (h_n, c_n) = layer(x, None, lengths)
     for row, length in enumerate(lengths):
         x[length:, row] = torch.nan
-    outputs = open_session(tmp_path / "lengths.onnx").run(None, {"input": x.numpy(), "lengths": lengths.numpy()})
+    outputs = open_session(tmp_path / "lengths.onnx").run(
+        None, {"input": x.numpy(), "lengths": lengths.numpy()}
+    )
     assert_equal(outputs, [output, h_n, c_n], ["output", "h_n", "c_n"])
 
 
@@ -177,7 +220,10 @@ class Labels(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Embedding(9, 3)
-        self.a, self.b = nn.LSTM(3, 4, batch_first=True, bidirectional=True), nn.GRU(8, 4, batch_first=True)
+        self.a, self.b = (
+            nn.LSTM(3, 4, batch_first=True, bidirectional=True),
+            nn.GRU(8, 4, batch_first=True),
+        )
         self.twice, self.shared = nn.RNN(4, 4, batch_first=True), nn.RNN(4, 4, batch_first=True)
         for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
             setattr(self.shared, name, getattr(self.twice, name))
@@ -203,7 +249,10 @@ class LastStep(nn.Module):
 
 def run(path: Path, call: ExampleCall) -> list[np.ndarray]:
     session = open_session(path, threads=1)
-    feeds = {put.name: tensor.numpy() for put, tensor in zip(session.get_inputs(), call.tensors, strict=True)}
+    feeds = {
+        put.name: tensor.numpy()
+        for put, tensor in zip(session.get_inputs(), call.tensors, strict=True)
+    }
     return list(session.run(None, feeds))
 
 

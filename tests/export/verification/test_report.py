@@ -51,16 +51,22 @@ class Packs(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        output: Tensor = pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.size(1))[0]
+        output: Tensor = pad_packed_sequence(
+            self.rnn(packed)[0], batch_first=True, total_length=x.size(1)
+        )[0]
         return output
 
 
 @pytest.mark.parametrize("form", ["unrolled", "native"])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_the_time_axis_of_a_layer_is_known_for_any_sizes(form: str, batch_first: bool, tmp_path: Path) -> None:
+def test_the_time_axis_of_a_layer_is_known_for_any_sizes(
+    form: str, batch_first: bool, tmp_path: Path
+) -> None:
     """T, B, the input size and the layers times the directions are all 4."""
     layer = nn.RNN(4, 4, 2, bidirectional=True, batch_first=batch_first)
-    report = export_onnx(layer, (torch.randn(4, 4, 4), torch.randn(4, 4, 4)), tmp_path / "a.onnx", form=form)
+    report = export_onnx(
+        layer, (torch.randn(4, 4, 4), torch.randn(4, 4, 4)), tmp_path / "a.onnx", form=form
+    )
     steps = over_time(report)
     assert {output for _, output in steps} == {"output"}
     assert steps["example", "output"] == 4
@@ -72,8 +78,12 @@ def test_the_time_axis_of_a_layer_is_known_for_any_sizes(form: str, batch_first:
 
 
 @pytest.mark.parametrize(("form", "steps"), [("unrolled", {5}), ("scan", {1, 3, 5, 7, 200})])
-def test_the_time_axis_of_a_model_is_known_for_any_sizes(form: str, steps: set[int], tmp_path: Path) -> None:
-    report = export_onnx(Scores(), (torch.randn(5, 5, 5), torch.rand(5, 5)), tmp_path / "a.onnx", form=form)
+def test_the_time_axis_of_a_model_is_known_for_any_sizes(
+    form: str, steps: set[int], tmp_path: Path
+) -> None:
+    report = export_onnx(
+        Scores(), (torch.randn(5, 5, 5), torch.rand(5, 5)), tmp_path / "a.onnx", form=form
+    )
     curves = over_time(report)
     assert {output for _, output in curves} == {"output_1"}
     assert set(curves.values()) == steps
@@ -81,9 +91,13 @@ def test_the_time_axis_of_a_model_is_known_for_any_sizes(form: str, steps: set[i
 
 def test_the_time_axis_of_a_model_that_packs_is_known(tmp_path: Path) -> None:
     lengths = torch.tensor([2, 4, 1])
-    report = export_onnx(Packs(), (torch.randn(3, 4, 3), lengths), tmp_path / "a.onnx", form="native")
+    report = export_onnx(
+        Packs(), (torch.randn(3, 4, 3), lengths), tmp_path / "a.onnx", form="native"
+    )
     assert over_time(report)["long, T=200", "output"] == 200
-    report = export_onnx(Packs(), (torch.randn(3, 4, 3), lengths), tmp_path / "a.onnx", form="unrolled")
+    report = export_onnx(
+        Packs(), (torch.randn(3, 4, 3), lengths), tmp_path / "a.onnx", form="unrolled"
+    )
     assert over_time(report)["example", "output"] == 4
 
 
@@ -94,7 +108,9 @@ def test_the_first_wrong_step_is_named(batch_first: bool, tmp_path: Path) -> Non
     x = torch.randn(7, 7, 3)
     export_onnx(layer, x, path)
     plant(path, lambda graph: setattr(writing(graph, "rnn0.l0f.h3"), "op_type", "Softsign"))
-    with pytest.raises(VerificationError, match=r"first at time step 3 \(the first is 0\), index \[") as raised:
+    with pytest.raises(
+        VerificationError, match=r"first at time step 3 \(the first is 0\), index \["
+    ) as raised:
         verify(path, layer, x)
     report = raised.value.report
     assert report is not None
@@ -110,7 +126,9 @@ def test_the_first_wrong_step_is_named(batch_first: bool, tmp_path: Path) -> Non
     assert "wrong from step 3<" in report.to_html()
 
 
-def test_the_first_wrong_step_is_named_where_one_row_is_wrong_before_the_others(tmp_path: Path) -> None:
+def test_the_first_wrong_step_is_named_where_one_row_is_wrong_before_the_others(
+    tmp_path: Path,
+) -> None:
     """The first wrong element in the order of memory is at step 5, of row 0; row 1 is wrong at step 2."""
 
     layer = nn.RNN(3, 4, batch_first=True)
@@ -127,11 +145,15 @@ def test_the_first_wrong_step_is_named_where_one_row_is_wrong_before_the_others(
         graph.node.append(onnx.helper.make_node("Add", ["right", "fault"], ["output"]))
 
     plant(path, wrong)
-    with pytest.raises(VerificationError, match=r"first at time step 2 \(the first is 0\), index \[1, 2, 0\]"):
+    with pytest.raises(
+        VerificationError, match=r"first at time step 2 \(the first is 0\), index \[1, 2, 0\]"
+    ):
         verify(path, layer, x)
 
 
-def test_the_worst_state_is_reported_with_the_first_wrong_step_of_the_output(tmp_path: Path) -> None:
+def test_the_worst_state_is_reported_with_the_first_wrong_step_of_the_output(
+    tmp_path: Path,
+) -> None:
     layer = nn.LSTM(3, 8)
     x = torch.randn(5, 2, 3)
     path = tmp_path / "a.onnx"
@@ -177,9 +199,14 @@ class Limited(nn.Module):
 
 @pytest.mark.parametrize(
     ("most", "why"),
-    [(10, r"200 steps: the PyTorch model itself fails on long, T=200: ValueError: too long\."), (None, "not finite")],
+    [
+        (10, r"200 steps: the PyTorch model itself fails on long, T=200: ValueError: too long\."),
+        (None, "not finite"),
+    ],
 )
-def test_a_long_case_that_the_model_cannot_have_is_left_out(most: int | None, why: str, tmp_path: Path) -> None:
+def test_a_long_case_that_the_model_cannot_have_is_left_out(
+    most: int | None, why: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.onnx"
     model = Limited(most)
     x = torch.randn(4, 2, 3)
@@ -199,7 +226,9 @@ def test_a_long_case_of_which_rounding_leaves_nothing_is_left_out(tmp_path: Path
         layer.weight_hh_l0.mul_(8)
     report = export_onnx(layer, torch.randn(4, 2, 3), tmp_path / "a.onnx", form="native")
     assert len(report.left_out) == 1
-    assert re.fullmatch(r"200 steps: PyTorch's own `output` is \S+ from float64\.", report.left_out[0])
+    assert re.fullmatch(
+        r"200 steps: PyTorch's own `output` is \S+ from float64\.", report.left_out[0]
+    )
 
 
 def test_an_example_of_many_steps_is_long_enough(tmp_path: Path) -> None:
@@ -240,8 +269,13 @@ def test_an_error_that_only_many_steps_show_is_found(tmp_path: Path) -> None:
     def wrong(graph: onnx.GraphProto) -> None:
         last = writing(graph, "output")
         last.output[0] = "whole"
-        ends = [numpy_helper.from_array(torch.tensor([n]).numpy(), name) for name, n in (("from", 50), ("to", 10**6))]
-        graph.initializer.extend([*ends, numpy_helper.from_array(torch.tensor([0]).numpy(), "axis")])
+        ends = [
+            numpy_helper.from_array(torch.tensor([n]).numpy(), name)
+            for name, n in (("from", 50), ("to", 10**6))
+        ]
+        graph.initializer.extend(
+            [*ends, numpy_helper.from_array(torch.tensor([0]).numpy(), "axis")]
+        )
         graph.initializer.append(numpy_helper.from_array(torch.tensor([0]).numpy(), "first"))
         graph.node.extend([
             onnx.helper.make_node("Slice", ["whole", "first", "from", "axis"], ["head"]),
@@ -251,7 +285,9 @@ def test_an_error_that_only_many_steps_show_is_found(tmp_path: Path) -> None:
         ])  # fmt: skip
 
     plant(path, wrong)
-    with pytest.raises(VerificationError, match=r"first at time step 50 \(the first is 0\), .* long, T=200"):
+    with pytest.raises(
+        VerificationError, match=r"first at time step 50 \(the first is 0\), .* long, T=200"
+    ):
         verify(path, layer, x)
     assert verify(path, layer, x, long_steps=None).failures == ()
 
@@ -261,7 +297,9 @@ def test_a_number_of_steps_below_one_or_fractional_is_refused(steps: Any, tmp_pa
     layer = nn.RNN(3, 4)
     x = torch.randn(4, 2, 3)
     export_onnx(layer, x, tmp_path / "a.onnx")
-    with pytest.raises(ValueError, match=rf"`long_steps` \(={steps}\) must be a whole number from 1, or None"):
+    with pytest.raises(
+        ValueError, match=rf"`long_steps` \(={steps}\) must be a whole number from 1, or None"
+    ):
         verify(tmp_path / "a.onnx", layer, x, long_steps=steps)
 
 
@@ -301,7 +339,9 @@ def test_equal_whole_numbers_use_nothing_of_what_is_allowed(tmp_path: Path) -> N
     assert "at most 0% of what is allowed" in str(report)
 
 
-def test_the_copies_of_the_model_in_one_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copies_of_the_model_in_one_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One in evaluation mode and one in float64; neither the time axis nor the long case needs another."""
     layer = nn.GRU(3, 4)
     x = torch.randn(4, 2, 3)
@@ -335,18 +375,22 @@ def test_the_provider_that_is_required(tmp_path: Path) -> None:
     assert export_onnx(layer, x, path, require_provider=CPU).providers[CPU] == "checked"
     before = path.read_bytes()
     with pytest.raises(
-        ProviderError, match=r"`require_provider` \(='NoProvider'\): this onnxruntime .* has no NoProvider"
+        ProviderError,
+        match=r"`require_provider` \(='NoProvider'\): this onnxruntime .* has no NoProvider",
     ):
         verify(path, layer, x, require_provider="NoProvider")
     if not torch.cuda.is_available():
         with pytest.raises(
-            ProviderError, match=r"`require_provider` \(='CUDAExecutionProvider'\): there is no CUDA device"
+            ProviderError,
+            match=r"`require_provider` \(='CUDAExecutionProvider'\): there is no CUDA device",
         ):
             export_onnx(layer, x, path, form="native", require_provider=CUDA)
         assert path.read_bytes() == before
 
 
-def test_nodes_that_are_left_to_another_provider_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_are_left_to_another_provider_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = nn.RNN(3, 4)
     x = torch.randn(4, 2, 3)
     path = tmp_path / "a.onnx"
@@ -354,27 +398,45 @@ def test_nodes_that_are_left_to_another_provider_are_named(tmp_path: Path, monke
     ran = [RanNode("mine", "Gemm", CPU, False), RanNode("copy", "MemcpyToHost", CPU, False)]
     ran += [RanNode("shape", "Concat", "Other", True)]
     monkeypatch.setattr(on_onnxruntime, "ran_nodes", lambda session: ran)
-    report = verify(path, layer, x, require_provider=CPU)  # what only computes sizes may run elsewhere
-    assert str(report.placement[CPU]) == "2 nodes on CPUExecutionProvider, 1 nodes on Other; 1 copies between devices"
+    report = verify(
+        path, layer, x, require_provider=CPU
+    )  # what only computes sizes may run elsewhere
+    assert (
+        str(report.placement[CPU])
+        == "2 nodes on CPUExecutionProvider, 1 nodes on Other; 1 copies between devices"
+    )
     ran += [RanNode(f"left{number}", "Tanh", "Other", False) for number in range(7)]
     verify(path, layer, x)
     with pytest.raises(
-        ProviderError, match=r"it left 7 of 10 nodes to another provider: `left0` \(Tanh, Other\), .* and 2 m"
+        ProviderError,
+        match=r"it left 7 of 10 nodes to another provider: `left0` \(Tanh, Other\), .* and 2 m",
     ):
         verify(path, layer, x, require_provider=CPU)
 
 
 def test_shape_arithmetic_is_told_from_the_rest(tmp_path: Path) -> None:
     """Whole numbers of one axis are sizes; floats, and whole numbers of two axes, are data."""
-    inputs = [onnx.helper.make_tensor_value_info(f"in{number}", *spec) for number, spec in enumerate(SPECS)]
-    outputs = [onnx.helper.make_tensor_value_info(f"out{number}", *spec) for number, spec in enumerate(SPECS)]
-    nodes = [onnx.helper.make_node("Add", [f"in{n}", f"in{n}"], [f"out{n}"], name=f"add{n}") for n in range(len(SPECS))]
+    inputs = [
+        onnx.helper.make_tensor_value_info(f"in{number}", *spec)
+        for number, spec in enumerate(SPECS)
+    ]
+    outputs = [
+        onnx.helper.make_tensor_value_info(f"out{number}", *spec)
+        for number, spec in enumerate(SPECS)
+    ]
+    nodes = [
+        onnx.helper.make_node("Add", [f"in{n}", f"in{n}"], [f"out{n}"], name=f"add{n}")
+        for n in range(len(SPECS))
+    ]
     graph = onnx.helper.make_graph(nodes, "adds", inputs, outputs)
     opset = [onnx.helper.make_opsetid("", 18)]
-    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "a.onnx")
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=10, opset_imports=opset), tmp_path / "a.onnx"
+    )
     session = on_onnxruntime.open_session(tmp_path / "a.onnx", profile_to=tmp_path)
     feeds = {
-        f"in{n}": np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(dtype)) for n, (dtype, shape) in enumerate(SPECS)
+        f"in{n}": np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(dtype))
+        for n, (dtype, shape) in enumerate(SPECS)
     }
     session.run(None, feeds)
     assert {node.name: node.only_sizes for node in on_onnxruntime.ran_nodes(session)} == {
@@ -440,7 +502,11 @@ def test_a_page_stands_alone_and_says_what_the_report_says(tmp_path: Path) -> No
 def test_a_name_is_never_markup(tmp_path: Path) -> None:
     name = "<b>&\"'"
     report = export_onnx(
-        nn.RNN(3, 4), torch.randn(4, 2, 3), tmp_path / "<i>.onnx", input_names=["<u>"], output_names=[name, "h"]
+        nn.RNN(3, 4),
+        torch.randn(4, 2, 3),
+        tmp_path / "<i>.onnx",
+        input_names=["<u>"],
+        output_names=[name, "h"],
     )
     page = Page(reports_html([report, report], "<script>"))
     assert page.open == []
@@ -453,12 +519,17 @@ def test_a_name_is_never_markup(tmp_path: Path) -> None:
 def test_a_page_of_several_files_has_them_side_by_side(tmp_path: Path) -> None:
     layer = nn.RNN(3, 4)
     x = torch.randn(4, 2, 3)
-    reports = [export_onnx(layer, x, tmp_path / f"{form}.onnx", form=form) for form in ("unrolled", "native")]
+    reports = [
+        export_onnx(layer, x, tmp_path / f"{form}.onnx", form=form)
+        for form in ("unrolled", "native")
+    ]
     page = Page(reports_html(reports, "a bundle"))
     text = " ".join(page.text)
     assert page.open == []
     assert "Side by side" in text
-    assert page.text.count("unrolled: unrolled.onnx") == 5  # table, latency of the example, size, nodes, heading
+    assert (
+        page.text.count("unrolled: unrolled.onnx") == 5
+    )  # table, latency of the example, size, nodes, heading
     assert page.text.count("native: native.onnx") == 6  # the latency of the long case too
     with pytest.raises(ValueError, match="`reports` is empty"):
         reports_html([], "nothing")

@@ -59,7 +59,11 @@ def test_a_chunk_begins_with_the_states_of_the_one_before() -> None:
     wrong = session(forgetful_sums, case)
     wrong.check(case)
     (comparison,) = wrong.comparisons
-    assert (comparison.provider, comparison.output, comparison.first_bad_step) == ("abacus", "sums", 2)
+    assert (comparison.provider, comparison.output, comparison.first_bad_step) == (
+        "abacus",
+        "sums",
+        2,
+    )
     assert comparison.max_abs_error == 6
     assert wrong.over_time[0].errors == (0, 0, 3, 6, 6)
 
@@ -86,7 +90,9 @@ def test_another_dtype_is_not_the_model() -> None:
     def wide(feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         return [output.astype(np.float64) for output in cumulative_sums(feeds)]
 
-    with pytest.raises(VerificationError, match=r"`sums` is float64\[5\] on example, PyTorch gives float32\[5\]\.$"):
+    with pytest.raises(
+        VerificationError, match=r"`sums` is float64\[5\] on example, PyTorch gives float32\[5\]\.$"
+    ):
         session(wide, case).check(case)
 
 

@@ -117,7 +117,9 @@ def test_a_planted_fault_is_found(
     model = onnx.load(exported)
     plant(model.graph)
     onnx.save(model, exported)
-    with pytest.raises(VerificationError, match=r"rnn.onnx is not the model: `(output|h_n)` differs by .* first at"):
+    with pytest.raises(
+        VerificationError, match=r"rnn.onnx is not the model: `(output|h_n)` differs by .* first at"
+    ):
         verify(exported, layer, args)
 
 
@@ -130,7 +132,11 @@ def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, expor
     report = raised.value.report
     assert report is not None
     assert report.failures
-    failures = [failure for failure in report.failures if failure.output == "output" and "B=7" in failure.case]
+    failures = [
+        failure
+        for failure in report.failures
+        if failure.output == "output" and "B=7" in failure.case
+    ]
     assert len(failures) == 4  # with and without h0, graph optimisations off and on
     for comparison in failures:
         # Step 3 of layer 0 is wrong; the reverse direction of layer 1 carries that to step 0.
@@ -140,7 +146,9 @@ def test_the_error_has_the_report_and_says_where(layer: nn.RNN, args: Any, expor
     assert "inf" not in report.to_json()
 
 
-def test_an_infinite_difference_is_a_string_in_json(layer: nn.RNN, args: Any, exported: Path) -> None:
+def test_an_infinite_difference_is_a_string_in_json(
+    layer: nn.RNN, args: Any, exported: Path
+) -> None:
     model = onnx.load(exported)
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "rnn0.l1f.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full(8, np.nan, np.float32), bias.name))
@@ -213,11 +221,22 @@ def test_one_tensor_given_twice_is_checked_as_two(tmp_path: Path) -> None:
 
 def test_an_example_of_one_whole_number_is_reported(tmp_path: Path) -> None:
     model = Picky()
-    with pytest.warns(UserWarning, match=r"the example of `tokens` has one value all over, so a.onnx is checked with"):
-        report = export_onnx(model, torch.zeros(2, 4, dtype=torch.long), tmp_path / "a.onnx", sizes=(2, 4))
+    with pytest.warns(
+        UserWarning,
+        match=r"the example of `tokens` has one value all over, so a.onnx is checked with",
+    ):
+        report = export_onnx(
+            model, torch.zeros(2, 4, dtype=torch.long), tmp_path / "a.onnx", sizes=(2, 4)
+        )
     assert report.unvaried == ("tokens",)
-    assert "  tokens: checked with one value only, the example has no other" in str(report).splitlines()
-    assert export_onnx(model, torch.randint(5, (2, 4)), tmp_path / "a.onnx", sizes=(2, 4)).unvaried == ()
+    assert (
+        "  tokens: checked with one value only, the example has no other"
+        in str(report).splitlines()
+    )
+    assert (
+        export_onnx(model, torch.randint(5, (2, 4)), tmp_path / "a.onnx", sizes=(2, 4)).unvaried
+        == ()
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,7 +266,9 @@ def test_a_file_from_elsewhere(layer: nn.RNN, args: Any, exported: Path) -> None
     for value in (*model.graph.input[:1], *model.graph.output):
         value.type.tensor_type.shape.dim[1].ClearField("dim_param")
     del model.graph.input[1].type.tensor_type.shape.dim[1]
-    model.graph.input[1].type.tensor_type.shape.dim.insert(1, onnx.TensorShapeProto.Dimension(dim_value=2))
+    model.graph.input[1].type.tensor_type.shape.dim.insert(
+        1, onnx.TensorShapeProto.Dimension(dim_value=2)
+    )
     onnx.save(model, exported)
     with pytest.raises(ExportError, match=r"the PyTorch model itself fails on random, input.1=1"):
         verify(exported, layer, args)
@@ -289,16 +310,21 @@ def test_a_file_of_another_model_is_refused(args: Any, exported: Path) -> None:
     with pytest.raises(ExportError, match=r"has 2 inputs \(input, h0\), the example has 1 tensors"):
         verify(exported, nn.RNN(3, 8, 2, bidirectional=True), args[:1])
     with pytest.raises(
-        VerificationError, match=r"`output` is float32\[6, 2, 16\] on example, PyTorch gives float32\[6, 2, 8\]"
+        VerificationError,
+        match=r"`output` is float32\[6, 2, 16\] on example, PyTorch gives float32\[6, 2, 8\]",
     ):
         verify(exported, nn.RNN(3, 8, 4), args)
 
 
-def test_weights_among_the_inputs_are_not_taken_for_inputs(layer: nn.RNN, args: Any, exported: Path) -> None:
+def test_weights_among_the_inputs_are_not_taken_for_inputs(
+    layer: nn.RNN, args: Any, exported: Path
+) -> None:
     """Files of an IR version below 4 list them there."""
     model = onnx.load(exported)
     for weight in model.graph.initializer:
-        model.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+        model.graph.input.append(
+            onnx.helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        )
     onnx.save(model, exported)
     assert [spec.name for spec in verify(exported, layer, args).inputs] == ["input", "h0"]
 
@@ -313,7 +339,9 @@ def test_damaged_metadata_is_refused(layer: nn.RNN, args: Any, exported: Path) -
     model = onnx.load(exported)
     onnx.helper.set_model_props(model, {"deploy_rnn.lengths": "[3"})
     onnx.save(model, exported)
-    with pytest.raises(LoadError, match=r"rnn.onnx' has metadata of deploy-rnn that is not a JSON object"):
+    with pytest.raises(
+        LoadError, match=r"rnn.onnx' has metadata of deploy-rnn that is not a JSON object"
+    ):
         verify(exported, layer, args)
 
 
@@ -341,7 +369,9 @@ def test_a_model_that_amplifies_rounding_is_judged_by_its_own(tmp_path: Path) ->
     report = export_onnx(layer, x, tmp_path / "chaotic.onnx")
     worst = report.worst["CPUExecutionProvider"]["output"]
     assert worst.rounding > 1e-5
-    assert worst.allowed == pytest.approx(min(10 * worst.rounding, 1e-2))  # all elements are below 1
+    assert worst.allowed == pytest.approx(
+        min(10 * worst.rounding, 1e-2)
+    )  # all elements are below 1
     model = onnx.load(tmp_path / "chaotic.onnx")
     input_projection_without_bias(model.graph)
     onnx.save(model, tmp_path / "chaotic.onnx")
@@ -366,7 +396,9 @@ class Picky(nn.Module):
 
 def test_sizes_that_the_model_cannot_take_can_be_left_out(tmp_path: Path) -> None:
     tokens = torch.randint(5, (2, 4))
-    with pytest.raises(ExportError, match="the PyTorch model itself fails on random, B=1: ValueError: an odd batch"):
+    with pytest.raises(
+        ExportError, match="the PyTorch model itself fails on random, B=1: ValueError: an odd batch"
+    ):
         export_onnx(Picky(), tokens, tmp_path / "a.onnx")
     report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", sizes=(2, 4, 6))
     cases = {comparison.case for comparison in report.comparisons}

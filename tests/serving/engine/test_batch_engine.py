@@ -31,7 +31,9 @@ def make_tokens(rows: int, steps: int) -> np.ndarray:
     return np.random.default_rng(steps).integers(20, size=(rows, steps))
 
 
-def run_together(engine: BatchEngine, requests: Sequence[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def run_together(
+    engine: BatchEngine, requests: Sequence[Mapping[str, np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
     batch = [engine.check_inputs(inputs) for inputs in requests]
     return engine.run(engine.choose(batch), batch, ["output"])
 
@@ -51,11 +53,15 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def test_requests_in_one_run_get_what_they_get_alone(padded: Path) -> None:
-    requests = [{"tokens": make_tokens(rows, steps)} for rows, steps in [(1, 9), (2, 30), (1, 1), (3, 16)]]
+    requests = [
+        {"tokens": make_tokens(rows, steps)} for rows, steps in [(1, 9), (2, 30), (1, 1), (3, 16)]
+    ]
     requests.append({"tokens": make_tokens(2, 20), "lengths": np.array([3, 20])})
     engine = make_engine(padded)
     for inputs, outputs in zip(requests, run_together(engine, requests), strict=True):
-        np.testing.assert_allclose(outputs["output"], run_together(engine, [inputs])[0]["output"], atol=1e-5)
+        np.testing.assert_allclose(
+            outputs["output"], run_together(engine, [inputs])[0]["output"], atol=1e-5
+        )
 
 
 def test_rows_that_are_added_to_a_run_are_not_in_its_answers(
@@ -96,7 +102,9 @@ def test_the_trials_run_when_they_are_first_needed(
     assert runs[7:] == [(1, 8)]
 
 
-def test_the_trials_run_once_whoever_needs_them(padded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_trials_run_once_whoever_needs_them(
+    padded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried: list[object] = []
     try_batching = batch_engine.try_batching
 
@@ -128,8 +136,12 @@ class Smoothed(nn.Module):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         smooth = self.smooth(x.mT + 1).mT
-        packed = nn.utils.rnn.pack_padded_sequence(smooth, lengths, batch_first=True, enforce_sorted=False)
-        output = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True, total_length=x.shape[1])
+        packed = nn.utils.rnn.pack_padded_sequence(
+            smooth, lengths, batch_first=True, enforce_sorted=False
+        )
+        output = nn.utils.rnn.pad_packed_sequence(
+            self.rnn(packed)[0], batch_first=True, total_length=x.shape[1]
+        )
         return output[0]
 
 
@@ -145,7 +157,9 @@ class Centred(nn.Module):
         return output - output.mean(0, keepdim=True)
 
 
-def test_a_model_whose_answers_depend_on_padding_is_not_padded(tmp_path: Path, keep_graphs: KeepGraphs) -> None:
+def test_a_model_whose_answers_depend_on_padding_is_not_padded(
+    tmp_path: Path, keep_graphs: KeepGraphs
+) -> None:
     args = (torch.randn(2, 6, 3), torch.tensor([6, 4]))
     export_bundle(Smoothed(), args, tmp_path / "b", forms=["native"], buckets=[6], sizes=(2,))
     for file in ("native.onnx", "unrolled-6.onnx"):
@@ -155,12 +169,18 @@ def test_a_model_whose_answers_depend_on_padding_is_not_padded(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("buckets", [["8", "16"], ["16"]])
-def test_a_bundle_of_buckets_pads(buckets: list[str], padded: Path, tmp_path: Path, keep_graphs: KeepGraphs) -> None:
-    engine = make_engine(keep_graphs(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
+def test_a_bundle_of_buckets_pads(
+    buckets: list[str], padded: Path, tmp_path: Path, keep_graphs: KeepGraphs
+) -> None:
+    engine = make_engine(
+        keep_graphs(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets))
+    )
     assert engine.padding_is_harmless()
 
 
-def test_a_model_without_lengths_is_not_padded(exact: Path, tmp_path: Path, keep_graphs: KeepGraphs) -> None:
+def test_a_model_without_lengths_is_not_padded(
+    exact: Path, tmp_path: Path, keep_graphs: KeepGraphs
+) -> None:
     engine = make_engine(keep_graphs(exact, tmp_path / "b", "unrolled-4.onnx"))
     assert engine.rows_are_independent()
     assert not engine.padding_is_harmless()

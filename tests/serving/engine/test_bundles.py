@@ -30,7 +30,9 @@ def torch_scores(model: nn.Module, *args: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 5, 15, 16, 17, 40])
-def test_it_answers_as_the_model_does_at_any_length(steps: int, padded: Path, tagger: nn.Module) -> None:
+def test_it_answers_as_the_model_does_at_any_length(
+    steps: int, padded: Path, tagger: nn.Module
+) -> None:
     engine = Engine(padded)
     engine.warm_up()
     tokens = make_tokens(3, steps)
@@ -44,7 +46,9 @@ def test_it_answers_as_the_model_does_at_any_length(steps: int, padded: Path, ta
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
 def test_clients_see_batch_first_tensors(tmp_path: Path) -> None:
     layer = nn.LSTM(3, 5, 2, proj_size=4)
-    export_bundle(layer, torch.randn(6, 2, 3), tmp_path / "b", streaming=True, forms=["scan"], sizes=(2,))
+    export_bundle(
+        layer, torch.randn(6, 2, 3), tmp_path / "b", streaming=True, forms=["scan"], sizes=(2,)
+    )
     engine = Engine(tmp_path / "b")
     assert [str(spec) for spec in (*engine.inputs, *engine.outputs)] == [
         "input: float32 [B, T, 3]", "h0: float32 [B, 2, 4]", "c0: float32 [B, 2, 5]",
@@ -54,7 +58,10 @@ def test_clients_see_batch_first_tensors(tmp_path: Path) -> None:
     h0 = torch.randn(2, 3, 4)
     c0 = torch.randn(2, 3, 5)
     output, (h_n, c_n) = layer(x, (h0, c0))
-    inputs = {name: array.transpose(0, 1).numpy() for name, array in {"input": x, "h0": h0, "c0": c0}.items()}
+    inputs = {
+        name: array.transpose(0, 1).numpy()
+        for name, array in {"input": x, "h0": h0, "c0": c0}.items()
+    }
     outputs = engine.run(inputs)
     for name, expected in {"output": output, "h_n": h_n, "c_n": c_n}.items():
         np.testing.assert_allclose(outputs[name], expected.transpose(0, 1).detach(), atol=1e-6)
@@ -82,17 +89,28 @@ def test_nan_stays_in_its_row(tmp_path: Path) -> None:
     [
         ({"tokens": None}, "input `tokens` is missing; the inputs are tokens, lengths."),
         ({"x": np.zeros(3)}, "there is no input `x`; the inputs are tokens, lengths."),
-        ({"tokens": np.zeros((2, 6))}, "`tokens` is float64, the graph takes int64; use array.astype('int64')."),
-        ({"tokens": np.zeros(6, np.int64)}, "`tokens` has shape [6], the graph takes tokens: int64 [B, T] with no"),
+        (
+            {"tokens": np.zeros((2, 6))},
+            "`tokens` is float64, the graph takes int64; use array.astype('int64').",
+        ),
+        (
+            {"tokens": np.zeros(6, np.int64)},
+            "`tokens` has shape [6], the graph takes tokens: int64 [B, T] with no",
+        ),
         ({"tokens": np.zeros((0, 6), np.int64)}, "`tokens` has shape [0, 6], the graph takes"),
         ({"lengths": np.array([6, 6, 6])}, "`lengths` has B=3, `tokens` has B=2."),
         ({"lengths": np.array([6, 0])}, "`lengths` has 0 in row 1; a row has 1 to 6 steps."),
         ({"lengths": np.array([7, 6])}, "`lengths` has 7 in row 0; a row has 1 to 6 steps."),
         ({"lengths": np.array([-1, 6])}, "`lengths` has -1 in row 0; a row has 1 to 6 steps."),
-        ({"tokens": np.full((2, 6), 20)}, "the graph cannot take these inputs: [ONNXRuntimeError] : 2 : INVALID"),
+        (
+            {"tokens": np.full((2, 6), 20)},
+            "the graph cannot take these inputs: [ONNXRuntimeError] : 2 : INVALID",
+        ),
     ],
 )
-def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message: str, padded: Path) -> None:
+def test_what_it_cannot_take_is_refused_by_name(
+    change: dict[str, Any], message: str, padded: Path
+) -> None:
     inputs = {"tokens": make_tokens(2, 6), "lengths": np.array([6, 3])} | change
     with pytest.raises(InputError) as raised:
         Engine(padded).run({name: array for name, array in inputs.items() if array is not None})
@@ -120,7 +138,10 @@ def test_a_bundle_in_two_precisions_is_refused(padded: Path, tmp_path: Path) -> 
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["graphs"][0]["precision"] = "float64"
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="has graphs in float32 and float64; all graphs of a bundle must be in one"):
+    with pytest.raises(
+        BundleError,
+        match="has graphs in float32 and float64; all graphs of a bundle must be in one",
+    ):
         Engine(folder)
 
 
@@ -132,7 +153,10 @@ def test_only_the_steps_that_there_are_graphs_for(
     tokens = make_tokens(3, 4)
     scores = engine.run({"tokens": tokens})["output"]
     np.testing.assert_allclose(scores, torch_scores(tagger, tokens), atol=1e-5)
-    with pytest.raises(InputError, match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another"):
+    with pytest.raises(
+        InputError,
+        match="the inputs have 5 steps; the bundle's graphs take exactly 4: export another",
+    ):
         engine.run({"tokens": make_tokens(3, 5)})
 
 
@@ -140,13 +164,16 @@ def test_only_the_steps_that_there_are_graphs_for(
 def test_a_bundle_of_buckets_pads_all_that_is_shorter(
     buckets: list[str], padded: Path, tagger: nn.Module, tmp_path: Path, keep_graphs: KeepGraphs
 ) -> None:
-    engine = Engine(keep_graphs(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets)))
+    engine = Engine(
+        keep_graphs(padded, tmp_path / "b", *(f"unrolled-{steps}.onnx" for steps in buckets))
+    )
     engine.warm_up()
     tokens = make_tokens(3, 11)
     scores = engine.run({"tokens": tokens})["output"]
     np.testing.assert_allclose(scores, torch_scores(tagger, tokens), atol=1e-5)
     with pytest.raises(
-        InputError, match="the inputs have 17 steps; the bundle's graphs take at most 16: export another"
+        InputError,
+        match="the inputs have 17 steps; the bundle's graphs take at most 16: export another",
     ):
         engine.run({"tokens": make_tokens(3, 17)})
 
@@ -158,7 +185,9 @@ def test_a_model_without_a_batch_axis(tmp_path: Path) -> None:
     x = torch.randn(4, 3)
     engine.warm_up()
     assert str(engine.inputs[0]) == "input: float32 [T, 3]"
-    np.testing.assert_allclose(engine.run({"input": x.numpy()})["output"], layer(x)[0].detach(), atol=1e-6)
+    np.testing.assert_allclose(
+        engine.run({"input": x.numpy()})["output"], layer(x)[0].detach(), atol=1e-6
+    )
 
 
 @pytest.mark.cuda

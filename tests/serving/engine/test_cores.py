@@ -58,7 +58,9 @@ def inputs(rows: int) -> dict[str, np.ndarray]:
     return {"x": np.arange(3.0 * rows).reshape(3, rows), "scale": np.arange(1.0, rows + 1)}
 
 
-def make_cores(all_cores: Callable[[int], float], one_core: Callable[[int], float], cores: int) -> tuple[Cores, Any]:
+def make_cores(
+    all_cores: Callable[[int], float], one_core: Callable[[int], float], cores: int
+) -> tuple[Cores, Any]:
     """Return `Cores` tuned for 1, 4 and 16 rows, and its open sessions by their threads.
 
     Args:
@@ -82,7 +84,9 @@ def make_cores(all_cores: Callable[[int], float], one_core: Callable[[int], floa
 def one_core_for_many() -> tuple[Cores, Any]:
     """Two cores on one row, one core on 4 rows and more."""
     return make_cores(
-        all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 11.0 if rows == 1 else 1.0 * rows, cores=2
+        all_cores=lambda rows: 10.0 * rows,
+        one_core=lambda rows: 11.0 if rows == 1 else 1.0 * rows,
+        cores=2,
     )
 
 
@@ -90,7 +94,9 @@ def one_core_for_many() -> tuple[Cores, Any]:
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 16, 33])
 def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> None:
     # As many parts as there can be.
-    runner, _ = make_cores(all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=cores)
+    runner, _ = make_cores(
+        all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=cores
+    )
     y, last = runner.run(inputs(rows), OUTPUTS)
     np.testing.assert_array_equal(y, inputs(rows)["x"] * inputs(rows)["scale"])
     np.testing.assert_array_equal(last, y[-1])
@@ -100,7 +106,9 @@ def test_the_answer_does_not_depend_on_how_it_is_run(rows: int, cores: int) -> N
 def test_rows_are_divided_where_that_was_faster() -> None:
     runner, sessions = one_core_for_many()
     assert [runner.parts(rows) for rows in (1, 3, 4, 15, 100)] == [ALL_CORES, ALL_CORES, 1, 1, 1]
-    halves, sessions = make_cores(all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows * rows, cores=2)
+    halves, sessions = make_cores(
+        all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows * rows, cores=2
+    )
     assert [halves.parts(rows) for rows in (1, 3, 4, 100)] == [1, 1, 2, 2]
     sessions[1].ran.clear()
     halves.run(inputs(9), OUTPUTS)
@@ -112,7 +120,9 @@ def test_as_many_parts_as_is_fastest() -> None:
         all_cores=lambda rows: 1e6, one_core=lambda rows: 1.0 if rows == 8 else 100.0, cores=6
     )
     assert runner.parts(16) == 2
-    runner, sessions = make_cores(all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=6)
+    runner, sessions = make_cores(
+        all_cores=lambda rows: 1e6, one_core=lambda rows: float(rows**3), cores=6
+    )
     assert [runner.parts(rows) for rows in (1, 4, 16)] == [1, 4, 6]
     sessions[1].ran.clear()
     runner.run(inputs(16), OUTPUTS)
@@ -123,7 +133,9 @@ def test_a_session_that_is_never_the_faster_is_closed() -> None:
     assert set(one_core_for_many()[1]) == set()
     runner, sessions = one_core_for_many()
     assert set(sessions) == {1, 2}
-    runner, sessions = make_cores(all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows, cores=2)
+    runner, sessions = make_cores(
+        all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows, cores=2
+    )
     assert set(sessions) == {1}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
     assert runner.specs() == ((), ())
@@ -134,7 +146,9 @@ def test_a_session_that_is_never_the_faster_is_closed() -> None:
 
 def test_rows_that_depend_on_each_other_stay_together() -> None:
     clock = Clock()
-    sessions = {threads: Scaled(clock, lambda rows, threads=threads: 1.0 * threads) for threads in (1, 2)}
+    sessions = {
+        threads: Scaled(clock, lambda rows, threads=threads: 1.0 * threads) for threads in (1, 2)
+    }
     runner = Cores(sessions.__getitem__, 2, clock)
     assert runner.tune(inputs, OUTPUTS, {}, [1]) == {1: 1.0}  # seconds
     sessions[1].ran.clear()
@@ -144,7 +158,9 @@ def test_rows_that_depend_on_each_other_stay_together() -> None:
 
 @pytest.mark.parametrize("row", [0, 8])
 def test_an_error_in_any_part_is_raised(row: int) -> None:
-    runner, _ = make_cores(all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows * rows, cores=2)
+    runner, _ = make_cores(
+        all_cores=lambda rows: 10.0 * rows, one_core=lambda rows: 1.0 * rows * rows, cores=2
+    )
     feeds = inputs(9)
     feeds["x"][:, row] = np.nan
     with pytest.raises(RunError, match="a row of nan"):
@@ -178,7 +194,9 @@ def layer() -> nn.LSTM:
 @pytest.fixture(scope="module")
 def bundle(layer: nn.LSTM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cores") / "b"
-    export_bundle(layer, (torch.randn(6, 2, 3),), folder, forms=["scan", "native"], buckets=[6], sizes=(2,))
+    export_bundle(
+        layer, (torch.randn(6, 2, 3),), folder, forms=["scan", "native"], buckets=[6], sizes=(2,)
+    )
     return folder
 
 
@@ -186,7 +204,9 @@ def bundle(layer: nn.LSTM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_engine_whose_runs_are_divided(
     steps: int, layer: nn.LSTM, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cores, "_seconds", lambda self, feeds, outputs, parts: -parts)  # the more parts the better
+    monkeypatch.setattr(
+        Cores, "_seconds", lambda self, feeds, outputs, parts: -parts
+    )  # the more parts the better
     engine = Engine(bundle, threads=2)
     engine.warm_up()
     x = torch.randn(steps, 7, 3)

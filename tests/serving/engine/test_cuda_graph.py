@@ -55,7 +55,9 @@ class Doubling:
     def io_binding(self) -> Binding:
         return Binding()
 
-    def run(self, names: Sequence[str], feeds: Mapping[str, np.ndarray], options: Any) -> list[np.ndarray]:
+    def run(
+        self, names: Sequence[str], feeds: Mapping[str, np.ndarray], options: Any
+    ) -> list[np.ndarray]:
         self.captures.append(options.get_run_config_entry("gpu_graph_id"))
         results = {"y": 2 * feeds["x"], "z": 3 * feeds["x"]}
         return [results[name] for name in names]

@@ -42,7 +42,10 @@ def test_it_says_what_it_takes_and_gives(path: Path) -> None:
     assert engine.inputs == (
         TensorSpec("input", "float32", (4, "B", 3)), TensorSpec("h0", "float32", (4, "B", 5)),
     )  # fmt: skip
-    assert [str(spec) for spec in engine.outputs] == ["output: float32 [4, B, 10]", "h_n: float32 [4, B, 5]"]
+    assert [str(spec) for spec in engine.outputs] == [
+        "output: float32 [4, B, 10]",
+        "h_n: float32 [4, B, 5]",
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 9])
@@ -60,7 +63,9 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
     with pytest.raises(InputError, match="there is no output `y`; the outputs are output, h_n"):
         engine.run(make_inputs(2), ["y"])
     for wrong in ("output", []):
-        with pytest.raises(InputError, match=r"must be a list of names, or None for all \(output, h_n\)"):
+        with pytest.raises(
+            InputError, match=r"must be a list of names, or None for all \(output, h_n\)"
+        ):
             engine.run(make_inputs(2), wrong)
     with pytest.raises(InputError, match="`inputs` must be a dict of arrays by name, got list"):
         engine.run(list(make_inputs(2).values()))
@@ -74,14 +79,28 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
         ({"h0": None}, "input `h0` is missing; the inputs are input, h0."),
         ({"x": np.zeros(3)}, "there is no input `x`; the inputs are input, h0."),
         ({"input": [[1.0]]}, "`input` must be a numpy array of float32, got list."),
-        ({"input": np.zeros((4, 2, 3))}, "`input` is float64, the graph takes float32; use array.astype('float32')."),
-        ({"input": np.zeros((4, 2), np.float32)}, "`input` has shape [4, 2], the graph takes input: float32 [4, B, 3]"),
-        ({"input": np.zeros((5, 2, 3), np.float32)}, "`input` has shape [5, 2, 3], the graph takes"),
-        ({"input": np.zeros((4, 0, 3), np.float32)}, "`input` has shape [4, 0, 3], the graph takes"),
+        (
+            {"input": np.zeros((4, 2, 3))},
+            "`input` is float64, the graph takes float32; use array.astype('float32').",
+        ),
+        (
+            {"input": np.zeros((4, 2), np.float32)},
+            "`input` has shape [4, 2], the graph takes input: float32 [4, B, 3]",
+        ),
+        (
+            {"input": np.zeros((5, 2, 3), np.float32)},
+            "`input` has shape [5, 2, 3], the graph takes",
+        ),
+        (
+            {"input": np.zeros((4, 0, 3), np.float32)},
+            "`input` has shape [4, 0, 3], the graph takes",
+        ),
         ({"h0": np.zeros((4, 3, 5), np.float32)}, "`h0` has B=3, `input` has B=2."),
     ],
 )
-def test_what_it_cannot_take_is_refused_by_name(change: dict[str, Any], message: str, path: Path) -> None:
+def test_what_it_cannot_take_is_refused_by_name(
+    change: dict[str, Any], message: str, path: Path
+) -> None:
     inputs = {**make_inputs(2), **change}
     with pytest.raises(InputError) as raised:
         Engine(path).run({name: array for name, array in inputs.items() if array is not None})
@@ -97,7 +116,9 @@ def test_a_file_that_is_missing_or_is_not_a_model(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_missing_or_does_not_start_is_an_error(path: Path) -> None:
-    with pytest.raises(ProviderError, match=r"has no NonsenseExecutionProvider; it has .*CPUExecutionProvider"):
+    with pytest.raises(
+        ProviderError, match=r"has no NonsenseExecutionProvider; it has .*CPUExecutionProvider"
+    ):
         Engine(path, provider="NonsenseExecutionProvider")
     if not torch.cuda.is_available():
         with pytest.raises(ProviderError, match=f"has no {CUDA}|{CUDA} did not start"):
@@ -138,7 +159,9 @@ def test_it_runs_where_torch_and_onnx_are_not_installed(path: Path) -> None:
 def test_placement_counts_the_nodes_that_ran(path: Path) -> None:
     ran = placement(path, "CPUExecutionProvider", make_inputs(2))
     assert ran.keys() == {"CPUExecutionProvider"}
-    assert ran["CPUExecutionProvider"] >= 16  # 2 layers, 2 directions, 4 steps: each step one fused node
+    assert (
+        ran["CPUExecutionProvider"] >= 16
+    )  # 2 layers, 2 directions, 4 steps: each step one fused node
 
 
 @pytest.mark.cuda

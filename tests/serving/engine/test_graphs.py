@@ -11,11 +11,16 @@ from deploy_rnn.serving.engine.graphs import GraphChoice, Graphs
 
 def make_graphs(*steps: int | None) -> Any:
     """Graphs whose runners are the rows of the manifest: 0.onnx, 1.onnx ..., each slower than the one before."""
-    graphs = [Graph(f"{index}.onnx", "", number, 1, float(index), "") for index, number in enumerate(steps)]
+    graphs = [
+        Graph(f"{index}.onnx", "", number, 1, float(index), "")
+        for index, number in enumerate(steps)
+    ]
     return Graphs.of_bundle(graphs[::-1], lambda graph: graph)  # type: ignore[arg-type, return-value]
 
 
-def pick(graphs: Any, steps: int | None, *, may_pad: bool = True, rows: int = 1) -> tuple[str, int | None]:
+def pick(
+    graphs: Any, steps: int | None, *, may_pad: bool = True, rows: int = 1
+) -> tuple[str, int | None]:
     choice = graphs.pick(steps, may_pad=lambda: may_pad, rows=rows)
     return choice.runner.file, choice.steps
 
@@ -44,10 +49,14 @@ def test_buckets_alone() -> None:
     graphs = make_graphs(8, 16)
     assert [pick(graphs, steps)[1] for steps in (1, 8, 9)] == [8, 8, 16]
     with pytest.raises(
-        InputError, match="the inputs have 17 steps; the bundle's graphs take at most 16: export another"
+        InputError,
+        match="the inputs have 17 steps; the bundle's graphs take at most 16: export another",
     ):
         pick(graphs, 17)
-    with pytest.raises(InputError, match="the inputs have 9 steps; the bundle's graphs take exactly 8 or 16: export"):
+    with pytest.raises(
+        InputError,
+        match="the inputs have 9 steps; the bundle's graphs take exactly 8 or 16: export",
+    ):
         pick(graphs, 9, may_pad=False)
     with pytest.raises(InputError, match="the inputs differ in their steps"):
         pick(graphs, None)
@@ -71,7 +80,12 @@ def test_whether_rows_may_be_padded_is_asked_only_where_it_matters() -> None:
 def test_several_rows_have_their_own_graph() -> None:
     graphs = make_graphs(None, None, 8)
     graphs.assign(4, graphs.dynamic[1])
-    assert [pick(graphs, 9, rows=rows)[0] for rows in (1, 3, 4, 32)] == ["0.onnx", "0.onnx", "1.onnx", "1.onnx"]
+    assert [pick(graphs, 9, rows=rows)[0] for rows in (1, 3, 4, 32)] == [
+        "0.onnx",
+        "0.onnx",
+        "1.onnx",
+        "1.onnx",
+    ]
     assert pick(graphs, None, rows=4)[0] == "1.onnx"
     assert pick(graphs, 8, rows=4)[0] == "2.onnx"
     graphs.assign(1, graphs.dynamic[1])

@@ -32,7 +32,9 @@ FOLDER = resources.files(deploy_rnn.serving.grpc)
 def test_the_compiled_form_is_that_of_the_proto_file() -> None:
     """Written out again, every line of it is one of oip.proto, in order; run the command that stands there if not."""
     lines = FOLDER.joinpath("oip.proto").read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if line and not line.startswith("//")] == list(written_out(COMPILED))
+    assert [line for line in lines if line and not line.startswith("//")] == list(
+        written_out(COMPILED)
+    )
 
 
 def written_out(file: FileDescriptorProto) -> Iterator[str]:
@@ -50,8 +52,12 @@ def written_out(file: FileDescriptorProto) -> Iterator[str]:
 def service_lines(service: ServiceDescriptorProto, package: str) -> Iterator[str]:
     yield f"service {service.name} {{"
     for method in service.method:
-        request = "stream " * method.client_streaming + method.input_type.removeprefix(f".{package}.")
-        response = "stream " * method.server_streaming + method.output_type.removeprefix(f".{package}.")
+        request = "stream " * method.client_streaming + method.input_type.removeprefix(
+            f".{package}."
+        )
+        response = "stream " * method.server_streaming + method.output_type.removeprefix(
+            f".{package}."
+        )
         yield f"  rpc {method.name}({request}) returns ({response});"
     yield "}"
 
@@ -68,7 +74,9 @@ def message_lines(message: DescriptorProto, full_name: str, indent: str) -> Iter
             yield from message_lines(nested, f"{full_name}.{nested.name}", f"{indent}  ")
     oneof = None
     for field in message.field:
-        field_oneof = message.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else None
+        field_oneof = (
+            message.oneof_decl[field.oneof_index].name if field.HasField("oneof_index") else None
+        )
         if oneof != field_oneof:
             if oneof is not None:
                 yield f"{indent}  }}"
@@ -82,7 +90,11 @@ def message_lines(message: DescriptorProto, full_name: str, indent: str) -> Iter
 
 
 def field_line(field: FieldDescriptorProto, message: DescriptorProto, full_name: str) -> str:
-    entries = {f"{full_name}.{nested.name}": nested for nested in message.nested_type if nested.options.map_entry}
+    entries = {
+        f"{full_name}.{nested.name}": nested
+        for nested in message.nested_type
+        if nested.options.map_entry
+    }
     if field.type_name in entries:
         key, value = entries[field.type_name].field
         return f"map<{type_name(key, full_name)}, {type_name(value, full_name)}> {field.name} = {field.number};"
@@ -108,7 +120,9 @@ def test_the_service_has_the_methods_of_the_proto_file(repository: Repository) -
     (service,) = COMPILED.service
     assert f"{COMPILED.package}.{service.name}" == SERVICE
     handler = Service(Inference(repository, Settings())).handler()
-    assert {f"/{SERVICE}/{method.name}" for method in service.method} == handler._method_handlers.keys()
+    assert {
+        f"/{SERVICE}/{method.name}" for method in service.method
+    } == handler._method_handlers.keys()
     for method in service.method:
         implemented: grpc.RpcMethodHandler = handler._method_handlers[f"/{SERVICE}/{method.name}"]
         assert implemented.request_streaming == method.client_streaming
@@ -117,7 +131,10 @@ def test_the_service_has_the_methods_of_the_proto_file(repository: Repository) -
 
 def triton_descriptor(name: str) -> Any:
     outer_name, *inner_names = name.split(".")
-    messages = {**service_pb2.DESCRIPTOR.message_types_by_name, **model_config_pb2.DESCRIPTOR.message_types_by_name}
+    messages = {
+        **service_pb2.DESCRIPTOR.message_types_by_name,
+        **model_config_pb2.DESCRIPTOR.message_types_by_name,
+    }
     descriptor = messages[outer_name]
     for inner_name in inner_names:
         descriptor = descriptor.nested_types_by_name[inner_name]
@@ -128,7 +145,15 @@ def describe(field: Any) -> tuple[Any, ...]:
     inner = field.message_type or field.enum_type
     type_name = inner.full_name if inner else ""
     oneof = field.containing_oneof.name if field.containing_oneof else ""
-    return field.name, field.number, field.type, field.is_repeated, field.is_packed, oneof, type_name
+    return (
+        field.name,
+        field.number,
+        field.type,
+        field.is_repeated,
+        field.is_packed,
+        oneof,
+        type_name,
+    )
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -141,7 +166,9 @@ def test_every_field_is_triton_s(name: str) -> None:
         assert describe(field) == describe(expected_field)
         if field.message_type and field.message_type.GetOptions().map_entry:
             entry_fields = [describe(entry_field) for entry_field in field.message_type.fields]
-            assert entry_fields == [describe(entry_field) for entry_field in expected_field.message_type.fields]
+            assert entry_fields == [
+                describe(entry_field) for entry_field in expected_field.message_type.fields
+            ]
 
 
 def values_of(enum: Any) -> list[tuple[int, str]]:
@@ -154,10 +181,14 @@ def test_every_enumeration_is_triton_s() -> None:
     data_type = model_config_pb2.DESCRIPTOR.enum_types_by_name["DataType"]
     assert values_of(file.enum_types_by_name["DataType"]) == values_of(data_type)
     input_format = triton_descriptor("ModelInput").enum_types_by_name["Format"]
-    assert values_of(CLASSES["ModelInput"].DESCRIPTOR.enum_types_by_name["Format"]) == values_of(input_format)
+    assert values_of(CLASSES["ModelInput"].DESCRIPTOR.enum_types_by_name["Format"]) == values_of(
+        input_format
+    )
 
 
-@pytest.mark.parametrize("name", ["ModelInferRequest", "ModelInferResponse", "InferTensorContents", "InferParameter"])
+@pytest.mark.parametrize(
+    "name", ["ModelInferRequest", "ModelInferResponse", "InferTensorContents", "InferParameter"]
+)
 def test_messages_of_an_inference_lack_nothing(name: str) -> None:
     field_names = [field.name for field in CLASSES[name].DESCRIPTOR.fields]
     assert field_names == [field.name for field in triton_descriptor(name).fields]

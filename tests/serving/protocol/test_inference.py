@@ -37,12 +37,17 @@ def test_the_time_limit_of_the_server(
     model.gate.clear()
     answers: queue.Queue[Any] = queue.Queue()
     with run_server(repository, Settings(request_seconds=0.1)) as server:
-        answer = httpx.post(f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20)
+        answer = httpx.post(
+            f"http://{server.http_address}/v2/models/sum/infer", json=BODY, timeout=20
+        )
         assert (answer.status_code, answer.json()) == (504, {"error": LATE})
         with triton_grpc.InferenceServerClient(server.grpc_address) as client:
             with pytest.raises(InferenceServerException) as raised:
                 client.infer("sum", make_inputs())
-            assert (raised.value.status(), raised.value.message()) == ("StatusCode.DEADLINE_EXCEEDED", LATE)
+            assert (raised.value.status(), raised.value.message()) == (
+                "StatusCode.DEADLINE_EXCEEDED",
+                LATE,
+            )
             client.start_stream(lambda result, error: answers.put(error or result))
             client.async_stream_infer("sum", make_inputs())
             assert LATE in str(answers.get(timeout=20))
@@ -70,7 +75,9 @@ def test_a_fault_of_the_server_is_logged_and_not_shown(
     with (
         run_server(repository) as server,
         triton_grpc.InferenceServerClient(server.grpc_address) as client,
-        pytest.raises(InferenceServerException, match="the server failed; its log has the reason") as raised,
+        pytest.raises(
+            InferenceServerException, match="the server failed; its log has the reason"
+        ) as raised,
     ):
         client.infer("sum", make_inputs())
     assert raised.value.status() == "StatusCode.INTERNAL"

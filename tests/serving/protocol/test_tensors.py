@@ -21,7 +21,9 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 TEXT = st.text('abxy0é"\\', max_size=5)
 ARRAYS = st.sampled_from(sorted(DATATYPES.values())).flatmap(
-    lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5))
+    lambda dtype: npst.arrays(
+        dtype, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
+    )
 )
 FINITE = st.sampled_from(sorted(DATATYPES.values())).flatmap(
     lambda dtype: npst.arrays(
@@ -39,7 +41,9 @@ def head(array: np.ndarray, **more: Any) -> dict[str, Any]:
 def read(fields: Any, *pieces: bytes, length: int | None = None) -> messages.InferRequest:
     text = json.dumps(fields).encode()
     return messages.read(
-        text + b"".join(pieces), str(len(text) if length is None else length), Settings(max_bytes=10_000)
+        text + b"".join(pieces),
+        str(len(text) if length is None else length),
+        Settings(max_bytes=10_000),
     )
 
 
@@ -71,7 +75,9 @@ def test_binary_there_and_back(array: np.ndarray) -> None:
 @patient
 @given(FINITE, st.booleans())
 def test_json_there_and_back(array: np.ndarray, flat: bool) -> None:
-    infer_request = read({"inputs": [head(array, data=array.ravel().tolist() if flat else array.tolist())]})
+    infer_request = read(
+        {"inputs": [head(array, data=array.ravel().tolist() if flat else array.tolist())]}
+    )
     array_read = infer_request.request.inputs["x"]
     assert array_read.dtype == array.dtype
     np.testing.assert_array_equal(array_read, array)
@@ -82,7 +88,11 @@ def test_json_there_and_back(array: np.ndarray, flat: bool) -> None:
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
@@ -132,8 +142,18 @@ def test_a_tensor_between_words_is_aligned(cut: int) -> None:
     raw = np.arange(3.0).tobytes()
     fields = {
         "inputs": [
-            {"name": "a", "datatype": "UINT8", "shape": [cut], "parameters": {"binary_data_size": cut}},
-            {"name": "x", "datatype": "FP64", "shape": [3], "parameters": {"binary_data_size": len(raw)}},
+            {
+                "name": "a",
+                "datatype": "UINT8",
+                "shape": [cut],
+                "parameters": {"binary_data_size": cut},
+            },
+            {
+                "name": "x",
+                "datatype": "FP64",
+                "shape": [3],
+                "parameters": {"binary_data_size": len(raw)},
+            },
         ]
     }
     array = read(fields, bytes(cut), raw).request.inputs["x"]
@@ -162,7 +182,11 @@ def test_the_upper_half_of_uint64(values: list[Any], accepted: bool) -> None:
             from_values("x", dtype_of("x", "UINT64"), (2,), values)
 
 
-@pytest.mark.parametrize(("datatype", "value"), [("INT64", 2**63), ("UINT64", -1), ("INT8", 2**200), ("BOOL", 1)])
+@pytest.mark.parametrize(
+    ("datatype", "value"), [("INT64", 2**63), ("UINT64", -1), ("INT8", 2**200), ("BOOL", 1)]
+)
 def test_a_value_that_the_datatype_cannot_represent(datatype: str, value: int) -> None:
-    with pytest.raises(InputError, match=f"`x` contains values (out of range for|that are not) {datatype}"):
+    with pytest.raises(
+        InputError, match=f"`x` contains values (out of range for|that are not) {datatype}"
+    ):
         from_values("x", dtype_of("x", datatype), (1,), [value])

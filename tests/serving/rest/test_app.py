@@ -22,7 +22,12 @@ INFER = "/v2/models/sum/infer"
 
 def tensor(values: Any = ((1.0, 2.0, 3.0),), **more: Any) -> dict[str, Any]:
     array = np.asarray(values, np.float32)
-    return {"name": "x", "datatype": "FP32", "shape": list(array.shape), "data": array.ravel().tolist()} | more
+    return {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": list(array.shape),
+        "data": array.ravel().tolist(),
+    } | more
 
 
 def infer_body(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -32,7 +37,10 @@ def infer_body(*inputs: dict[str, Any], **more: Any) -> dict[str, Any]:
 def binary_request(fields: dict[str, Any], *tensors: bytes) -> dict[str, Any]:
     """Arguments for `client.post`: a body of JSON and the bytes of tensors."""
     text = json.dumps(fields).encode()
-    return {"content": text + b"".join(tensors), "headers": {"Inference-Header-Content-Length": str(len(text))}}
+    return {
+        "content": text + b"".join(tensors),
+        "headers": {"Inference-Header-Content-Length": str(len(text))},
+    }
 
 
 def test_json_in_and_json_out(client: Any) -> None:
@@ -49,7 +57,12 @@ def test_json_in_and_json_out(client: Any) -> None:
 
 def test_binary_in_and_binary_out(client: Any) -> None:
     raw = np.float32([[1, 2], [3, 4]]).tobytes()
-    head = {"name": "x", "datatype": "FP32", "shape": [2, 2], "parameters": {"binary_data_size": len(raw)}}
+    head = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [2, 2],
+        "parameters": {"binary_data_size": len(raw)},
+    }
     wanted = [{"name": "total_n", "parameters": {"binary_data": True}}, {"name": "y"}]
     answer = client.post(INFER, **binary_request(infer_body(head, outputs=wanted), raw))
     length = int(answer.headers["Inference-Header-Content-Length"])
@@ -65,8 +78,12 @@ def test_all_outputs_binary(client: Any) -> None:
     assert len(answer.content) == length + 4 * (3 + 1)
 
 
-@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
-def test_compressed_both_ways(encoding: str, compress: Callable[[bytes], bytes], client: Any) -> None:
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_compressed_both_ways(
+    encoding: str, compress: Callable[[bytes], bytes], client: Any
+) -> None:
     body = json.dumps(infer_body(tensor(np.ones((1, 500))))).encode()
     headers = {"Content-Encoding": encoding, "Accept-Encoding": encoding}
     answer = client.post(INFER, content=compress(body), headers=headers)
@@ -74,7 +91,9 @@ def test_compressed_both_ways(encoding: str, compress: Callable[[bytes], bytes],
     assert answer.json()["outputs"][0]["data"][-1] == 500
 
 
-def test_binary_tensors_are_not_compressed_for_a_client_that_names_two_encodings(client: Any) -> None:
+def test_binary_tensors_are_not_compressed_for_a_client_that_names_two_encodings(
+    client: Any,
+) -> None:
     long = infer_body(tensor(np.ones((1, 500))), parameters={"binary_data_output": True})
     answer = client.post(INFER, json=long, headers={"Accept-Encoding": "gzip, deflate"})
     assert "Content-Encoding" not in answer.headers
@@ -84,7 +103,11 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
     for sequence in (5, "five"):
         sums = []
         for step in range(3):
-            parameters = {"sequence_id": sequence, "sequence_start": step == 0, "sequence_end": step == 2}
+            parameters = {
+                "sequence_id": sequence,
+                "sequence_start": step == 0,
+                "sequence_end": step == 2,
+            }
             answer = client.post(INFER, json=infer_body(tensor([[1.0]]), parameters=parameters))
             sums.append(answer.json()["outputs"][0]["data"][0])
         assert sums == [1, 2, 3]
@@ -101,10 +124,19 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ({"inputs": [tensor(), tensor()]}, "an input appears twice; the inputs are x, x."),
         ({"id": 3}, "`id` must be a string, got int."),
         ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; must be one of BOOL,"),
-        ({"inputs": [tensor(datatype="BYTES", data=["a"])]}, "`x` has datatype 'BYTES'; must be one of BOOL,"),
-        ({"inputs": [tensor(shape=[-1, 3])]}, "`x` has size -1 in its shape; sizes must be integers >= 0."),
+        (
+            {"inputs": [tensor(datatype="BYTES", data=["a"])]},
+            "`x` has datatype 'BYTES'; must be one of BOOL,",
+        ),
+        (
+            {"inputs": [tensor(shape=[-1, 3])]},
+            "`x` has size -1 in its shape; sizes must be integers >= 0.",
+        ),
         ({"inputs": [tensor(shape=[1.0, 3])]}, "`x` has size 1.0 in its shape"),
-        ({"inputs": [tensor(shape=[1, 4])]}, "`x` has 3 values in [3]; its shape [1, 4] needs 4, flat or nested"),
+        (
+            {"inputs": [tensor(shape=[1, 4])]},
+            "`x` has 3 values in [3]; its shape [1, 4] needs 4, flat or nested",
+        ),
         ({"inputs": [tensor(data=[1, "2", 3])]}, "`x` contains values that are not FP32, such as "),
         ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is not a tensor: "),
         ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` contains values out of range for FP32."),
@@ -112,15 +144,30 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
             {"inputs": [tensor(datatype="UINT8", data=[1, 2, 256])]},
             "`x` contains values out of range for UINT8, 0 to 255.",
         ),
-        ({"inputs": [tensor(datatype="INT8", data=[1, 2, 2.5])]}, "`x` contains values that are not INT8"),
-        ({"parameters": {"sequence_id": 1.5}}, "`sequence_id` must be an integer or a string, got float."),
+        (
+            {"inputs": [tensor(datatype="INT8", data=[1, 2, 2.5])]},
+            "`x` contains values that are not INT8",
+        ),
+        (
+            {"parameters": {"sequence_id": 1.5}},
+            "`sequence_id` must be an integer or a string, got float.",
+        ),
         (
             {"parameters": {"sequence_start": True}},
             "`sequence_start` is set, but `sequence_id` is missing, 0 or empty.",
         ),
-        ({"parameters": {"sequence_id": 3, "sequence_end": 1}}, "`sequence_end` must be true or false, got int."),
-        ({"parameters": {"timeout": 10**400}}, "must be a number of microseconds, an integer from 0 to"),
-        ({"parameters": {"timeout": -1}}, "`timeout` (=-1) must be a number of microseconds, an integer from 0 to"),
+        (
+            {"parameters": {"sequence_id": 3, "sequence_end": 1}},
+            "`sequence_end` must be true or false, got int.",
+        ),
+        (
+            {"parameters": {"timeout": 10**400}},
+            "must be a number of microseconds, an integer from 0 to",
+        ),
+        (
+            {"parameters": {"timeout": -1}},
+            "`timeout` (=-1) must be a number of microseconds, an integer from 0 to",
+        ),
     ],
 )
 def test_the_message_says_what_is_wrong(change: dict[str, Any], message: str, client: Any) -> None:
@@ -134,13 +181,22 @@ def test_the_message_says_what_is_wrong(change: dict[str, Any], message: str, cl
     [
         (12, b"1234567", "`x` has binary_data_size 12, but only 7 bytes are left in the body."),
         (8, b"12345678", "`x` has 8 bytes; FP32 [1, 3] needs 12, 4 for each element."),
-        (12, b"123456789012345", "3 bytes of the body belong to no input; set binary_data_size of each input."),
+        (
+            12,
+            b"123456789012345",
+            "3 bytes of the body belong to no input; set binary_data_size of each input.",
+        ),
         (-1, b"", "`x` has binary_data_size '-1'; must be its number of bytes."),
         (True, b"", "`x` has binary_data_size 'True'; must be its number of bytes."),
     ],
 )
 def test_binary_data_of_a_wrong_size(size: Any, pieces: bytes, message: str, client: Any) -> None:
-    head = {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": size}}
+    head = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [1, 3],
+        "parameters": {"binary_data_size": size},
+    }
     answer = client.post(INFER, **binary_request(infer_body(head), pieces))
     assert (answer.status_code, answer.json()) == (400, {"error": message})
 
@@ -160,7 +216,10 @@ def test_an_invalid_header_length(header: str, client: Any) -> None:
         (b"[1]", "the request's JSON must be an object, got list."),
         (b'{"inputs": [NaN]}', "NaN is not a number in JSON; send it as binary data"),
         (b'{"a":' * 100_000, "the request's JSON is nested too deeply."),
-        (b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "the request's JSON is nested too deeply."),
+        (
+            b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+            "the request's JSON is nested too deeply.",
+        ),
         (b"\xff\xfe", "the request is not JSON"),
         (b'{"id":' + b"9" * 10_000 + b"}", "the request is not JSON"),
     ],
@@ -191,10 +250,15 @@ def test_unknown_paths_and_methods(method: str, path: str, status: int, client: 
     ("fields", "message"),
     [
         (tensor(parameters={"shared_memory_region": "r"}, data=None), "`x` requests shared memory"),
-        (tensor(parameters={"shared_memory_region": "r"}), "`x` requests shared memory (`shared_memory_region`)"),
+        (
+            tensor(parameters={"shared_memory_region": "r"}),
+            "`x` requests shared memory (`shared_memory_region`)",
+        ),
     ],
 )
-def test_extensions_that_are_not_supported(fields: dict[str, Any], message: str, client: Any) -> None:
+def test_extensions_that_are_not_supported(
+    fields: dict[str, Any], message: str, client: Any
+) -> None:
     answer = client.post(INFER, json=infer_body(fields))
     assert answer.status_code == 501
     assert message in answer.json()["error"]
@@ -204,7 +268,9 @@ def test_too_large(repository: Repository, make_client: Any) -> None:
     client = make_client(make_app(repository, Settings(max_bytes=1000)))
     for answer in (
         client.post(INFER, content=b" " * 1001),
-        client.post(INFER, content=gzip.compress(b" " * 100_000), headers={"Content-Encoding": "gzip"}),
+        client.post(
+            INFER, content=gzip.compress(b" " * 100_000), headers={"Content-Encoding": "gzip"}
+        ),
         client.post(INFER, json=infer_body(tensor(shape=[2**40, 2**40]))),
     ):
         assert answer.status_code == 413
@@ -224,8 +290,15 @@ def test_a_bomb_is_not_unpacked() -> None:
 
 def test_a_damaged_or_unknown_encoding(client: Any) -> None:
     packed = gzip.compress(json.dumps(infer_body()).encode())
-    for body, encoding, status in ((b"no", "gzip", 400), (packed[:-3], "gzip", 400), (packed, "br", 501)):
-        assert client.post(INFER, content=body, headers={"Content-Encoding": encoding}).status_code == status
+    for body, encoding, status in (
+        (b"no", "gzip", 400),
+        (packed[:-3], "gzip", 400),
+        (packed, "br", 501),
+    ):
+        assert (
+            client.post(INFER, content=body, headers={"Content-Encoding": encoding}).status_code
+            == status
+        )
 
 
 def test_busy_late_and_broken(repository: Repository, make_client: Any) -> None:
@@ -242,13 +315,21 @@ def test_busy_late_and_broken(repository: Repository, make_client: Any) -> None:
     assert client.post(INFER, json=infer_body()).status_code == 504
     model.fails = ZeroDivisionError("a secret")
     answer = client.post(INFER, json=infer_body())
-    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log has the reason."})
+    assert (answer.status_code, answer.json()) == (
+        500,
+        {"error": "the server failed; its log has the reason."},
+    )
 
 
 def test_a_timeout_in_microseconds_reaches_the_model(client: Any) -> None:
-    assert client.post(INFER, json=infer_body(parameters={"timeout": 60_000_000})).status_code == 200
+    assert (
+        client.post(INFER, json=infer_body(parameters={"timeout": 60_000_000})).status_code == 200
+    )
     answer = client.post(INFER, json=infer_body(parameters={"timeout": 1}))
-    assert (answer.status_code, answer.json()) == (504, {"error": "its time ran out before it was run."})
+    assert (answer.status_code, answer.json()) == (
+        504,
+        {"error": "its time ran out before it was run."},
+    )
 
 
 def test_nan_is_sent_as_binary_only(client: Any) -> None:
@@ -256,8 +337,12 @@ def test_nan_is_sent_as_binary_only(client: Any) -> None:
     head = {"name": "x", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": 4}}
     answer = client.post(INFER, **binary_request(infer_body(head), raw))
     assert answer.status_code == 400
-    assert "output `y` contains NaN or infinity, which JSON cannot represent" in answer.json()["error"]
-    answer = client.post(INFER, **binary_request(infer_body(head, parameters={"binary_data_output": True}), raw))
+    assert (
+        "output `y` contains NaN or infinity, which JSON cannot represent" in answer.json()["error"]
+    )
+    answer = client.post(
+        INFER, **binary_request(infer_body(head, parameters={"binary_data_output": True}), raw)
+    )
     assert answer.status_code == 200
 
 
@@ -279,7 +364,9 @@ def test_health_follows_the_repository(folder: Path, make_client: Any, sum_model
     assert [client.get(path).status_code for path in paths] == [200, 200, 200]
     repository.drain()
     assert [client.get(path).status_code for path in paths] == [200, 503, 503]
-    assert client.post(INFER, json=infer_body()).status_code == 200  # what still arrives is answered
+    assert (
+        client.post(INFER, json=infer_body()).status_code == 200
+    )  # what still arrives is answered
     repository.close()
     assert client.post(INFER, json=infer_body()).status_code == 503
 
@@ -293,7 +380,11 @@ def test_descriptions_of_a_model(client: Any) -> None:
     )  # fmt: skip
     assert config["sequence_batching"].keys() == {"max_sequence_idle_microseconds", "oldest"}
     stats = client.get("/v2/models/sum/stats").json()["model_stats"][0]
-    assert (stats["inference_count"], stats["execution_count"], stats["last_inference"]) == (5, 3, 1_000_000)
+    assert (stats["inference_count"], stats["execution_count"], stats["last_inference"]) == (
+        5,
+        3,
+        1_000_000,
+    )
     assert stats["inference_stats"]["queue"] == {"count": 0, "ns": 500_000_000}
     assert [(batch["batch_size"], batch["compute_infer"]) for batch in stats["batch_stats"]] == [
         (1, {"count": 2, "ns": 100_000_000}), (3, {"count": 1, "ns": 150_000_000}),
@@ -322,7 +413,12 @@ def test_load_and_unload(client: Any, folder: Path, new_bundle: Any) -> None:
     answer = client.post("/v2/repository/models/sum/load")
     assert (answer.status_code, answer.json()) == (500, {"error": "'broken' is not a scale."})
     assert client.post(INFER, json=infer_body()).json()["outputs"][0]["data"] == [2, 6, 12]
-    assert client.post("/v2/repository/models/sum/load", json={"parameters": {"config": "{}"}}).status_code == 501
+    assert (
+        client.post(
+            "/v2/repository/models/sum/load", json={"parameters": {"config": "{}"}}
+        ).status_code
+        == 501
+    )
     assert client.post("/v2/repository/models/sum/unload", json={}).status_code == 200
     assert client.post(INFER, json=infer_body()).status_code == 404
     index = client.post("/v2/repository/index", json={}).json()

@@ -13,9 +13,9 @@ import deploy_rnn.serving
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import make_app
 
-PATHS = json.loads((Path(deploy_rnn.serving.__file__).parent / "rest" / "openapi.json").read_text(encoding="utf-8"))[
-    "paths"
-]
+PATHS = json.loads(
+    (Path(deploy_rnn.serving.__file__).parent / "rest" / "openapi.json").read_text(encoding="utf-8")
+)["paths"]
 OPERATIONS = [(path, method) for path, methods in PATHS.items() for method in methods]
 
 
@@ -32,8 +32,12 @@ def test_every_answer_is_as_described(path: str, method: str, repository: Reposi
     @given(operation.as_strategy())
     def check(case: Any) -> None:
         if "load" not in path:
-            case.path_parameters = {name: {"model": "sum", "version": "1"}[name] for name in case.path_parameters or {}}
-        case.call_and_validate(excluded_checks=[positive_data_acceptance])  # no schema says that data fits a shape
+            case.path_parameters = {
+                name: {"model": "sum", "version": "1"}[name] for name in case.path_parameters or {}
+            }
+        case.call_and_validate(
+            excluded_checks=[positive_data_acceptance]
+        )  # no schema says that data fits a shape
 
     check()
 

@@ -29,7 +29,9 @@ TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
-def test_the_page_is_served_to_everyone(token: str | None, repository: Repository, make_client: Any) -> None:
+def test_the_page_is_served_to_everyone(
+    token: str | None, repository: Repository, make_client: Any
+) -> None:
     client = make_client(make_app(repository, Settings(token=token)))
     for file in PAGE.iterdir():
         answer = client.get("/" if file.name == "index.html" else f"/page/{file.name}")
@@ -45,7 +47,9 @@ def test_nothing_else_is_served(path: str, client: Any) -> None:
     assert client.get(path).status_code == 404
 
 
-def test_other_pages_are_served_to_everyone(repository: Repository, make_client: Any, tmp_path: Path) -> None:
+def test_other_pages_are_served_to_everyone(
+    repository: Repository, make_client: Any, tmp_path: Path
+) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "index.html").write_text(f"<h1>{name}</h1>", encoding="utf-8")
@@ -73,7 +77,10 @@ def test_a_folder_that_is_not_a_page(repository: Repository, tmp_path: Path) -> 
         ("missing", "missing' is not a page: index.html is missing."),
         ("empty", "empty' is not a page: index.html is missing."),
         ("a {name}", "the name of its folder must have only letters, digits"),
-        ("odd", "'program.exe' must have only letters, digits, '.', '-', '_', and end in one of css, html, js, "),
+        (
+            "odd",
+            "'program.exe' must have only letters, digits, '.', '-', '_', and end in one of css, html, js, ",
+        ),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_app(repository, Settings(pages=(tmp_path / name,)))
@@ -92,15 +99,23 @@ def test_nothing_comes_from_elsewhere(folder: Path) -> None:
 
 def test_the_highlighter_s_constants_are_those_of_its_model() -> None:
     text = (HIGHLIGHTER / "highlight.js").read_text(encoding="utf-8")
-    constants = {name: json.loads(value) for name, value in re.findall(r"^export const ([A-Z]+) = (.*);$", text, re.M)}
-    of_the_model = {name: getattr(highlight, name) for name in ("ALPHABET", "OUTSIDE", "OTHER", "WINDOW", "CONTEXT")}
+    constants = {
+        name: json.loads(value)
+        for name, value in re.findall(r"^export const ([A-Z]+) = (.*);$", text, re.M)
+    }
+    of_the_model = {
+        name: getattr(highlight, name)
+        for name in ("ALPHABET", "OUTSIDE", "OTHER", "WINDOW", "CONTEXT")
+    }
     assert constants == {"LABELS": list(highlight_labels.LABELS), **of_the_model}
 
 
 def test_every_label_has_a_style() -> None:
     styles = (HIGHLIGHTER / "highlight.css").read_text(encoding="utf-8")
     unstyled = {"space", "name"}
-    assert {label for label in highlight_labels.LABELS if f"\n.{label} {{" not in styles} == unstyled
+    assert {
+        label for label in highlight_labels.LABELS if f"\n.{label} {{" not in styles
+    } == unstyled
 
 
 FLAGS = (
@@ -138,7 +153,10 @@ class Browser:
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
-        self._to.write(json.dumps({"id": number, "method": method, "params": params, **self._session}).encode() + b"\0")
+        self._to.write(
+            json.dumps({"id": number, "method": method, "params": params, **self._session}).encode()
+            + b"\0"
+        )
         self._to.flush()
         message = self._message()
         while message.get("id") != number:
@@ -178,7 +196,9 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if program is None:
         pytest.skip("Chromium is not installed")
     browser = Browser(program, tmp_path_factory.mktemp("profile"))
@@ -205,20 +225,34 @@ def type_text(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_highlighter_colours_what_is_typed(highlighter: Path, run_server: Any, browser: Browser) -> None:
+def test_the_highlighter_colours_what_is_typed(
+    highlighter: Path, run_server: Any, browser: Browser
+) -> None:
     """Characters and labels are those of the engine, also for text of several requests and with unusual characters."""
     repository = Repository(highlighter, lambda path, name: Model(path, name=name, threads=1))
     repository.load_all()
     engine = Engine(highlighter)
-    long = Path(highlight.__file__).read_text(encoding="utf-8") + "x = '\u00e9\U0001f600\t'\r\n"[:-2]
+    long = (
+        Path(highlight.__file__).read_text(encoding="utf-8") + "x = '\u00e9\U0001f600\t'\r\n"[:-2]
+    )
     with run_server(repository, HIGHLIGHTER_PAGE) as server:
         browser.open(f"http://{server.http_address}/")
         browser.until('document.querySelector("dd") !== null')
         assert browser.value('document.querySelector("h3").textContent') == "highlight"
-        assert "characters INT64[·,·]" in browser.value('document.querySelector(".signature").textContent')
+        assert "characters INT64[·,·]" in browser.value(
+            'document.querySelector(".signature").textContent'
+        )
         browser.value('document.querySelector("nav a").click()')
-        browser.until('document.title === "Highlighter" && document.getElementById("latency").textContent')
-        texts = [browser.value('document.getElementById("source").value'), long, "def f(): pass", "&<b>" * 20, "x"]
+        browser.until(
+            'document.title === "Highlighter" && document.getElementById("latency").textContent'
+        )
+        texts = [
+            browser.value('document.getElementById("source").value'),
+            long,
+            "def f(): pass",
+            "&<b>" * 20,
+            "x",
+        ]
         for text in texts:
             browser.value(type_text(text))
             browser.until(
@@ -248,17 +282,23 @@ def test_a_token_and_strange_names(
     with run_server(repository, Settings(token="secret", pages=(HIGHLIGHTER,))) as server:
         highlighter_url = f"http://{server.http_address}/pages/page/"
         browser.open(highlighter_url)
-        browser.until('document.getElementById("missing").textContent.startsWith("This server requires a token")')
+        browser.until(
+            'document.getElementById("missing").textContent.startsWith("This server requires a token")'
+        )
         browser.open(f"http://{server.http_address}/")
         browser.until(VISIBLE.format("token-text"))
         for token in ("wrong", "secret"):
             browser.value(f'document.getElementById("token-text").value = "{token}"')
             browser.value('document.querySelector("#token button").click()')
             if token == "wrong":
-                browser.until('document.getElementById("token-error").textContent === "This token is wrong."')
+                browser.until(
+                    'document.getElementById("token-error").textContent === "This token is wrong."'
+                )
         browser.until('document.querySelectorAll("article").length === 2')
         assert not browser.value(VISIBLE.format("token"))
-        names = browser.value('[...document.querySelectorAll("h3")].map((heading) => heading.textContent)')
+        names = browser.value(
+            '[...document.querySelectorAll("h3")].map((heading) => heading.textContent)'
+        )
         assert names == [name, "sum"]
         shown = '[...document.querySelectorAll("article:last-child dl div")].map((tile) => tile.innerText.split("\\n"))'
         figures = {title: figure for figure, title in map(sorted, browser.value(shown))}

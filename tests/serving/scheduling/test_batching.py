@@ -22,7 +22,11 @@ def requests(*steps: int) -> list[Waiting]:
     return [Waiting(1, count) for count in steps]
 
 
-queues = st.lists(st.builds(Waiting, st.integers(1, 5), st.integers(1, 60), st.integers(0, 1)), min_size=1, max_size=40)
+queues = st.lists(
+    st.builds(Waiting, st.integers(1, 5), st.integers(1, 60), st.integers(0, 1)),
+    min_size=1,
+    max_size=40,
+)
 wastes = st.sampled_from([0.0, 0.1, 0.15, 0.5, 0.9])
 
 
@@ -111,6 +115,8 @@ def test_every_rule_of_segments_holds(
         ([[200, 30]], [(0, 1)]),
     ],
 )
-def test_streams_share_a_run_where_chunks_end(steps: list[list[int]], expected: list[tuple[int, int]]) -> None:
+def test_streams_share_a_run_where_chunks_end(
+    steps: list[list[int]], expected: list[tuple[int, int]]
+) -> None:
     backlogs = [requests(*chunk_steps) for chunk_steps in steps]
     assert choose_segments(backlogs, max_rows=8, max_steps=100) == expected

@@ -88,7 +88,9 @@ def open_model() -> Iterator[Callable[..., Model]]:
         model.close()
 
 
-def test_it_describes_itself(padded: Path, streaming: Path, open_model: Callable[..., Model]) -> None:
+def test_it_describes_itself(
+    padded: Path, streaming: Path, open_model: Callable[..., Model]
+) -> None:
     model = open_model(padded, max_rows=7)
     assert (model.name, model.path, model.max_batch) == ("padded", padded, 7)
     assert [str(spec) for spec in (*model.inputs, *model.outputs)] == [
@@ -110,14 +112,18 @@ def test_requests_of_like_length_share_a_run(
         futures = [model.submit(ask(array)) for array in arrays]
         assert model.statistics().queued == 4
     for array, future in zip(arrays, futures, strict=True):
-        np.testing.assert_allclose(future.result(30).outputs["output"], expected(tagger, array), atol=1e-5)
+        np.testing.assert_allclose(
+            future.result(30).outputs["output"], expected(tagger, array), atol=1e-5
+        )
     assert [future.result().rows for future in futures] == [6, 6, 1, 6]
     statistics = model.statistics()
     assert (statistics.successes, statistics.failures, statistics.queued) == (5, 0, 0)
     assert (statistics.executions, statistics.rows) == (3, 8)
     assert (statistics.steps_real, statistics.steps_padded) == (5 + 20 + 42 + 57 + 50, 1 + 6)
     assert {rows: runs for rows, (runs, _) in statistics.batch_rows.items()} == {1: 2, 6: 1}
-    assert statistics.compute_seconds == pytest.approx(sum(seconds for _, seconds in statistics.batch_rows.values()))
+    assert statistics.compute_seconds == pytest.approx(
+        sum(seconds for _, seconds in statistics.batch_rows.values())
+    )
     assert statistics.queue_seconds > 0
     assert abs(time.time() - (statistics.last_inference or 0)) < 60
 
@@ -130,12 +136,16 @@ def test_without_lengths_only_equal_steps_share_a_run(
     with held(model, ask(tokens(1, 5))):
         futures = [model.submit(ask(array)) for array in arrays]
     for array, future in zip(arrays, futures, strict=True):
-        np.testing.assert_allclose(future.result(30).outputs["output"], expected(tagger, array), atol=1e-5)
+        np.testing.assert_allclose(
+            future.result(30).outputs["output"], expected(tagger, array), atol=1e-5
+        )
     assert [future.result().rows for future in futures] == [2, 1, 2]
     assert model.statistics().steps_padded == 0
 
 
-def test_only_the_outputs_wanted(streaming: Path, held: Held, open_model: Callable[..., Model]) -> None:
+def test_only_the_outputs_wanted(
+    streaming: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
     model = open_model(streaming)
     with held(model, ask(tokens(1, 5))) as first:
         scores = model.submit(ask(tokens(1, 4), outputs=("output",)))
@@ -151,11 +161,27 @@ def test_only_the_outputs_wanted(streaming: Path, held: Held, open_model: Callab
     [
         (ask(tokens(9, 4)), InputError, "the request has 9 rows; send at most 8 at once"),
         (ask(tokens(1, 101)), InputError, "the request has 101 steps; `max_steps` is 100"),
-        (ask(tokens(1, 4).astype(np.int32)), InputError, "`tokens` is int32, the graph takes int64"),
-        (ask(tokens(1, 4), outputs=("y",)), InputError, "there is no output `y`; the outputs are output"),
+        (
+            ask(tokens(1, 4).astype(np.int32)),
+            InputError,
+            "`tokens` is int32, the graph takes int64",
+        ),
+        (
+            ask(tokens(1, 4), outputs=("y",)),
+            InputError,
+            "there is no output `y`; the outputs are output",
+        ),
         (ask(tokens(1, 4), outputs=()), InputError, "must be a list of names, or None for all"),
-        (ask(tokens(1, 4), start=True), StreamError, "`start` or `end` is set without a `sequence`; name the stream"),
-        (ask(tokens(1, 4), sequence=5, start=True), StreamError, "model 'padded' has no states and holds no streams"),
+        (
+            ask(tokens(1, 4), start=True),
+            StreamError,
+            "`start` or `end` is set without a `sequence`; name the stream",
+        ),
+        (
+            ask(tokens(1, 4), sequence=5, start=True),
+            StreamError,
+            "model 'padded' has no states and holds no streams",
+        ),
     ],
 )
 def test_what_it_cannot_take_is_refused_at_once(
@@ -177,21 +203,32 @@ def test_the_fault_of_one_is_not_that_of_the_others(
         also_good = model.submit(ask(tokens(1, 10, 1)))
     with pytest.raises(InputError, match=r"the graph cannot take these inputs: .*idx=99"):
         bad.result(30)
-    np.testing.assert_allclose(good.result(30).outputs["output"], expected(tagger, tokens(1, 10)), atol=1e-5)
-    np.testing.assert_allclose(also_good.result(30).outputs["output"], expected(tagger, tokens(1, 10, 1)), atol=1e-5)
+    np.testing.assert_allclose(
+        good.result(30).outputs["output"], expected(tagger, tokens(1, 10)), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        also_good.result(30).outputs["output"], expected(tagger, tokens(1, 10, 1)), atol=1e-5
+    )
     assert (model.statistics().successes, model.statistics().failures) == (3, 1)
 
 
-def test_a_full_queue_says_so_at_once(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
+def test_a_full_queue_says_so_at_once(
+    padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
     model = open_model(padded, max_queue=2)
     with held(model, ask(tokens(1, 5))):
         futures = [model.submit(ask(tokens(1, 5))) for _ in range(2)]
-        with pytest.raises(BusyError, match="2 requests wait for model 'padded', which is its limit; try again later"):
+        with pytest.raises(
+            BusyError,
+            match="2 requests wait for model 'padded', which is its limit; try again later",
+        ):
             model.submit(ask(tokens(1, 5)))
     assert all(future.result(30) for future in futures)
 
 
-def test_a_request_that_nobody_waits_for_is_not_run(padded: Path, held: Held, open_model: Callable[..., Model]) -> None:
+def test_a_request_that_nobody_waits_for_is_not_run(
+    padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
     model = open_model(padded)
     with held(model, ask(tokens(1, 5))):
         late = model.submit(ask(tokens(1, 5), timeout=0.0))
@@ -199,7 +236,9 @@ def test_a_request_that_nobody_waits_for_is_not_run(padded: Path, held: Held, op
         assert cancelled.cancel()
         kept = model.submit(ask(tokens(1, 5), timeout=1000.0))
     assert kept.result(30).rows == 1
-    with pytest.raises(DeadlineError, match=r"the request waited for .* s, and its deadline passed"):
+    with pytest.raises(
+        DeadlineError, match=r"the request waited for .* s, and its deadline passed"
+    ):
         late.result(30)
     assert not wait([cancelled], 30).not_done
     statistics = model.statistics()
@@ -213,7 +252,9 @@ def test_a_timeout_counts_from_when_the_request_is_accepted(padded: Path, held: 
             late = model.submit(ask(tokens(1, 5), timeout=3.0))
             in_time = model.submit(ask(tokens(1, 5), timeout=5.0))
             now[0] += 4.0
-        with pytest.raises(DeadlineError, match="the request waited for 4 s, and its deadline passed"):
+        with pytest.raises(
+            DeadlineError, match="the request waited for 4 s, and its deadline passed"
+        ):
             late.result(30)
         assert in_time.result(30).queued == 4.0
 
@@ -281,7 +322,9 @@ def test_closing_under_load_answers_or_refuses_everyone(
     assert not wait(futures, 30).not_done
     for future in futures:
         error = future.exception()
-        assert error is None or (timeout is not None and "was unloaded before the request was run" in str(error))
+        assert error is None or (
+            timeout is not None and "was unloaded before the request was run" in str(error)
+        )
     answered = [future for future in futures if future.exception() is None]
     assert model.statistics().successes == 1 + len(answered)
 
@@ -299,7 +342,9 @@ def test_a_thread_that_dies_leaves_nobody_waiting(
         model.submit(ask(tokens(1, 3)))
 
 
-def test_many_threads_at_once(padded: Path, tagger: nn.Module, open_model: Callable[..., Model]) -> None:
+def test_many_threads_at_once(
+    padded: Path, tagger: nn.Module, open_model: Callable[..., Model]
+) -> None:
     model = open_model(padded)
     wrong: list[tuple[int, int]] = []
 
@@ -337,23 +382,36 @@ def send(model: Model, name: int | str, array: np.ndarray, **options: Any) -> "F
     return model.submit(ask(array, sequence=name, **options))
 
 
-def chunks(model: Model, name: int | str, array: np.ndarray, sizes: list[int]) -> list["Future[Response]"]:
+def chunks(
+    model: Model, name: int | str, array: np.ndarray, sizes: list[int]
+) -> list["Future[Response]"]:
     pieces = np.split(array, np.cumsum(sizes)[:-1], axis=1)
     last = len(pieces) - 1
-    return [send(model, name, piece, start=index == 0, end=index == last) for index, piece in enumerate(pieces)]
+    return [
+        send(model, name, piece, start=index == 0, end=index == last)
+        for index, piece in enumerate(pieces)
+    ]
 
 
 def whole(futures: list["Future[Response]"]) -> np.ndarray:
     return np.concatenate([future.result(30).outputs["output"] for future in futures], 1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=1, max_size=5), st.integers(1, 2))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=6), min_size=1, max_size=5),
+    st.integers(1, 2),
+)
 def test_any_chunking_of_any_streams_is_the_whole(
     stream_model: nn.Module, shared: Model, cuts: list[list[int]], rows: int
 ) -> None:
     arrays = [tokens(rows, sum(sizes), seed) for seed, sizes in enumerate(cuts)]
-    futures = [chunks(shared, name, array, sizes) for name, (array, sizes) in enumerate(zip(arrays, cuts, strict=True))]
+    futures = [
+        chunks(shared, name, array, sizes)
+        for name, (array, sizes) in enumerate(zip(arrays, cuts, strict=True))
+    ]
     for array, answers in zip(arrays, futures, strict=True):
         np.testing.assert_allclose(whole(answers), expected(stream_model, array), atol=1e-5)
     assert shared.statistics().streams == 0
@@ -403,11 +461,14 @@ def test_a_client_may_carry_the_states_itself(
     scores = []
     for piece in np.split(array, [5, 6], axis=1):
         outputs = model.infer(Request({"tokens": piece, **states})).outputs
-        states = {state_input: outputs[state_output] for state_input, state_output in model.states.items()}
+        states = {
+            state_input: outputs[state_output] for state_input, state_output in model.states.items()
+        }
         scores.append(outputs["output"])
     np.testing.assert_allclose(np.concatenate(scores, 1), expected(stream_model, array), atol=1e-5)
     with pytest.raises(
-        StreamError, match=r"`rnn.h0` is given together with a `sequence`, whose states the server holds"
+        StreamError,
+        match=r"`rnn.h0` is given together with a `sequence`, whose states the server holds",
     ):
         model.submit(Request({"tokens": array, **states}, sequence=1, start=True))
     assert not model.holds(1)
@@ -431,7 +492,9 @@ def test_a_chunk_that_is_refused_leaves_its_stream_as_it_was(
         with pytest.raises(BusyError, match="1 requests wait"):
             send(model, 1, array[:, 10:])
     waits.result(30)
-    np.testing.assert_allclose(whole([first, send(model, 1, array[:, 10:])]), expected(stream_model, array), atol=1e-5)
+    np.testing.assert_allclose(
+        whole([first, send(model, 1, array[:, 10:])]), expected(stream_model, array), atol=1e-5
+    )
     with pytest.raises(StreamError, match="stream 2 is unknown"):
         send(model, 2, array)
 
@@ -451,12 +514,16 @@ def test_a_chunk_that_fails_ends_its_stream_and_no_other(
     np.testing.assert_allclose(whole([before]), expected(stream_model, array[:, :6]), atol=1e-5)
     with pytest.raises(InputError, match="idx=99"):
         fails.result(30)
-    with pytest.raises(StreamError, match=r"stream 2 was ended: a chunk of it failed .*idx=99.*; start it again"):
+    with pytest.raises(
+        StreamError, match=r"stream 2 was ended: a chunk of it failed .*idx=99.*; start it again"
+    ):
         after.result(30)
     assert not model.holds(2)
 
 
-def test_a_chunk_that_is_dropped_ends_its_stream(streaming: Path, held: Held, open_model: Callable[..., Model]) -> None:
+def test_a_chunk_that_is_dropped_ends_its_stream(
+    streaming: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
     model = open_model(streaming)
     array = tokens(1, 6)
     for name in (1, 2):
@@ -467,13 +534,18 @@ def test_a_chunk_that_is_dropped_ends_its_stream(streaming: Path, held: Held, op
         after = [send(model, name, array) for name in (1, 2)]
     with pytest.raises(DeadlineError):
         late.result(30)
-    with pytest.raises(StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"):
+    with pytest.raises(
+        StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"
+    ):
         after[0].result(30)
     with pytest.raises(
-        StreamError, match=r"stream 2 was ended: the request waited for .*deadline passed.; start it again"
+        StreamError,
+        match=r"stream 2 was ended: the request waited for .*deadline passed.; start it again",
     ):
         after[1].result(30)
-    with pytest.raises(StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"):
+    with pytest.raises(
+        StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"
+    ):
         send(model, 1, array)
 
 
@@ -484,11 +556,15 @@ def test_a_stream_ends_when_its_last_chunk_is_accepted(
     array = tokens(1, 12)
     with held(model, ask(tokens(1, 5))):
         first = chunks(model, "s", array, [5, 7])
-        with pytest.raises(StreamError, match="stream 's' has ended; start it again to use its id again"):
+        with pytest.raises(
+            StreamError, match="stream 's' has ended; start it again to use its id again"
+        ):
             send(model, "s", array)
         again = chunks(model, "s", array[:, ::-1], [6, 6])
     np.testing.assert_allclose(whole(first), expected(stream_model, array), atol=1e-5)
-    np.testing.assert_allclose(whole(again), expected(stream_model, array[:, ::-1].copy()), atol=1e-5)
+    np.testing.assert_allclose(
+        whole(again), expected(stream_model, array[:, ::-1].copy()), atol=1e-5
+    )
 
 
 def test_an_idle_stream_expires_by_the_clock(streaming: Path) -> None:
@@ -500,7 +576,9 @@ def test_an_idle_stream_expires_by_the_clock(streaming: Path) -> None:
         assert model.holds("a")
         now[0] = 60.0
         assert not model.holds("a")
-        with pytest.raises(StreamError, match="stream 'a' expired after 60 s without a chunk; start it again"):
+        with pytest.raises(
+            StreamError, match="stream 'a' expired after 60 s without a chunk; start it again"
+        ):
             send(model, "a", tokens(1, 3))
 
 
@@ -510,7 +588,9 @@ def test_limits_may_be_infinite(streaming: Path, open_model: Callable[..., Model
     assert send(model, "a", tokens(1, 3)).result(30)
 
 
-def test_streams_that_are_opened_and_abandoned(streaming: Path, open_model: Callable[..., Model]) -> None:
+def test_streams_that_are_opened_and_abandoned(
+    streaming: Path, open_model: Callable[..., Model]
+) -> None:
     model = open_model(streaming, max_streams=64, stream_keep=0.0, max_queue=4096)
     array = tokens(1, 1)
     for name in range(10_000):

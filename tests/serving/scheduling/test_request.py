@@ -10,7 +10,9 @@ from deploy_rnn.serving.scheduling.request import Request, Response
 
 
 def test_a_request_is_the_same_in_another_process() -> None:
-    request = Request({"x": np.arange(6.0).reshape(2, 3)}, ("y",), sequence="s", start=True, timeout=2.5)
+    request = Request(
+        {"x": np.arange(6.0).reshape(2, 3)}, ("y",), sequence="s", start=True, timeout=2.5
+    )
     received = pickle.loads(pickle.dumps(request))
     np.testing.assert_array_equal(received.inputs["x"], request.inputs["x"])
     assert vars(received) | {"inputs": None} == vars(request) | {"inputs": None}
@@ -21,7 +23,14 @@ def test_a_request_is_the_same_in_another_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [errors.InputError, errors.StreamError, errors.BusyError, errors.DeadlineError, errors.ClosedError]
+    "error",
+    [
+        errors.InputError,
+        errors.StreamError,
+        errors.BusyError,
+        errors.DeadlineError,
+        errors.ClosedError,
+    ],
 )
 def test_an_error_is_the_same_in_another_process(error: type[errors.DeployError]) -> None:
     received = pickle.loads(pickle.dumps(error("the message.")))

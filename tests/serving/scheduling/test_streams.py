@@ -7,7 +7,9 @@ from deploy_rnn.serving.scheduling.limits import Limits
 from deploy_rnn.serving.scheduling.streams import MAX_REASONS, Stream, StreamTable
 
 
-def chunk(streams: StreamTable, name: int | str, now: float, *, start: bool = False, end: bool = False) -> Stream:
+def chunk(
+    streams: StreamTable, name: int | str, now: float, *, start: bool = False, end: bool = False
+) -> Stream:
     stream = streams.admit(name, 1, start=start, end=end, now=now)
     streams.answered(stream, now)
     return stream
@@ -19,7 +21,9 @@ def streams() -> StreamTable:
 
 
 def test_a_stream_lives_from_start_to_end(streams: StreamTable) -> None:
-    with pytest.raises(StreamError, match=r"stream 7 is unknown; send its first chunk with `start`."):
+    with pytest.raises(
+        StreamError, match=r"stream 7 is unknown; send its first chunk with `start`."
+    ):
         chunk(streams, 7, 0.0)
     stream = chunk(streams, 7, 0.0, start=True)
     assert chunk(streams, 7, 1.0) is stream
@@ -34,9 +38,13 @@ def test_a_stream_lives_from_start_to_end(streams: StreamTable) -> None:
 
 def test_a_chunk_that_does_not_fit_is_refused(streams: StreamTable) -> None:
     chunk(streams, "a", 0.0, start=True)
-    with pytest.raises(StreamError, match="stream 'a' has already started; end it first, or use another id"):
+    with pytest.raises(
+        StreamError, match="stream 'a' has already started; end it first, or use another id"
+    ):
         chunk(streams, "a", 1.0, start=True)
-    with pytest.raises(InputError, match="stream 'a' has 1 rows, this chunk has 2; a stream keeps its rows"):
+    with pytest.raises(
+        InputError, match="stream 'a' has 1 rows, this chunk has 2; a stream keeps its rows"
+    ):
         streams.admit("a", 2, start=False, end=False, now=1.0)
     chunk(streams, "a", 2.0)
 
@@ -50,7 +58,9 @@ def test_an_idle_stream_expires(streams: StreamTable) -> None:
     chunk(streams, "a", 99.9)
     streams.expire(160.0)
     assert "b" not in streams
-    with pytest.raises(StreamError, match="stream 'b' expired after 100 s without a chunk; start it again"):
+    with pytest.raises(
+        StreamError, match="stream 'b' expired after 100 s without a chunk; start it again"
+    ):
         chunk(streams, "b", 161.0)
     assert "a" in streams
     streams.expire(1000.0)
@@ -68,7 +78,9 @@ def test_a_stream_does_not_expire_while_a_chunk_waits(streams: StreamTable) -> N
     assert "a" not in streams
 
 
-def test_a_stream_whose_chunk_waits_does_not_keep_others_from_expiring(streams: StreamTable) -> None:
+def test_a_stream_whose_chunk_waits_does_not_keep_others_from_expiring(
+    streams: StreamTable,
+) -> None:
     for name in ("a", "b"):
         chunk(streams, name, 0.0, start=True)
     streams.admit("a", 1, start=False, end=False, now=50.0)
@@ -79,11 +91,16 @@ def test_a_stream_whose_chunk_waits_does_not_keep_others_from_expiring(streams: 
 def test_a_full_table_refuses_a_stream_or_evicts_an_idle_one(streams: StreamTable) -> None:
     for number in range(3):
         chunk(streams, number, float(number), start=True)
-    with pytest.raises(BusyError, match="3 streams are live, which is the limit; end some, or try again later"):
+    with pytest.raises(
+        BusyError, match="3 streams are live, which is the limit; end some, or try again later"
+    ):
         chunk(streams, 3, 9.9, start=True)
     chunk(streams, 0, 9.9)
     chunk(streams, 3, 11.0, start=True)
-    with pytest.raises(StreamError, match="stream 1 was evicted for a new one, since 3 is the limit; start it again"):
+    with pytest.raises(
+        StreamError,
+        match="stream 1 was evicted for a new one, since 3 is the limit; start it again",
+    ):
         chunk(streams, 1, 12.0)
     assert [number in streams for number in range(4)] == [True, False, True, True]
 
@@ -108,7 +125,9 @@ def test_a_stream_that_cannot_go_on_says_why(streams: StreamTable) -> None:
     streams.fail(stream, "a chunk of it failed (no memory)")
     streams.fail(stream, "a second reason")
     assert stream.broken == "was ended: a chunk of it failed (no memory); start it again"
-    with pytest.raises(StreamError, match=r"stream 1 was ended: a chunk of it failed \(no memory\); start it again"):
+    with pytest.raises(
+        StreamError, match=r"stream 1 was ended: a chunk of it failed \(no memory\); start it again"
+    ):
         chunk(streams, 1, 1.0)
     again = chunk(streams, 1, 2.0, start=True)
     streams.fail(stream, "a chunk of the stream that had the name before")
