@@ -256,8 +256,9 @@ class Recurrent(nn.Module):
             new_states = self._step(step, states, weights)
             if mask is not None:  # a row that has ended keeps its states
                 new_states = [
-                    torch.where(mask[t], new, old) for new, old in zip(new_states, states)
-                ]  # noqa: B905
+                    torch.where(mask[t], new, old)
+                    for new, old in zip(new_states, states)  # noqa: B905
+                ]
             states = new_states
             outputs.append(states[0])
         return torch.stack(outputs), states

@@ -116,7 +116,10 @@ def test_recurrent_weights_are_within_the_gain_they_were_trained_for() -> None:
 
 
 def test_it_labels_code_that_it_has_not_seen() -> None:
-    source = 'class Engine(Base):\n    """Runs."""\n\n    def run(self, x=0x1F):  # one step\n        return abs(x) + 1.5\n'
+    source = (
+        'class Engine(Base):\n    """Runs."""\n\n'
+        "    def run(self, x=0x1F):  # one step\n        return abs(x) + 1.5\n"
+    )
     with torch.no_grad():
         scores = load()(torch.from_numpy(windows(encode(source)))).numpy()
     predicted = join(scores, len(source))
