@@ -10,6 +10,9 @@ from torch import nn
 from torch.fx.experimental import _config as shape_config
 
 from deploy_rnn.conversion import convert
+from deploy_rnn.errors import ConversionError
+from deploy_rnn.first_call import FirstCall
+from deploy_rnn.held_layers import unregistered_layers
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -18,28 +21,55 @@ TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 CPP_WRAPPER = TORCH_VERSION >= (2, 13)
 
 
-def compile(model: nn.Module) -> nn.Module:
+def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     """Compile a copy of `model`: `convert`, then `torch.compile(fullgraph=True, dynamic=True)`.
 
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
     and batch sizes do not compile again, except T=1 and B=1, once each. Compilation happens at the first call; it
     needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and faster.
 
+    The first call also compares the converted model with `model`: both run once, uncompiled, on the inputs of the call,
+    in evaluation mode and without gradients, with the parameters that the result then has. Compiling takes longer
+    than that. `model` is kept until then. A bare layer is not compared: no code around it could depend on its class.
+
     Args:
         model: any module that `convert` takes; it is not changed, and shares no parameters with the result.
+        check: whether the first call compares.
 
     Raises:
-        ConversionError: see `convert`.
+        ConversionError: see `convert`; a list, a dict or another object holds a layer that no module registers; at the
+            first call, the converted model gives something else than `model`.
+
+    Warns:
+        UserWarning: at the first call, if a cell such as `torch.nn.LSTMCell` is called more than once: torch.compile
+            unrolls the loop around it, so that every number of steps compiles again.
     """
-    compiled: Any = torch.compile(convert(model), fullgraph=True, dynamic=True, backend=_backend)
+    converted = convert(model)
+    for path, layer in unregistered_layers(converted).items():
+        raise ConversionError(
+            f"`{path}` holds a torch.nn.{type(layer).__name__} that is not registered, so that it cannot be compiled; "
+            "use an nn.ModuleList or nn.ModuleDict, or assign the layer to an attribute."
+        )
+    compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=_backend)
     forward = compiled.forward
+    first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
     def forward_without_duck_shapes(*args: Any, **kwargs: Any) -> Any:
+        if first_call is not None:
+            first_call.check(args, kwargs)
         with _NO_DUCK_SHAPES:
             return forward(*args, **kwargs)
 
     compiled.forward = forward_without_duck_shapes
     return cast(nn.Module, compiled)
+
+
+def _has_code_around_layers(model: nn.Module) -> bool:
+    """Whether a layer or cell of torch.nn is a part of `model`."""
+    layers = (nn.RNNBase, nn.RNNCellBase)
+    return not isinstance(model, layers) and any(
+        isinstance(part, layers) for part in model.modules()
+    )
 
 
 class _NoDuckShapes:

@@ -1,6 +1,5 @@
 """The example call of a model: its arguments by name, its tensors in order, and the same call with other tensors."""
 
-import copy
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ExportError
 
 Axes = dict[int, Any]
@@ -202,4 +202,4 @@ def on_cpu(model: nn.Module, call: ExampleCall) -> tuple[nn.Module, ExampleCall]
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers(), *tensors)}
     if devices == {"cpu"}:
         return model, call
-    return copy.deepcopy(model).cpu(), call.with_tensors([tensor.cpu() for tensor in tensors])
+    return copy_model(model).cpu(), call.with_tensors([tensor.cpu() for tensor in tensors])

@@ -1,6 +1,5 @@
 """What a file is checked with: sizes for its dynamic axes, random inputs of these sizes, PyTorch's outputs for them."""
 
-import copy
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import Expected
+from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ExportError
 
 Axis = TypeVar("Axis")
@@ -70,8 +70,8 @@ class Reference:
 
     def __init__(self, model: nn.Module) -> None:
         # A copy, since a forward may change the model, for example count its calls in a buffer.
-        self.model = copy.deepcopy(model).eval()
-        self._float64_model = copy.deepcopy(self.model).double()
+        self.model = copy_model(model).eval()
+        self._float64_model = copy_model(self.model).double()
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         """Run the call. Raises: Exception: anything that the model's own code raises."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.tolerance import Expected, Tolerance, difference, model_precision
 from deploy_rnn.checking.trials import Reference, size_assignments
-from deploy_rnn.conversion import convert
+from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.files import replace_file, target
 from deploy_rnn.packaging import aot, torchscript
@@ -111,7 +111,7 @@ def package(
     trials = list(_trials(reference, example))
 
     def write_and_check(temporary: Path) -> Package:
-        function = _write(convert(model).eval(), example, trials, temporary)
+        function = _write(convert_for_inference(model), example, trials, temporary)
         differences = _compare(function, trials, tolerance, path.name)
         return Package(str(path), temporary.stat().st_size, example.shapes, differences)
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from torch import nn
 
 from deploy_rnn.checking.example_call import Axes, ExampleCall
-from deploy_rnn.conversion import convert
+from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
 
@@ -32,7 +32,7 @@ class Tracer:
     """
 
     def __init__(self, model: nn.Module, call: ExampleCall, *, opset_version: int) -> None:
-        self.model = convert(model).eval()
+        self.model = convert_for_inference(model)
         self._call = call
         self._opset_version = opset_version
 

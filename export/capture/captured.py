@@ -136,6 +136,9 @@ class CapturedModel:
 def _check_layers(model: nn.Module) -> None:
     layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
     if not layers:
+        cell = _describe_cell(model)
+        if cell:
+            raise ExportError(f"{type(model).__name__} has no recurrent layer: {cell}")
         raise ExportError(
             f"{type(model).__name__} has no recurrent layer; use torch.onnx.export for it."
         )
@@ -146,6 +149,19 @@ def _check_layers(model: nn.Module) -> None:
                 f"`{name or 'model'}` has {dtype} weights; onnxruntime multiplies float32 and float64 on every "
                 "provider: export model.float()."
             )
+
+
+def _describe_cell(model: nn.Module) -> str:
+    """What a cell of torch.nn, stepped in a Python loop, means for an export; empty if there is none."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.RNNCellBase):
+            name = type(module).__name__
+            return (
+                f"`{path or 'model'}` is a torch.nn.{name}, and PyTorch writes out the loop around it, with the number "
+                f"of steps of the example. Use torch.nn.{name.removesuffix('Cell')}, or a deploy_rnn.Recurrent with a "
+                "cell of your own."
+            )
+    return ""
 
 
 def _model_axes(
@@ -167,7 +183,8 @@ def _model_axes(
     if missing:
         warnings.warn(
             f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
-            "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic.",
+            "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic. "
+            f"{_describe_cell(tracer.model)}".rstrip(),
             stacklevel=4,
         )
     return axes

@@ -30,11 +30,15 @@ LAZY = {
 LIGHT = {"errors", "lazy", "files", "timing", "tensor_spec", "console"}
 ARROWS = {
     "nn": set(),
-    "checking": set(),
+    "copying": set(),
+    "held_layers": set(),
+    "type_tests": set(),
+    "checking": {"copying"},
     "bundle": set(),
     "runtime": set(),
-    "conversion": {"nn"},
-    "compilation": {"conversion"},
+    "conversion": {"nn", "copying", "held_layers", "type_tests"},
+    "first_call": {"copying"},
+    "compilation": {"conversion", "first_call", "held_layers"},
     "packaging": {"nn", "conversion", "compilation", "checking"},
     "cli": {"examples"},
     "export.stack": {"nn"},

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 import deploy_rnn
 from deploy_rnn import RNN
 from deploy_rnn.compilation import _NO_DUCK_SHAPES
+from deploy_rnn.errors import ConversionError
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -216,3 +217,143 @@ def test_the_loop_is_not_unrolled_into_the_graph() -> None:
         with torch.no_grad():
             torch.compile(layer, fullgraph=True, backend=count)(torch.randn(steps, 2, 3))
     assert sizes[0] == sizes[1]
+
+
+class Branching(nn.Module):
+    """A question that no reading of the code finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        scale = 2.0 if "torch.nn" in type(self.rnn).__module__ else 1.0
+        return self.dropout(self.rnn(x)[0]) * scale * self.scale
+
+
+@pytest.fixture
+def no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled runs as it is."""
+    monkeypatch.setattr(deploy_rnn.compilation, "_backend", lambda graph, _: graph.forward)
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_the_first_call_compares_with_the_model() -> None:
+    compiled = deploy_rnn.compile(Branching())
+    with pytest.raises(ConversionError) as raised:
+        compiled(torch.randn(5, 2, 3))
+    message = str(raised.value)
+    assert message.startswith("the converted model is not the model: output 0 differs by ")
+    assert "(`rnn`)" in message
+    assert "check=False" in message
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_the_comparison_can_be_left_out() -> None:
+    assert deploy_rnn.compile(Branching(), check=False)(torch.randn(5, 2, 3)).shape == (5, 2, 4)
+
+
+class Sampling(nn.Module):
+    """Random, with a state, and a buffer that counts: none of it may look like a difference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        x = x + torch.randn_like(x)
+        output: Tensor = self.rnn(x)[0]
+        return output * self.calls
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_the_comparison_leaves_no_trace() -> None:
+    model = Sampling()
+    compiled = deploy_rnn.compile(model)
+    with torch.no_grad():
+        for weight in compiled.parameters():
+            weight.mul_(0.5)
+    torch.manual_seed(0)
+    compiled(torch.ones(5, 2, 3))
+    after = torch.rand(())
+    assert int(compiled.calls) == 1
+    assert int(model.calls) == 0
+    assert compiled.training
+    torch.manual_seed(0)
+    torch.randn(5, 2, 3)
+    assert torch.equal(torch.rand(()), after)
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_a_call_that_the_model_refuses_is_its_own_error() -> None:
+    compiled = deploy_rnn.compile(Branching())
+    with pytest.raises(RuntimeError, match=r"input\.size"):
+        compiled(torch.randn(5, 2, 7))
+    with pytest.raises(ConversionError, match="output 0 differs"):
+        compiled(torch.randn(5, 2, 3))
+
+
+class Stepped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(x.size(1), 4)
+        for step in x.unbind(0):
+            h, c = self.cell(step, (h, c))
+        return h
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_a_cell_in_a_loop_is_warned_of() -> None:
+    compiled = deploy_rnn.compile(Stepped())
+    message = r"`cell` is a torch.nn.LSTMCell, which the model calls 5 times in a loop.* Use torch.nn.LSTM, "
+    with pytest.warns(UserWarning, match=message):
+        compiled(torch.randn(5, 2, 3))
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_a_cell_that_takes_one_step_is_not_warned_of() -> None:
+    assert deploy_rnn.compile(Stepped())(torch.randn(1, 2, 3)).shape == (2, 4)
+
+
+def test_a_layer_in_a_list_that_no_module_registers() -> None:
+    class Unregistered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [nn.Sequential(nn.GRU(3, 4))]
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.layers[0](x)[0]
+            return output
+
+    with pytest.raises(
+        ConversionError, match=r"`layers` holds a torch\.nn\.GRU that is not registered"
+    ):
+        deploy_rnn.compile(Unregistered())
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_layers_that_are_used_through_a_list() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.GRU(3, 4)
+            self.second = nn.GRU(4, 4)
+            self.layers = [self.first, self.second]
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = layer(x)[0]
+            return x
+
+    model = Listed()
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(deploy_rnn.compile(model)(x), model(x))

@@ -1,11 +1,18 @@
 """`deploy_rnn.convert`: the same model with our layers in it."""
 
+import copy
+import pickle
+from abc import ABC
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
-from deploy_rnn import RNN, convert
+from deploy_rnn import GRU, RNN, convert
 from deploy_rnn.errors import ConversionError
 
 
@@ -118,6 +125,57 @@ class Helpful(nn.RNN):
         return state
 
 
+class Checked(nn.RNN):
+    def check_forward_args(self, *args: Any) -> None:
+        """No check at all."""
+
+
+class Doubles(ABC):  # noqa: B024
+    """As forecasting libraries have it."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        return super().forward(2 * input, hx)  # type: ignore[misc]
+
+
+class Mixed(Doubles, nn.LSTM):
+    pass
+
+
+class Taken(nn.GRU):
+    num_directions = 1
+
+
+class TakenInstance(nn.GRU):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.num_directions = 1
+
+
+class Abstract(ABC):  # noqa: B024
+    def begin(self, batch: int) -> Tensor:
+        return torch.full((1, batch, self.hidden_size), 0.5)  # type: ignore[attr-defined]
+
+
+class Begun(Abstract, nn.GRU):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.factor = 2
+
+    @property
+    def doubled(self) -> int:
+        return self.factor * self.hidden_size
+
+
+class Derived(Begun):
+    def begin(self, batch: int) -> Tensor:
+        return super().begin(batch) + 1
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            self.bias_ih_l0.fill_(0.25)
+
+
 class Ours(RNN):
     def last(self, x: Tensor) -> Tensor:
         state: Tensor = self(x)[1]
@@ -132,16 +190,143 @@ def test_a_subclass_of_our_layer_stays_what_it_is() -> None:
     assert torch.equal(converted.last(torch.ones(2, 1, 3)), layer.last(torch.ones(2, 1, 3)))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_scripted_model_is_refused() -> None:
-    with pytest.raises(ConversionError, match="`0` is scripted; convert it"):
+    with pytest.raises(ConversionError, match="`0` is scripted, with a recurrent layer in it"):
         convert(nn.Sequential(torch.jit.script(nn.RNN(3, 4))))
+    with pytest.raises(ConversionError, match="the model is scripted, with a recurrent layer"):
+        convert(torch.jit.freeze(torch.jit.script(nn.Sequential(nn.LSTM(3, 4))).eval()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_part_without_a_layer_stays() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(3, 4)
+            self.norm = torch.jit.script(nn.LayerNorm(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            normed: Tensor = self.norm(self.rnn(x)[0])
+            return normed
+
+    model = Normed()
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(convert(model)(x), model(x))
 
 
 def test_a_subclass_with_nothing_of_its_own_is_converted() -> None:
     layer = Inherited(3, 4)
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(convert(layer)(x), layer(x))
+
+
+def test_the_helpers_of_a_subclass_still_help() -> None:
+    layer = Derived(3, 4)
+    converted = convert(nn.Sequential(layer))[0]
+    assert isinstance(converted, GRU)
+    assert type(converted).__name__ == "Derived"
+    assert converted.doubled == 8
+    assert torch.equal(converted.begin(2), torch.full((1, 2, 4), 1.5))
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x, converted.begin(2)), layer(x, layer.begin(2)))
+    assert type(convert(Derived(3, 4))) is type(converted)
+    with torch.no_grad():
+        converted.bias_ih_l0.zero_()
+    converted.reset_parameters()
+    assert torch.equal(converted.bias_ih_l0, torch.full((12,), 0.25))
+
+
+def test_a_layer_with_helpers_is_copied_and_pickled() -> None:
+    converted = convert(Derived(3, 4))
+    x = torch.randn(5, 2, 3)
+    for again in (copy.deepcopy(converted), pickle.loads(pickle.dumps(converted))):
+        assert type(again) is type(converted)
+        torch.testing.assert_close(again(x), converted(x))
+
+
+def test_a_parametrised_subclass() -> None:
+    layer = parametrizations.weight_norm(Derived(3, 4), "weight_hh_l0")
+    converted = convert(layer)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x, converted.begin(2)), layer(x, layer.begin(2)))
+
+
+def test_a_forward_that_is_set_on_the_object() -> None:
+    layer = nn.GRU(3, 4)
+    layer.forward = lambda x: nn.GRU.forward(layer, 2 * x)  # type: ignore[method-assign]
+    with pytest.raises(ConversionError, match="`0` has a `forward` of its own, set on the object"):
+        convert(nn.Sequential(layer))
+
+
+class Holder:
+    def __init__(self, rnn: nn.Module) -> None:
+        self.rnn = rnn
+
+
+HELD: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], Any]]] = {
+    "list": (lambda rnn: [1, rnn], lambda held: held[1]),
+    "dict": (lambda rnn: {"a": {"b": rnn}}, lambda held: held["a"]["b"]),
+    "tuple": (lambda rnn: ("a", [rnn], rnn), lambda held: held[2]),
+    "list in a tuple": (lambda rnn: ("a", [rnn]), lambda held: held[1][0]),
+    "set": (lambda rnn: {rnn}, lambda held: next(iter(held))),
+    "object": (lambda rnn: Holder(rnn), lambda held: held.rnn),
+    "partial": (lambda rnn: partial(rnn), lambda held: held.func),
+    "bound method": (lambda rnn: rnn.forward, lambda held: held.__self__),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_layer_that_is_also_held_elsewhere(name: str) -> None:
+    hold, find = HELD[name]
+
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(3, 4)
+            self.held = hold(self.rnn)
+
+    model = Holding()
+    converted = convert(model)
+    assert find(converted.held) is converted.rnn
+    assert find(model.held) is model.rnn
+    assert type(converted.rnn) is GRU
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.parametrize("cls", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize(
+    "compute",
+    [
+        torch.nn.utils.weight_norm,
+        torch.nn.utils.spectral_norm,
+        partial(prune.l1_unstructured, amount=0.5),
+    ],
+)
+def test_weights_that_hooks_compute(cls: type[nn.RNNBase], compute: Any) -> None:
+    """In a layer, and next to one; the copy computes them from its own parameters."""
+    model = nn.Sequential(nn.Linear(3, 3), cls(3, 4, 2)).eval()
+    compute(model[0], "weight")
+    compute(model[1], "weight_hh_l1")
+    converted = convert(model)
+    assert list(converted.state_dict()) == list(model.state_dict())
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), model(x))
+    with torch.no_grad():
+        for weight in (*model.parameters(), *converted.parameters()):
+            weight.add_(torch.linspace(0, 1, weight.numel()).view_as(weight))
+    torch.testing.assert_close(converted(x), model(x))
+    converted(x)[0].sum().backward()
+    assert all(weight.grad is not None for weight in converted.parameters())
+
+
+def test_a_computed_tensor_is_refused_with_a_remedy() -> None:
+    model = nn.Sequential(nn.GRU(3, 4))
+    model.table = model[0].weight_hh_l0 * 2  # type: ignore[assignment]
+    with pytest.raises(ConversionError) as raised:
+        convert(model)
+    assert "`table` is a tensor computed from parameters" in str(raised.value)
+    assert "torch.nn.utils.remove_weight_norm, prune.remove" in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +337,10 @@ def test_a_subclass_with_nothing_of_its_own_is_converted() -> None:
             "`1` is a torch.nn.RNNBase; only torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM can be converted.",
         ),
         (nn.Sequential(Overridden(3, 4)), "which defines `forward`, and that would be lost"),
-        (Helpful(3, 4), "which defines `last`, and that would be lost"),
+        (Checked(3, 4), "which defines `check_forward_args`, and that would be lost"),
+        (Mixed(3, 4), "which defines `forward`, and that would be lost"),
+        (Taken(3, 4), "has its own `num_directions`, a name that deploy_rnn.GRU needs"),
+        (TakenInstance(3, 4), "has its own `num_directions`, a name that deploy_rnn.GRU needs"),
     ],
 )
 def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> None:

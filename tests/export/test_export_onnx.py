@@ -13,10 +13,15 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from deploy_rnn import RNN
-from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError
+from deploy_rnn.errors import (
+    ConversionError,
+    DynamicAxisError,
+    ExportError,
+    VerificationError,
+)
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.capture import _name_axes
 from deploy_rnn.runtime import CPU, CUDA, TensorSpec
@@ -396,6 +401,14 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
             ExportError,
             "Linear has no recurrent layer; use torch.onnx.export for it.",
         ),
+        (
+            nn.Sequential(nn.LSTMCell(5, 7)),
+            {},
+            ExportError,
+            "Sequential has no recurrent layer: `0` is a torch.nn.LSTMCell, and PyTorch writes out the loop around it, "
+            "with the number of steps of the example. Use torch.nn.LSTM, or a deploy_rnn.Recurrent with a cell of your "
+            "own.",
+        ),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
         (nn.RNNBase("GRU", 5, 7), {}, ConversionError, "the model is a torch.nn.RNNBase"),
     ],
@@ -446,7 +459,9 @@ def test_an_output_of_another_dtype_is_judged_by_the_precision_of_the_file(tmp_p
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(torch.jit.script(RNN(5, 7)), nn.GRU(7, 7))
-    with pytest.raises(ConversionError, match="`0` is scripted; convert it first"):
+    with pytest.raises(
+        ConversionError, match="`0` is scripted, with a recurrent layer in it; convert it first"
+    ):
         export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx")
 
 
@@ -543,3 +558,53 @@ def test_an_axis_that_came_out_fixed_is_an_error() -> None:
     ):
         _name_axes(graph, [{1: "B"}])
     _name_axes(graph, [{1: torch.export.Dim.AUTO}])  # may be fixed
+
+
+class Branching(nn.Module):
+    """Its question about the class of a layer is in no code that `convert` reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(5, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 2.0 if "torch.nn" in type(self.rnn).__module__ else 1.0
+        output: Tensor = self.rnn(x)[0] * scale
+        return output
+
+
+def test_the_file_is_compared_with_the_model_before_its_conversion(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="output"):
+        export_onnx(Branching(), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+
+
+class Computed(nn.Module):
+    """A layer, and a part next to it, whose weights hooks compute."""
+
+    def __init__(self, compute: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(5, 6, 3, padding=1)
+        self.rnn = nn.GRU(6, 7, batch_first=True)
+        compute(self.conv, "weight")
+        compute(self.rnn, "weight_hh_l0")
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(self.conv(x.transpose(1, 2)).transpose(1, 2))[0]
+        return output
+
+
+def prune_half(module: nn.Module, name: str) -> None:
+    prune.l1_unstructured(module, name, amount=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "compute", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm, prune_half]
+)
+@pytest.mark.parametrize("form", ["scan", "unrolled"])
+def test_weights_that_hooks_compute(compute: Any, form: str, tmp_path: Path) -> None:
+    model = Computed(compute)
+    names = list(model.state_dict())
+    report = export_onnx(model, torch.randn(2, 4, 5), tmp_path / "a.onnx", form=form)
+    assert report.inputs[0].shape[0] == "B"
+    assert list(model.state_dict()) == names

@@ -267,7 +267,7 @@ def test_a_file_that_differs_is_not_left_behind(
     changed = copy.deepcopy(layer)
     with torch.no_grad():
         changed.weight_hh_l0[1, 2] += 2e-3
-    monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.convert(changed))
+    monkeypatch.setattr(packaging, "convert_for_inference", lambda _: deploy_rnn.convert(changed))
     text = r"rnn.pt is not the model: output 0 on .* differs by \d.*, allowed is \d"
     with pytest.raises(VerificationError, match=text):
         deploy_rnn.package(layer, torch.randn(6, 3, 5), path)
@@ -277,7 +277,7 @@ def test_a_file_that_differs_is_not_left_behind(
 
 
 def test_what_has_another_shape_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaging, "convert", lambda _: deploy_rnn.RNN(5, 3))
+    monkeypatch.setattr(packaging, "convert_for_inference", lambda _: deploy_rnn.RNN(5, 3))
     with pytest.raises(
         VerificationError, match=r"is float32\[6, 3, 3\], PyTorch gives float32\[6, 3, 4\]"
     ):
@@ -366,3 +366,10 @@ def test_a_layer_that_cannot_be_converted(tmp_path: Path) -> None:
 
     with pytest.raises(ConversionError):
         deploy_rnn.package(nn.Sequential(Own(5, 4)), X, tmp_path / "m.pt")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm:FutureWarning")
+def test_weights_that_a_hook_computes(tmp_path: Path) -> None:
+    layer = torch.nn.utils.weight_norm(nn.GRU(5, 4), "weight_hh_l0")
+    deploy_rnn.package(layer, X, tmp_path / "m.pt")
+    assert "weight_hh_l0_g" in layer.state_dict()

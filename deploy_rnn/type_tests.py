@@ -1,0 +1,389 @@
+"""Where a model's code asks for the class of a recurrent layer, so that another class would change what it does."""
+
+import ast
+import dis
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType, ModuleType, UnionType
+from typing import Any
+
+from torch import nn
+
+UNKNOWN = object()
+"""The value of an expression that only a run of the model could tell."""
+
+QUESTIONS = {"isinstance", "issubclass", "type", "__class__"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is to become another: where it is, what it is, and its next class."""
+
+    path: str
+    module: nn.Module
+    next_class: type
+
+
+@dataclass(frozen=True)
+class TypeTest:
+    """A question in the code, whose answer is another for a layer of the next class.
+
+    Attributes:
+        place: file and line.
+        question: as it is written there, such as `isinstance(self.rnn, nn.LSTM)`.
+        layer: one that it concerns.
+    """
+
+    place: str
+    question: str
+    layer: Layer
+
+
+def type_tests(model: nn.Module, layers: Mapping[int, Layer]) -> Iterator[TypeTest]:
+    """Read everything that the forwards of `model` run, as far as it can be told without running it.
+
+    A question that decides on nothing but `flatten_parameters()` is left out.
+
+    Args:
+        model: any module.
+        layers: id of a layer -> what becomes of it.
+    """
+    walk = _Walk(layers)
+    for module in model.modules():
+        for function, owner in _entrances(module):
+            yield from walk.function(function, owner)
+
+
+def _entrances(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """What a call of `module` runs, and the first argument of each."""
+    yield from _methods(module, "forward")
+    for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+        yield hook, module
+
+
+def _methods(owner: Any, name: str) -> Iterator[tuple[Any, Any]]:
+    """The method of an object, with its `self`; then what `super()` means in it, and so on."""
+    own = getattr(owner, "__dict__", {}).get(name)
+    if isinstance(own, (FunctionType, MethodType)):
+        yield own, None
+        return
+    for cls in type(owner).__mro__:
+        if name not in vars(cls):
+            continue
+        function = _function(vars(cls)[name])
+        if function is None:
+            return
+        yield function, None if isinstance(vars(cls)[name], staticmethod) else owner
+        if "super" not in _names(function.__code__):
+            return
+
+
+def _function(value: Any) -> FunctionType | None:
+    """The Python function behind a method, a property or a decorator."""
+    if isinstance(value, property):
+        value = value.fget
+    if isinstance(value, functools.cached_property):
+        value = value.func
+    if isinstance(value, (MethodType, staticmethod, classmethod)):
+        value = value.__func__
+    value = inspect.unwrap(value) if callable(value) else value
+    return value if isinstance(value, FunctionType) else None
+
+
+def _names(code: CodeType) -> set[str]:
+    """Every global and attribute that a function, and the functions in it, name."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names
+
+
+def _globals(code: CodeType) -> set[str]:
+    """Every global that a function, and the functions in it, name: not `scale` of `self.scale`."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _globals(constant)
+    return names
+
+
+class _Walk:
+    """Goes from a function to those that it calls, to each once."""
+
+    def __init__(self, layers: Mapping[int, Layer]) -> None:
+        self._layers = layers
+        self._visited: set[tuple[CodeType, int]] = set()
+
+    def function(self, function: Any, owner: Any) -> Iterator[TypeTest]:
+        """`owner`: what `self` is in it."""
+        if isinstance(function, MethodType):
+            owner = function.__self__
+        plain = _function(function)
+        if plain is None or _is_foreign(plain):
+            return
+        key = (plain.__code__, id(owner))
+        if key in self._visited:
+            return
+        self._visited.add(key)
+        names = _names(plain.__code__)
+        # `match` asks without a word of its own.
+        if names & QUESTIONS or _matches(plain.__code__):
+            yield from _Reader(plain, owner, self._layers).tests()
+        for called, called_owner in _called(plain, owner, names):
+            yield from self.function(called, called_owner)
+
+
+def _is_foreign(function: FunctionType) -> bool:
+    """Whether a function is PyTorch's or ours: neither asks about a layer of the model's."""
+    package = (function.__module__ or "").partition(".")[0]
+    return package in ("torch", "deploy_rnn")
+
+
+def _matches(code: CodeType) -> bool:
+    return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))
+
+
+def _called(function: FunctionType, owner: Any, names: set[str]) -> Iterator[tuple[Any, Any]]:
+    """The functions that the names in a function may stand for, each with its `self`."""
+    owners = [owner] if owner is not None else []
+    if isinstance(owner, nn.Module):
+        owners += owner.children()
+    for name in sorted(names):
+        for each in owners:
+            yield from _methods(each, name)
+    values = [function.__globals__.get(name) for name in sorted(_globals(function.__code__))]
+    for value in [*values, *_closure(function).values()]:
+        if isinstance(value, (FunctionType, MethodType)):
+            yield value, None
+
+
+def _closure(function: FunctionType) -> dict[str, Any]:
+    values = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            values[name] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    return values
+
+
+class _Reader:
+    """Reads one function."""
+
+    def __init__(self, function: FunctionType, owner: Any, layers: Mapping[int, Layer]) -> None:
+        self._function = function
+        self._owner = owner
+        self._layers = layers
+        code = function.__code__
+        self._locals = set(code.co_varnames) | set(code.co_cellvars)
+        self._scope = {**function.__globals__, **_closure(function)}
+        if owner is not None and code.co_argcount:
+            self_name = code.co_varnames[0]
+            self._locals.discard(self_name)
+            self._scope[self_name] = owner
+
+    def tests(self) -> Iterator[TypeTest]:
+        tree, first_line = _parsed(self._function)
+        if tree is None:
+            yield from self._tests_without_source()
+            return
+        harmless = {id(node) for node in _harmless(tree)}
+        for node in ast.walk(tree):
+            if id(node) in harmless:
+                continue
+            for question in _questions(node):
+                layer = self._changed(question)
+                if layer is not None:
+                    line = first_line + question.node.lineno - 1
+                    place = f"{self._function.__code__.co_filename}:{line}"
+                    yield TypeTest(place, ast.unparse(question.node), layer)
+
+    def _changed(self, question: "_Question") -> Layer | None:
+        """A layer for which the answer changes, if there is one."""
+        value = self._value(question.subject)
+        if value is not UNKNOWN and id(value) not in self._layers:
+            return None
+        concerned = self._layers.values() if value is UNKNOWN else [self._layers[id(value)]]
+        classes = UNKNOWN if question.classes is None else self._value(question.classes)
+        exact = question.exact
+        for layer in concerned:
+            if classes is UNKNOWN:
+                # About an unknown object, that is hardly ever a question about a layer.
+                if value is not UNKNOWN:
+                    return layer
+            elif _answer(type(layer.module), classes, exact) != _answer(
+                layer.next_class, classes, exact
+            ):
+                return layer
+        return None
+
+    def _value(self, node: ast.expr) -> Any:
+        """What an expression is, if that does not depend on the call."""
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            return UNKNOWN if node.id in self._locals else self._scope.get(node.id, UNKNOWN)
+        if isinstance(node, ast.Attribute):
+            return _attribute(self._value(node.value), node.attr)
+        if isinstance(node, ast.Subscript):
+            return _item(self._value(node.value), self._value(node.slice))
+        if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
+            return tuple(self._value(element) for element in node.elts)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            return (self._value(node.left), self._value(node.right))
+        return UNKNOWN
+
+    def _tests_without_source(self) -> Iterator[TypeTest]:
+        """The class that is named next to a question, where there is no text to read."""
+        code = self._function.__code__
+        names = _names(code)
+        if not names & QUESTIONS:
+            return
+        values = [self._scope.get(name) for name in names]
+        named = [value for value in values if isinstance(value, (type, tuple))]
+        named += [getattr(nn, name) for name in names if name in ("RNN", "GRU", "LSTM", "RNNBase")]
+        for layer in self._layers.values():
+            for classes in named:
+                if _answer(type(layer.module), classes, False) != _answer(
+                    layer.next_class, classes, False
+                ):
+                    place = f"{code.co_filename}:{code.co_firstlineno}"
+                    asked = ", ".join(sorted(names & QUESTIONS))
+                    yield TypeTest(place, f"{asked} in {code.co_name}", layer)
+                    return
+
+
+def _parsed(function: FunctionType) -> tuple[ast.AST | None, int]:
+    """The tree of a function, and the line of the file that its first line is."""
+    try:
+        lines, first_line = inspect.getsourcelines(function)
+        # A method is indented, and a text in it may not be.
+        if lines[0][:1].isspace():
+            return ast.parse("if True:\n" + "".join(lines)), first_line - 1
+        return ast.parse("".join(lines)), first_line
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return None, 0
+
+
+def _harmless(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node of a condition on which nothing depends but `flatten_parameters()`, which ours have too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and not node.orelse and all(map(_only_flattens, node.body)):
+            yield from ast.walk(node.test)
+
+
+def _only_flattens(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Pass):
+        return True
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
+        return False
+    called = statement.value.func
+    return isinstance(called, ast.Attribute) and called.attr == "flatten_parameters"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question in a tree.
+
+    Attributes:
+        node: all of it.
+        subject: about what.
+        classes: the classes that it names; None if it names none.
+        exact: whether the class itself is compared, and not its parents.
+    """
+
+    node: ast.expr | ast.pattern
+    subject: ast.expr
+    classes: ast.expr | None
+    exact: bool
+
+
+def _questions(node: ast.AST) -> Iterator[_Question]:
+    """The questions that a node asks.
+
+    1. isinstance(x, classes), issubclass(type(x), classes)
+    2. type(x) is cls, type(x) in classes; not type(x).__name__, which stays the same
+    3. table[type(x)], table.get(type(x)), where `table` is not looked at
+    4. match x: case cls(): ...
+
+    `x.__class__` means the same as `type(x)`.
+    """
+    if isinstance(node, ast.Call):
+        yield from _questions_of_call(node)
+    elif isinstance(node, ast.Compare) and len(node.comparators) == 1:
+        sides = [node.left, node.comparators[0]]
+        for side, other in (sides, sides[::-1]):
+            subject = _typed(side)
+            if subject is not None:
+                yield _Question(node, subject, other, exact=True)
+    elif isinstance(node, ast.Subscript):
+        subject = _typed(node.slice)
+        if subject is not None:
+            yield _Question(node, subject, None, exact=True)
+    elif isinstance(node, ast.Match):
+        for case in node.cases:
+            for pattern in ast.walk(case.pattern):
+                if isinstance(pattern, ast.MatchClass):
+                    yield _Question(pattern, node.subject, pattern.cls, exact=False)
+
+
+def _questions_of_call(node: ast.Call) -> Iterator[_Question]:
+    called = node.func.id if isinstance(node.func, ast.Name) else ""
+    if called == "isinstance" and len(node.args) == 2:
+        yield _Question(node, node.args[0], node.args[1], exact=False)
+    elif called == "issubclass" and len(node.args) == 2:
+        subject = _typed(node.args[0])
+        if subject is not None:
+            yield _Question(node, subject, node.args[1], exact=False)
+    elif isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
+        subject = _typed(node.args[0])
+        if subject is not None:
+            yield _Question(node, subject, None, exact=True)
+
+
+def _typed(node: ast.expr) -> ast.expr | None:
+    """x of `type(x)` or `x.__class__`."""
+    if isinstance(node, ast.Attribute) and node.attr == "__class__":
+        return node.value
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
+        return node.args[0] if len(node.args) == 1 else None
+    return None
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """An attribute that can be read without running the model's code."""
+    if isinstance(value, nn.Module):
+        if name in value._modules:
+            return value._modules[name]
+        if name in vars(value):
+            return vars(value)[name]
+        static = inspect.getattr_static(type(value), name, UNKNOWN)
+        return UNKNOWN if hasattr(static, "__get__") and not isinstance(static, type) else static
+    if isinstance(value, (ModuleType, type)):
+        return getattr(value, name, UNKNOWN)
+    return UNKNOWN
+
+
+def _item(value: Any, index: Any) -> Any:
+    if not isinstance(value, (list, tuple, dict, nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+        return UNKNOWN
+    if not isinstance(index, (int, str)):
+        return UNKNOWN
+    try:
+        return value[index]  # type: ignore[index]
+    except (LookupError, TypeError):
+        return UNKNOWN
+
+
+def _answer(cls: type, classes: Any, exact: bool) -> bool:
+    """Whether `cls` is among the classes, or one of them is it or its parent."""
+    if isinstance(classes, UnionType):
+        classes = classes.__args__
+    if isinstance(classes, (tuple, list, set, frozenset, dict)):
+        return any(_answer(cls, each, exact) for each in classes)
+    if not isinstance(classes, type):
+        return False
+    return cls is classes if exact else issubclass(cls, classes)

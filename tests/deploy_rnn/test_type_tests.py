@@ -1,0 +1,242 @@
+"""A model that asks for the class of its layers: `convert` refuses what would go another way."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy_rnn import LSTM, convert
+from deploy_rnn.errors import ConversionError
+
+
+class Model(nn.Module):
+    def __init__(self, rnn: nn.Module | None = None) -> None:
+        super().__init__()
+        self.rnn = rnn or nn.LSTM(3, 4)
+
+    def last(self, x: Tensor) -> Tensor:
+        state = self.rnn(x)[1]
+        return state[0] if isinstance(state, tuple) else state
+
+
+KINDS = (nn.LSTM, nn.GRU)
+
+
+class Isinstance(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, nn.LSTM) else 1)
+
+
+class Kinds(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, KINDS) else 1)
+
+
+class Union(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, nn.LSTM | nn.GRU) else 1)
+
+
+class Base(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, nn.RNNBase) else 1)
+
+
+class Exact(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if type(self.rnn) is nn.LSTM else 1)
+
+
+class AmongKinds(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if self.rnn.__class__ in KINDS else 1)
+
+
+class Subclass(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if issubclass(type(self.rnn), nn.LSTM) else 1)
+
+
+class Table(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * {nn.LSTM: 2}.get(type(self.rnn), 1)
+
+
+class Matched(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        match self.rnn:
+            case nn.LSTM():
+                return self.last(x) * 2
+        return self.last(x)
+
+
+class InLocalVariable(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        rnn = self.rnn
+        return self.last(x) * (2 if isinstance(rnn, nn.LSTM) else 1)
+
+
+class InLoop(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            if type(layer) is nn.LSTM:
+                x = x * 2
+        return self.last(x)
+
+
+class InHelper(Model):
+    def scale(self) -> int:
+        return 2 if isinstance(self.rnn, nn.LSTM) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.scale()
+
+
+class InProperty(Model):
+    @property
+    def scale(self) -> int:
+        return 2 if isinstance(self.rnn, nn.LSTM) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.scale
+
+
+class InStaticMethod(Model):
+    @staticmethod
+    def scale(rnn: nn.Module) -> int:
+        return 2 if isinstance(rnn, nn.LSTM) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.scale(self.rnn)
+
+
+def scale(rnn: nn.Module) -> int:
+    return 2 if isinstance(rnn, nn.LSTM) else 1
+
+
+class InFunction(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * scale(self.rnn)
+
+
+class InParent(Isinstance):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Decorated(Model):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, nn.LSTM) else 1)
+
+
+class Asserted(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.rnn, nn.LSTM)
+        return self.last(x)
+
+
+class InLambda(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = lambda rnn: 2 if isinstance(rnn, nn.LSTM) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.scale(self.rnn)
+
+
+ASKING = [
+    Isinstance, Kinds, Union, Base, Exact, AmongKinds, Subclass, Table, Matched, InLocalVariable, InLoop, InHelper,
+    InProperty, InStaticMethod, InFunction, InParent, Decorated, Asserted, InLambda,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", ASKING)
+def test_the_question_and_its_line_are_named(cls: type[Model]) -> None:
+    with pytest.raises(ConversionError) as raised:
+        convert(nn.Sequential(cls()))
+    message = str(raised.value)
+    assert message.startswith("`0.rnn` would no longer be a torch.nn.LSTM")
+    assert f"{__file__}:" in message
+    line = int(message.partition(f"{__file__}:")[2].partition(".")[0])
+    text = Path(__file__).read_text(encoding="utf-8").splitlines()[line - 1]
+    assert any(word in text for word in ("isinstance(", "type(", "__class__", "case nn.LSTM"))
+    assert "`mode` there, which stays 'LSTM'" in message
+
+
+class OnlyFlattens(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.rnn, (nn.LSTM, nn.GRU)):
+            self.rnn.flatten_parameters()
+        for layer in self.modules():
+            if isinstance(layer, nn.RNNBase):
+                layer.flatten_parameters()
+        return self.last(x)
+
+
+class AsksForMode(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if self.rnn.mode == "LSTM" else 1)
+
+
+class AsksForName(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if type(self.rnn).__name__ == "LSTM" else 1)
+
+
+class AsksForOurs(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, (nn.LSTM, LSTM)) else 1)
+
+
+class AsksForOthers(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, nn.GRU) or type(x) is not Tensor else 1)
+
+
+class AskedBefore(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = 2 if isinstance(self.rnn, nn.LSTM) else 1
+        self.apply(self.draw)
+
+    def draw(self, module: nn.Module) -> None:
+        if isinstance(module, nn.LSTM):
+            nn.init.normal_(module.weight_hh_l0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.scale
+
+
+@pytest.mark.parametrize(
+    "cls", [OnlyFlattens, AsksForMode, AsksForName, AsksForOurs, AsksForOthers, AskedBefore]
+)
+def test_what_stays_right_is_converted(cls: type[Model]) -> None:
+    model = cls()
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(convert(model)(x), model(x))
+
+
+def test_a_hook_that_asks() -> None:
+    def double(module: Any, args: Any, output: Tensor) -> Tensor:
+        return output * 2 if isinstance(module.rnn, nn.LSTM) else output
+
+    model = AsksForMode()
+    model.register_forward_hook(double)
+    with pytest.raises(ConversionError, match=r"isinstance\(module\.rnn, nn\.LSTM\)"):
+        convert(model)
+
+
+def test_code_without_a_text() -> None:
+    """As in an interactive session."""
+    names: dict[str, Any] = {"nn": nn, "Model": Model}
+    exec(
+        "class Typed(Model):\n"
+        "    def forward(self, x):\n"
+        "        return self.last(x) * (2 if isinstance(self.rnn, nn.LSTM) else 1)\n",
+        names,
+    )
+    with pytest.raises(ConversionError, match=r"`rnn` would no longer be a torch\.nn\.LSTM"):
+        convert(names["Typed"]())
