@@ -56,6 +56,8 @@ class _Holders:
         keys = list(holder) if isinstance(holder, dict) else range(len(holder))
         for key in keys:
             old = holder[key]
+            if type(old) in (int, float, str):  # a vocabulary may have a million
+                continue
             new = self.replaced(old)
             if new is not old:
                 holder[key] = new
@@ -70,6 +72,10 @@ class _Holders:
             self.enter(value)
         elif type(value) in (tuple, set, frozenset):
             return self._made_again(value)
+        elif isinstance(value, tuple) and hasattr(value, "_fields"):  # a namedtuple
+            fields = tuple(value)
+            new_fields = self._made_again(fields)
+            return value if new_fields is fields else type(value)(*new_fields)
         elif isinstance(value, partial):
             parts = (value.func, value.args, value.keywords)
             func, args, keywords = self._made_again(parts)
@@ -79,7 +85,7 @@ class _Holders:
             owner = self.replaced(value.__self__)
             if owner is not value.__self__:
                 return getattr(owner, value.__name__)
-        elif _is_plain_object(value):
+        elif is_plain_object(value):
             self.enter(vars(value))
         return value
 
@@ -89,7 +95,7 @@ class _Holders:
         return values if is_same else type(values)(new_values)
 
 
-def _is_plain_object(value: Any) -> bool:
+def is_plain_object(value: Any) -> bool:
     """Whether its attributes may hold a layer: not a module, which is visited by itself, nor code."""
     if isinstance(
         value, (type, nn.Module, torch.Tensor, ModuleType, FunctionType, BuiltinFunctionType)

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from deploy_rnn.held_layers import is_plain_object
+
 UNKNOWN = object()
 """The value of an expression that only a run of the model could tell."""
 
@@ -50,6 +52,8 @@ def type_tests(model: nn.Module, layers: Mapping[int, Layer]) -> Iterator[TypeTe
         model: any module.
         layers: id of a layer -> what becomes of it.
     """
+    if not layers:
+        return
     walk = _Walk(layers)
     for module in model.modules():
         for function, owner in _entrances(module):
@@ -132,8 +136,21 @@ class _Walk:
         # `match` asks without a word of its own.
         if names & QUESTIONS or _matches(plain.__code__):
             yield from _Reader(plain, owner, self._layers).tests()
+        yield from self._dispatches(plain)
         for called, called_owner in _called(plain, owner, names):
             yield from self.function(called, called_owner)
+
+    def _dispatches(self, function: FunctionType) -> Iterator[TypeTest]:
+        """Functions of `functools.singledispatch` that it names, which would choose another implementation."""
+        code = function.__code__
+        for name in sorted(_globals(code)):
+            dispatch = getattr(function.__globals__.get(name), "dispatch", None)
+            if not hasattr(function.__globals__.get(name), "registry") or not callable(dispatch):
+                continue
+            for layer in self._layers.values():
+                if dispatch(type(layer.module)) is not dispatch(layer.next_class):
+                    place = f"{code.co_filename}:{code.co_firstlineno}"
+                    yield TypeTest(place, f"singledispatch of {name}", layer)
 
 
 def _is_foreign(function: FunctionType) -> bool:
@@ -151,6 +168,7 @@ def _called(function: FunctionType, owner: Any, names: set[str]) -> Iterator[tup
     owners = [owner] if owner is not None else []
     if isinstance(owner, nn.Module):
         owners += owner.children()
+        owners += [value for value in vars(owner).values() if is_plain_object(value)]
     for name in sorted(names):
         for each in owners:
             yield from _methods(each, name)
@@ -158,6 +176,13 @@ def _called(function: FunctionType, owner: Any, names: set[str]) -> Iterator[tup
     for value in [*values, *_closure(function).values()]:
         if isinstance(value, (FunctionType, MethodType)):
             yield value, None
+        elif isinstance(value, (ModuleType, type)):
+            for name in sorted(names & vars(value).keys()):
+                # What is called on a class has no `self` that is known.
+                yield vars(value)[name], None
+        elif isinstance(value, dict):
+            for handler in value.values():
+                yield handler, None
 
 
 def _closure(function: FunctionType) -> dict[str, Any]:

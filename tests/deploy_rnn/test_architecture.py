@@ -32,7 +32,7 @@ ARROWS = {
     "nn": set(),
     "copying": set(),
     "held_layers": set(),
-    "type_tests": set(),
+    "type_tests": {"held_layers"},
     "checking": {"copying"},
     "bundle": set(),
     "runtime": set(),

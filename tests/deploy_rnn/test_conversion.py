@@ -5,7 +5,7 @@ import pickle
 from abc import ABC
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -264,10 +264,16 @@ class Holder:
         self.rnn = rnn
 
 
+class Pair(NamedTuple):
+    rnn: nn.Module
+    name: str
+
+
 HELD: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], Any]]] = {
     "list": (lambda rnn: [1, rnn], lambda held: held[1]),
     "dict": (lambda rnn: {"a": {"b": rnn}}, lambda held: held["a"]["b"]),
     "tuple": (lambda rnn: ("a", [rnn], rnn), lambda held: held[2]),
+    "named tuple": (lambda rnn: Pair(rnn, "a"), lambda held: held.rnn),
     "list in a tuple": (lambda rnn: ("a", [rnn]), lambda held: held[1][0]),
     "set": (lambda rnn: {rnn}, lambda held: next(iter(held))),
     "object": (lambda rnn: Holder(rnn), lambda held: held.rnn),

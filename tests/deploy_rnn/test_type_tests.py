@@ -1,5 +1,7 @@
 """A model that asks for the class of its layers: `convert` refuses what would go another way."""
 
+import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ class Model(nn.Module):
         state = self.rnn(x)[1]
         return state[0] if isinstance(state, tuple) else state
 
+
+this_module = sys.modules[__name__]
 
 KINDS = (nn.LSTM, nn.GRU)
 
@@ -147,7 +151,60 @@ class InLambda(Model):
         return self.last(x) * self.scale(self.rnn)
 
 
+class Picker:
+    def pick(self, rnn: nn.Module) -> int:
+        return 2 if isinstance(rnn, nn.LSTM) else 1
+
+
+class InObject(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.picker = Picker()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.picker.pick(self.rnn)
+
+
+class InClass(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * InStaticMethod.scale(self.rnn)
+
+
+class InModule(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * this_module.scale(self.rnn)
+
+
+class Named(Model):
+    kind = "LSTM"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * (2 if isinstance(self.rnn, getattr(nn, self.kind)) else 1)
+
+
+class InCachedProperty(Model):
+    @functools.cached_property
+    def scale(self) -> int:
+        return 2 if isinstance(self.rnn, nn.LSTM) else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.scale
+
+
+class Gotten(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        rnn = getattr(self, "rn" + "n")
+        return self.last(x) * (2 if isinstance(rnn, nn.LSTM) else 1)
+
+
+class Handled(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        handlers = {nn.LSTM: 2, nn.GRU: 1}
+        return self.last(x) * handlers[self.rnn.__class__]
+
+
 ASKING = [
+    InObject, InClass, InModule, Named, InCachedProperty, Gotten, Handled,
     Isinstance, Kinds, Union, Base, Exact, AmongKinds, Subclass, Table, Matched, InLocalVariable, InLoop, InHelper,
     InProperty, InStaticMethod, InFunction, InParent, Decorated, Asserted, InLambda,
 ]  # fmt: skip
@@ -217,6 +274,29 @@ def test_what_stays_right_is_converted(cls: type[Model]) -> None:
     model = cls()
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(convert(model)(x), model(x))
+
+
+@functools.singledispatch
+def chosen(rnn: nn.Module) -> int:
+    return 1
+
+
+@chosen.register
+def _(rnn: nn.LSTM) -> int:
+    return 2
+
+
+class Dispatched(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * chosen(self.rnn)
+
+
+def test_a_function_that_is_chosen_by_class() -> None:
+    with pytest.raises(ConversionError, match="`singledispatch of chosen` at "):
+        convert(Dispatched())
+    layer = nn.GRU(3, 4)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(convert(Dispatched(layer))(x), Dispatched(layer)(x))
 
 
 def test_a_hook_that_asks() -> None:
