@@ -10,9 +10,8 @@ from typing import Any
 import onnx
 
 from deploy_rnn.errors import LoadError
+from deploy_rnn.metadata import PREFIX, FileMetadata
 from deploy_rnn.tensor_spec import DTYPES, TensorSpec
-
-from .metadata import PREFIX, FileMetadata
 
 SHOWN_TYPES = 10
 """How many node types `print` names; the rest are counted together."""

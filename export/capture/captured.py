@@ -12,11 +12,11 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.errors import ExportError
+from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.nn.recurrent import is_recurrent
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
-from ..metadata import FileMetadata
 from ..options import ExportOptions
 from ..stack import Stack, row_lengths, stack_nodes
 from .capture import Tracer
