@@ -138,6 +138,18 @@ class Stack:
         return ["h", "c", *numbered][: len(self.sizes)]
 
     @property
+    def computes_lengths(self) -> bool:
+        """Whether the model computes its lengths, so that no caller can check them: a row may then be empty."""
+        if self.lengths is None:
+            return False
+        source = _source(self.lengths)
+        producer = source.producer()
+        is_constant = source.const_value is not None or (
+            producer is not None and producer.op_type == "Constant"
+        )
+        return not source.is_graph_input() and not is_constant
+
+    @property
     def steps(self) -> int | ir.SymbolicDim:
         """T: a number where the time axis is fixed, else a symbol."""
         assert self.input.shape is not None
@@ -161,21 +173,27 @@ def fixed(value: ir.Value, axis: int) -> int:
 def row_lengths(graph: ir.Graph) -> dict[str, int | str]:
     """The inputs of a graph that are the lengths of its rows, sorted or not -> T, their upper limit."""
     limits: dict[str, int | str] = {}
+    input_axes = {str(size) for value in graph.inputs for size in value.shape or ()}
     for node in stack_nodes(graph):
         stack = Stack.of(node)
-        source = _graph_input(stack.lengths)
-        if source is not None:
-            steps = stack.steps
-            limits[str(source.name)] = steps if isinstance(steps, int) else str(steps)
+        source = None if stack.lengths is None else _source(stack.lengths)
+        if source is not None and source.is_graph_input():
+            steps = stack.steps if isinstance(stack.steps, int) else str(stack.steps)
+            name = str(source.name)
+            # A later stack may have the steps that an earlier one was trimmed to, which no input tells.
+            if name not in limits or str(limits[name]) not in input_axes:
+                limits[name] = steps
     return limits
 
 
-def _graph_input(lengths: ir.Value | None) -> ir.Value | None:
-    """The input of the graph that lengths come from; None if the model computes them."""
+def _source(lengths: ir.Value) -> ir.Value:
+    """What lengths come from: an input of the graph, a constant, or what the model computes."""
     value = lengths
-    while value is not None and not value.is_graph_input():
+    while not value.is_graph_input():
         producer = value.producer()
         if producer is None or producer.op_type not in _SAME_LENGTHS:
-            return None
-        value = producer.inputs[0]
+            break
+        source = producer.inputs[0]
+        assert source is not None
+        value = source
     return value

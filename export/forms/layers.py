@@ -97,7 +97,7 @@ def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
             if ends:
                 if index == REVERSE:
                     output = ends.reverse_rows(direction.scope("h.in_time"), output)
-                final = ends.final_states(direction, walked.sequences)
+                final = ends.final_states(direction, walked.sequences, layer_starts[index])
             outputs.append(output)
             finals.append(final)
         sequence = build.scope(f"l{number}.output").concat(outputs, axis=1)  # [T*B, D*P]

@@ -7,6 +7,7 @@ an LSTM with `proj_size`, takes another form.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from deploy_rnn.errors import ExportError
@@ -14,6 +15,7 @@ from deploy_rnn.nn import cells
 
 from ..stack import DirectionWeights, Stack
 from .builder import Attribute, Builder
+from .shapes import zero
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,52 @@ OPERATORS: dict[cells.Step, Operator] = {
 """PyTorch's step -> the operator."""
 
 
+@dataclass(frozen=True)
+class EmptyRows:
+    """Rows of no steps, which can be among those whose lengths the model computes: what onnxruntime gives for them
+    differs from operator to operator.
+
+    Attributes:
+        stack: whose rows these are.
+        at_least_one: the lengths for the operator, (B,), int32.
+        has_steps: whether a row has a step, [B, 1].
+    """
+
+    stack: Stack
+    at_least_one: ir.Value
+    has_steps: ir.Value
+
+    @classmethod
+    def of(cls, build: Builder, stack: Stack, lengths: ir.Value) -> "EmptyRows":
+        zero_steps = build.scope("sequence_lens.0").constant(np.array(0, np.int32))
+        one_step = build.scope("sequence_lens.1").constant(np.array(1, np.int32))
+        has_steps = build.scope("has_steps").op("Greater", lengths, zero_steps)
+        return cls(
+            stack=stack,
+            at_least_one=build.scope("sequence_lens.at_least_1").op("Max", lengths, one_step),
+            has_steps=build.scope("has_steps.column").reshape(has_steps, [-1, 1]),
+        )
+
+    def clear(self, build: Builder, sequence: ir.Value) -> ir.Value:
+        """[T, B, N] -> the same with zeros in empty rows."""
+        return build.scope(".cleared").op(
+            "Where", self.has_steps, sequence, zero(build, self.stack)
+        )
+
+    def keep_starts(
+        self,
+        build: Builder,
+        finals: Sequence[ir.Value],
+        starts: Sequence[ir.Value | None],
+    ) -> list[ir.Value]:
+        """Final states [D, B, H] ... -> the same with the first states of empty rows; None for zeros."""
+        states = []
+        for name, final, start in zip(self.stack.state_names, finals, starts, strict=True):
+            first = zero(build, self.stack) if start is None else start
+            states.append(build.scope(f"{name}_n.final").op("Where", self.has_steps, final, first))
+        return states
+
+
 def native(build: Builder, stack: Stack) -> list[ir.Value]:
     """-> output (T, B, D*H), final states (L*D, B, H) ...
 
@@ -53,6 +101,10 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
     hidden = stack.sizes[0]
     names = stack.state_names
     lengths = stack.lengths and build.scope("sequence_lens").cast(stack.lengths, ir.DataType.INT32)
+    empty_rows = None
+    if lengths is not None and stack.computes_lengths:
+        empty_rows = EmptyRows.of(build, stack, lengths)
+        lengths = empty_rows.at_least_one
     starts = []
     for name, state in zip(names, stack.states, strict=True):
         starts.append(_split_layers(build.scope(f"{name}0."), stack, state))
@@ -74,6 +126,9 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
             direction="bidirectional" if directions == 2 else "forward",
             **attributes,
         )  # [T, D, B, H], [D, B, H] ...
+        if empty_rows is not None:
+            layer_starts = [layer_states[number] for layer_states in starts]
+            layer_finals = empty_rows.keep_starts(layer_build, layer_finals, layer_starts)
         finals.append(layer_finals)
         turned = layer_build.scope("turned").op(
             "Transpose", outputs, perm=[0, 2, 1, 3]
@@ -81,6 +136,8 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
         sequence = layer_build.scope("output").reshape(
             turned, [0, 0, directions * hidden]
         )  # [T, B, D*H]
+    if empty_rows is not None:
+        sequence = empty_rows.clear(build.scope("output"), sequence)
     results = [sequence]
     for index, name in enumerate(names):
         parts = [states[index] for states in finals]

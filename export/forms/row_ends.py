@@ -4,6 +4,9 @@ Every direction walks on beyond the end of a row: what came before does not depe
 The reverse direction walks a sequence in which each row is reversed within its length, so that it starts at the row's
 own last step; its output is reversed back. A final state is that of the row's own last step. The alternative, a mask at
 every step, costs an RNN a third of its time.
+
+A row can be empty only where the model computes its lengths, since callers check those that are an input. It keeps its
+first states, as in `deploy_rnn.nn`; PyTorch refuses it.
 """
 
 import functools
@@ -38,7 +41,7 @@ class RowEnds:
     Attributes:
         build: of the whole stack.
         stack: whose rows these are.
-        lengths: (B,), int64.
+        lengths: (B,), int64; a length below 1 stands for an empty row.
     """
 
     build: Builder
@@ -62,16 +65,41 @@ class RowEnds:
         mask = self._mask()
         return build.op("Where", mask, rows, zero(self.build, self.stack))
 
-    def final_states(self, build: Builder, sequences: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """States at every step, [T*B, P] ..., as they were walked -> after each row's own last step, [B, P] ..."""
+    def final_states(
+        self,
+        build: Builder,
+        sequences: Sequence[ir.Value],
+        starts: Sequence[ir.Value | None],
+    ) -> Sequence[ir.Value]:
+        """States at every step, [T*B, P] ..., as they were walked -> after each row's own last step, [B, P] ...
+
+        `starts`: the first states, [B, P] ... or [1, B, P] ...; None for zeros.
+        """
         positions = self._last_positions()
-        finals = [
-            build.scope(f"{name}.last").op("Gather", rows, positions, axis=0)
-            for name, rows in zip(self.stack.state_names, sequences, strict=False)
-        ]
+        finals = []
+        for index, rows in enumerate(sequences):
+            name = self.stack.state_names[index]
+            final = build.scope(f"{name}.last").op("Gather", rows, positions, axis=0)
+            if self.stack.computes_lengths:
+                start = self._start(build.scope(f"{name}.first"), starts[index], index)
+                final = build.scope(f"{name}.final").op("Where", self._has_steps(), final, start)
+            finals.append(final)
         # States that were not kept after every step are not read either: any value does.
         missing = len(self.stack.sizes) - len(finals)
         return finals + finals[:1] * missing
+
+    def _start(self, build: Builder, start: ir.Value | None, index: int) -> ir.Value:
+        """The first state `index`, [B, P], or 0."""
+        if start is None:
+            return zero(self.build, self.stack)
+        return build.reshape(start, [-1, self.stack.sizes[index]])  # a derived cell has [1, B, P]
+
+    @_shared
+    def _has_steps(self) -> ir.Value:
+        """Whether a row has a step, [B, 1]."""
+        build = self.build.scope("has_steps")
+        has_steps = build.op("Greater", self.lengths, self._number(0))
+        return build.scope(".column").reshape(has_steps, [-1, 1])
 
     @_shared
     def _reversed_positions(self) -> ir.Value:
@@ -113,9 +141,12 @@ class RowEnds:
 
     @_shared
     def _last_step(self) -> ir.Value:
-        """Of each row, [B]."""
+        """Of each row, [B]; the first step of an empty row."""
         one = self._number(1)
-        return self.build.scope("last_step").op("Sub", self.lengths, one)
+        lengths = self.lengths
+        if self.stack.computes_lengths:
+            lengths = self.build.scope("at_least_1").op("Max", lengths, one)
+        return self.build.scope("last_step").op("Sub", lengths, one)
 
     @_shared
     def _steps(self) -> ir.Value:

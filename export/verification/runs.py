@@ -126,6 +126,8 @@ class Session:
         errors = difference(expected.values, actual)
         allowed = self._plan.tolerance.allowed(expected)
         time = self._plan.time_axes.get(output)
+        if time is not None and time >= errors.ndim:
+            time = None  # `.squeeze()` has dropped an axis of size 1
         if time is not None:
             self.over_time.append(_over_time(case, output, time, errors, allowed))
         max_abs_error = float(errors.max(initial=0))

@@ -214,6 +214,45 @@ def test_what_lies_beyond_the_end_of_a_row_is_not_read(form: str, tmp_path: Path
     assert_equal(outputs, [output, h_n, c_n], ["output", "h_n", "c_n"])
 
 
+class Counted(nn.Module):
+    """Lengths that the model counts itself, so that a row can be empty; for PyTorch's layers, it would be refused."""
+
+    def __init__(self, family: Any) -> None:
+        super().__init__()
+        self.rnn = family(3, 4, 2, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Any:
+        lengths = (x[:, :, 0] != 0).sum(1)
+        states = (h, h + 1) if h is not None and self.rnn.mode == "LSTM" else h
+        return self.rnn(x, states, lengths)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("with_state", [False, True], ids=["", "h0"])
+@pytest.mark.parametrize("family", [deploy_rnn.RNN, deploy_rnn.GRU, deploy_rnn.LSTM])
+def test_an_empty_row_keeps_its_first_states(
+    family: Any, with_state: bool, form: str, tmp_path: Path
+) -> None:
+    model = Counted(family).eval()
+    x = torch.randn(4, 5, 3)
+    state = torch.randn(4, 4, 4)
+    args = (x, state) if with_state else (x,)
+    export_onnx(model, args, tmp_path / "counted.onnx", form=form, sizes=(2,))
+    for row, length in enumerate([5, 0, 2, 0]):
+        x[row, length:] = 0
+    output, *finals = run(tmp_path / "counted.onnx", ExampleCall.of(model, args, None))
+    filled = [0, 2]
+    with torch.no_grad():
+        results = model(x[filled], state[:, filled] if with_state else None)
+    expected = torch.utils._pytree.tree_leaves(results)
+    given = [output[filled], *(final[:, filled] for final in finals)]
+    assert_equal(given, expected, ["output", "h_n", "c_n"][: len(given)])
+    assert not output[[1, 3]].any()
+    for number, final in enumerate(finals):
+        first = (state + number).numpy() if with_state else np.zeros((4, 4, 4))
+        np.testing.assert_array_equal(final[:, [1, 3]], first[:, [1, 3]])
+
+
 class Labels(nn.Module):
     """A dict, a tuple and whole numbers in, a dict out; three stacks, one called twice, two with the same weights."""
 
