@@ -199,6 +199,12 @@ def specs(session: onnxruntime.InferenceSession) -> tuple[Specs, Specs]:
     return inputs, outputs
 
 
+def properties(session: onnxruntime.InferenceSession) -> Mapping[str, str]:
+    """Return the metadata properties of the file."""
+    metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    return metadata
+
+
 def _spec(arg: onnxruntime.NodeArg) -> TensorSpec:
     match = re.fullmatch(r"tensor\((\w+)\)", arg.type)
     onnx_type = match[1] if match else arg.type

@@ -217,7 +217,8 @@ class BatchEngine:
             return collate([feeds], self.signature, feeds.steps)
 
         batch_axes = {}
-        if self.rows_are_independent():
+        # Parts whose longest rows differ would give outputs of different size.
+        if self.rows_are_independent() and not self.signature.trimmed_axes:
             for tensor in self.signature.tensors:
                 if tensor.batch is not None:
                     batch_axes[tensor.name] = tensor.batch

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deploy_rnn.bundle import Tensor
+from deploy_rnn.errors import RunError
 
 from .arrays import Arrays, Outputs
 from .feeds import Feeds
@@ -70,14 +71,19 @@ def split(
     Args:
         results: what the graph gave, in its layout.
         batch, signature, steps: as for `collate`.
+
+    Raises:
+        RunError: an output lacks an axis that the graph declares, and cannot be split.
     """
+    is_whole = len(batch) == 1 and batch[0].steps == steps
     arrays = {}
     for tensor in signature.outputs:
         if tensor.name in results:
             array = results[tensor.name]
-            arrays[tensor.name] = array.transpose(axis_order(tensor))  # (B, T, ...)
-    if len(batch) == 1 and batch[0].steps == steps:
-        return [{name: np.ascontiguousarray(array) for name, array in arrays.items()}]
+            arrays[tensor.name] = _batch_first(array, tensor, is_whole)  # (B, T, ...)
+    if is_whole:
+        # `ascontiguousarray` would give a tensor of no axes one.
+        return [{name: np.asarray(array, order="C") for name, array in arrays.items()}]
     answers = []
     start = 0
     for feeds in batch:
@@ -87,8 +93,39 @@ def split(
             part = array[start:stop]
             if name in signature.outputs_over_time:
                 part = part[:, : feeds.steps]
+            if name in signature.trimmed_axes:
+                # The longest row of the run may be that of another request.
+                part = _trim(part, signature.trimmed_axes[name], _longest_row(feeds, signature))
             # A view would keep the answers of all requests in memory.
             outputs[name] = part.copy()
         answers.append(outputs)
         start = stop
     return answers
+
+
+def _batch_first(array: np.ndarray, tensor: Tensor, is_whole: bool) -> np.ndarray:
+    """Return a graph's output in the layout of clients."""
+    axes = axis_order(tensor)
+    if array.ndim == len(axes):
+        return array.transpose(axes)
+    # A model that calls `.squeeze()` drops an axis of size 1, here and in PyTorch.
+    keeps_layout = axes == tuple(range(len(axes)))
+    if is_whole and keeps_layout:
+        return array
+    raise RunError(
+        f"output `{tensor.name}` has shape {list(array.shape)}, the graph declares {tensor}: the model drops an axis "
+        "of size 1, as `.squeeze()` does; name the axis that it should drop, as in `.squeeze(-1)`."
+    )
+
+
+def _trim(array: np.ndarray, axis: int, size: int | None) -> np.ndarray:
+    before = (slice(None),) * axis
+    return array[(*before, slice(size))]
+
+
+def _longest_row(feeds: Feeds, signature: Signature) -> int | None:
+    """Return the steps of the longest row of a request; None where not exactly one input tells."""
+    if len(signature.lengths) != 1:
+        return None
+    (name,) = signature.lengths
+    return int(feeds.arrays[name].max())

@@ -60,6 +60,9 @@ class Cores(Runner):
     def specs(self) -> tuple[Specs, Specs]:
         return self._all_cores.specs()
 
+    def metadata(self) -> Mapping[str, str]:
+        return self._all_cores.metadata()
+
     def parts(self, rows: int) -> int:
         """Return into how many parts a run is divided, each on one core; `ALL_CORES` if all cores share it."""
         tuned_rows = max(row_count for row_count in self._parts if row_count <= rows)

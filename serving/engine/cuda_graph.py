@@ -7,7 +7,7 @@ from threading import Lock
 import numpy as np
 import onnxruntime
 
-from deploy_rnn.runtime import Specs, specs
+from deploy_rnn.runtime import Specs, properties, specs
 
 from .arrays import Arrays, Outputs
 from .session import Runner, contiguous, quiet_options, translate_errors
@@ -53,6 +53,9 @@ class CudaGraph(Runner):
 
     def specs(self) -> tuple[Specs, Specs]:
         return specs(self._session)
+
+    def metadata(self) -> Mapping[str, str]:
+        return properties(self._session)
 
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         shapes = tuple(array.shape for array in feeds.values())

@@ -16,8 +16,8 @@ class Engine:
     """A loaded model; `run` may be called from several threads at once.
 
     The tensors of an .onnx file keep the graph's own layout. Those of a bundle are batch-first, even if its graphs are
-    not: (B, T, ...), states (B, ...). Its states and lengths may be left out: a state is then zeros, and every step of
-    a row counts.
+    not: (B, T, ...), states (B, ...). States and lengths may be left out: a state is then zeros, and every step of a
+    row counts. Which inputs these are is in the manifest, or in the metadata that deploy-rnn writes into a file.
 
     The constructor opens the graphs and runs none of them. A request is padded to a larger graph, and rows are
     divided among cores, only if trials have shown that the model's answers do not depend on it: at most five small

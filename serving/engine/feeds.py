@@ -139,22 +139,28 @@ def _default(
     if spec.name not in signature.lengths:
         return np.zeros(shape, spec.dtype)
     time_axis = signature.lengths[spec.name]
-    return np.full(shape, _limit(time_axis, sizes), spec.dtype)
+    limit = _limit(time_axis, sizes)
+    if limit is None:
+        raise InputError(
+            f"input `{spec.name}` is missing; the model computes how many steps a row has at most."
+        )
+    return np.full(shape, limit, spec.dtype)
 
 
-def _limit(time_axis: int | str, sizes: Mapping[str, int]) -> int:
-    """Return the longest length that a row can have; a time axis of fixed size is that size."""
+def _limit(time_axis: int | str, sizes: Mapping[str, int]) -> int | None:
+    """Return the longest length that a row can have; None if no input has the axis that limits it."""
     if isinstance(time_axis, int):
         return time_axis
-    return sizes[time_axis]
+    return sizes.get(time_axis)
 
 
-def _check_lengths(name: str, lengths: np.ndarray, limit: int) -> None:
+def _check_lengths(name: str, lengths: np.ndarray, limit: int | None) -> None:
     """Check what onnxruntime does not: a length of 0, or beyond T, makes it read memory that is not the row's."""
-    is_wrong = (lengths < 1) | (lengths > limit)
-    wrong_rows = np.flatnonzero(is_wrong)
+    is_right = lengths >= 1
+    if limit is not None:
+        is_right &= lengths <= limit
+    wrong_rows = np.flatnonzero(~is_right)
     if wrong_rows.size:
         row = int(wrong_rows[0])
-        raise InputError(
-            f"`{name}` has {lengths.flat[row]} in row {row}; a row has 1 to {limit} steps."
-        )
+        rule = "1 step or more" if limit is None else f"1 to {limit} steps"
+        raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has {rule}.")

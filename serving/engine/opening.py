@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from deploy_rnn.bundle import Graph, Manifest
-from deploy_rnn.errors import BundleError
+from deploy_rnn.errors import BundleError, LoadError
+from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.runtime import Specs
 
 from .graphs import Graphs
@@ -67,6 +68,14 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel
 def _open_file(path: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
     runner = open_graph(path)
     inputs, outputs = runner.specs()
-    return OpenedModel(
-        path.stem, inputs, outputs, Signature.of_specs(inputs, outputs), Graphs.single(runner)
-    )
+    signature = Signature.of_file(inputs, outputs, _read_metadata(runner, path))
+    return OpenedModel(path.stem, inputs, outputs, signature, Graphs.single(runner))
+
+
+def _read_metadata(runner: Runner, path: Path) -> FileMetadata:
+    try:
+        return FileMetadata.of(runner.metadata())
+    except (ValueError, TypeError):
+        raise LoadError(
+            f"{str(path)!r} has metadata of deploy-rnn that is not a JSON object; export it again."
+        ) from None

@@ -1,5 +1,6 @@
 """`Runner`: one opened graph, in its own layout; `Session`: the one for any provider."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Protocol
@@ -8,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from deploy_rnn.errors import InputError, RunError
-from deploy_rnn.runtime import Specs, specs
+from deploy_rnn.runtime import Specs, properties, specs
 
 from .arrays import Arrays
 
@@ -39,6 +40,10 @@ class Runner(Protocol):
 
     def specs(self) -> tuple[Specs, Specs]:
         """Return the inputs and the outputs of the graph."""
+        ...
+
+    def metadata(self) -> Mapping[str, str]:
+        """Return the metadata properties of the file."""
         ...
 
     def tune(
@@ -87,10 +92,14 @@ class Session(Runner):
     def specs(self) -> tuple[Specs, Specs]:
         return specs(self._session)
 
+    def metadata(self) -> Mapping[str, str]:
+        return properties(self._session)
+
 
 def contiguous(feeds: Arrays) -> dict[str, np.ndarray]:
     """Return the arrays in the order of memory that onnxruntime reads."""
-    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}
+    # `ascontiguousarray` would give a tensor of no axes one.
+    return {name: np.asarray(array, order="C") for name, array in feeds.items()}
 
 
 def quiet_options() -> onnxruntime.RunOptions:
@@ -105,6 +114,24 @@ def translate_errors(run: Callable[[], list[np.ndarray]]) -> list[np.ndarray]:
     try:
         return run()
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
-        if type(error).__name__ == "InvalidArgument":
+        if _is_fault_of_inputs(error):
             raise InputError(f"the graph cannot take these inputs: {error}") from error
         raise RunError(f"onnxruntime failed: {error}") from error
+
+
+def _is_fault_of_inputs(error: Exception) -> bool:
+    """Return whether onnxruntime refuses the inputs, and not the machine the run.
+
+    A node that gets sizes which do not fit together fails with any of several exception types; its message tells.
+    """
+    if type(error).__name__ == "InvalidArgument":
+        return True
+    # The names of nodes, which can be any words, come before the reason.
+    before, found, reason = str(error).rpartition("Status Message:")
+    return bool(found) and "while running" in before and not _MACHINE_FAULT.search(reason)
+
+
+_MACHINE_FAULT = re.compile(
+    r"memory|alloc|CUDA|CUDNN|CUBLAS|CUFFT|device|driver|implemented|terminate", re.IGNORECASE
+)
+"""In the reason of an error that any inputs may meet: memory that runs out, a device that fails."""

@@ -1,11 +1,13 @@
 """`Signature`: the inputs and outputs of a model, in the layout of its graphs and in that of its clients."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
 from deploy_rnn.bundle import Manifest, Tensor
+from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.tensor_spec import TensorSpec
 
 
@@ -37,14 +39,24 @@ class Signature:
         )
 
     @classmethod
-    def of_specs(cls, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Self:
-        """The signature of a lone .onnx file, which says nothing about its axes."""
-        return cls(
-            inputs=_without_axes(inputs),
-            outputs=_without_axes(outputs),
-            lengths={},
-            states={},
-        )
+    def of_file(
+        cls,
+        inputs: Iterable[TensorSpec],
+        outputs: Iterable[TensorSpec],
+        metadata: FileMetadata,
+    ) -> Self:
+        """The signature of a single .onnx file, whose tensors keep their layout: batch and time stay unknown."""
+        input_tensors = _without_axes(inputs)
+        output_tensors = _without_axes(outputs)
+        # Another tool may have renamed or removed what the metadata names.
+        input_names = {tensor.name for tensor in input_tensors}
+        output_names = {tensor.name for tensor in output_tensors}
+        lengths = {name: axis for name, axis in metadata.lengths.items() if name in input_names}
+        states = {}
+        for state_input, state_output in metadata.states.items():
+            if state_input in input_names and state_output in output_names:
+                states[state_input] = state_output
+        return cls(input_tensors, output_tensors, lengths, states)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -65,6 +77,20 @@ class Signature:
     def optional(self) -> frozenset[str]:
         """Inputs that a client may leave out: lengths (then every step counts) and states (then zeros)."""
         return frozenset(self.lengths) | frozenset(self.states)
+
+    @cached_property
+    def trimmed_axes(self) -> Mapping[str, int]:
+        """Outputs with an axis whose size no input tells -> that axis, in the layout of clients.
+
+        `pad_packed_sequence` without `total_length` makes one: it has as many steps as the longest row of the run.
+        """
+        known_names = {name for tensor in self.inputs for name in _axis_names(tensor)}
+        axes: dict[str, int] = {}
+        for tensor in self.client_outputs:
+            for axis, size in enumerate(tensor.shape):
+                if not _names_in(size) <= known_names:
+                    axes.setdefault(tensor.name, axis)
+        return axes
 
     @cached_property
     def batch_axis(self) -> str | None:
@@ -122,6 +148,19 @@ def batch_first(tensor: Tensor) -> Tensor:
     batch = None if tensor.batch is None else axes.index(tensor.batch)
     time = None if tensor.time is None else axes.index(tensor.time)
     return replace(tensor, shape=tuple(shape), batch=batch, time=time)
+
+
+def _axis_names(tensor: Tensor) -> frozenset[str]:
+    """The names in the sizes of a tensor."""
+    names: frozenset[str] = frozenset()
+    return names.union(*(_names_in(size) for size in tensor.shape))
+
+
+def _names_in(size: int | str) -> frozenset[str]:
+    """The names in a size: one, or those of an expression such as "Max(1, T//2)"."""
+    if isinstance(size, int):
+        return frozenset()
+    return frozenset(re.findall(r"\b[^\W\d][\w.]*\b(?!\()", size))
 
 
 def _without_axes(specs: Iterable[TensorSpec]) -> tuple[Tensor, ...]:

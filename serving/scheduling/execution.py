@@ -5,10 +5,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deploy_rnn.errors import InputError
+
+from ..engine.arrays import Arrays
 from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Feeds
 from ..engine.signature import Signature
 from .queue import StreamSegment
+from .streams import Stream
 
 Outputs = dict[str, np.ndarray]
 
@@ -70,9 +74,21 @@ def end_to_end(segment: StreamSegment, signature: Signature) -> Feeds:
                 chunks = [job.feeds.arrays[spec.name] for job in segment]
                 arrays[spec.name] = np.concatenate(chunks, spec.time)  # (B, T of all chunks, ...)
     if stream is not None:
+        _check_states(stream, arrays)
         arrays.update(stream.states)
     steps = None if first.steps is None else sum(job.steps for job in segment)
     return replace(first, arrays=arrays, steps=steps)
+
+
+def _check_states(stream: Stream, arrays: Arrays) -> None:
+    """Check that a chunk has the sizes of the chunks before; `arrays` has zeros of its sizes in place of the states."""
+    for name, state in stream.states.items():
+        expected = arrays[name].shape
+        if state.shape != expected:
+            raise InputError(
+                f"stream {stream.name!r} has `{name}` of shape {list(state.shape)}, this chunk needs "
+                f"{list(expected)}; a stream keeps its rows."
+            )
 
 
 def _split(segment: StreamSegment, result: Outputs, signature: Signature) -> list[Outputs]:

@@ -26,7 +26,7 @@ class Model:
     An answer does not depend, but for rounding, on what else is in the run.
 
     Args:
-        path: the folder of a bundle, or an .onnx file, whose requests run one by one.
+        path: the folder of a bundle, or an .onnx file, whose requests and chunks run one by one.
         name: None for the bundle's.
         provider: the onnxruntime execution provider; there is no silent fallback.
         threads: cores that one run may use; None for all.

@@ -157,6 +157,68 @@ class Centred(nn.Module):
         return output - output.mean(0, keepdim=True)
 
 
+class Trimmed(nn.Module):
+    """As many steps as the longest row has: `pad_packed_sequence` without `total_length`.
+
+    `layers`: how often it packs and pads. `counts`: lengths that it counts itself, in place of an input.
+    """
+
+    def __init__(self, layers: int = 1, *, counts: bool = False) -> None:
+        super().__init__()
+        self.rnns = nn.ModuleList(nn.GRU(3, 3, batch_first=True) for _ in range(layers))
+        self.counts = counts
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if self.counts:
+            lengths = (x[:, :, 0] > 0).sum(1).clamp(min=1)
+        assert lengths is not None
+        for rnn in self.rnns:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            x = nn.utils.rnn.pad_packed_sequence(rnn(packed)[0], batch_first=True)[0]
+        return x
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_output_is_as_long_as_the_longest_row_of_its_own_request(
+    layers: int, tmp_path: Path
+) -> None:
+    model = Trimmed(layers).eval()
+    args = (torch.randn(3, 6, 3), torch.tensor([6, 4, 2]))
+    export_bundle(model, args, tmp_path / "b", forms=["scan"], sizes=(2,))
+    engine = make_engine(tmp_path / "b")
+    assert engine.rows_are_independent()
+    assert engine.padding_is_harmless()
+    requests = []
+    for lengths in ([3, 2], [6], [1], [5, 5, 4]):
+        x = torch.randn(len(lengths), 6, 3).numpy()
+        requests.append({"x": x, "lengths": np.array(lengths)})
+    requests.append({"x": torch.randn(1, 5, 3).numpy()})
+    for inputs, outputs in zip(requests, run_together(engine, requests), strict=True):
+        lengths = torch.from_numpy(inputs.get("lengths", np.array([5])))
+        expected = model(torch.from_numpy(inputs["x"]), lengths).detach()
+        assert outputs["output"].shape == expected.shape
+        np.testing.assert_allclose(outputs["output"], expected, atol=1e-5)
+
+
+def test_rows_of_unlike_lengths_are_not_divided_among_cores(tmp_path: Path) -> None:
+    """Each part would be trimmed to its own longest row."""
+    args = (torch.randn(3, 6, 3), torch.tensor([6, 4, 2]))
+    export_bundle(Trimmed(), args, tmp_path / "b", forms=["scan"], sizes=(2,))
+    engine = Engine(tmp_path / "b", threads=2)
+    engine.warm_up()
+    lengths = np.arange(16) % 6 + 1
+    output = engine.run({"x": torch.randn(16, 6, 3).numpy(), "lengths": lengths})["output"]
+    assert output.shape == (16, 6, 3)
+
+
+def test_a_size_that_no_input_tells_keeps_requests_apart(tmp_path: Path) -> None:
+    args = (torch.randn(3, 6, 3),)
+    export_bundle(Trimmed(counts=True), args, tmp_path / "b", forms=["scan"], sizes=(2,))
+    assert not make_engine(tmp_path / "b").rows_are_independent()
+
+
 def test_a_model_whose_answers_depend_on_padding_is_not_padded(
     tmp_path: Path, keep_graphs: KeepGraphs
 ) -> None:

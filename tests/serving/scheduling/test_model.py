@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, StreamError
+from deploy_rnn.export import export_onnx
 from deploy_rnn.serving.scheduling import model as module
 from deploy_rnn.serving.scheduling.limits import Limits
 from deploy_rnn.serving.scheduling.model import Model
@@ -101,6 +102,26 @@ def test_it_describes_itself(
     assert model.states == {"rnn.h0": "rnn.h_n", "rnn.c0": "rnn.c_n"}
     assert (model.optional, model.streaming) == ({"rnn.h0", "rnn.c0"}, True)
     assert Model(streaming, name="other").name == "other"
+
+
+def test_a_single_file_streams(tmp_path: Path, open_model: Callable[..., Model]) -> None:
+    """In the layout of its graph, one chunk at a time."""
+    layer = nn.LSTM(3, 4).eval()
+    export_onnx(layer, (torch.randn(5, 2, 3),), tmp_path / "lstm.onnx", form="scan", streaming=True)
+    model = open_model(tmp_path / "lstm.onnx")
+    assert model.streaming
+    x = torch.randn(9, 2, 3)
+    futures = []
+    for number, chunk in enumerate(x.split(3)):
+        futures.append(
+            model.submit(Request({"input": chunk.numpy()}, sequence="s", start=number == 0))
+        )
+    outputs = [future.result(30).outputs["output"] for future in futures]
+    np.testing.assert_allclose(np.concatenate(outputs), layer(x)[0].detach(), atol=1e-5)
+    with pytest.raises(
+        InputError, match=r"has `h0` of shape \[1, 2, 4\], this chunk needs \[1, 1, 4\]"
+    ):
+        model.infer(Request({"input": x[:, :1].numpy()}, sequence="s"))
 
 
 def test_requests_of_like_length_share_a_run(
