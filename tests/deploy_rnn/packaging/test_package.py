@@ -267,7 +267,9 @@ def test_a_file_that_differs_is_not_left_behind(
     changed = copy.deepcopy(layer)
     with torch.no_grad():
         changed.weight_hh_l0[1, 2] += 2e-3
-    monkeypatch.setattr(packaging, "convert_for_inference", lambda _: deploy_rnn.convert(changed))
+    monkeypatch.setattr(
+        packaging, "convert_for_inference", lambda _: deploy_rnn.convert(changed).eval()
+    )
     text = r"rnn.pt is not the model: output 0 on .* differs by \d.*, allowed is \d"
     with pytest.raises(VerificationError, match=text):
         deploy_rnn.package(layer, torch.randn(6, 3, 5), path)
@@ -277,7 +279,7 @@ def test_a_file_that_differs_is_not_left_behind(
 
 
 def test_what_has_another_shape_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaging, "convert_for_inference", lambda _: deploy_rnn.RNN(5, 3))
+    monkeypatch.setattr(packaging, "convert_for_inference", lambda _: deploy_rnn.RNN(5, 3).eval())
     with pytest.raises(
         VerificationError, match=r"is float32\[6, 3, 3\], PyTorch gives float32\[6, 3, 4\]"
     ):
