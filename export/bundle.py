@@ -13,6 +13,7 @@ from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
 from deploy_rnn.checking.example_call import Axes
 from deploy_rnn.checking.trials import Reference, resized
+from deploy_rnn.checking.two_calls import check_module
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.runtime import CPU
@@ -69,6 +70,7 @@ def export_bundle(
         FileExistsError: `folder` exists and is not a bundle.
         ExportError: the model fixes its number of steps, so that there can be no `buckets`; or as for `export_onnx`.
     """
+    check_module(model)
     folder = folder_target(folder, bundle.MANIFEST)
     for form in forms or ():
         if form not in FORMS:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from torch import nn
 
 from deploy_rnn.checking.trials import Reference
+from deploy_rnn.checking.two_calls import check_module
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 
@@ -80,17 +81,20 @@ def export_onnx(
         The report of the verification.
 
     Raises:
-        ValueError, TypeError: an `atol`, `rtol`, `sizes`, `precision` or `args` that cannot be used.
+        ValueError, TypeError: a `model`, `atol`, `rtol`, `sizes`, `precision` or `args` that cannot be used.
         DynamicAxisError: an axis was asked to be dynamic that the form or the model fixes.
-        ConversionError: a recurrent layer that cannot be exported, such as a subclass with its own `forward`.
+        ConversionError: a recurrent layer that cannot be exported, such as a subclass with its own `forward`; or a
+            TorchScript module.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another; no file is left.
         VerificationError: the file's numbers differ from the model's; no file is left.
-        ExportError: PyTorch cannot export the model, the form cannot express it, it cannot stream, the file would have
-            more than `max_nodes` nodes, or an argument is out of range.
+        ExportError: the model fails on the example, draws random numbers, or keeps a state between its calls; PyTorch
+            cannot export it, the form cannot express it, it cannot stream, the file would have more than `max_nodes`
+            nodes, or an argument is out of range.
 
     Warns:
         UserWarning: every axis is fixed although the recurrent layers have a batch; or see `verify`.
     """
+    check_module(model)
     path = target(path, "model.onnx")
     if form not in (*FORMS, AUTO):
         offered = " or ".join(map(repr, (*FORMS, AUTO)))

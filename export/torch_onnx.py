@@ -11,14 +11,20 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.model_errors import nothing_printed_on_error, raising_line
 
 AUTO = torch.export.Dim.AUTO
 DYNAMIC = torch.export.Dim.DYNAMIC
 
-# Loggers of torch.onnx that report optional packages and what was not folded, on every export.
-_REMARKS = ("torch.onnx._internal.exporter._registration", "onnxscript.optimizer._constant_folding")
+# Loggers that report optional packages and what was not folded, on every export, and what an error says again.
+_REMARKS = (
+    "torch.onnx._internal.exporter._registration",
+    "onnxscript.optimizer._constant_folding",
+    "torch.fx.experimental.symbolic_shapes",
+)
 
 
 def trace(
@@ -40,15 +46,16 @@ def trace(
         args = (*args, {})
     with _quiet():
         try:
-            program = torch.onnx.export(
-                module,
-                args,
-                kwargs=dict(kwargs),
-                dynamo=True,
-                dynamic_shapes=dynamic_shapes,
-                opset_version=opset_version,
-                verbose=False,
-            )
+            with nothing_printed_on_error():
+                program = torch.onnx.export(
+                    module,
+                    args,
+                    kwargs=dict(kwargs),
+                    dynamo=True,
+                    dynamic_shapes=dynamic_shapes,
+                    opset_version=opset_version,
+                    verbose=False,
+                )
         except Exception as error:  # torch raises many types here
             raise _format_error(error) from error
     assert program is not None
@@ -79,7 +86,8 @@ def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxi
 
 
 def _format_error(error: Exception) -> ExportError:
-    """Torch's error in one paragraph: its first cause, and what to do if that is a fixed axis."""
+    """The line of the model's code, torch's first cause in one paragraph, and what to do where that is known."""
+    line = raising_line(error)
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     message = str(error).strip()
@@ -92,8 +100,18 @@ def _format_error(error: Exception) -> ExportError:
     if static is not None:
         size, name, axis = static.groups()
         return fixed_axis(axis, name, size)
-    paragraph = message.partition("\n\n")[0]
-    return ExportError(f"PyTorch could not export the model: {type(error).__name__}: {paragraph}")
+    paragraph = message.partition("\n\n")[0].strip()
+    cause = f"{type(error).__name__}: {paragraph}"
+    if isinstance(error, GuardOnDataDependentSymNode):
+        start = f"{line}: the model" if line else "the model"
+        return ExportError(
+            f"{start} goes another way for other values of its inputs here, and a file has one way for all values. "
+            "Use torch.where in place of a branch, and the shape of an input in place of a computed size. "
+            f"PyTorch says: {cause}"
+        )
+    if line:
+        return ExportError(f"{line}: PyTorch cannot export this: {cause}")
+    return ExportError(f"PyTorch could not export the model: {cause}")
 
 
 @contextmanager

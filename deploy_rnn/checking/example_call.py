@@ -130,7 +130,13 @@ class ExampleCall:
     def run(self, model: Callable[..., Any]) -> list[Tensor]:
         """Return the outputs of `model`, flat and without gradients."""
         with torch.no_grad():
-            outputs = model(*self.bound.args, **self.bound.kwargs)
+            return self.outputs(model)
+
+    def outputs(self, model: Callable[..., Any]) -> list[Tensor]:
+        """Return the outputs of `model`, flat."""
+        # A model may change its inputs; the next to run gets the same.
+        copied = self.with_tensors([tensor.clone() for tensor in self.tensors]).bound
+        outputs = model(*copied.args, **copied.kwargs)
         return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
     def _replace_tensors(

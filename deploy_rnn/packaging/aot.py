@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.compilation import CPP_WRAPPER
 from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.model_errors import nothing_printed_on_error, raising_line
 from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
 
 
@@ -105,7 +106,8 @@ def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path
         )  # PyTorch's own calls of its own deprecated functions
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            package_path = _compile(_export(model, call, axes), Path(folder) / "model.pt2")
+            with nothing_printed_on_error():
+                package_path = _compile(_export(model, call, axes), Path(folder) / "model.pt2")
         except Exception as error:  # torch raises many types here
             raise _format_error(error) from error
         shutil.copyfile(package_path, path)
@@ -204,4 +206,7 @@ def _format_error(error: Exception) -> ExportError:
             f"an axis has sizes that the compiled model would not take; torch.export suggests `{suggestion}`. "
             "Give that range in `dynamic_shapes`, leave the axis out, or write a .pt file, which fixes no axis."
         )
-    return ExportError(f"PyTorch could not compile the model: {type(error).__name__}: {text}")
+    line = raising_line(error)
+    start = f"{line}: PyTorch cannot compile this" if line else "PyTorch cannot compile the model"
+    paragraph = text.partition("\n\n")[0]
+    return ExportError(f"{start}: {type(error).__name__}: {paragraph}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.tolerance import Expected, Tolerance, difference, model_precision
 from deploy_rnn.checking.trials import Reference, size_assignments
+from deploy_rnn.checking.two_calls import check_module, check_two_calls
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.files import replace_file, target
@@ -93,12 +94,14 @@ def package(
         rtol: allowed difference as a share of the element's magnitude, in addition to `atol`.
 
     Raises:
-        ExportError: another suffix; PyTorch cannot script or compile the model; there is no C++ compiler.
+        ExportError: another suffix; the model fails on the example, or gives other numbers when it is called again;
+            PyTorch cannot script or compile it; there is no C++ compiler.
         DynamicAxisError: an axis was requested as dynamic that the model fixes.
         VerificationError: the file's numbers differ from the model's; no file is left.
-        ConversionError: a recurrent layer that `convert` cannot replace.
-        ValueError, TypeError: an `atol`, `rtol` or `args` that cannot be used.
+        ConversionError: a recurrent layer that `convert` cannot replace, or a TorchScript module.
+        ValueError, TypeError: a `model`, `atol`, `rtol` or `args` that cannot be used.
     """
+    check_module(model)
     path = target(path, "model.pt2")
     if path.suffix not in (".pt2", ".pt"):
         raise ExportError(
@@ -107,6 +110,7 @@ def package(
     tolerance = Tolerance(atol, rtol, model_precision(model))
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     reference = Reference(model)
+    check_two_calls(reference.model, call)
     example = _with_least_sizes(reference, DynamicCall.of(model, call, dynamic_shapes))
     trials = list(_trials(reference, example))
 

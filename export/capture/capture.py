@@ -33,7 +33,7 @@ class Tracer:
 
     def __init__(self, model: nn.Module, call: ExampleCall, *, opset_version: int) -> None:
         self.model = convert_for_inference(model)
-        self._call = call
+        self.call = call
         self._opset_version = opset_version
 
     def capture(self, axes: Sequence[Axes]) -> ir.Model:
@@ -55,9 +55,9 @@ class Tracer:
             make_symbolic([*layers.values()], packing)
             captured = trace(
                 self.model,
-                self._call.bound.args,
-                self._call.bound.kwargs,
-                self._call.shapes(_without_names(axes)) if any(axes) else None,
+                self.call.bound.args,
+                self.call.bound.kwargs,
+                self.call.shapes(_without_names(axes)) if any(axes) else None,
                 opset_version=self._opset_version,
             )
         graph = captured.graph
@@ -78,7 +78,7 @@ class Tracer:
         The model is traced with every axis open; the axes that then reach a stack are looked up among the inputs.
         """
         every_axis: list[Axes] = [
-            dict.fromkeys(range(tensor.dim()), AUTO) for tensor in self._call.tensors
+            dict.fromkeys(range(tensor.dim()), AUTO) for tensor in self.call.tensors
         ]
         graph = self.capture(every_axis).graph
         stacks = [Stack.of(node) for node in stack_nodes(graph)]

@@ -11,6 +11,7 @@ from torch import nn
 
 import deploy_rnn
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
+from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import ExportError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.nn.recurrent import is_recurrent
@@ -62,8 +63,11 @@ class CapturedModel:
         _check_layers(model)
         if options.streaming:
             check_can_stream(model)
-            call = with_zero_states(model, call)
         tracer = Tracer(model, call, opset_version=options.opset_version)
+        check_two_calls(model, call)
+        if options.streaming:
+            call = with_zero_states(model, call)
+            tracer.call = call
         if is_layer(model):
             axes = layer_axes(model, call, options.dynamic_shapes, time=dynamic_time)
             input_names, output_names = layer_names(model, call)

@@ -15,6 +15,7 @@ from torch import nn
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, Reference
+from deploy_rnn.checking.two_calls import check_module, check_two_calls
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import PROVIDERS
 
@@ -99,7 +100,8 @@ def verify(
 
     Raises:
         VerificationError: an output differs; `report` has everything that was run.
-        ExportError: the file is not a valid model, or its inputs or outputs are not the model's.
+        ExportError: the file is not a valid model, or its inputs or outputs are not the model's; or the model fails on
+            the example, or gives other numbers when it is called again.
         LoadError: onnxruntime cannot open it, or deploy-rnn's metadata in it is damaged.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another.
         ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
@@ -111,12 +113,15 @@ def verify(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
+    check_module(model)
     options = CheckOptions(
         Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
     )
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    return check(path, Reference(model), call, options, shown_as=path)
+    reference = Reference(model)
+    check_two_calls(reference.model, call)
+    return check(path, reference, call, options, shown_as=path)
 
 
 def check(

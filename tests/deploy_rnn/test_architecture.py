@@ -27,7 +27,7 @@ LAZY = {
 }
 
 # The arrows of docs/architecture.md: what each room may import, besides itself and the light modules.
-LIGHT = {"errors", "lazy", "files", "timing", "tensor_spec", "console"}
+LIGHT = {"errors", "lazy", "files", "timing", "tensor_spec", "console", "model_errors"}
 ARROWS = {
     "nn": set(),
     "copying": set(),
