@@ -189,3 +189,26 @@ def test_axes_that_a_squeeze_drops(rows: bool, tmp_path: Path) -> None:
             given = engine.run({"x": x.numpy()})["output"]
             assert given.shape == expected.shape
             np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+class SqueezedSteps(nn.Module):
+    """Time-major scores (T, B), or without the axes of size 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 6)
+        self.score = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.rnn(x)[0]).squeeze()
+        return scores
+
+
+def test_a_dropped_axis_that_would_have_to_be_transposed_is_refused(tmp_path: Path) -> None:
+    export_bundle(
+        SqueezedSteps(), (torch.randn(6, 3, 4),), tmp_path / "b", forms=["native"], sizes=(2,)
+    )
+    engine = Engine(tmp_path / "b")
+    assert engine.run({"x": np.ones((2, 5, 4), np.float32)})["output"].shape == (2, 5)
+    with pytest.raises(RunError, match=r"`output` has shape \[5\].* name the axis"):
+        engine.run({"x": np.ones((1, 5, 4), np.float32)})
