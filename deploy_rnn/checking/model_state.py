@@ -21,12 +21,15 @@ State = dict[str, Any]
 
 
 def fresh_copy(model: nn.Module) -> nn.Module:
-    """Copy a model, in evaluation mode, with buffers and attributes of its own; its weights are shared.
+    """Copy a model, in evaluation mode, with buffers and attributes of its own; its trainable weights are shared.
 
     Raises:
         ConversionError: something in the model cannot be copied.
     """
-    shared: dict[int, Any] = {id(weight): weight for weight in model.parameters()}
+    # A parameter that is not trained may be a state.
+    shared: dict[int, Any] = {
+        id(weight): weight for weight in model.parameters() if weight.requires_grad
+    }
     for module in model.modules():
         for value in vars(module).values():
             # A computed weight, as of `torch.nn.utils.weight_norm`; each call computes it again.

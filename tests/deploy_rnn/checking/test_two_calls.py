@@ -179,6 +179,14 @@ def test_a_state_in_a_part_has_its_path() -> None:
     assert "`1.h` changes" in message(model)
 
 
+def test_a_state_in_a_parameter_is_named() -> None:
+    state = nn.Parameter(torch.zeros(1, 2, 4), requires_grad=False)
+    model = Model(buffer)
+    model.h = state
+    assert "`h` changes" in message(model)
+    assert not state.any()
+
+
 def test_a_state_that_fades_within_the_example_is_found() -> None:
     model = Model(last_of_many, h=torch.zeros(1, 2, 4))
     with torch.no_grad():
