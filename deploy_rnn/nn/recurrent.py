@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.nn.cells import CELLS, Cell
+from deploy_rnn.nn.cells import CELLS, Cell, Step
 from deploy_rnn.nn.lengths import check_lengths, reverse_rows, step_mask
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.scan import zeros
@@ -167,6 +167,8 @@ class Recurrent(nn.Module):
             ]  # (D, B, P), (D, B, H) ...
             layer_weights = weights_by_direction[first : first + directions]
             input, layer_finals = self._run_layer(input, layer_states, layer_weights, lengths)
+            if not is_scripting():
+                _check_step(self._step, len(layer_finals), len(states))
             for number, final in enumerate(layer_finals):
                 finals[number].append(final)
             if layer + 1 < self.num_layers:
@@ -428,6 +430,13 @@ def _grouped(weights: list[Tensor], groups: int) -> list[list[Tensor]]:
     """Cut a list into `groups` lists of equal length, in order."""
     size = len(weights) // groups
     return [weights[group * size : (group + 1) * size] for group in range(groups)]
+
+
+def _check_step(step: Step, returned: int, expected: int) -> None:
+    if returned != expected:
+        raise ValueError(
+            f"the step `{step.__name__}` returns {returned} states; its cell says `states={expected}`."
+        )
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
