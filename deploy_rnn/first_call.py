@@ -1,15 +1,12 @@
 """`FirstCall`: a converted model is compared once with the model itself, on what it is first called with."""
 
-import random
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch._dynamo
 from torch import Tensor, nn
@@ -17,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ConversionError
+from deploy_rnn.random_state import random_state_kept
 
 # What rounding may do, as a share of an output's largest element. Another branch of the model does far more; what
 # differs more is judged in float64, where rounding is no excuse.
@@ -111,7 +109,7 @@ def _copy_with_weights(model: nn.Module, weights: nn.Module) -> nn.Module:
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Any]:
     """Run a call on copies of its tensors: -> the tensors and numbers that it returns, flat."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-    with torch.no_grad(), _random_state_kept(), warnings.catch_warnings():
+    with torch.no_grad(), random_state_kept(), warnings.catch_warnings():
         # The call itself warns of the same.
         warnings.simplefilter("ignore")
         return list(_leaves(model(*args, **kwargs)))
@@ -125,19 +123,6 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(list(leaf))
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             yield from _leaves([getattr(leaf, field.name) for field in fields(leaf)])
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Let every random generator go on as if nothing had been drawn."""
-    states = random.getstate(), np.random.get_state()
-    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _difference(
@@ -168,8 +153,8 @@ def _largest_difference(
     """The largest difference of two tensors, and what rounding may do."""
     if not expected.numel() or torch.equal(expected, actual):
         return 0.0, 0.0
-    kind = torch.complex128 if expected.is_complex() else torch.float64
-    exact, approximate = expected.to(kind), actual.to(kind)
+    wide_dtype = torch.complex128 if expected.is_complex() else torch.float64
+    exact, approximate = expected.to(wide_dtype), actual.to(wide_dtype)
     distance = (exact - approximate).abs()
     # An infinity or NaN equals itself.
     same = (exact == approximate) | (exact.isnan() & approximate.isnan())

@@ -67,7 +67,7 @@ class _Holders:
         if id(value) in self._replacements:
             return self._replacements[id(value)]
         if isinstance(value, nn.Module):
-            self.layers += [each for each in value.modules() if isinstance(each, nn.RNNBase)]
+            self.layers += [module for module in value.modules() if isinstance(module, nn.RNNBase)]
         elif isinstance(value, (dict, list, deque)):
             self.enter(value)
         elif type(value) in (tuple, set, frozenset):

@@ -170,8 +170,8 @@ def _called(function: FunctionType, owner: Any, names: set[str]) -> Iterator[tup
         owners += owner.children()
         owners += [value for value in vars(owner).values() if is_plain_object(value)]
     for name in sorted(names):
-        for each in owners:
-            yield from _methods(each, name)
+        for candidate in owners:
+            yield from _methods(candidate, name)
     values = [function.__globals__.get(name) for name in sorted(_globals(function.__code__))]
     for value in [*values, *_closure(function).values()]:
         if isinstance(value, (FunctionType, MethodType)):
@@ -408,7 +408,7 @@ def _answer(cls: type, classes: Any, exact: bool) -> bool:
     if isinstance(classes, UnionType):
         classes = classes.__args__
     if isinstance(classes, (tuple, list, set, frozenset, dict)):
-        return any(_answer(cls, each, exact) for each in classes)
+        return any(_answer(cls, candidate, exact) for candidate in classes)
     if not isinstance(classes, type):
         return False
     return cls is classes if exact else issubclass(cls, classes)

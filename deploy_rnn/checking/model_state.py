@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn.errors import ConversionError
+from deploy_rnn.copying import copy_model
 
 # What every module has: its children, hooks and the like.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -35,10 +35,7 @@ def fresh_copy(model: nn.Module) -> nn.Module:
             # A computed weight, as of `torch.nn.utils.weight_norm`; each call computes it again.
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 shared[id(value)] = value
-    try:
-        return copy.deepcopy(model, shared).eval()
-    except Exception as error:  # what the model holds may raise anything
-        raise ConversionError(f"the model cannot be copied: {error}") from error
+    return copy_model(model, shared).eval()
 
 
 def state_of(model: nn.Module) -> State:
@@ -87,7 +84,7 @@ class Dependency:
         # The graph is only walked: a model may have overwritten what its gradient needs.
         remaining: list[Any] = [output.grad_fn for output in outputs]
         seen: set[Any] = set()
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         while remaining:
             node = remaining.pop()
             if node is None or node in seen:
@@ -95,9 +92,9 @@ class Dependency:
             seen.add(node)
             name = self._names.get(id(getattr(node, "variable", None)))
             if name is not None:
-                found[name] = None
+                names[name] = None
             remaining += [following for following, _ in node.next_functions]
-        return list(found)
+        return list(names)
 
     def _followed(self, name: str, value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():

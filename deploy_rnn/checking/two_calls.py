@@ -4,8 +4,8 @@ A file is a function of its inputs. A model that draws random numbers, or keeps 
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from deploy_rnn.checking.tolerance import (
 from deploy_rnn.checking.trials import draw
 from deploy_rnn.errors import ConversionError, ExportError
 from deploy_rnn.model_errors import raising_line, running_line
+from deploy_rnn.random_state import random_state_kept
 
 MORE_CALLS = 8
 """Further calls of a model that draws: by chance, a draw may leave the outputs of one call as they are."""
@@ -68,7 +69,7 @@ def check_two_calls(model: nn.Module, call: ExampleCall) -> None:
             depend on them.
         ConversionError: the model cannot be copied.
     """
-    with _same_random_numbers():
+    with random_state_kept():
         copied = fresh_copy(model)
         state = state_of(copied)
         generators = _generators()
@@ -103,17 +104,19 @@ def _run(model: nn.Module, call: ExampleCall) -> list[Tensor]:
 
 def _differ(first: Sequence[Tensor], second: Sequence[Tensor], precision: str) -> bool:
     """Whether two results differ by more than rounding may."""
-    if [_kind(tensor) for tensor in first] != [_kind(tensor) for tensor in second]:
+    if [_dtype_and_shape(tensor) for tensor in first] != [
+        _dtype_and_shape(tensor) for tensor in second
+    ]:
         return True
     # Less could not widen the check of a file, which allows ROUNDING_MARGIN times the model's own rounding.
     limit = PRECISIONS[precision] / ROUNDING_MARGIN
     return any(
-        _share(one, other) > (limit if one.is_floating_point() else 0)
-        for one, other in zip(first, second, strict=True)
+        _share(output, again) > (limit if output.is_floating_point() else 0)
+        for output, again in zip(first, second, strict=True)
     )
 
 
-def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
+def _dtype_and_shape(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
     return tensor.dtype, tensor.shape
 
 
@@ -135,8 +138,8 @@ def _two_answers(
 ) -> ExportError:
     """The error for a model whose next call gave other outputs. `calls`: how many show what is by chance."""
     generators = _generators()
-    first_calls = (_run(fresh_copy(model), call) for _ in range(calls))
-    if not any(_differ(outputs, each, model_precision(model)) for each in first_calls):
+    first_outputs = (_run(fresh_copy(model), call) for _ in range(calls))
+    if not any(_differ(outputs, again, model_precision(model)) for again in first_outputs):
         return _state_error(changed, "a second call with the same inputs gives other numbers")
     sources = _changed_generators(generators)
     draws = _Draws(fresh_copy(model))
@@ -245,16 +248,3 @@ def _generators() -> dict[str, bytes]:
 
 def _changed_generators(before: dict[str, bytes]) -> list[str]:
     return [name for name, state in _generators().items() if state != before[name]]
-
-
-@contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Leave the random numbers of the process as they were."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
