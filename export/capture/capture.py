@@ -14,6 +14,7 @@ from deploy_rnn.nn.recurrent import Recurrent
 
 from ..stack import Stack, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
+from .named_sizes import NamedSizes
 from .packing import Packing
 from .symbolic import make_symbolic
 from .unchanged import unchanged
@@ -50,8 +51,9 @@ class Tracer:
             for name, module in self.model.named_modules()
             if isinstance(module, Recurrent)
         }
-        packing = Packing()
-        with unchanged(self.model), packing.installed():
+        sizes = NamedSizes(self.call, axes)
+        packing = Packing(sizes.same)
+        with unchanged(self.model), sizes.noted(self.model), packing.installed():
             make_symbolic([*layers.values()], packing)
             captured = trace(
                 self.model,

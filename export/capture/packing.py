@@ -6,7 +6,7 @@ it came from, so that a recurrent layer reads that and its lengths. Where a mode
 the graph then needs the packed tensor or the sorting of its rows, and the file does not have them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,11 +95,16 @@ def _is_within(padded: Tensor, lengths: Tensor) -> Tensor:
 
 
 class Packing:
-    """The packed tensors of one export."""
+    """The packed tensors of one export.
 
-    def __init__(self) -> None:
+    Args:
+        same_size: whether two sizes, which may be unknown, are those of one dynamic axis.
+    """
+
+    def __init__(self, same_size: Callable[[Any, Any], bool]) -> None:
         # By the id of a tensor, which is kept, so that no other tensor gets its id.
         self._rows: dict[int, tuple[Tensor, Rows]] = {}
+        self._same_size = same_size
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -141,8 +146,7 @@ class Packing:
         padded = rows.fill(padding_value)
         if total_length is None:
             padded = padded[: sequence.batch_sizes.size(0)]
-        # As texts: comparing unknown sizes would fix them.
-        elif str(total_length) != str(padded.size(0)):
+        elif not self._same_size(total_length, padded.size(0)):
             padded = _lengthen(padded, total_length, padding_value)
         return padded.transpose(0, 1) if batch_first else padded, rows.lengths
 
@@ -189,7 +193,7 @@ def _lengthen(padded: Tensor, total_length: Any, value: float) -> Tensor:
         shown_length = f"={total_length}" if is_number else "computed by the model"
         raise ExportError(
             f"`total_length` ({shown_length}) of pad_packed_sequence must be the size of the padded input's time axis, "
-            "or a whole number that is not below it."
+            "or of another axis of that name in `dynamic_shapes`, or a whole number that is not below it."
         )
     torch._check(steps <= total_length)
     missing_steps = padded.new_full((total_length - steps, *padded.shape[1:]), value)

@@ -252,6 +252,55 @@ def test_what_a_file_cannot_say_is_refused(use: Any, message: str, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+class OfAMask(nn.Module):
+    """Pads to the steps of the mask that its lengths are the sum of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        mask = batch["mask"]
+        packed = pack_padded_sequence(x, mask.sum(1).cpu(), batch_first=True, enforce_sorted=False)
+        output, _ = pad_packed_sequence(
+            self.rnn(packed)[0], batch_first=True, total_length=mask.size(1)
+        )
+        return output
+
+
+def of_a_mask(rows: list[int], steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+    mask = torch.arange(steps)[None] < torch.tensor(rows)[:, None]
+    return torch.randn(len(rows), steps, 3), {"mask": mask}
+
+
+T = torch.export.Dim("T", min=2, max=1000)
+
+
+@pytest.mark.parametrize("steps", [None, "T", T])
+def test_the_total_length_of_a_mask_of_the_same_axis(steps: Any, tmp_path: Path) -> None:
+    shapes = {"x": {0: "B", 1: steps}, "batch": {"mask": {0: "B", 1: steps}}} if steps else None
+    model, args = OfAMask().eval(), of_a_mask([STEPS, 2, 4], STEPS)
+    report = export_onnx(model, args, tmp_path / "a.onnx", form="scan", dynamic_shapes=shapes)
+    assert [spec.shape for spec in report.inputs] == [("B", "T", 3), ("B", "T")]
+    x, batch = of_a_mask([8, 1], 9)
+    names = [spec.name for spec in report.inputs]
+    feeds = dict(zip(names, (x.numpy(), batch["mask"].numpy()), strict=True))
+    (output,) = open_session(tmp_path / "a.onnx").run(None, feeds)
+    np.testing.assert_allclose(output, model(x, batch).detach().numpy(), atol=1e-6)
+
+
+def test_the_total_length_of_another_axis_is_refused(tmp_path: Path) -> None:
+    shapes = {"x": {1: "T"}, "batch": {"mask": {1: "S"}}}
+    with pytest.raises(ExportError, match="or of another axis of that name in `dynamic_shapes`"):
+        export_onnx(
+            OfAMask(),
+            of_a_mask([STEPS, 2, 4], STEPS),
+            tmp_path / "a.onnx",
+            form="scan",
+            dynamic_shapes=shapes,
+        )
+
+
 class Unpacks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
