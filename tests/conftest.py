@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import onnxruntime
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from deploy_rnn.runtime import CUDA
 
@@ -19,6 +20,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # On a machine that also does other work, the threads of a small operation wait for each other: up to 25 times slower.
 torch.set_num_threads(1)
+
+# Nor does it say anything about an example of hypothesis that it took long.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Compare in float32 on the GPU too, not in TensorFloat-32.
 torch.backends.cudnn.allow_tf32 = False

@@ -29,7 +29,7 @@ TOKENS = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "d
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -71,7 +71,8 @@ def test_slow_headers_are_hung_up_on(sent: bytes, repository: Repository, run_se
 
 
 def test_slow_headers_of_a_second_request(repository: Repository, run_server: Any) -> None:
-    with run_server(repository, Settings(header_seconds=0.2)) as server, connect(server) as slow:
+    # The first request must arrive within the limit, on a busy machine too; the second never does.
+    with run_server(repository, Settings(header_seconds=2)) as server, connect(server) as slow:
         slow.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in receive_until(slow, b'{"live":true}')
         slow.sendall(b"GET /v2/health/")
@@ -269,7 +270,7 @@ def test_a_second_signal_does_not_wait(real_bundles: Path) -> None:
             wait_until(lambda: refused(host, int(port)))
             assert started.poll() is None
             started.send_signal(signal.SIGTERM)
-            assert started.wait(10) == -signal.SIGTERM
+            assert started.wait(20) == -signal.SIGTERM
 
 
 def refused(host: str, port: int) -> bool:

@@ -309,7 +309,7 @@ def test_it_says_how_long_a_run_took_and_what_ran_it(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     report = export_onnx(layer, x, path, form="native")
     assert report.latency[CPU].keys() == {"example", "long, T=200"}
-    assert all(0 < milliseconds < 10_000 for milliseconds in report.latency[CPU].values())
+    assert all(milliseconds > 0 for milliseconds in report.latency[CPU].values())
     assert re.search(r"\n    \S+ ms on example; \S+ ms on long, T=200\n", str(report))
     assert report.placement[CPU].nodes.keys() == {CPU}
     assert report.placement[CPU].nodes[CPU]["RNN"] == report.op_types["RNN"] == 2

@@ -1,11 +1,13 @@
 """The outputs of a session are compared in the same way for every runtime."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deploy_rnn import timing
 from deploy_rnn.checking.tolerance import Expected, Tolerance
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export.onnx_file import OnnxFile
@@ -96,6 +98,9 @@ def test_another_dtype_is_not_the_model() -> None:
         session(wide, case).check(case)
 
 
-def test_a_case_is_timed() -> None:
+def test_a_case_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In milliseconds: here the clock moves on by 2 ms whenever it is read."""
+    clock = itertools.count(0.0, 0.002)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     case = Case("example", FEEDS, [SUMS])
-    assert 0 < session(cumulative_sums, case).milliseconds(case) < 1000
+    assert session(cumulative_sums, case).milliseconds(case) == pytest.approx(2)

@@ -32,7 +32,10 @@ def make_inputs() -> list[Any]:
 def test_the_time_limit_of_the_server(
     repository: Repository, run_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """1. Over HTTP, 2. a gRPC call, 3. in a gRPC stream, which goes on: no fault of the server, so the log has none."""
+    """1. Over HTTP, 2. a gRPC call, 3. in a gRPC stream, which goes on: no fault of the server, so the log has none.
+
+    The limit is short, so on a busy machine a good answer may be late too; it is asked for until one is in time.
+    """
     model: Any = repository.model("sum")
     model.gate.clear()
     answers: queue.Queue[Any] = queue.Queue()
@@ -52,8 +55,11 @@ def test_the_time_limit_of_the_server(
             client.async_stream_infer("sum", make_inputs())
             assert LATE in str(answers.get(timeout=20))
             model.gate.set()
-            client.async_stream_infer("sum", make_inputs())
-            assert answers.get(timeout=20).as_numpy("y").item() == 1
+            answer = LATE
+            while LATE in str(answer):
+                client.async_stream_infer("sum", make_inputs())
+                answer = answers.get(timeout=20)
+            assert answer.as_numpy("y").item() == 1
             client.stop_stream()
     assert not [record for record in caplog.records if record.exc_info]
 
@@ -189,7 +195,8 @@ def test_a_grpc_call_that_outlasts_a_stop(
         thread = threading.Thread(target=infer, args=(server.grpc_address,))
         thread.start()
         while model.statistics().queued == 0:
+            assert thread.is_alive()
             time.sleep(0.005)
-    thread.join(20)
+    thread.join(60)
     assert [error.status() for error in errors] == ["StatusCode.UNAVAILABLE"]
     assert not [record for record in caplog.records if record.exc_info]

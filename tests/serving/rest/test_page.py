@@ -182,7 +182,7 @@ class Browser:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self.value(expression):
             assert time.monotonic() < deadline, self.value("document.body?.innerText")
             time.sleep(0.02)
