@@ -1,6 +1,7 @@
 """deploy-rnn: take a trained recurrent PyTorch network into production.
 
-Names are loaded when first used, so that `import deploy_rnn.serving` brings in neither torch nor onnx.
+Names are loaded when first used, so that `import deploy_rnn.serving` brings in neither torch nor onnx. The same goes
+for `deploy_rnn.export` and `deploy_rnn.serving`, which are there after `import deploy_rnn`.
 """
 
 from importlib import metadata
@@ -10,6 +11,8 @@ from deploy_rnn.errors import DeployError
 from deploy_rnn.lazy import lazy_names
 
 if TYPE_CHECKING:
+    import deploy_rnn.export as export
+    import deploy_rnn.serving as serving
     from deploy_rnn.compilation import compile
     from deploy_rnn.conversion import convert
     from deploy_rnn.nn.cells import Cell
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
     from deploy_rnn.packaging.package import Package, package
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "Cell", "DeployError", "Package", "Recurrent", "__version__", "compile", "convert", "package",
+    "GRU", "LSTM", "RNN", "Cell", "DeployError", "Package", "Recurrent", "__version__", "compile", "convert", "export",
+    "package", "serving",
 ]  # fmt: skip
 
 __version__ = metadata.version("deploy-rnn")
@@ -38,6 +42,7 @@ __getattr__ = lazy_names(
         "package": "packaging.package",
     },
     "torch",
+    subpackages=("export", "serving"),
 )
 
 

@@ -1,6 +1,6 @@
 """A bundle: a folder with one model as several graphs over one file of weights, and a manifest that lists them.
 
-The manifest is the contract between export and serving (docs/bundle.md; its schema is docs/bundle.schema.json). Neither
+The manifest is the contract between export and serving (docs/bundle.md; its schema is bundle.schema.json). Neither
 torch nor onnx is needed to read it.
 """
 

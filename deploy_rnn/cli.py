@@ -20,6 +20,11 @@ ELSEWHERE = {
 }
 """Subcommands of other folders, as `module:command`. These modules import only click until a command is called."""
 
+DEMO_IS_ELSEWHERE = (
+    "the demo is in the repository, not in the installed package; run: "
+    "git clone https://github.com/deploy-rnn/deploy-rnn && make -C deploy-rnn demo"
+)
+
 
 class LazyGroup(click.Group):
     """A group that imports the commands of `ELSEWHERE` when they are first used."""
@@ -59,6 +64,8 @@ def demo(file: Path | None, output: Path, as_json: bool) -> None:
     try:
         from deploy_rnn.examples.highlight import demo as highlight
     except ModuleNotFoundError as error:
+        if error.name in ("deploy_rnn.examples", "deploy_rnn.examples.highlight"):
+            raise UsageError(DEMO_IS_ELSEWHERE) from None
         message = (
             f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
         )

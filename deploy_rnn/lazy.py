@@ -1,19 +1,24 @@
 """Public names that are loaded when first used (PEP 562), and a clear error when an optional package is missing."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 
 
-def lazy_names(package: str, homes: Mapping[str, str], extra: str) -> Callable[[str], object]:
+def lazy_names(
+    package: str, homes: Mapping[str, str], extra: str, subpackages: Collection[str] = ()
+) -> Callable[[str], object]:
     """Make a module `__getattr__` for `package`.
 
     Args:
         package: `__name__` of the package.
         homes: public name -> the submodule that defines it.
         extra: what to install for them, as in `pip install 'deploy-rnn[extra]'`.
+        subpackages: packages in `package` that are reached as its attributes.
     """
 
     def load(name: str) -> object:
+        if name in subpackages:
+            return import_module(f"{package}.{name}")
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:

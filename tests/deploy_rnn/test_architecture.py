@@ -258,7 +258,7 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 def test_public_names() -> None:
     assert dir(deploy_rnn) == [
         "Cell", "DeployError", "GRU", "LSTM", "Package", "RNN", "Recurrent", "__version__", "compile", "convert",
-        "package",
+        "export", "package", "serving",
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
@@ -276,6 +276,18 @@ def test_public_names() -> None:
             assert getattr(package, name) is not None
         with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
             getattr(package, "nonsense")  # noqa: B009
+
+
+def test_the_other_packages_are_there_after_import_deploy_rnn() -> None:
+    """They are loaded when they are first used, and no sooner."""
+    code = (
+        "import sys, deploy_rnn\n"
+        "before = [name for name in sys.modules if name.startswith('deploy_rnn.export')]\n"
+        "print(before, deploy_rnn.export.__name__, deploy_rnn.serving.__name__)\n"
+        "print(deploy_rnn.export.export_onnx.__name__)"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    assert printed == ["[] deploy_rnn.export deploy_rnn.serving", "export_onnx"]
 
 
 @pytest.mark.parametrize(

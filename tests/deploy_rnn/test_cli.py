@@ -7,6 +7,7 @@ import pty
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -492,6 +493,20 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         assert "Traceback" not in done.stderr
 
 
+def test_the_demo_of_an_installed_package_says_where_it_is() -> None:
+    """The wheel leaves the example out."""
+    code = (
+        "import sys; sys.modules['deploy_rnn.examples'] = None\n"
+        "from deploy_rnn.cli import main; main(['demo'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "Error: the demo is in the repository, not in the installed package; run: "
+        "git clone https://github.com/deploy-rnn/deploy-rnn && make -C deploy-rnn demo\n"
+    )
+
+
 def test_a_bundle_is_exported_and_inspected(folder: Path) -> None:
     done = run(
         "export",
@@ -548,13 +563,32 @@ def test_the_installed_command(rnn: nn.RNN) -> None:
 
 def test_progress_is_on_stderr_where_that_is_a_terminal(rnn: nn.RNN) -> None:
     terminal, command_side = pty.openpty()
-    done = deploy_rnn(
-        "verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json", stderr=command_side
-    )
-    os.close(command_side)
-    shown = os.read(terminal, 100_000).decode()
+    # Read while the command runs: a terminal holds 4 KiB, and a spinner that fills it waits for a reader.
+    with ThreadPoolExecutor(1) as executor:
+        shown = executor.submit(read_terminal, terminal)
+        try:
+            done = deploy_rnn(
+                "verify", "rnn.onnx", "--against", "rnn.pt", "--size", "2", "--json",
+                stderr=command_side,
+            )  # fmt: skip
+        finally:
+            os.close(command_side)
     os.close(terminal)
     assert done.returncode == 0
     assert json.loads(done.stdout)["path"] == "rnn.onnx"
-    assert "loading rnn.pt ..." in shown
-    assert "verifying rnn.onnx ..." in shown
+    assert "loading rnn.pt ..." in shown.result()
+    assert "verifying rnn.onnx ..." in shown.result()
+
+
+def read_terminal(terminal: int) -> str:
+    """Everything that is written to a pseudo-terminal until its other side is closed."""
+    parts = []
+    while True:
+        try:
+            part = os.read(terminal, 1024)
+        # Linux reports the end as an error, other systems as nothing to read.
+        except OSError:
+            part = b""
+        if not part:
+            return b"".join(parts).decode(errors="replace")
+        parts.append(part)

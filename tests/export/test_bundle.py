@@ -12,12 +12,13 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
+import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.errors import BundleError, ExportError
 from deploy_rnn.export import export_bundle
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "bundle.schema.json"
+SCHEMA = Path(deploy_rnn.__file__).with_name("bundle.schema.json")
 MANIFESTS = Path(__file__).parent / "manifests"
 
 

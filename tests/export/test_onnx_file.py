@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+import deploy_rnn
 from deploy_rnn.errors import LoadError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.onnx_file import OnnxFile
@@ -31,7 +32,7 @@ def test_a_file_of_ours(tmp_path: Path) -> None:
         report.outputs,
         {"lengths": "T"},
     )
-    assert file.producer == "deploy-rnn 0.1.0"
+    assert file.producer == f"deploy-rnn {deploy_rnn.__version__}"
     assert file.opsets == {"": 18}
     assert file.metadata == {}
     assert file.dynamic["T"] == ("input axis 0", "output axis 0")
