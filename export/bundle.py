@@ -105,7 +105,8 @@ def export_bundle(
             weights.take(graph)
             file = temporary / plan.file
             ir.save(graph, file)
-            report = check(file, reference, source.call, checks, shown_as=folder / plan.file)
+            with source.naming_squeezes():
+                report = check(file, reference, source.call, checks, shown_as=folder / plan.file)
             reports.append(report)
         _write_reports(temporary, reports, title)
         graphs = [plan.describe(report) for plan, report in zip(plans, reports, strict=True)]

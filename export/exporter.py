@@ -123,8 +123,9 @@ def export_onnx(
 
     def save_and_check(temporary: Path) -> Report:
         ir.save(graph, temporary)
-        return check(
-            temporary, reference, captured.call, checks, shown_as=path, forms=measured_forms
-        )
+        with captured.naming_squeezes():
+            return check(
+                temporary, reference, captured.call, checks, shown_as=path, forms=measured_forms
+            )
 
     return replace_file(path, save_and_check)

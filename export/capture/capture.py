@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import onnx_ir as ir
-from torch import nn
+from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert_for_inference
@@ -16,6 +16,7 @@ from ..stack import Stack, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
 from .named_sizes import NamedSizes
 from .packing import Packing
+from .squeezing import Squeezing
 from .symbolic import make_symbolic
 from .unchanged import unchanged
 
@@ -28,6 +29,9 @@ class Tracer:
         call: the example.
         opset_version: of the graphs.
 
+    Attributes:
+        squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
+
     Raises:
         ConversionError: a recurrent layer that cannot be replaced.
     """
@@ -36,6 +40,7 @@ class Tracer:
         self.model = convert_for_inference(model)
         self.call = call
         self._opset_version = opset_version
+        self.squeezes: list[str] = []
 
     def capture(self, axes: Sequence[Axes]) -> ir.Model:
         """Return the model as ONNX, its stacks as `deploy_rnn::Recurrent` nodes.
@@ -53,7 +58,9 @@ class Tracer:
         }
         sizes = NamedSizes(self.call, axes)
         packing = Packing(sizes.same)
-        with unchanged(self.model), sizes.noted(self.model), packing.installed():
+        squeezing = Squeezing()
+        noted = sizes.noted(self.model)
+        with unchanged(self.model), noted, packing.installed(), squeezing:
             make_symbolic([*layers.values()], packing)
             captured = trace(
                 self.model,
@@ -62,12 +69,14 @@ class Tracer:
                 self.call.shapes(_without_names(axes)) if any(axes) else None,
                 opset_version=self._opset_version,
             )
+        self.squeezes = squeezing.notes
         graph = captured.graph
         if len(graph.inputs) != len(axes):
             raise ExportError(
                 f"torch.onnx made {len(graph.inputs)} inputs of the example's {len(axes)} tensors "
                 f"({', '.join(str(value.name) for value in graph.inputs)})."
             )
+        _fix(graph, dict.fromkeys(squeezing.fixed, 1))
         name_layers(graph, layers)
         _name_axes(graph, axes)
         return captured
@@ -79,16 +88,47 @@ class Tracer:
 
         The model is traced with every axis open; the axes that then reach a stack are looked up among the inputs.
         """
-        every_axis: list[Axes] = [
-            dict.fromkeys(range(tensor.dim()), AUTO) for tensor in self.call.tensors
-        ]
-        graph = self.capture(every_axis).graph
+        graph = self._open_graph()
         stacks = [Stack.of(node) for node in stack_nodes(graph)]
         names = {str(stack.batch): "B" for stack in stacks}
         different_steps = dict.fromkeys(str(stack.steps) for stack in stacks)
         for number, steps in enumerate(different_steps):
             names.setdefault(steps, f"T{number or ''}")
         return [_named_axes(value, names) for value in graph.inputs]
+
+    def _open_graph(self) -> ir.Graph:
+        """The model with every axis open.
+
+        torch.export treats an open axis as one of any size but 1, so that it refuses, for example, to broadcast it. If
+        it refuses, axes of size 1 are fixed: first those that are not the first of a tensor, then all.
+        """
+        first_error = None
+        for is_open in (_any_axis, _is_first_or_larger, _is_larger):
+            axes: list[Axes] = []
+            for tensor in self.call.tensors:
+                numbers = [axis for axis in range(tensor.dim()) if is_open(tensor, axis)]
+                axes.append(dict.fromkeys(numbers, AUTO))
+            try:
+                return self.capture(axes).graph
+            except ExportError as error:
+                first_error = first_error or error
+                has_single_axes = any(1 in tensor.shape for tensor in self.call.tensors)
+                if not has_single_axes:
+                    break
+        assert first_error is not None
+        raise first_error
+
+
+def _any_axis(tensor: Tensor, axis: int) -> bool:
+    return True
+
+
+def _is_first_or_larger(tensor: Tensor, axis: int) -> bool:
+    return axis == 0 or _is_larger(tensor, axis)
+
+
+def _is_larger(tensor: Tensor, axis: int) -> bool:
+    return tensor.size(axis) != 1
 
 
 def _without_names(axes: Sequence[Axes]) -> list[Axes]:
@@ -106,6 +146,13 @@ def _named_axes(value: ir.Value, names: Mapping[str, str]) -> Axes:
         for axis, size in enumerate(value.shape or ())
         if isinstance(size, ir.SymbolicDim) and str(size) in names
     }
+
+
+def _fix(graph: ir.Graph, sizes: Mapping[str, int]) -> None:
+    """Replace dynamic sizes of the inputs by numbers."""
+    for value in graph.inputs:
+        if value.shape is not None:
+            value.shape = ir.Shape(sizes.get(str(size), size) for size in value.shape)
 
 
 def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> None:

@@ -1,7 +1,8 @@
 """A model captured for every form: one graph, whose inputs and outputs have their names."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.two_calls import check_two_calls
-from deploy_rnn.errors import ExportError
+from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -36,12 +37,14 @@ class CapturedModel:
         call: the example, on the CPU.
         onnx: the model, as `Tracer.capture` makes it.
         metadata: of the file, except for its form.
+        squeezes: what a squeeze of the model would do with other sizes than the example's; a sentence for each.
     """
 
     model: nn.Module
     call: ExampleCall
     onnx: ir.Model
     metadata: FileMetadata
+    squeezes: Sequence[str]
 
     @classmethod
     def of(
@@ -90,7 +93,7 @@ class CapturedModel:
             metadata = replace(metadata, states=states, time=time)
         onnx.producer_name = "deploy-rnn"
         onnx.producer_version = deploy_rnn.__version__
-        return cls(model, call, onnx, metadata)
+        return cls(model, call, onnx, metadata, tuple(tracer.squeezes))
 
     @property
     def example_steps(self) -> int:
@@ -124,6 +127,21 @@ class CapturedModel:
     @property
     def _stacks(self) -> list[Stack]:
         return [Stack.of(node) for node in stack_nodes(self.onnx.graph)]
+
+    @contextmanager
+    def naming_squeezes(self) -> Iterator[None]:
+        """Let an error of the check say which squeeze drops an axis, unless the example itself shows the error."""
+        try:
+            yield
+        except ExportError as error:
+            report = error.report if isinstance(error, VerificationError) else None
+            failed_cases = [comparison.case for comparison in report.failures] if report else []
+            if not self.squeezes or "example" in failed_cases:
+                raise
+            message = " ".join([str(error), *dict.fromkeys(self.squeezes)])
+            if isinstance(error, VerificationError):
+                raise VerificationError(message, report) from error
+            raise ExportError(message) from error
 
     def written(self, form: str, *, max_nodes: int) -> ir.Model:
         """Return a copy in one form, which shares the weights.
