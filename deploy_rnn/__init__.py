@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import deploy_rnn.serving as serving
     from deploy_rnn.compilation import compile
     from deploy_rnn.conversion import convert
+    from deploy_rnn.export.ways import Check, check
     from deploy_rnn.nn.cells import Cell
     from deploy_rnn.nn.gru import GRU
     from deploy_rnn.nn.lstm import LSTM
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from deploy_rnn.packaging.package import Package, package
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "Cell", "DeployError", "Package", "Recurrent", "__version__", "compile", "convert", "export",
-    "package", "serving",
+    "GRU", "LSTM", "RNN", "Cell", "Check", "DeployError", "Package", "Recurrent", "__version__", "check", "compile",
+    "convert", "export", "package", "serving",
 ]  # fmt: skip
 
 __version__ = metadata.version("deploy-rnn")
@@ -32,16 +33,19 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Cell": "nn.cells",
+        "Check": "export.ways",
         "GRU": "nn.gru",
         "LSTM": "nn.lstm",
         "RNN": "nn.rnn",
         "Recurrent": "nn.recurrent",
+        "check": "export.ways",
         "compile": "compilation",
         "convert": "conversion",
         "Package": "packaging.package",
         "package": "packaging.package",
     },
     "torch",
+    other_extras=dict.fromkeys(("Check", "check"), "export,onnxruntime"),
     subpackages=("export", "serving"),
 )
 

@@ -13,6 +13,7 @@ from deploy_rnn.console import CheckFailed, UsageError
 from deploy_rnn.errors import DeployError
 
 ELSEWHERE = {
+    "check": "deploy_rnn.export.cli.check:check",
     "export": "deploy_rnn.export.cli.commands:export",
     "inspect": "deploy_rnn.export.cli.commands:inspect",
     "verify": "deploy_rnn.export.cli.commands:verify",

@@ -5,7 +5,12 @@ from importlib import import_module
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, str], extra: str, subpackages: Collection[str] = ()
+    package: str,
+    homes: Mapping[str, str],
+    extra: str,
+    *,
+    other_extras: Mapping[str, str] | None = None,
+    subpackages: Collection[str] = (),
 ) -> Callable[[str], object]:
     """Make a module `__getattr__` for `package`.
 
@@ -13,6 +18,7 @@ def lazy_names(
         package: `__name__` of the package.
         homes: public name -> the submodule that defines it.
         extra: what to install for them, as in `pip install 'deploy-rnn[extra]'`.
+        other_extras: public name -> what to install for it, where that is more.
         subpackages: packages in `package` that are reached as its attributes.
     """
 
@@ -28,8 +34,10 @@ def lazy_names(
             # A mistake of ours, which installing a package would not repair.
             if missing == "deploy_rnn":
                 raise
+            needed = (other_extras or {}).get(name, extra)
             raise ModuleNotFoundError(
-                f"`{package}.{name}` needs `{missing}`, which is not installed; run: pip install 'deploy-rnn[{extra}]'",
+                f"`{package}.{name}` needs `{missing}`, which is not installed; "
+                f"run: pip install 'deploy-rnn[{needed}]'",
                 name=missing,
             ) from None
 

@@ -1,5 +1,6 @@
 """Timing contestants side by side, so that they do not disturb one another."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ def compare(
     calls: int = 15,
     warm_up: int = 3,
     pause: float = 0.1,
+    block_seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Time each contestant in `rounds` blocks that take turns.
 
@@ -34,13 +36,15 @@ def compare(
         calls: calls that count in each block.
         warm_up: calls before them that do not.
         pause: seconds of rest before a block; 0 for contestants that share their threads.
+        block_seconds: a block makes no further call once its calls, or its warm-up calls, have taken as long; at least
+            one of each.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
     for _ in range(rounds):
         for name in order:
             time.sleep(pause)
-            seconds[name] += _time_block(contestants[name], calls, warm_up)
+            seconds[name] += _time_block(contestants[name], calls, warm_up, block_seconds)
         order.reverse()
     return {name: _summarize(samples) for name, samples in seconds.items()}
 
@@ -55,11 +59,16 @@ def quickest(call: Callable[[], object], clock: Callable[[], float] = time.perf_
     return min(samples)
 
 
-def _time_block(call: Callable[[], object], calls: int, warm_up: int) -> list[float]:
-    for _ in range(warm_up):
-        call()
-    samples = []
-    for _ in range(calls):
+def _time_block(
+    call: Callable[[], object], calls: int, warm_up: int, block_seconds: float
+) -> list[float]:
+    _time_calls(call, warm_up, block_seconds)
+    return _time_calls(call, calls, block_seconds)
+
+
+def _time_calls(call: Callable[[], object], calls: int, limit: float) -> list[float]:
+    samples: list[float] = []
+    while len(samples) < calls and sum(samples) < limit:
         start = time.perf_counter()
         call()
         samples.append(time.perf_counter() - start)

@@ -22,9 +22,11 @@ def script_file(model: nn.Module, path: Path) -> None:
         try:
             torch.jit.freeze(torch.jit.script(model)).save(str(path))
         except Exception as error:  # torch.jit raises many types here
+            text = str(error).strip()
+            first_line = text.partition("\n")[0].rstrip(".:")
             raise ExportError(
-                f"TorchScript cannot compile {type(model).__name__}; write a .pt2 file instead, which takes any code "
-                f"that torch.export does. TorchScript says: {str(error).strip()}"
+                f"TorchScript cannot compile {type(model).__name__}: {first_line}. Write a .pt2 file instead, "
+                f"which takes any code that torch.export does. TorchScript says: {text}"
             ) from error
 
 

@@ -21,6 +21,8 @@ LAZY = {
     "Cell": "deploy_rnn.nn.cells",
     "Recurrent": "deploy_rnn.nn.recurrent",
     "convert": "deploy_rnn.conversion",
+    "check": "deploy_rnn.export.ways",
+    "Check": "deploy_rnn.export.ways",
     "compile": "deploy_rnn.compilation",
     "package": "deploy_rnn.packaging.package",
     "Package": "deploy_rnn.packaging.package",
@@ -63,7 +65,11 @@ ARROWS = {
         "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.shared_weights",
         "export.verification",
     },
-    "export.cli": {"bundle", "export", "export.onnx_file"},
+    "export.ways": {
+        "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",
+        "export.exporter", "export.verification",
+    },
+    "export.cli": {"bundle", "export", "export.onnx_file", "export.ways"},
     "serving.engine": {"bundle", "metadata", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
@@ -217,7 +223,14 @@ def _type_checking_only(path: Path, module: str) -> bool:
 
 @pytest.mark.parametrize(
     "file",
-    ["deploy_rnn/cli.py", "deploy_rnn/console.py", "export/cli/commands.py", "serving/cli.py"],
+    [
+        "deploy_rnn/cli.py",
+        "deploy_rnn/console.py",
+        "export/cli/check.py",
+        "export/cli/commands.py",
+        "export/cli/options.py",
+        "serving/cli.py",
+    ],
 )
 def test_the_command_line_loads_nothing_but_click(file: str) -> None:
     heavy = {"torch", "onnx", "onnxruntime", "rich", "numpy", "starlette", "uvicorn", "grpc"}
@@ -229,6 +242,7 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
     [
         ("deploy_rnn", "torch onnx onnxscript onnxruntime numpy"),
         ("deploy_rnn.cli", "torch onnx onnxscript onnxruntime numpy"),
+        ("deploy_rnn.export.cli.check", "torch onnx onnxscript onnxruntime numpy rich"),
         ("deploy_rnn.export.cli.commands", "torch onnx onnxscript onnxruntime numpy rich"),
         ("deploy_rnn.export.onnx_file", "torch onnxscript onnxruntime"),
         ("deploy_rnn.export.verification.report", "torch onnxscript onnxruntime"),
@@ -257,8 +271,8 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 
 def test_public_names() -> None:
     assert dir(deploy_rnn) == [
-        "Cell", "DeployError", "GRU", "LSTM", "Package", "RNN", "Recurrent", "__version__", "compile", "convert",
-        "export", "package", "serving",
+        "Cell", "Check", "DeployError", "GRU", "LSTM", "Package", "RNN", "Recurrent", "__version__", "check", "compile",
+        "convert", "export", "package", "serving",
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
@@ -294,6 +308,7 @@ def test_the_other_packages_are_there_after_import_deploy_rnn() -> None:
     ("module", "name", "package", "extra"),
     [
         ("deploy_rnn", "RNN", "torch", "torch"),
+        ("deploy_rnn", "check", "onnx_ir", "export,onnxruntime"),
         ("deploy_rnn.serving", "Engine", "onnxruntime", "onnxruntime"),
         ("deploy_rnn.serving", "Model", "onnxruntime", "onnxruntime"),
         ("deploy_rnn.serving", "make_app", "starlette", "serving"),

@@ -238,13 +238,13 @@ def test_every_axis_is_tried_at_one_and_at_other_sizes(
     args: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = packaging._compare
+    original = packaging.largest_differences
 
     def spy(run: Callable[..., Any], trials: Any, *rest: Any) -> Any:
         seen.extend(trial.sizes for trial in trials)
         return original(run, trials, *rest)
 
-    monkeypatch.setattr(packaging, "_compare", spy)
+    monkeypatch.setattr(packaging, "largest_differences", spy)
     deploy_rnn.package(deploy_rnn.RNN(5, 4), args, tmp_path / "rnn.pt")
     for number in range(2):
         assert {tuple(sizes.values())[number] for sizes in seen} >= {1, 2, 3, 7, 33}
@@ -319,7 +319,7 @@ T = {"x": {0: "T"}}
 @pytest.mark.parametrize(
     ("model", "args", "name", "dynamic_shapes", "error", "text"),
     [
-        (Odd("keywords"), X, "m.pt", None, ExportError, r"(?s)compile Odd; write a .pt2 file.*TorchScript says: \S"),
+        (Odd("keywords"), X, "m.pt", None, ExportError, r"(?s)compile Odd: \S.*Write a .pt2 .*TorchScript says: \S"),
         (Odd("positions"), X, "m.pt", T, DynamicAxisError, "`T` cannot be dynamic: the model takes no other size"),
         (Odd("number"), (X, 2.0), "m.pt2", None, ExportError, "`scale` has 2.0, which is not a tensor"),
         (Odd("unrolled"), X, "m.pt2", T, DynamicAxisError, "`T` cannot be dynamic: the model fixes it at 6; leave"),

@@ -1,0 +1,140 @@
+"""The calls on which a converted model, in whatever file or compiled, is compared with PyTorch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
+from deploy_rnn.checking.trials import Reference, size_assignments
+from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
+from deploy_rnn.packaging.axes import Axis, DynamicCall
+
+TRIED_ABOVE_LEAST = (0, 1, 2, 6, 32)
+"""How far above the least size of a dynamic axis a package is tried."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One call, the sizes of its dynamic axes, and what PyTorch returns for it."""
+
+    label: str
+    call: ExampleCall
+    sizes: dict[Axis, int]
+    expected: list[Expected]
+
+
+def with_least_sizes(reference: Reference, example: DynamicCall) -> DynamicCall:
+    """Let each axis begin at 1 if the model takes that, else at 2: torch.export does not tell the two apart."""
+    random = torch.Generator().manual_seed(0)
+    sizes = example.sizes
+    ranges = {}
+    for axis in sizes:
+        outputs = _outputs_or_none(reference, example.drawn(sizes | {axis: 1}, random))
+        least = 1 if outputs else 2
+        ranges[axis] = replace(axis, least=max(axis.least, least))
+    return example.with_ranges(ranges)
+
+
+def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
+    """The example, and random inputs of other sizes. What the model itself refuses is left out.
+
+    Raises:
+        ExportError: the model refuses the example, or every other size of an axis.
+    """
+    example_sizes = example.sizes
+    random = torch.Generator().manual_seed(0)
+    yield example_trial(reference, example)
+    varied = {axis for axis in example_sizes if axis.most <= 2}
+    for additions in size_assignments(list(example_sizes), TRIED_ABOVE_LEAST):
+        sizes = {
+            axis: min(axis.least + addition, axis.most) for axis, addition in additions.items()
+        }
+        call = example.drawn(sizes, random)
+        outputs = _outputs_or_none(reference, call)
+        if not outputs:
+            continue
+        size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
+        label = ", ".join(["random input", *size_labels])
+        yield Trial(label, call, sizes, reference.expected(call, outputs, label))
+        # An axis of size 1 proves nothing: the model may broadcast it.
+        varied |= {axis for axis, size in sizes.items() if size not in (1, example_sizes[axis])}
+    fixed_names = [axis.name for axis in example_sizes if axis not in varied]
+    if fixed_names:
+        raise DynamicAxisError(
+            f"`{fixed_names[0]}` cannot be dynamic: the model takes no other size than the example's; leave it out of "
+            f"`dynamic_shapes`, or give its range, such as Dim('{fixed_names[0]}', min=2, max=9)."
+        )
+
+
+def example_trial(reference: Reference, example: DynamicCall) -> Trial:
+    try:
+        outputs = reference.outputs(example.call)
+    except Exception as error:  # the model's own code can raise anything
+        raise ExportError(
+            f"the model itself fails on the example: {type(error).__name__}: {error}"
+        ) from error
+    if not outputs:
+        raise ExportError("the model returns no tensor, so that there is nothing to compare.")
+    expected = reference.expected(example.call, outputs, "the example")
+    return Trial("the example", example.call, example.sizes, expected)
+
+
+def _outputs_or_none(reference: Reference, call: ExampleCall) -> list[Tensor] | None:
+    try:
+        return reference.outputs(call)
+    except Exception:  # the model's own code can raise anything
+        return None
+
+
+def largest_differences(
+    function: Callable[..., Any], trials: Sequence[Trial], tolerance: Tolerance, file_name: str
+) -> tuple[float, ...]:
+    """Run every trial twice: -> the largest difference of each output.
+
+    TorchScript optimises after its first calls, and no call may depend on the one before.
+
+    Raises:
+        ExportError: the file cannot be run.
+        VerificationError: an output differs from the model's.
+    """
+    largest = [0.0] * len(trials[0].expected)
+    for trial in [*trials, *trials]:
+        try:
+            outputs = trial.call.run(function)
+        except Exception as error:  # PyTorch raises many types here
+            raise ExportError(f"{file_name} fails on {trial.label}: {error}") from error
+        if len(outputs) != len(largest):
+            raise VerificationError(
+                f"{file_name} is not the model: it gives {len(outputs)} tensors, PyTorch {len(largest)}."
+            )
+        for number, (expected, output) in enumerate(zip(trial.expected, outputs, strict=True)):
+            where = f"{file_name} is not the model: output {number} on {trial.label}"
+            largest[number] = max(
+                largest[number], _largest_difference(expected, output, tolerance, where)
+            )
+    return tuple(largest)
+
+
+def _largest_difference(
+    expected: Expected, output: Tensor, tolerance: Tolerance, where: str
+) -> float:
+    """Compare one output; raise VerificationError if it differs too much anywhere."""
+    actual = output.numpy()
+    if actual.shape != expected.values.shape or actual.dtype != expected.values.dtype:
+        raise VerificationError(
+            f"{where} is {actual.dtype}{list(actual.shape)}, "
+            f"PyTorch gives {expected.values.dtype}{list(expected.values.shape)}."
+        )
+    differences = difference(expected.values, actual)
+    allowed = tolerance.allowed(expected)
+    if (differences > allowed).any():
+        worst = (differences - allowed).argmax()
+        raise VerificationError(
+            f"{where} differs by {differences.flat[worst]:.1e}, allowed is {allowed.flat[worst]:.1e} "
+            "(`atol` and `rtol` change that)."
+        )
+    return float(differences.max(initial=0))
