@@ -3,13 +3,16 @@
 Exit codes: 0 success, 1 a check failed, 2 bad usage or input.
 """
 
+import time
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from deploy_rnn import __version__
-from deploy_rnn.console import CheckFailed, UsageError
+from deploy_rnn.console import CheckFailed, UsageError, step
 from deploy_rnn.errors import DeployError
 
 ELSEWHERE = {
@@ -25,6 +28,9 @@ DEMO_IS_ELSEWHERE = (
     "the demo is in the repository, not in the installed package; run: "
     "git clone https://github.com/deploy-rnn/deploy-rnn && make -C deploy-rnn demo"
 )
+
+DEMO_MODULES = ("torch", "onnx", "onnxscript", "onnx_ir", "onnxruntime", "safetensors")
+"""What the demo imports besides the dependencies of deploy-rnn itself."""
 
 
 class LazyGroup(click.Group):
@@ -57,23 +63,28 @@ def main() -> None:
 def demo(file: Path | None, output: Path, as_json: bool) -> None:
     """Highlight a Python FILE with a bidirectional RNN that is exported and verified on the spot.
 
-    Loads the trained highlighter as a plain torch.nn.RNN model, compiles it, exports it to ONNX, verifies the export,
-    and highlights FILE (by default the demo's own source) with all three.
+    Loads the trained highlighter as a plain torch.nn.RNN model, compiles it, exports it to ONNX in three forms and
+    verifies them, and highlights FILE (by default a short sample) in each of these ways.
 
     Example: deploy-rnn demo setup.py
     """
-    try:
+    started = time.perf_counter()
+    _check_installed()
+    with step("loading PyTorch"):
         from deploy_rnn.examples.highlight import demo as highlight
-    except ModuleNotFoundError as error:
-        if error.name in ("deploy_rnn.examples", "deploy_rnn.examples.highlight"):
-            raise UsageError(DEMO_IS_ELSEWHERE) from None
-        message = (
-            f"the demo needs `{error.name}`; run: pip install 'deploy-rnn[examples,onnxruntime]'"
-        )
-        raise UsageError(message) from None
     try:
-        highlight.run(file, output, as_json=as_json)
+        highlight.run(file, output, as_json=as_json, started=started)
     except highlight.Unusable as error:
         raise UsageError(str(error)) from None
     except DeployError as error:
         raise CheckFailed(str(error)) from None
+
+
+def _check_installed() -> None:
+    """Look for what the demo imports before it begins: some of it is not imported until a minute later."""
+    if find_spec("deploy_rnn.examples") is None:
+        raise UsageError(DEMO_IS_ELSEWHERE)
+    missing = [f"`{module}`" for module in DEMO_MODULES if find_spec(module) is None]
+    if missing:
+        command = "pip install -e '.[examples,onnxruntime]'"
+        raise UsageError(f"the demo needs {', '.join(missing)}; run, in the repository: {command}")

@@ -1,49 +1,50 @@
 """The whole path in one command: a trained torch.nn.RNN model is compiled, exported, checked, and run by onnxruntime.
 
-`deploy-rnn demo FILE` highlights any Python file, and shows the three ways to run the model side by side.
+`deploy-rnn demo FILE` highlights any Python file, and shows every way to run the model side by side.
 """
 
 import copy
-import io
-import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 import deploy_rnn
+from deploy_rnn.bundle import Graph
 from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
+from deploy_rnn.console import step
 from deploy_rnn.errors import DeployError
 from deploy_rnn.export import Manifest, export_bundle
+from deploy_rnn.files import replace_file
 from deploy_rnn.serving import Engine
-from deploy_rnn.timing import Timing, compare
+from deploy_rnn.timing import compare
 
-from .labels import LABELS
+from . import screen
 from .model import WINDOW, encode, join, load, windows
+from .screen import Result
+
+SAMPLE = Path(__file__).with_name("sample.py")
 
 BATCH = 64
 """The most windows in one run; a longer file takes several runs of about equal size."""
 
-STYLES = {
-    "space": "", "operator": "white", "name": "default", "call": "bright_blue", "definition": "bold yellow",
-    "keyword": "bold magenta", "number": "cyan", "string": "green", "comment": "italic bright_black",
-}  # fmt: skip
+ROUNDS = 3
+MOST_CALLS = 15
+TIMING_SECONDS = 3.0
+"""How many rounds, and calls in each, are timed; fewer calls where they would take longer than this altogether."""
 
-CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n"} | {
-    127: "\u2421"
-}
-"""Control characters -> visible symbols. The characters themselves would shift the colours, or command the terminal."""
+FORMS = ("native", "scan", "unrolled")
+"""The unrolled graph comes last: its labels are those that are shown."""
 
 SERVED_PAGE = Path(__file__).with_name("page")
 
@@ -55,67 +56,78 @@ class Unusable(DeployError):
     """FILE is not Python source in UTF-8, or a folder cannot be written."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """How one way of running the model did.
-
-    Attributes:
-        seconds: the time of one run.
-        difference: the largest difference from torch.nn.RNN's scores.
-        allowed_share: the largest difference as a share of what docs/verification.md allows; above 1 is a failure.
-        labels_changed: how many characters of the file got another label.
-        missing: why it could not run; everything else is None then.
-    """
-
-    seconds: Timing | None = None
-    difference: float | None = None
-    allowed_share: float | None = None
-    labels_changed: int | None = None
-    missing: str | None = None
-
-
 def run(
-    file: Path | None, folder: Path, *, as_json: bool = False, console: Console | None = None
+    file: Path | None,
+    folder: Path,
+    *,
+    as_json: bool = False,
+    console: Console | None = None,
+    started: float | None = None,
 ) -> None:
-    """Highlight `file` (None: this one) with every runtime, and print how they did.
+    """Highlight `file` (None: a short sample) in every way there is, and print how they did.
 
     Writes to `folder`: a bundle of graphs, the coloured file as a page, and the page that a server of the bundle shows.
+
+    Args:
+        file: Python source in UTF-8.
+        folder: is made if it is missing.
+        as_json: print the result as JSON, and nothing else.
+        console: where to print.
+        started: `time.perf_counter()` when the demo began to load, for its first line; now, by default.
 
     Raises:
         Unusable: `file` is missing, empty, binary or not UTF-8; `folder` cannot be made.
         DeployError: the export failed its check, or a runtime disagrees with torch.nn.RNN.
     """
-    file = file or Path(__file__)
+    started = time.perf_counter() if started is None else started
+    file = file or SAMPLE
     console = console or Console(quiet=as_json)
     source = read(file)
     _make_folder(folder)
     all_windows = windows(encode(source))
     runs = -(-len(all_windows) // BATCH)  # rounded up
     batches = np.array_split(all_windows, runs)
+    bundle = folder / "highlight"
 
     model = load()
+    _show_step(
+        console, started, "loaded a trained highlighter: a 2-layer bidirectional torch.nn.RNN"
+    )
     readers: dict[str, Reader | str] = {"torch.nn.RNN": _torch_reader(model)}
-    with _step(console, "compiling"):
+    with _step(console, "compiling it", "compiled it"):
         readers["deploy_rnn, compiled"] = _compiled_reader(model, batches[0])
-    with _step(console, "exporting to ONNX and checking"):
-        bundle = folder / "highlight"
+    with _step(
+        console,
+        "exporting it to ONNX and checking the files",
+        f"exported it to ONNX in {len(FORMS)} forms, and compared each with PyTorch",
+    ):
         manifest = export_bundle(
             model, torch.from_numpy(batches[0]), bundle, buckets=[batches[0].shape[1]]
         )
-        readers["onnxruntime, unrolled"] = _engine_reader(bundle, manifest)
-    with _step(console, f"reading {file.name}"):
+    graphs = _graphs(manifest)
+    started = time.perf_counter()
+    with step(f"reading {file.name}"):
+        for name, graph in graphs.items():
+            readers[name] = _engine_reader(bundle / graph.file)
         exact_reader = _torch_reader(copy.deepcopy(model).double())
         results, labels = contest(readers, exact_reader, batches, len(source))
-    page = write(folder, source, labels)
+    for name, graph in graphs.items():
+        results[name] = replace(results[name], nodes=graph.nodes)
+    ways = sum(result.missing is None for result in results.values())
+    _show_step(
+        console, started, f"ran it in {ways} ways: {screen.describe_labels(results, len(source))}"
+    )
+    _write_page(folder, source, labels)
     copy_served_page(folder)
 
+    disturbance = screen.disturbance(results, _load())
     if as_json:
-        print(json.dumps(_summary(file, source, batches, results, bundle, manifest), indent=2))
+        summary = _summary(file, source, batches, results, bundle, manifest, disturbance)
+        print(json.dumps(summary, indent=2))
     else:
-        console.print(coloured(source, labels))
-        console.print(table(results, len(batches[0])))
-        for written in (*sorted(bundle.iterdir()), page):
-            console.print(f"{written}  {written.stat().st_size / 1e3:,.0f} kB", highlight=False)
+        _show(console, source, labels, results, len(batches[0]), disturbance)
+        unrolled = bundle / graphs["onnxruntime, unrolled"].file
+        _show_next(console, folder, unrolled)
     _check_agreement(results)
 
 
@@ -173,9 +185,14 @@ def _compiled_reader(model: nn.Module, batch: np.ndarray) -> Reader | str:
     return reader
 
 
-def _engine_reader(bundle: Path, manifest: Manifest) -> Reader:
-    unrolled = next(graph.file for graph in manifest.graphs if graph.form == "unrolled")
-    engine = Engine(bundle / unrolled)
+def _graphs(manifest: Manifest) -> dict[str, Graph]:
+    """The graph of each form, by its name in the table."""
+    by_form = {graph.form: graph for graph in manifest.graphs}
+    return {f"onnxruntime, {form}": by_form[form] for form in FORMS}
+
+
+def _engine_reader(file: Path) -> Reader:
+    engine = Engine(file)
 
     def reader(batch: np.ndarray) -> np.ndarray:
         scores: np.ndarray = engine.run({"characters": batch})["output"]
@@ -202,7 +219,8 @@ def contest(
     available = {name: reader for name, reader in readers.items() if not isinstance(reader, str)}
     scores = {name: _read_all(reader, batches) for name, reader in available.items()}
     labels = {name: join(scores[name], length) for name in available}
-    timings = compare({name: partial(reader, batches[0]) for name, reader in available.items()})
+    runs = {name: partial(reader, batches[0]) for name, reader in available.items()}
+    timings = compare(runs, rounds=ROUNDS, calls=_affordable_calls(runs))
 
     first = next(iter(available))
     allowed = Tolerance().allowed(Expected.of(scores[first], _read_all(exact_reader, batches)))
@@ -218,6 +236,15 @@ def contest(
     return {name: results[name] for name in readers}, labels[last]
 
 
+def _affordable_calls(runs: Mapping[str, Callable[[], object]]) -> int:
+    """How many calls of each fit into `TIMING_SECONDS`; two at least."""
+    started = time.perf_counter()
+    for call in runs.values():
+        call()
+    seconds = time.perf_counter() - started
+    return min(MOST_CALLS, max(2, int(TIMING_SECONDS / (ROUNDS * seconds))))
+
+
 def _read_all(reader: Reader, batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([reader(batch) for batch in batches])
 
@@ -231,46 +258,40 @@ def _check_agreement(results: Mapping[str, Result]) -> None:
             )
 
 
-def coloured(source: str, labels: np.ndarray) -> Text:
-    """The file, each character in the style of its label."""
-    text = Text(source.translate(CONTROL_PICTURES), no_wrap=False)
-    label_changes = (np.flatnonzero(np.diff(labels)) + 1).tolist()
-    edges = [0, *label_changes, len(source)]
-    for start, end in itertools.pairwise(edges):
-        text.stylize(STYLES[LABELS[labels[start]]], start, end)
-    return text
-
-
-def table(results: Mapping[str, Result], batch: int) -> Table:
-    """The readers side by side."""
-    columns = Table(
-        title=f"{batch} windows of {WINDOW} characters in one run, {torch.get_num_threads()} threads"
-    )
-    columns.add_column("")
-    for heading in ("median time", "speed", "largest difference", "labels changed"):
-        columns.add_column(heading, justify="right")
-    first = next(iter(results.values())).seconds
+def _show(
+    console: Console,
+    source: str,
+    labels: np.ndarray,
+    results: Mapping[str, Result],
+    batch: int,
+    disturbance: str | None,
+) -> None:
+    """The coloured file, the table, and what the reader should know about them."""
+    text = source.rstrip("\n")
+    console.print()
+    console.print(screen.coloured(text, labels[: len(text)]))
+    console.print()
+    console.print(screen.table(results, batch, with_speed=disturbance is None))
     for name, result in results.items():
-        if result.seconds is None or first is None:
-            columns.add_row(name, result.missing, "", "", "")
-            continue
-        columns.add_row(
-            name,
-            f"{result.seconds.median * 1e3:.1f} ms",
-            f"{first.median / result.seconds.median:.2f}x",
-            f"{result.difference:.1e}",
-            str(result.labels_changed),
-        )
-    return columns
+        if result.missing:
+            console.print(f"{name}: {result.missing}", highlight=False, soft_wrap=True)
+    if disturbance:
+        console.print(disturbance, style="bold", highlight=False, soft_wrap=True)
 
 
-def write(folder: Path, source: str, labels: np.ndarray) -> Path:
-    """Write the coloured file as an HTML page, and return its path."""
-    recorder = Console(record=True, file=io.StringIO(), width=120)
-    recorder.print(coloured(source, labels))
-    page = folder / "highlighted.html"
-    recorder.save_html(str(page))
-    return page
+def _show_next(console: Console, folder: Path, unrolled: Path) -> None:
+    """What was written, and what to type."""
+    pages = f"{folder / 'highlighted.html'}, {folder / 'highlight' / 'report.html'}"
+    console.print()
+    console.print(f"Pages: {pages}. Next:", highlight=False, soft_wrap=True)
+    for command in screen.next_commands(folder, unrolled):
+        console.print(f"  {command}", style="bold", highlight=False, soft_wrap=True)
+
+
+def _write_page(folder: Path, source: str, labels: np.ndarray) -> None:
+    """Write the coloured file as an HTML page."""
+    text = screen.page(source, labels)
+    replace_file(folder / "highlighted.html", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def copy_served_page(folder: Path) -> Path:
@@ -285,22 +306,35 @@ def _summary(
     results: Mapping[str, Result],
     bundle: Path,
     manifest: Manifest,
+    disturbance: str | None,
 ) -> dict[str, object]:
     return {
         "file": str(file),
         "characters": len(source),
         "windows_per_run": len(batches[0]),
+        "characters_per_window": WINDOW,
         "threads": torch.get_num_threads(),
+        "disturbance": disturbance,
         "results": {name: asdict(result) for name, result in results.items()},
         "bundle": str(bundle),
         "graphs": [asdict(graph) for graph in manifest.graphs],
     }
 
 
+def _load() -> float | None:
+    """The processes that wanted a core, on average over the last minute; None where the system does not count them."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 @contextmanager
-def _step(console: Console, what: str) -> Iterator[None]:
-    """Show a spinner during a step, and print its time after it."""
+def _step(console: Console, doing: str, done: str) -> Iterator[None]:
+    """Show a spinner and the seconds during a step, and a line with its time after it."""
     started = time.perf_counter()
-    with console.status(f"{what} ..."):
+    with step(doing):
         yield
-    console.print(f"[green]done[/] {what}, {time.perf_counter() - started:.1f} s", highlight=False)
+    _show_step(console, started, done)
+
+
+def _show_step(console: Console, started: float, done: str) -> None:
+    seconds = time.perf_counter() - started
+    console.print(f"{seconds:6.1f} s  {done}", highlight=False, soft_wrap=True)

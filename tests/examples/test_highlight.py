@@ -1,23 +1,28 @@
 """The highlighter: its labels, its windows, its accuracy, and the demo as a user runs it."""
 
 import ast
+import html
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import tokenize
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
+from rich.style import Style
 from safetensors import safe_open
 
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.cli import main
-from deploy_rnn.examples.highlight import demo, train
+from deploy_rnn.examples.highlight import demo, screen, train
 from deploy_rnn.examples.highlight.annotate import annotate
 from deploy_rnn.examples.highlight.labels import LABELS, label
 from deploy_rnn.examples.highlight.model import (
@@ -32,6 +37,7 @@ from deploy_rnn.examples.highlight.model import (
     load,
     windows,
 )  # fmt: skip
+from deploy_rnn.timing import Timing
 
 LETTERS = dict(zip("_ovcdkns#", LABELS, strict=True))
 """space, operator, name (v), call, definition, keyword, number, string, comment"""
@@ -164,13 +170,26 @@ def run_demo(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
-def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
-    finished = run_demo(cwd=tmp_path, FORCE_COLOR="1")
+def test_the_demo_on_its_sample(tmp_path: Path) -> None:
+    """All that a newcomer sees is on one screen of 80 columns, and the commands at its end work."""
+    finished = run_demo(cwd=tmp_path, COLUMNS="80")
     assert finished.returncode == 0, finished.stderr
-    assert "Unusable" in finished.stdout
-    assert "\x1b[32m" in finished.stdout  # strings are green
-    for name in ("torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, unrolled"):
-        assert name in finished.stdout
+    lines = finished.stdout.splitlines()
+    assert len(lines) <= 23  # and the prompt
+    assert [line for line in lines[:-4] if len(line) > 80] == []
+    assert [re.sub(r"\d+", "#", line[10:]) for line in lines[:4]] == [
+        "loaded a trained highlighter: a #-layer bidirectional torch.nn.RNN",
+        "compiled it",
+        "exported it to ONNX in # forms, and compared each with PyTorch",
+        "ran it in # ways: every time the same # labels",
+    ]
+    assert all(re.match(r" *\d+\.\d s  ", line) for line in lines[:4])
+    assert masked(picture_lines())[:4] == masked(lines[:4])
+    sample = demo.SAMPLE.read_text(encoding="utf-8")
+    assert "\n".join(lines[5:10]) + "\n" == sample
+    for name in ("native", "scan", "unrolled"):
+        assert any(line.startswith(f"onnxruntime, {name} ") for line in lines)
+    assert not finished.stderr
     folder = tmp_path / "build" / "demo"
     assert {file.name for file in folder.iterdir()} == {
         "highlight",
@@ -185,8 +204,180 @@ def test_the_demo_on_its_own_source(tmp_path: Path) -> None:
     assert [report["form"] for report in reports] == ["scan", "native", "unrolled"]
     assert all("CPUExecutionProvider" in report["providers"] for report in reports)
     page = (folder / "highlighted.html").read_text(encoding="utf-8")
-    assert "Unusable" in page
+    assert "headline" in page
     assert "<span class=" in page
+    commands = [line.strip() for line in lines[-3:]]
+    assert [command.split()[command.split().index("-m") + 2] if "-m" in command else command.split()[1]
+            for command in commands] == ["serve", "inspect", "export"]  # fmt: skip
+    for command in commands[1:]:
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    serve = commands[0].split()
+    assert (tmp_path / serve[serve.index("serve") + 1] / "manifest.json").exists()
+    assert (tmp_path / serve[serve.index("--page") + 1] / "index.html").exists()
+
+
+def test_the_sample_is_coloured_right_and_has_every_label() -> None:
+    source = demo.SAMPLE.read_text(encoding="utf-8")
+    with torch.no_grad():
+        scores = load()(torch.from_numpy(windows(encode(source)))).numpy()
+    predicted = join(scores, len(source))
+    visible = label(source) != LABELS.index("space")
+    assert (predicted == label(source))[visible].all()
+    assert {LABELS[index] for index in label(source)} == set(LABELS)
+    assert max(map(len, source.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0], ids=["black", "white"])
+def test_every_colour_can_be_read_on_any_terminal_and_on_paper(background: float) -> None:
+    """The contrast that WCAG asks of large text is 3; the default colours of a terminal need none."""
+    for name, style in screen.STYLES.items():
+        color = Style.parse(style).color
+        if color is None:
+            continue
+        assert color.number is not None
+        assert color.number >= 16, f"{name}: a terminal's own palette may have any colour here"
+        red, green, blue = (linear(part) for part in color.get_truecolor())
+        luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+        dark, light = sorted([luminance, background])
+        assert (light + 0.05) / (dark + 0.05) > 4, name
+
+
+def linear(part: int) -> float:
+    """A part of an sRGB colour, 0..255 -> its share of the light."""
+    share = part / 255
+    return float(share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4)
+
+
+def runs_of(*milliseconds: float, spread: float = 1.1) -> dict[str, screen.Result]:
+    """Ways of running the model, named "0", "1", ..., that took this long."""
+    return {
+        str(number): screen.Result(
+            Timing(time / 1e3, time / 1e3, time * spread / 1e3), 1e-6, 0.1, 0
+        )
+        for number, time in enumerate(milliseconds)
+    }
+
+
+def table_lines(results: dict[str, screen.Result], *, with_speed: bool) -> list[list[str]]:
+    console = Console(file=io.StringIO(), width=80, record=True)
+    console.print(screen.table(results, 5, with_speed=with_speed))
+    return [re.split(r"  +", line.strip()) for line in console.export_text().splitlines()]
+
+
+def test_the_table_has_ratios_only_if_nothing_disturbed_it() -> None:
+    results = runs_of(10, 4, 250)
+    assert table_lines(results, with_speed=True) == [
+        ["5 windows in one run", "median ms", "quartiles", "speed", "nodes", "differs by"],
+        ["0", "10.0", "10.0 - 11.0", "1.00x", "1.0e-06"],
+        ["1", "4.0", "4.0 - 4.4", "2.50x", "1.0e-06"],
+        ["2", "250", "250 - 275", "0.04x", "1.0e-06"],
+    ]
+    heading, *rows = table_lines(results, with_speed=False)
+    assert "speed" not in heading
+    assert not any("x" in cell for row in rows for cell in row)
+    results["compiled"] = screen.Result(missing="needs a C++ compiler, such as g++")
+    assert table_lines(results, with_speed=True)[4] == ["compiled", "not run"]
+
+
+def test_what_disturbs_a_measurement_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert screen.disturbance(runs_of(10, 4), 2.0) is None
+    assert screen.disturbance(runs_of(10, 4), None) is None
+    assert screen.disturbance(runs_of(10, 4), 2.1) == (
+        "The machine is busy (load 2.1 on 2 cores): times vary, and ratios would mislead."
+    )
+    assert screen.disturbance({**runs_of(10), "scan": runs_of(4, spread=2.5)["0"]}, 0.1) == (
+        "Something else was running: the times of scan vary, and ratios would mislead."
+    )
+
+
+def test_the_picture_in_the_readme_is_of_the_demo_as_it_is() -> None:
+    """Apart from its figures. If not: python -m deploy_rnn.examples.highlight.screenshot, on a quiet machine."""
+    source = demo.SAMPLE.read_text(encoding="utf-8")
+    results = dict(zip(WAYS, runs_of(5, 4, 3, 2, 1).values(), strict=True))
+    for name in list(WAYS)[-3:]:
+        results[name] = replace(results[name], nodes=10)
+    results["torch.nn.RNN"] = replace(results["torch.nn.RNN"], difference=0.0)
+    console = Console(file=io.StringIO(), width=80, record=True)
+    demo._show(console, source, label(source), results, 5, None)
+    bundle = Path("build/demo/highlight")
+    demo._show_next(console, bundle.parent, bundle / "unrolled-128.onnx")
+    assert masked(picture_lines())[4:] == masked(console.export_text().splitlines())
+
+
+WAYS = (
+    "torch.nn.RNN", "deploy_rnn, compiled", "onnxruntime, native", "onnxruntime, scan", "onnxruntime, unrolled",
+)  # fmt: skip
+
+
+def picture_lines() -> list[str]:
+    """The lines of the terminal in docs/demo.svg."""
+    svg = (Path(__file__).parents[2] / "docs" / "demo.svg").read_text(encoding="utf-8")
+    pieces = re.findall(r'<text class="\S+-r\d+" [^>]*-line-(\d+)\)">([^<]*)</text>', svg)
+    lines: dict[int, str] = {}
+    for number, text in pieces:
+        lines[int(number)] = lines.get(int(number), "") + html.unescape(text)
+    return [lines.get(number, "") for number in range(max(lines) + 1)]
+
+
+def masked(lines: list[str]) -> list[str]:
+    """Without what may differ from run to run: figures, and how the program is typed."""
+    masked_lines = []
+    for line in lines:
+        words = line.replace("\xa0", " ").split()
+        text = re.sub(r"\S*deploy-rnn|\S+ -m deploy_rnn", "deploy-rnn", " ".join(words))
+        masked_lines.append(re.sub(r"\d[\d.,]*(e[-+]\d+)?", "#", text))
+    return masked_lines
+
+
+def test_labels_that_differ_are_counted() -> None:
+    results = runs_of(10, 4)
+    assert screen.describe_labels(results, 1234) == "every time the same 1,234 labels"
+    results["1"] = screen.Result(labels_changed=3)
+    assert "3 by 1" in screen.describe_labels(results, 1234)
+
+
+@pytest.mark.parametrize(("missing", "named"), [
+    (["torch"], "`torch`"), (["safetensors"], "`safetensors`"), (["onnxruntime", "onnx"], "`onnx`, `onnxruntime`"),
+    (["onnxscript"], "`onnxscript`"), (["onnx_ir"], "`onnx_ir`"),
+])  # fmt: skip
+def test_without_an_optional_package_the_demo_says_at_once_what_to_install(
+    missing: list[str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in missing:
+        monkeypatch.setitem(sys.modules, module, None)
+    finished = CliRunner().invoke(main, ["demo"])
+    assert finished.exit_code == 2
+    command = "pip install -e '.[examples,onnxruntime]'"
+    assert finished.output == f"Error: the demo needs {named}; run, in the repository: {command}\n"
+
+
+def test_the_commands_at_the_end_are_typed_as_this_program_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the PATH, in a virtual environment that is not active, or without a script."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert (
+        screen.next_commands(Path("out"), Path("out/highlight/g.onnx"))[2]
+        == ".venv/bin/python -m deploy_rnn export --help"
+    )
+    script = folder / "deploy-rnn"
+    script.write_text("#!/bin/sh\n", encoding="utf-8")
+    script.chmod(0o755)
+    assert screen.next_commands(Path("out"), Path("out/highlight/g.onnx")) == [
+        ".venv/bin/deploy-rnn serve out/highlight --page out/highlighter",
+        ".venv/bin/deploy-rnn inspect out/highlight/g.onnx",
+        ".venv/bin/deploy-rnn export --help",
+    ]
+    monkeypatch.setenv("PATH", str(folder))
+    assert (
+        screen.next_commands(Path("a b"), Path("a b/highlight/g.onnx"))[1]
+        == "deploy-rnn inspect 'a b/highlight/g.onnx'"
+    )
 
 
 @pytest.mark.slow
@@ -197,11 +388,7 @@ def test_the_demo_as_json_on_another_file(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     result = json.loads(finished.stdout)
     assert result["characters"] == 12
-    assert set(result["results"]) == {
-        "torch.nn.RNN",
-        "deploy_rnn, compiled",
-        "onnxruntime, unrolled",
-    }
+    assert tuple(result["results"]) == WAYS
     for reader in result["results"].values():
         assert reader["difference"] < 1e-5
         assert reader["labels_changed"] == 0
@@ -282,9 +469,11 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_exit_code_2(tmp_path: Path
 
 def test_control_characters_do_not_move_the_colours() -> None:
     source = "a\x0c= 'bc'\x1b\n"
-    text = demo.coloured(source, label("a = 'bc' \n"))
+    text = screen.coloured(source, label("a = 'bc' \n"))
     assert text.plain == "a\u240c= 'bc'\u241b\n"
-    assert [(span.start, span.end) for span in text.spans if span.style == "green"] == [(4, 8)]
+    assert [
+        (span.start, span.end) for span in text.spans if span.style == screen.STYLES["string"]
+    ] == [(4, 8)]
 
 
 def test_a_runtime_that_disagrees_is_exit_code_1(
