@@ -82,6 +82,25 @@ class Tolerance:
         share = max(PRECISIONS[self.precision], measured)
         return np.asarray(share * np.maximum(1.0, size))
 
+    def __str__(self) -> str:
+        """In words."""
+        if self.atol is not None or self.rtol is not None:
+            parts = []
+            if self.atol:
+                parts.append(f"{self.atol:g}")
+            if self.rtol:
+                parts.append(f"{self.rtol:g} of its size")
+            limit = " plus ".join(parts)
+            return (
+                f"Every number may differ by {limit}." if limit else "Every number must be equal."
+            )
+        default = PRECISIONS[self.precision]
+        return (
+            f"Every number may differ by {default:g}, or by {default:g} of its size where it is larger than 1; by more "
+            f"if rounding has moved PyTorch's own result: {ROUNDING_MARGIN:g} times its distance from float64, at most "
+            f"{ROUNDING_LIMIT:.0%}. Whole numbers and booleans must be equal."
+        )
+
 
 def _check_limit(name: str, value: float | None) -> None:
     if value is None:

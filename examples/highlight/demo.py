@@ -63,6 +63,7 @@ def run(
     as_json: bool = False,
     console: Console | None = None,
     started: float | None = None,
+    busy: float | None = None,
 ) -> None:
     """Highlight `file` (None: a short sample) in every way there is, and print how they did.
 
@@ -74,6 +75,7 @@ def run(
         as_json: print the result as JSON, and nothing else.
         console: where to print.
         started: `time.perf_counter()` when the demo began to load, for its first line; now, by default.
+        busy: the processes that want a core, on average over the last minute; by default the system is asked.
 
     Raises:
         Unusable: `file` is missing, empty, binary or not UTF-8; `folder` cannot be made.
@@ -120,7 +122,7 @@ def run(
     _write_page(folder, source, labels)
     copy_served_page(folder)
 
-    disturbance = screen.disturbance(results, _load())
+    disturbance = screen.disturbance(results, _ask_load() if busy is None else busy)
     if as_json:
         summary = _summary(file, source, batches, results, bundle, manifest, disturbance)
         print(json.dumps(summary, indent=2))
@@ -321,8 +323,7 @@ def _summary(
     }
 
 
-def _load() -> float | None:
-    """The processes that wanted a core, on average over the last minute; None where the system does not count them."""
+def _ask_load() -> float | None:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,20 @@ _SERIES = 3
 
 _LATENCY_NOTE = '<p class="quiet">Median of a few runs at the end of the check; shows an order of magnitude.</p>'
 
+_RUNS_NOTE = (
+    '<p class="quiet">The limit of a number is what the tolerance allows it to differ; shown is the number that came '
+    "nearest to its limit. example: the example arguments; random: drawn from the values of the example; long: one "
+    "long sequence; B and T: batch and time steps.</p>"
+)
+
 _STYLE = """
 :root { color-scheme: light dark; --page: #f9f9f7; --card: #fcfcfb; --ink: #0b0b0b; --quiet: #52514e; --rule: #e1e0d9;
   --s1: #2a78d6; --s2: #1baf7a; --s3: #4a3aa7; --good: #006300; --bad: #c22f2f; }
 @media (prefers-color-scheme: dark) { :root { --page: #0d0d0d; --card: #1a1a19; --ink: #ffffff; --quiet: #c3c2b7;
   --rule: #2c2c2a; --s1: #3987e5; --s2: #199e70; --s3: #9085e9; --good: #0ca30c; --bad: #e66767; } }
+@media print { :root { color-scheme: light; --page: #fff; --card: #fff; --ink: #000; --quiet: #444; --rule: #bbb;
+  --s1: #1b5fae; --s2: #137a55; --s3: #4a3aa7; --good: #005000; --bad: #a01010; } section { break-inside: avoid; }
+  .meter, .bar, .key { print-color-adjust: exact; } }
 body { margin: 0 auto; max-width: 60rem; padding: 1.5rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; } h2 { margin-top: 2.5rem; font-size: 1.25rem; } h3 { margin: 0 0 .5rem; font-size: 1rem; }
@@ -32,9 +42,11 @@ section { margin: 1rem 0; padding: 1rem 1.25rem; border: 1px solid var(--rule); 
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem 1.25rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--rule); }
-th { color: var(--quiet); font-weight: 600; } tr:last-child td, tr:last-child th { border-bottom: 0; }
+th { color: var(--quiet); font-weight: 600; vertical-align: bottom; } tr > th:only-of-type { vertical-align: top; }
+th.right, td.right { text-align: right; } tr:last-child td, tr:last-child th { border-bottom: 0; }
 code { font: .9em ui-monospace, monospace; overflow-wrap: anywhere; } p { margin: .5rem 0; }
-.number { white-space: nowrap; }
+.number { white-space: nowrap; } .share { display: inline-block; min-width: 3.5rem; text-align: right; }
+.verdict { font-size: 1.15rem; } nav ul { margin: 0; padding: 0; list-style: none; } a { color: inherit; }
 .quiet { color: var(--quiet); } .good { color: var(--good); } .bad { color: var(--bad); }
 .good, .bad { font-weight: 600; }
 .meter { display: inline-block; width: 5rem; height: .5rem; margin-right: .5rem; border-radius: 3px;
@@ -61,13 +73,19 @@ def reports_html(reports: Sequence[Report], title: str) -> str:
     """
     if not reports:
         raise ValueError("`reports` is empty; give the Report of each file.")
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = [f"<h1>{escape(title)}</h1>", _section("Verdict", _overall_verdict(reports))]
+    shared = _shared_facts(reports)
+    if shared:
+        parts.append(_section("About this check", _table([], shared)))
     if len(reports) > 1:
+        parts.append(_contents(reports))
         parts += _side_by_side(reports)
-    for report in reports:
+    for number, report in enumerate(reports, start=1):
         if len(reports) > 1:
-            parts.append(f"<h2>{escape(_name(report))}</h2>")
-        parts += _sections(report)
+            parts.append(f'<h2 id="file{number}">{escape(_name(report))}</h2>')
+            parts.append(_section("Verdict", _verdict(report)))
+        own_facts = [fact for fact in _facts(report) if fact not in shared]
+        parts += _sections(report, own_facts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -78,14 +96,12 @@ def reports_html(reports: Sequence[Report], title: str) -> str:
     )
 
 
-def _sections(report: Report) -> Iterator[str]:
-    yield _section("Verdict", _verdict(report))
-    yield _section("File", _file(report))
+def _sections(report: Report, own_facts: Sequence[Sequence[str]]) -> Iterator[str]:
+    """`own_facts`: those that are not the same for every file of the page."""
+    yield _section("File", _file(report, own_facts))
     if report.comparisons:
-        yield _section("Worst error of each output", _worst(report))
-        yield _section(
-            "Every run: the most that an output used of what is allowed", _matrix(report)
-        )
+        yield _section("The largest differences of each output", _worst(report))
+        yield _section("Every run: how much of the limit was used", _matrix(report) + _RUNS_NOTE)
     outputs = dict.fromkeys(curve.output for curve in report.over_time)
     for output in outputs:
         curves = _choose_curves([curve for curve in report.over_time if curve.output == output])
@@ -96,18 +112,90 @@ def _sections(report: Report) -> Iterator[str]:
         yield _section("Where the nodes ran", _placement(report))
 
 
+def _overall_verdict(reports: Sequence[Report]) -> str:
+    """One for all files; that of the only one, with what it left out."""
+    if len(reports) == 1:
+        return _verdict(reports[0])
+    failed = [report for report in reports if report.failures]
+    unchecked = [report for report in reports if not report.comparisons]
+    if failed:
+        text = f"✗ FAIL: {len(failed)} of {len(reports)} files differ from the PyTorch model: {_names(failed)}"
+    elif unchecked:
+        text = f"NOT CHECKED: {len(unchecked)} of {len(reports)} files: {_names(unchecked)}"
+    else:
+        total = sum(len(report.comparisons) for report in reports)
+        text = f"✓ PASS: all {len(reports)} files agree with the PyTorch model, in {total:,} comparisons"
+    quality = "bad" if failed or unchecked else "good"
+    return f'<p class="verdict {quality}">{escape(text)}</p>'
+
+
+def _names(reports: Sequence[Report]) -> str:
+    return ", ".join(report.file.name for report in reports)
+
+
+def _contents(reports: Sequence[Report]) -> str:
+    """A link to each file's part of the page."""
+    items = []
+    for number, report in enumerate(reports, start=1):
+        items.append(
+            f'<li><a href="#file{number}">{escape(_name(report))}</a> {_verdict_mark(report)}</li>'
+        )
+    content = _section("Files", f"<ul>{''.join(items)}</ul>")
+    return f'<nav aria-label="Files">{content}</nav>'
+
+
+def _facts(report: Report) -> list[list[str]]:
+    """What one needs to know to repeat the check, as rows of a table."""
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    facts = [
+        ("Model", report.model),
+        ("Tolerance", report.tolerance),
+        ("Date", _date(report.date)),
+        ("Machine", report.machine),
+        ("Versions", versions),
+    ]
+    return [[name, escape(value)] for name, value in facts if value]
+
+
+def _shared_facts(reports: Sequence[Report]) -> list[list[str]]:
+    """Those that are the same for every file; the date is that of the last one."""
+    last = _facts(max(reports, key=lambda report: report.date))
+    others = [_facts(report) for report in reports]
+    return [fact for fact in last if fact[0] == "Date" or all(fact in facts for facts in others)]
+
+
+def _date(iso: str) -> str:
+    """Such as "26 November 2026, 07:25 UTC"."""
+    if not iso:
+        return ""
+    date = datetime.fromisoformat(iso)
+    # The day without strftime's leading zero, which reads oddly.
+    return f"{date.day} {date:%B %Y, %H:%M} UTC"
+
+
+def _verdict_mark(report: Report) -> str:
+    if report.failures:
+        return '<span class="bad">✗ FAIL</span>'
+    if not report.comparisons:
+        return '<span class="bad">NOT CHECKED</span>'
+    return '<span class="good">✓ PASS</span>'
+
+
 def _verdict(report: Report) -> str:
     total = len(report.comparisons)
     if not report.comparisons:
-        verdict = '<p class="bad">NOT CHECKED</p>'
+        verdict = '<p class="verdict bad">NOT CHECKED</p>'
     elif report.failures:
         worst = max(report.failures, key=lambda comparison: comparison.used)
         verdict = (
-            f'<p class="bad">✗ FAIL: {len(report.failures)} of {total} comparisons are beyond what is allowed</p>'
+            f'<p class="verdict bad">✗ FAIL: {len(report.failures)} of {total} comparisons are beyond the limit</p>'
             f"<p>{escape(str(worst))}</p>"
         )
     else:
-        verdict = f'<p class="good">✓ PASS: {total} comparisons, at most {_most_used(report)} of what is allowed</p>'
+        verdict = (
+            f'<p class="verdict good">✓ PASS: {total} comparisons with the PyTorch model, '
+            f"at most {_most_used(report)} of the limit used</p>"
+        )
     notes = [f"{provider}: {status}" for provider, status in report.providers.items()]
     notes += [
         f"{name}: checked with one value only, the example has no other" for name in report.unvaried
@@ -116,9 +204,8 @@ def _verdict(report: Report) -> str:
     return verdict + "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
 
-def _file(report: Report) -> str:
+def _file(report: Report, own_facts: Sequence[Sequence[str]]) -> str:
     operators = ", ".join(f"{count:,} {name}" for name, count in report.op_types.items())
-    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     rows = [
         ["File", escape(report.path)],
         ["Form", escape(report.form or "not written by deploy-rnn")],
@@ -127,7 +214,7 @@ def _file(report: Report) -> str:
         ["Inputs", "<br>".join(_spec(spec) for spec in report.inputs)],
         ["Outputs", "<br>".join(_spec(spec) for spec in report.outputs)],
         ["Operators", escape(operators)],
-        ["Versions", escape(versions)],
+        *([name, value] for name, value in own_facts if name != "Date"),
     ]
     return _table([], rows)
 
@@ -147,19 +234,22 @@ def _worst(report: Report) -> str:
     for (provider, output), comparisons in groups.items():
         worst = max(comparisons, key=lambda comparison: comparison.used)
         largest_error = max(comparison.max_abs_error for comparison in comparisons)
+        optimizations = "optimised" if worst.optimized else "as written"
         row = [
-            escape(provider),
+            escape(_short(provider)),
             f"<code>{escape(output)}</code>",
             _number(largest_error),
+            _meter(worst),
             _number(worst.difference),
             _number(worst.allowed),
-            _meter(worst),
-            escape(f"{worst.case}, optimisations {'on' if worst.optimized else 'off'}"),
+            escape(f"{worst.case}, graph {optimizations}"),
         ]
         rows.append(row)
-    return _table(
-        ["Provider", "Output", "Largest error", "Nearest its limit", "Limit", "Used", "In"], rows
-    )
+    head = [
+        "Ran on", "Output", "Largest difference", "Most of the limit used", "Difference there", "Limit there",
+        "Inputs there",
+    ]  # fmt: skip
+    return _table(head, rows, right=(2, 3, 4, 5))
 
 
 def _matrix(report: Report) -> str:
@@ -171,9 +261,10 @@ def _matrix(report: Report) -> str:
             worst[run] = comparison
     cases = dict.fromkeys(case for case, _, _ in worst)
     columns = dict.fromkeys((provider, optimized) for _, provider, optimized in worst)
-    head = ["Case"]
+    head = ["Inputs"]
     for provider, optimized in columns:
-        head.append(f"{escape(provider)}, {'optimised' if optimized else 'as written'}")
+        graph = "optimised by onnxruntime" if optimized else "graph as written"
+        head.append(f"{escape(_short(provider))}, {graph}")
     rows = []
     for case in cases:
         row = [escape(case)]
@@ -181,7 +272,7 @@ def _matrix(report: Report) -> str:
             run = (case, provider, optimized)
             row.append(_meter(worst[run]) if run in worst else "not run")
         rows.append(row)
-    return _table(head, rows)
+    return _table(head, rows, right=range(1, len(head)))
 
 
 def _meter(comparison: Comparison) -> str:
@@ -194,7 +285,7 @@ def _meter(comparison: Comparison) -> str:
     else:
         bar = f'<i class="over" style="width:{width}"></i>'
         label = f'<span class="bad">✗ {share}</span>'
-    return f'<span class="number"><span class="meter">{bar}</span>{label}</span>'
+    return f'<span class="number"><span class="meter">{bar}</span><span class="share">{label}</span></span>'
 
 
 def _choose_curves(curves: Sequence[ErrorOverTime]) -> list[ErrorOverTime]:
@@ -213,7 +304,7 @@ def _legend(curves: Sequence[ErrorOverTime]) -> str:
         keys.append(
             f'<span class="key" style="background:var(--s{number})"></span>{escape(curve.case)}'
         )
-    note = "Absolute error at each step, logarithmic; dashed: what is allowed."
+    note = "Largest difference at each time step, logarithmic; dashed: the limit."
     return f'<p>{"".join(keys)}</p><p class="quiet">{note}</p>'
 
 
@@ -221,9 +312,8 @@ def _latencies(report: Report) -> dict[str, float]:
     """Provider and case -> milliseconds."""
     latencies = {}
     for provider, times in report.latency.items():
-        provider_name = provider.removesuffix("ExecutionProvider")
         for case, milliseconds in times.items():
-            latencies[f"{provider_name}, {_with_steps(report, case)}"] = milliseconds
+            latencies[f"{_short(provider)}, {_with_steps(report, case)}"] = milliseconds
     return latencies
 
 
@@ -246,7 +336,7 @@ def _placement(report: Report) -> str:
         parts.append(
             f"<p>{escape(provider)}, graph optimisations on; {placement.copies} copies between devices</p>"
         )
-        parts.append(_table(["Ran on", "Nodes", "Operators"], rows))
+        parts.append(_table(["Ran on", "Nodes", "Operators"], rows, right=(1,)))
     return "".join(parts)
 
 
@@ -255,15 +345,14 @@ def _side_by_side(reports: Sequence[Report]) -> Iterator[str]:
     for report in reports:
         row = [
             escape(_name(report)),
-            '<span class="bad">✗ FAIL</span>'
-            if report.failures
-            else '<span class="good">✓ PASS</span>',
+            _verdict_mark(report),
             _most_used(report),
             f"{report.nodes:,}",
             f"{report.bytes / 1e3:,.0f}",
         ]
         rows.append(row)
-    yield _section("Side by side", _table(["", "Verdict", "Used at most", "Nodes", "kB"], rows))
+    head = ["File", "Verdict", "Most of the limit used", "Nodes", "Size in kB"]
+    yield _section("Side by side", _table(head, rows, right=(2, 3, 4)))
     # One chart for each provider and case, so that its bars compare the files; not every file has every case.
     charts: dict[str, list[tuple[str, float]]] = {}
     for report in reports:
@@ -282,20 +371,36 @@ def _name(report: Report) -> str:
     return f"{report.form}: {report.file.name}" if report.form else report.file.name
 
 
+def _short(provider: str) -> str:
+    """Such as "CPU"."""
+    return provider.removesuffix("ExecutionProvider")
+
+
 def _section(title: str, content: str) -> str:
     return f"<section>\n<h3>{escape(title)}</h3>\n{content}\n</section>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML. Without a head, the first cell of each row is a heading."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Cells are HTML. Without a head, the first cell of each row is a heading.
+
+    Args:
+        right: the columns of numbers, which are aligned right.
+    """
     lines = ["<table>"]
     if head:
-        lines.append("<tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>")
-    tag = "td" if head else "th"
-    for first, *rest in rows:
-        cells = "".join(f"<td>{cell}</td>" for cell in rest)
-        lines.append(f"<tr><{tag}>{first}</{tag}>{cells}</tr>")
+        lines.append(_table_row(head, ["th"] * len(head), right))
+    for row in rows:
+        tags = ["td" if head else "th", *["td"] * (len(row) - 1)]
+        lines.append(_table_row(row, tags, right))
     return "\n".join([*lines, "</table>"])
+
+
+def _table_row(cells: Sequence[str], tags: Sequence[str], right: Collection[int]) -> str:
+    parts = []
+    for column, (cell, tag) in enumerate(zip(cells, tags, strict=True)):
+        attribute = ' class="right"' if column in right else ""
+        parts.append(f"<{tag}{attribute}>{cell}</{tag}>")
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def _number(value: float) -> str:

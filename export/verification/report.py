@@ -13,7 +13,7 @@ from ..onnx_file import OnnxFile
 JSON_FIELDS = (
     "path", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
-    "versions",
+    "versions", "date", "machine", "model", "tolerance",
 )  # fmt: skip
 
 
@@ -139,7 +139,11 @@ class Report:
         over_time: for each output with a time axis and each case, the error at each step.
         latency: for each provider that was checked, case -> milliseconds of one run, median of a few; of the example,
             and of the long case if there is one. It decides nothing.
-        versions: of torch, onnx and onnxruntime.
+        versions: of deploy-rnn, python, torch, onnx and onnxruntime.
+        date: when the check ended, in UTC, such as "2026-11-26T07:25:15+00:00".
+        machine: processor, cores, operating system.
+        model: the class of the PyTorch model, its recurrent layers, and how many weights it has.
+        tolerance: the limits, in words.
         forms: with form="auto", every form -> milliseconds of the example, or why it does not fit.
     """
 
@@ -153,6 +157,10 @@ class Report:
     over_time: tuple[ErrorOverTime, ...] = ()
     latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+    machine: str = ""
+    model: str = ""
+    tolerance: str = ""
     forms: Mapping[str, float | str] = field(default_factory=dict)
 
     @property

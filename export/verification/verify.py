@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
-import torch
 from torch import nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
@@ -23,6 +21,7 @@ from ..bare_layer import with_lengths
 from ..onnx_file import OnnxFile
 from .cases import Case, CaseMaker
 from .on_onnxruntime import run_on
+from .provenance import Provenance
 from .report import Report
 from .runs import Plan, ProviderResult
 from .time_axes import TimeAxes, time_axes
@@ -168,7 +167,14 @@ def check(
     if options.require_provider is not None and options.require_provider not in providers:
         providers.append(options.require_provider)
     results = [run_on(provider, plan) for provider in providers]
-    report = _report(plan, results, unvaried=maker.unvaried, left_out=left_out, forms=forms or {})
+    report = _report(
+        plan,
+        results,
+        Provenance.of(reference.model),
+        unvaried=maker.unvaried,
+        left_out=left_out,
+        forms=forms or {},
+    )
     if report.failures:
         raise VerificationError(
             f"{file.name} is not the model: {_describe_failure(report)}.", report
@@ -199,6 +205,7 @@ def _long_cases(
 def _report(
     plan: Plan,
     results: Sequence[ProviderResult],
+    provenance: Provenance,
     *,
     unvaried: tuple[str, ...],
     left_out: tuple[str, ...],
@@ -216,11 +223,11 @@ def _report(
         },
         over_time=tuple(itertools.chain.from_iterable(result.over_time for result in results)),
         latency={result.provider: result.latency for result in results if result.latency},
-        versions={
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__,
-        },
+        versions=provenance.versions,
+        date=provenance.date,
+        machine=provenance.machine,
+        model=provenance.model,
+        tolerance=str(plan.tolerance),
         forms=forms,
     )
 

@@ -321,12 +321,13 @@ def picture_lines() -> list[str]:
 
 
 def masked(lines: list[str]) -> list[str]:
-    """Without what may differ from run to run: figures, and how the program is typed."""
+    """Without white space, and what may differ from run to run: figures, and how the program is typed."""
     masked_lines = []
     for line in lines:
-        words = line.replace("\xa0", " ").split()
-        text = re.sub(r"\S*deploy-rnn|\S+ -m deploy_rnn", "deploy-rnn", " ".join(words))
-        masked_lines.append(re.sub(r"\d[\d.,]*(e[-+]\d+)?", "#", text))
+        text = re.sub(
+            r"^ *(\S*deploy-rnn|\S+ -m deploy_rnn) ", "deploy-rnn ", line.replace("\xa0", " ")
+        )
+        masked_lines.append(re.sub(r"(\d[\d.,]*(e[-+]\d+)?)+", "#", "".join(text.split())))
     return masked_lines
 
 

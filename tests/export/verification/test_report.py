@@ -5,6 +5,8 @@ import json
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,14 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import deploy_rnn
+from deploy_rnn.checking.tolerance import Tolerance
 from deploy_rnn.errors import ProviderError, VerificationError
 from deploy_rnn.export import Report, export_onnx, reports_html, verify
 from deploy_rnn.export.verification import on_onnxruntime
 from deploy_rnn.export.verification.plots import WIDTH, error_over_time
-from deploy_rnn.export.verification.report import ErrorOverTime
+from deploy_rnn.export.verification.provenance import Provenance
+from deploy_rnn.export.verification.report import Comparison, ErrorOverTime
 from deploy_rnn.runtime import CPU, CUDA, RanNode, placement
 
 
@@ -464,11 +469,13 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.text: list[str] = []
         self.outside: list[str] = []
+        self.ids: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.outside += [str(value) for name, value in attrs if name in ("src", "href", "action")]
+        self.ids += [str(value) for name, value in attrs if name == "id"]
         if tag not in ("meta", "br"):
             self.open.append(tag)
 
@@ -530,12 +537,107 @@ def test_a_page_of_several_files_has_them_side_by_side(tmp_path: Path) -> None:
     text = " ".join(page.text)
     assert page.open == []
     assert "Side by side" in text
-    assert (
-        page.text.count("unrolled: unrolled.onnx") == 5
-    )  # table, latency of the example, size, nodes, heading
-    assert page.text.count("native: native.onnx") == 6  # the latency of the long case too
+    # The list of files, the table, the latency of the example, size, nodes, the heading.
+    assert page.text.count("unrolled: unrolled.onnx") == 6
+    assert page.text.count("native: native.onnx") == 7  # the latency of the long case too
+    assert page.outside == ["#file1", "#file2"]
+    assert page.ids == ["file1", "file2"]
+    total = sum(len(report.comparisons) for report in reports)
+    assert f"✓ PASS: all 2 files agree with the PyTorch model, in {total} comparisons" in text
+    # What is the same for all files is said once.
+    assert page.text.count(reports[0].tolerance) == page.text.count(reports[0].machine) == 1
+    other = replace(reports[1], machine="another machine")
+    page = Page(reports_html([reports[0], other], "a bundle"))
+    assert page.text.count(reports[0].machine) == page.text.count("another machine") == 1
+    assert page.text.count(reports[0].tolerance) == 1
+    failed = replace(
+        reports[1], comparisons=(wrong_comparison(reports[1]), *reports[1].comparisons)
+    )
+    text = " ".join(Page(reports_html([reports[0], failed], "a bundle")).text)
+    assert "✗ FAIL: 1 of 2 files differ from the PyTorch model: native.onnx" in text
+    unchecked = replace(reports[0], comparisons=())
+    text = " ".join(Page(reports_html([unchecked, reports[1]], "a bundle")).text)
+    assert "NOT CHECKED: 1 of 2 files: unrolled.onnx" in text
+    assert "all 2 files" not in text
     with pytest.raises(ValueError, match="`reports` is empty"):
         reports_html([], "nothing")
+
+
+def wrong_comparison(report: Report) -> Comparison:
+    return replace(report.comparisons[0], difference=1.0, allowed=1e-5, first_bad=(0, 0, 0))
+
+
+def test_a_report_says_when_where_and_of_what_it_is(tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    report = export_onnx(Scores(), (torch.randn(5, 4, 5), torch.rand(5, 4)), tmp_path / "a.onnx")
+    date = datetime.fromisoformat(report.date)
+    assert date.tzinfo is not None
+    assert abs((date - before).total_seconds()) < 600
+    assert report.model == "Scores with rnn: GRU(5, 5, batch_first=True); 210 weights"
+    assert report.versions.keys() == {"deploy-rnn", "python", "torch", "onnx", "onnxruntime"}
+    assert " core" in report.machine
+    fields = json.loads(report.to_json())
+    for name in ("date", "machine", "model", "tolerance", "versions"):
+        assert fields[name] == getattr(report, name)
+    fixed = replace(report, date="2026-11-03T07:05:15+00:00")
+    text = " ".join("".join(Page(fixed.to_html()).text).split())
+    for phrase in ("3 November 2026, 07:05 UTC", report.machine, report.model, report.tolerance):
+        assert phrase in text
+
+
+@pytest.mark.parametrize(
+    ("model", "described"),
+    [
+        (nn.LSTM(3, 4, proj_size=2), "LSTM(3, 4, proj_size=2); 120 weights"),
+        (deploy_rnn.RNN(3, 4), "RNN(3, 4); 36 weights"),
+        (nn.Linear(3, 4), "Linear; 16 weights"),
+        (
+            nn.Sequential(nn.GRU(3, 4), nn.RNN(3, 4)),
+            "Sequential with 0: GRU(3, 4), 1: RNN(3, 4); 144 weights",
+        ),
+    ],
+)
+def test_what_a_model_is(model: nn.Module, described: str) -> None:
+    assert Provenance.of(model).model == described
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "words"),
+    [
+        (Tolerance(1e-4), "Every number may differ by 0.0001."),
+        (Tolerance(1e-4, 0.01), "Every number may differ by 0.0001 plus 0.01 of its size."),
+        (Tolerance(rtol=0.01), "Every number may differ by 0.01 of its size."),
+        (Tolerance(0), "Every number must be equal."),
+    ],
+)
+def test_a_tolerance_in_words(tolerance: Tolerance, words: str) -> None:
+    assert str(tolerance) == words
+
+
+def test_the_default_tolerance_in_words_has_its_figures() -> None:
+    words = str(Tolerance(precision="float64"))
+    assert words.startswith(
+        "Every number may differ by 1e-09, or by 1e-09 of its size where it is larger than 1"
+    )
+    assert "10 times its distance from float64, at most 1%" in words
+    assert "must be equal" in words
+
+
+def test_columns_of_numbers_are_aligned_right(tmp_path: Path) -> None:
+    report = export_onnx(nn.RNN(3, 4), torch.randn(4, 2, 3), tmp_path / "a.onnx", form="native")
+    html = reports_html([report, report], "a bundle")
+    tables = re.findall(r"<table>(.*?)</table>", html, re.DOTALL)
+    for table in tables:
+        rows = [
+            re.findall(r"<t[hd]( class=\"right\")?>(.*?)</t[hd]>", row)
+            for row in table.split("\n")
+            if row
+        ]
+        for column in zip(*rows, strict=True):
+            cells = [re.sub(r"<[^>]*>", "", content) for _, content in column]
+            numbers = [cell for cell in cells if re.fullmatch(r"[\d.,]+(e[-+]\d+)?( %)?", cell)]
+            is_right = {bool(attribute) for attribute, _ in column}
+            assert is_right == {bool(numbers)}, cells
 
 
 def test_the_page_of_a_failure_says_so_even_if_it_is_infinite(tmp_path: Path) -> None:
