@@ -4,7 +4,6 @@ Exit codes: 0 success, 1 a check failed, 2 bad usage or input.
 """
 
 import time
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
