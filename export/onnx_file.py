@@ -296,6 +296,7 @@ def _dtype_name(element_type: int) -> str:
 
 
 def _sizes(dims: Iterable[onnx.TensorShapeProto.Dimension]) -> Iterator[int | str | None]:
-    """A number for a fixed axis, a name for a dynamic one, None for a dynamic one without a name."""
+    """A number for a fixed axis, a name for a dynamic one, None for a dynamic one without a name, or of size -1."""
     for dim in dims:
-        yield dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+        is_fixed = dim.HasField("dim_value") and dim.dim_value >= 0
+        yield dim.dim_value if is_fixed else dim.dim_param or None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.structure import leaf_names
 from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ExportError
 
@@ -97,6 +98,22 @@ class ExampleCall:
                 names.append(f"{argument.key}{pytree.keystr(tuple(rest))}")
         return names
 
+    @property
+    def input_names(self) -> list[str]:
+        """The name for each tensor that a file has by default, such as "batch_x"."""
+        leaves: Any = pytree.tree_leaves_with_path(self.arguments)
+        paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
+        return leaf_names(paths, "input")
+
+    def output_names(self, model: Callable[..., Any]) -> list[str]:
+        """Run `model`: -> the name for each output that a file has by default.
+
+        That of a dict's key, or of a field; "output" for a single tensor; "output_0" and so on for those of a tuple.
+        """
+        leaves: Any = pytree.tree_leaves_with_path(self._results(model))
+        paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
+        return leaf_names(paths, "output")
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> "ExampleCall":
         """Return the same call with other tensors."""
         arguments = self._replace_tensors(tensors, replace_other=lambda leaf: leaf)
@@ -134,10 +151,14 @@ class ExampleCall:
 
     def outputs(self, model: Callable[..., Any]) -> list[Tensor]:
         """Return the outputs of `model`, flat."""
+        outputs = self._results(model)
+        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+    def _results(self, model: Callable[..., Any]) -> Any:
+        """What `model` returns, as it returns it."""
         # A model may change its inputs; the next to run gets the same.
         copied = self.with_tensors([tensor.clone() for tensor in self.tensors]).bound
-        outputs = model(*copied.args, **copied.kwargs)
-        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        return model(*copied.args, **copied.kwargs)
 
     def _replace_tensors(
         self, entries: Sequence[Any], replace_other: Callable[[Any], Any]

@@ -20,6 +20,8 @@ from ..onnx_file import OnnxFile
 CHUNKINGS = 3
 """How many ways a streaming file's sequence is cut into chunks."""
 
+WHOLE_TYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
 Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
 """A file that some runtime has opened: inputs by name -> outputs in the file's order."""
 
@@ -135,7 +137,9 @@ def example_inputs(call: ExampleCall, file: OnnxFile) -> list[ExampleInput]:
     if len(tensors) > len(file.inputs) or not only_in_file <= file.states.keys():
         names = ", ".join(spec.name for spec in file.inputs)
         raise ExportError(
-            f"the file has {len(file.inputs)} inputs ({names}), the example has {len(tensors)} tensors."
+            f"the file has {len(file.inputs)} inputs ({names}), the example has {len(tensors)} tensors "
+            f"({', '.join(call.input_names)}); `input_names` has the file's name for each, None for one that it does "
+            "not take."
         )
     inputs = []
     for spec, tensor in zip(file.inputs, tensors, strict=False):
@@ -143,6 +147,12 @@ def example_inputs(call: ExampleCall, file: OnnxFile) -> list[ExampleInput]:
             raise ExportError(
                 f"`{spec.name}` has {len(spec.shape)} axes in the file, its example has {tensor.dim()}."
             )
+        for axis, (size, example_size) in enumerate(zip(spec.shape, tensor.shape, strict=True)):
+            if isinstance(size, int) and size != example_size:
+                raise ExportError(
+                    f"axis {axis} of `{spec.name}` is {size} in the file, {example_size} in its example; give an "
+                    "example that the file takes."
+                )
         inputs.append(ExampleInput(spec.name, spec.shape, tensor, file.lengths.get(spec.name)))
     return inputs
 
@@ -353,12 +363,21 @@ def example_feeds(inputs: Sequence[TensorSpec], call: ExampleCall) -> dict[str, 
     feeds = {}
     sizes: dict[int | str, int] = {}
     for spec, tensor in zip(inputs, call.tensors, strict=False):
-        feeds[spec.name] = tensor.detach().numpy()
+        feeds[spec.name] = _as_file_has_it(tensor.detach().numpy(), spec.dtype)
         sizes |= zip(spec.shape, tensor.shape, strict=True)
     for spec in inputs[len(feeds) :]:
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]
         feeds[spec.name] = np.zeros(shape, spec.dtype)
     return feeds
+
+
+def _as_file_has_it(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Whole numbers in the file's own type, such as int32, if it holds them; anything else as it is."""
+    if np.issubdtype(values.dtype, np.integer) and dtype in WHOLE_TYPES:
+        converted = values.astype(dtype)
+        if (converted == values).all():
+            return converted
+    return values
 
 
 def _label(name: str, sizes: Mapping[str, int]) -> str:

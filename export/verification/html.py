@@ -201,6 +201,10 @@ def _verdict(report: Report) -> str:
         f"{name}: checked with one value only, the example has no other" for name in report.unvaried
     ]
     notes += [f"not run: {reason}" for reason in report.left_out]
+    notes += [
+        f"{name}: has the steps beyond the longest row, which PyTorch leaves out; they were not compared"
+        for name in report.untrimmed
+    ]
     return verdict + "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
 

@@ -44,14 +44,17 @@ def run_on(provider: str, plan: Plan) -> ProviderResult:
 
 def _run_on(provider: str, plan: Plan) -> ProviderResult:
     plain_session = open_session(plan.path, provider, optimize=False)
-    plain = Session(partial(_run, plain_session), provider, plan, optimized=False)
+    output_names = [spec.name for spec in plan.file.outputs]
+    run_plain = partial(_run, plain_session, output_names)
+    plain = Session(run_plain, provider, plan, optimized=False)
     for case in plan.cases:
         plain.check(case)
     example, *other_cases = plan.cases
     # The profile has the nodes of the example's run alone: writing one costs time.
     with TemporaryDirectory() as folder:
         session = open_session(plan.path, provider, profile_to=Path(folder))
-        optimized = Session(partial(_run, session), provider, plan, optimized=True)
+        run_optimized = partial(_run, session, output_names)
+        optimized = Session(run_optimized, provider, plan, optimized=True)
         optimized.check(example)
         nodes = ran_nodes(session)
     _check_nodes(provider, nodes, required=provider == plan.required)
@@ -65,11 +68,16 @@ def _run_on(provider: str, plan: Plan) -> ProviderResult:
         over_time=optimized.over_time if provider == CPU else (),
         latency={case.label: optimized.milliseconds(case) for case in plan.timed},
         placement=placement,
+        untrimmed=[*plain.untrimmed, *optimized.untrimmed],
     )
 
 
-def _run(session: InferenceSession, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
-    outputs: Sequence[np.ndarray] = session.run(None, feeds)
+def _run(
+    session: InferenceSession, output_names: Sequence[str], feeds: Mapping[str, np.ndarray]
+) -> Sequence[np.ndarray]:
+    """Run the file; the model may take tensors that the file does not."""
+    taken = {value.name: feeds[value.name] for value in session.get_inputs()}
+    outputs: Sequence[np.ndarray] = session.run(output_names, taken)
     return outputs
 
 

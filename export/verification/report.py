@@ -13,7 +13,7 @@ from ..onnx_file import OnnxFile
 JSON_FIELDS = (
     "path", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
-    "versions", "date", "machine", "model", "tolerance",
+    "versions", "date", "machine", "model", "tolerance", "untrimmed",
 )  # fmt: skip
 
 
@@ -135,6 +135,8 @@ class Report:
         comparisons: every output of every run.
         unvaried: inputs that were checked with one value only, since the example has no other.
         left_out: what was not run, and why.
+        untrimmed: outputs of a file of others that have the steps beyond the longest row, which PyTorch leaves out;
+            these steps were not compared.
         placement: for each provider that was checked, which one ran each node of the example.
         over_time: for each output with a time axis and each case, the error at each step.
         latency: for each provider that was checked, case -> milliseconds of one run, median of a few; of the example,
@@ -153,6 +155,7 @@ class Report:
     comparisons: tuple[Comparison, ...]
     unvaried: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    untrimmed: tuple[str, ...] = ()
     placement: Mapping[str, Placement] = field(default_factory=dict)
     over_time: tuple[ErrorOverTime, ...] = ()
     latency: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -254,6 +257,10 @@ class Report:
             for name in self.unvaried
         ]
         lines += [f"  not run: {reason}" for reason in self.left_out]
+        lines += [
+            f"  {name}: has the steps beyond the longest row, which PyTorch leaves out; they were not compared"
+            for name in self.untrimmed
+        ]
         worst = self.worst
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from deploy_rnn.checking.two_calls import check_module, check_two_calls
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.runtime import PROVIDERS
 
-from ..bare_layer import with_lengths
+from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
 from .cases import Case, CaseMaker
 from .on_onnxruntime import run_on
+from .pairing import paired
 from .provenance import Provenance
+from .relations import related
 from .report import Report
 from .runs import Plan, ProviderResult
 from .time_axes import TimeAxes, time_axes
@@ -62,6 +64,8 @@ def verify(
     args: Any = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
+    input_names: Sequence[str | None] | None = None,
+    output_names: Sequence[str] | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     sizes: Sequence[int] = SIZES,
@@ -84,6 +88,10 @@ def verify(
         model: the original, on any device; it is run on the CPU, in evaluation mode, and left as it was.
         args: example arguments, as for `torch.onnx.export`.
         kwargs: example keyword arguments, `lengths` too, as for `export_onnx`.
+        input_names: the file's name for each tensor of the example, in the order of the parameters of `forward`; None
+            for a tensor that the file does not take. Default: a file of others whose inputs have the names of the
+            parameters (of a bare layer: input, h0, c0, lengths) is paired by these, any other in order.
+        output_names: the file's name for each tensor that the model returns. Default: the same.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
             PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
@@ -120,7 +128,26 @@ def verify(
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     reference = Reference(model)
     check_two_calls(reference.model, call)
-    return check(path, reference, call, options, shown_as=path)
+
+    def pair(file: OnnxFile) -> OnnxFile:
+        own_input_names, own_output_names = _own_names(model, call)
+        return paired(
+            file,
+            call,
+            input_names=input_names,
+            output_names=output_names,
+            own_input_names=own_input_names,
+            own_output_names=own_output_names,
+        )
+
+    return check(path, reference, call, options, shown_as=path, pair=pair)
+
+
+def _own_names(model: nn.Module, call: ExampleCall) -> tuple[list[str], list[str]]:
+    """The names of the tensors that the model takes and returns, such as a file of deploy-rnn would have them."""
+    if is_layer(model):
+        return layer_names(model, call)
+    return call.input_names, call.output_names(model)
 
 
 def check(
@@ -131,6 +158,7 @@ def check(
     *,
     shown_as: Path,
     forms: Mapping[str, float | str] | None = None,
+    pair: Callable[[OnnxFile], OnnxFile] = lambda file: file,
 ) -> Report:
     """`verify`, for a file that may still have a temporary name.
 
@@ -141,9 +169,13 @@ def check(
         options: how to check.
         shown_as: the name that the file will have.
         forms: for the report: with form="auto", what each form took.
+        pair: puts the inputs of the file in the order of the call's tensors, and its outputs in that of the model's;
+            they are in order without it.
     """
     _check_valid(path, shown_as)
-    file = OnnxFile.read(path, shown_as=shown_as)
+    original = OnnxFile.read(path, shown_as=shown_as)
+    input_names = {spec.name for spec in original.inputs}
+    file = related(pair(original), reference, call, input_names)
     maker = CaseMaker(reference, call, file)
     cases = list(maker.cases(options.sizes))
     for name in maker.unvaried:
@@ -168,6 +200,7 @@ def check(
         providers.append(options.require_provider)
     results = [run_on(provider, plan) for provider in providers]
     report = _report(
+        original,
         plan,
         results,
         Provenance.of(reference.model),
@@ -203,6 +236,7 @@ def _long_cases(
 
 
 def _report(
+    file: OnnxFile,
     plan: Plan,
     results: Sequence[ProviderResult],
     provenance: Provenance,
@@ -212,12 +246,15 @@ def _report(
     forms: Mapping[str, float | str],
 ) -> Report:
     return Report(
-        file=plan.file,
+        file=file,
         precision=plan.tolerance.precision,
         providers={result.provider: result.status for result in results},
         comparisons=tuple(itertools.chain.from_iterable(result.comparisons for result in results)),
         unvaried=unvaried,
         left_out=left_out,
+        untrimmed=tuple(
+            dict.fromkeys(itertools.chain.from_iterable(result.untrimmed for result in results))
+        ),
         placement={
             result.provider: result.placement for result in results if result.placement is not None
         },
