@@ -1,11 +1,13 @@
 """`make cuda OUT=DIR`: everything that needs a GPU, in one command, with a JSON for each part in DIR.
 
-machine.json        GPU, driver, versions
-tests.json          every test marked `cuda`: passed, failed or skipped, with the reason
-grid_cuda.json      benchmarks.grid.measure: cuDNN in every precision, onnxruntime with and without CUDA graphs
-modules_cuda.json   benchmarks.studies.torch_modules, with H on both sides of cuDNN's persistent kernels (384)
+machine.json               GPU, driver, versions
+tests.json                 every test marked `cuda`: passed, failed or skipped, with the reason
+cuda_configurations.json   benchmarks.studies.cuda_configurations: every layer and form against torch.nn
+grid_cuda.json             benchmarks.grid.measure: cuDNN in every precision, onnxruntime with and without CUDA graphs
+modules_cuda.json          benchmarks.studies.torch_modules, with H on both sides of cuDNN's persistent kernels (384)
 
-Exit code 0 if everything passed; 1 if something failed, or if there is no GPU and so nothing was checked.
+`--parts` runs some of them. Exit code 0 if everything passed; 1 if something failed, or if there is no GPU and so
+nothing was checked.
 """
 
 import argparse
@@ -30,6 +32,7 @@ def run_tests(folder: Path) -> bool:
         sys.executable,
         "-m",
         "pytest",
+        *marked_files(),
         "-m",
         "cuda",
         "-p",
@@ -42,6 +45,12 @@ def run_tests(folder: Path) -> bool:
     counts = Counter(row["outcome"] for row in rows)
     write(folder / "tests.json", {"counts": dict(counts), "tests": rows})
     return code == 0 and counts["passed"] > 0
+
+
+def marked_files() -> list[str]:
+    """The test files that need a GPU; the others import packages that a machine with one may not have."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    return [str(path) for path in sorted(files) if "mark.cuda" in path.read_text(encoding="utf-8")]
 
 
 def test_row(case: ElementTree.Element) -> dict[str, Any]:
@@ -60,15 +69,16 @@ def test_row(case: ElementTree.Element) -> dict[str, Any]:
     return row
 
 
-TIMINGS = {
+STUDIES = {
+    "cuda_configurations": ["studies.cuda_configurations"],
     "grid_cuda": ["grid.measure"],
     "modules_cuda": ["studies.torch_modules", "--hidden", "64", "256", "384", "512"],
 }
 """Name of the JSON -> the module of `benchmarks` that measures it, and its arguments."""
 
 
-def run_timings(folder: Path, name: str) -> bool:
-    module, *arguments = TIMINGS[name]
+def run_study(folder: Path, name: str) -> bool:
+    module, *arguments = STUDIES[name]
     output = (folder / f"{name}.json").resolve()
     command = [
         sys.executable, "-m", f"benchmarks.{module}", *arguments, "--device", "cuda", "--output", str(output),
@@ -87,7 +97,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="DIR")
-    folder = parser.parse_args().folder
+    parts = ["tests", *STUDIES]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    options = parser.parse_args()
+    folder = options.folder
     if not torch.cuda.is_available():
         print(
             f"There is no CUDA GPU here (torch {torch.__version__} sees none): nothing was checked.",
@@ -96,9 +109,9 @@ def main() -> int:
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "machine.json", {})
-    results = {"tests": run_tests(folder)}
-    for name in TIMINGS:
-        results[name] = run_timings(folder, name)
+    results = {}
+    for part in options.parts:
+        results[part] = run_tests(folder) if part == "tests" else run_study(folder, part)
     for part, passed in results.items():
         verdict = "ok" if passed else "FAILED"
         print(f"{part}: {verdict}")
