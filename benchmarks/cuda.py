@@ -11,6 +11,7 @@ nothing was checked.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import torch
 
 from benchmarks import ROOT
 from benchmarks.reporting.machine import describe
+from deploy_rnn.runtime import usable_cores
 
 
 def run_tests(folder: Path) -> bool:
@@ -37,6 +39,7 @@ def run_tests(folder: Path) -> bool:
         "cuda",
         "-p",
         "no:cacheprovider",
+        *in_parallel(),
         f"--junit-xml={junit}",
     ]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -51,6 +54,18 @@ def marked_files() -> list[str]:
     """The test files that need a GPU; the others import packages that a machine with one may not have."""
     files = (ROOT / "tests").rglob("test_*.py")
     return [str(path) for path in sorted(files) if "mark.cuda" in path.read_text(encoding="utf-8")]
+
+
+def in_parallel() -> list[str]:
+    """pytest's options for one process a core, where pytest-xdist is installed; eight share a GPU well."""
+    if importlib.util.find_spec("xdist") is None:
+        return []
+    return [
+        "-n",
+        str(min(8, usable_cores())),
+        "-p",
+        "no:benchmark",
+    ]  # a plugin that warns of processes
 
 
 def test_row(case: ElementTree.Element) -> dict[str, Any]:

@@ -57,10 +57,8 @@ def _driver() -> str:
 
 
 def _version(package: str) -> str:
-    for candidate in (
-        package,
-        f"{package}-gpu",
-    ):  # onnxruntime's GPU build is a package with another name
+    # onnxruntime's GPU build is a package with another name, which hides the other where both are installed.
+    for candidate in (f"{package}-gpu", package):
         try:
             return metadata.version(candidate).partition("+")[0]
         except metadata.PackageNotFoundError:

@@ -119,6 +119,7 @@ def _enter_and_leave() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_one_compilation_serves_every_length_and_batch_on_the_gpu(bidirectional: bool) -> None:
     original = nn.RNN(5, 64, 2, bidirectional=bidirectional, device="cuda")
