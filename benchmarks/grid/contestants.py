@@ -107,6 +107,7 @@ def cudnn_precisions(layer: nn.RNNBase, x: Tensor) -> dict[str, Callable[[], Con
 
     def open_half(dtype: torch.dtype) -> Contestant:
         half_layer = copy.deepcopy(layer).to(dtype)
+        half_layer.flatten_parameters()  # cuDNN would copy all weights at every call
         return torch_contestant(half_layer, x.to(dtype), tolerance=1e-1)
 
     return {

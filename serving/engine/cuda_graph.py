@@ -1,6 +1,6 @@
 """`CudaGraph`: a graph whose runs are captured on CUDA, so that its hundreds of kernels are launched as one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -37,19 +37,32 @@ class CudaGraph(Runner):
 
     Captures share the session's memory, so runs take turns. Callers keep the number of sizes small: `BatchEngine`
     rounds the number of rows up.
+
+    Some nodes run on CUDA and cannot be captured: onnxruntime's Concat takes 32 tensors at most then. Whoever cannot
+    be captured runs without it from then on.
+
+    Args:
+        session: of the graph, opened with `capture_runs`.
+        open_uncaptured: opens the same graph without.
     """
 
     prefers_few_row_counts = True
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, open_uncaptured: Callable[[], Runner]
+    ) -> None:
         self._session = session
+        self._open_uncaptured = open_uncaptured
+        self._uncaptured: Runner | None = None
         self._lock = Lock()
         self._captured_runs: dict[tuple[tuple[int, ...], ...], _CapturedRun] = {}
 
     def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         arrays = contiguous(feeds)
         with self._lock:
-            return translate_errors(lambda: self._run(arrays, outputs))
+            if self._uncaptured is None:
+                return translate_errors(lambda: self._run(arrays, outputs))
+        return self._uncaptured.run(arrays, outputs)
 
     def specs(self) -> tuple[Specs, Specs]:
         return specs(self._session)
@@ -60,11 +73,23 @@ class CudaGraph(Runner):
     def _run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         shapes = tuple(array.shape for array in feeds.values())
         captured = self._captured_runs.get(shapes)
+        if captured is not None:
+            return self._replay(captured, feeds, outputs)
         # A capture replays fixed addresses, so that each set of sizes has its own tensors.
-        if captured is None:
-            number = len(self._captured_runs)
-            captured = self._prepare(feeds, number)
-            self._captured_runs[shapes] = captured
+        captured = self._prepare(feeds, number=len(self._captured_runs))
+        try:
+            results = self._replay(captured, feeds, outputs)
+        # onnxruntime has a dozen exception types without a common base. It has just run on these inputs uncaptured.
+        except Exception:
+            # A stream that failed while it was captured takes no more runs.
+            self._uncaptured = self._open_uncaptured()
+            return self._uncaptured.run(feeds, outputs)
+        self._captured_runs[shapes] = captured
+        return results
+
+    def _replay(
+        self, captured: _CapturedRun, feeds: Arrays, outputs: Sequence[str]
+    ) -> list[np.ndarray]:
         for name, array in feeds.items():
             captured.inputs[name].update_inplace(array)
         self._session.run_with_iobinding(captured.binding, captured.options)

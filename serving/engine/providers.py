@@ -1,5 +1,6 @@
 """`open_runner`: open a graph in the way that suits its provider."""
 
+from functools import partial
 from pathlib import Path
 
 from deploy_rnn.errors import LoadError
@@ -28,11 +29,13 @@ def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool =
         from .cuda_graph import CudaGraph
 
         try:
-            return CudaGraph(
-                open_session(path, provider, threads=threads, serving=True, capture_runs=True)
+            capturing = open_session(
+                path, provider, threads=threads, serving=True, capture_runs=True
             )
         except LoadError:
             pass  # onnxruntime does not capture a graph of which the CPU runs a node
+        else:
+            return CudaGraph(capturing, partial(open_for, threads))
     cores = usable_cores() if threads is None else threads
     if entry.uses_cores and cores > 1:
         return Cores(open_for, cores)

@@ -203,3 +203,18 @@ def test_captured_graphs_answer_on_the_gpu(rows: int, padded: Path, tagger: nn.M
             lengths[0] = 1
             scores = engine.run({"tokens": tokens, "lengths": lengths})["output"]
             np.testing.assert_allclose(scores, torch_scores(tagger, tokens, lengths), atol=1e-4)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("onnxruntime_cuda")
+def test_a_long_graph_answers_on_the_gpu(tmp_path: Path) -> None:
+    """onnxruntime cannot capture the Concat of more than 32 steps."""
+    layer = nn.GRU(3, 5, bidirectional=True, batch_first=True)
+    x = torch.randn(2, 40, 3)
+    export_bundle(layer, x, tmp_path / "b", forms=["unrolled"], buckets=[40], sizes=(2,))
+    engine = Engine(tmp_path / "b", provider=CUDA)
+    engine.warm_up()
+    for rows in (1, 2, 4):
+        x = torch.randn(rows, 40, 3)
+        output = engine.run({"input": x.numpy()})["output"]
+        np.testing.assert_allclose(output, layer(x)[0].detach(), atol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 from deploy_rnn.errors import RunError
 from deploy_rnn.serving.engine import cuda_graph
 from deploy_rnn.serving.engine.cuda_graph import CudaGraph
+from deploy_rnn.serving.engine.session import Runner
 
 
 class Value:
@@ -71,10 +72,34 @@ class Doubling:
         binding.outputs["z"].array[...] = 3 * x
 
 
+def never() -> Runner:
+    raise AssertionError("this graph can be captured")
+
+
+class Uncapturable(Doubling):
+    """A session that fails in the middle of a capture, as a Concat of many tensors does."""
+
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        raise RuntimeError("CUDA Concat supports at most 32 inputs during CUDA Graph capture")
+
+
+class Plain(Runner):
+    """The same graph, opened without captures."""
+
+    prefers_few_row_counts = False
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        self.runs += 1
+        return [{"y": 2 * feeds["x"], "z": 3 * feeds["x"]}[name] for name in outputs]
+
+
 def test_one_capture_for_each_set_of_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_on_gpu", Value)
     session = Doubling()
-    runner = CudaGraph(session)
+    runner = CudaGraph(session, never)
     for rows in (1, 2, 1, 2):
         x = np.random.default_rng(rows).normal(size=(3, rows)).T  # not contiguous
         z, y = runner.run({"x": x}, ["z", "y"])
@@ -84,3 +109,16 @@ def test_one_capture_for_each_set_of_sizes(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RunError, match="onnxruntime failed: not a number"):
         runner.run({"x": np.full((1, 3), np.nan)}, ["y"])
     assert runner.tune(lambda rows: {}, ["y"], {}, [1, 2]) == {}
+
+
+def test_a_graph_that_cannot_be_captured_runs_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "_on_gpu", Value)
+    session = Uncapturable()
+    plain = Plain()
+    runner = CudaGraph(session, lambda: plain)
+    for rows in (1, 2, 1):
+        x = np.ones((rows, 3))
+        (y,) = runner.run({"x": x}, ["y"])
+        np.testing.assert_array_equal(y, 2 * x)
+    assert plain.runs == 3
+    assert session.captures == ["-1"]  # the first run alone was to be captured
