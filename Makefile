@@ -46,9 +46,10 @@ bench: $(READY)
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed and is left out."
 	@$(RUN) -m benchmarks.run
 
-# Everything that needs a GPU: the tests marked cuda, and the timings. OUT gets a JSON for each part.
+# Everything that needs a GPU: the tests marked cuda, and the timings. OUT gets a JSON for each part; PARTS="tests" runs
+# the tests alone.
 cuda: $(READY)
-	@$(RUN) -m benchmarks.cuda $(OUT)
+	@$(RUN) -m benchmarks.cuda $(OUT) $(if $(PARTS),--parts $(PARTS))
 
 clean:
 	rm -rf build dist .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache

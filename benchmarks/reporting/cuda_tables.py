@@ -1,4 +1,4 @@
-"""The table of what runs on a GPU, and how far it is from torch.nn."""
+"""The tables of what runs on a GPU: how far it is from torch.nn, and how long it takes."""
 
 from collections import defaultdict
 from typing import Any
@@ -18,6 +18,42 @@ def configurations_table(result: dict[str, Any]) -> str:
         groups[f"{row['cell']}, {row['form']}"].append(row)
     lines = [[label, *_group_line(rows)] for label, rows in groups.items()]
     return markdown(HEADER, lines) + "\n\n" + machine_line(result)
+
+
+CONTESTANTS = {
+    "torch.nn": "torch.nn (cuDNN)",
+    "deploy_rnn": "deploy_rnn",
+    "deploy_rnn, compiled": "deploy_rnn, compiled",
+    "onnxruntime, unrolled": "unrolled",
+    "onnxruntime, scan": "scan",
+    "onnxruntime, native": "native",
+    "onnxruntime, native, CUDA graph": "native, captured",
+}
+"""Contestants of the GPU grid, and their columns."""
+
+
+def tests_line(result: dict[str, Any]) -> str:
+    """How many tests ran on the GPU."""
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in result["counts"].items())
+    return f"Tests marked `cuda`: {counts}. {machine_line(result)}"
+
+
+def cuda_grid_table(result: dict[str, Any]) -> str:
+    """Milliseconds of every contestant at every point."""
+    header = ["milliseconds", *CONTESTANTS.values()]
+    lines = [
+        [_point(row), *(_milliseconds(row, name) for name in CONTESTANTS)] for row in result["rows"]
+    ]
+    return markdown(header, lines) + "\n\n" + machine_line(result)
+
+
+def _point(row: dict[str, Any]) -> str:
+    return f"{row['cell']}, H={row['H']}, B={row['B']}"
+
+
+def _milliseconds(row: dict[str, Any], name: str) -> str:
+    timing = row["contestants"].get(name)
+    return "" if timing is None else f"{timing['median']:.2f}"
 
 
 def _group_line(rows: list[dict[str, Any]]) -> list[str]:

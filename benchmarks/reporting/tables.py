@@ -8,6 +8,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks import RESULTS, ROOT
+from benchmarks.reporting.cuda_tables import configurations_table, cuda_grid_table, tests_line
 from benchmarks.reporting.grid_tables import (
     behind_table,
     engine_table,
@@ -205,6 +206,10 @@ def sections() -> dict[str, str]:
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
         **grid_sections(load(GRID)),
+        "cuda_tests": tests_line(load(RESULTS / "cuda_tests.json")),
+        "cuda_configurations": configurations_table(load(RESULTS / "cuda_configurations.json")),
+        "cuda_grid": cuda_grid_table(load(RESULTS / "grid_cuda.json")),
+        "cuda_modules": modules_table(load(RESULTS / "torch_modules_cuda.json")),
         "serving": serving_table(load(RESULTS / "serving.json")),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
@@ -242,6 +247,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "speed.md",
+    ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "serving.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
