@@ -6,6 +6,7 @@ Type, sizes, layers, directions, biases and dtype follow from the tensors. No co
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ FAMILIES: Mapping[int, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
 }
 """Rows of weight_ih for each hidden unit -> the layer."""
 
+WIDENED = (torch.float16, torch.bfloat16)
+"""What most hubs store, and no file computes in: such weights are read as float32, which has each of their values."""
+
 _NAME = re.compile(r"(?:weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
 
 
@@ -32,6 +36,8 @@ def read_layer(
     path: Path, *, nonlinearity: str | None = None, batch_first: bool = False
 ) -> nn.RNNBase:
     """Return the layer of `torch.nn` that has the weights in a file, in evaluation mode on the CPU.
+
+    Weights in float16 or bfloat16 become float32.
 
     Args:
         path: .safetensors, or a state_dict in .pt, .pth or .bin; a common prefix of the names, such as "rnn.", is
@@ -69,15 +75,19 @@ def _read(path: Path) -> dict[str, Tensor]:
             )
         on_cpu = value.device.type == "cpu"  # a tensor on "meta" has no values
         dense = value.layout is torch.strided
-        if not (on_cpu and dense and value.is_floating_point()):
+        known_dtype = value.dtype in (*WIDENED, torch.float32, torch.float64)
+        if not (on_cpu and dense and known_dtype):
             raise TargetError(
-                f"has a tensor of {value.dtype}, {value.layout}, on {value.device} at `{name}`; the "
-                "weights of a recurrent layer must be dense floats."
+                f"has a tensor of {value.dtype}, {value.layout}, on {value.device} at `{name}`; the weights of a "
+                "recurrent layer must be dense floats of 16, 32 or 64 bits."
             )
-    return {
-        name: weight.detach().clone(memory_format=torch.contiguous_format)
-        for name, weight in content.items()
-    }
+    return {name: _own_copy(weight) for name, weight in content.items()}
+
+
+def _own_copy(weight: Tensor) -> Tensor:
+    if weight.dtype in WIDENED:
+        return weight.detach().float().contiguous()
+    return weight.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _describe(value: Any) -> str:
@@ -99,6 +109,11 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
+    if _is_torchscript(path):
+        raise TargetError(
+            "is a TorchScript archive, whose layers are compiled; save `layer.state_dict()` of the module that was "
+            "scripted or traced."
+        )
     try:
         # Warnings are about formats; a file that cannot be read is an error.
         with warnings.catch_warnings(action="ignore"):
@@ -115,8 +130,19 @@ def _read_pickle(path: Path) -> Any:
             ) from None
         # torch wraps the reason in advice to load the file without `weights_only`.
         first_line = text.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
-        reason = first_line or type(error).__name__
-        raise TargetError(f"cannot be read by torch.load(weights_only=True): {reason}") from None
+        reason = type(error).__name__
+        if first_line and "weights_only" not in first_line:
+            reason = first_line
+        raise TargetError(
+            f"is not a file that torch.save wrote, or is damaged ({reason}); save `layer.state_dict()` again."
+        ) from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
