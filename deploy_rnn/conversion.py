@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from deploy_rnn.checking.module import check_is_module
 from deploy_rnn.copying import copy_model, fold_computed_weights
 from deploy_rnn.errors import ConversionError
 from deploy_rnn.held_layers import replace_held_layers
@@ -71,7 +72,9 @@ def convert(model: nn.Module) -> nn.Module:
     Raises:
         ConversionError: a recurrent layer is scripted, or its class computes something else than torch.nn's; the model
             asks for the class of a layer; or it cannot be copied.
+        TypeError: `model` is not a module.
     """
+    check_is_module(model)
     _refuse_scripted_layers(model)
     # A shared layer has several paths; the first names it.
     layers = {

@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +17,37 @@ def target(path: str | Path, example: str) -> Path:
         example: the name of a file, for the error about a folder.
 
     Raises:
+        TypeError: not a path.
         FileNotFoundError: the folder of `path` does not exist.
         IsADirectoryError: `path` is a folder.
+        FileExistsError: `path` is a device or another special file, which a file must not replace.
+        PermissionError: nothing can be written in the folder.
     """
-    path = Path(path)
+    path = _as_path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder of `path` (={str(path)!r}) does not exist; make it first."
-        )
+        raise FileNotFoundError(f"the folder of {str(path)!r} does not exist; make it first.")
     if path.is_dir():
         raise IsADirectoryError(
-            f"`path` (={str(path)!r}) is a folder; give the name of a file, such as {example}."
+            f"{str(path)!r} is a folder; give the name of a file, such as {example}."
         )
+    if path.exists() and not path.is_file():
+        raise FileExistsError(
+            f"{str(path)!r} is not an ordinary file, and must not be replaced; give another path."
+        )
+    _check_writable(path.resolve().parent)
     return path
+
+
+def _as_path(path: str | Path) -> Path:
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"a path must be a string or a Path, got {type(path).__name__}.")
+    return Path(path)
+
+
+def _check_writable(folder: Path) -> None:
+    """A new file is made there and then moved, so that the folder itself must be writable."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"nothing can be written in {str(folder)!r}; give another folder.")
 
 
 def replace_file(path: Path, write: Callable[[Path], Result]) -> Result:
@@ -56,18 +75,21 @@ def folder_target(path: str | Path, marker: str) -> Path:
         marker: a file that every such folder has; an existing folder without it is replaced only if it is empty.
 
     Raises:
+        TypeError: not a path.
         FileNotFoundError: the folder around `path` does not exist.
         FileExistsError: `path` is a file, or a folder of something else.
+        PermissionError: nothing can be written in the folder around it.
     """
-    path = Path(path)
+    path = _as_path(path)
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder around `path` (={str(path)!r}) does not exist; make it first."
-        )
+        raise FileNotFoundError(f"the folder around {str(path)!r} does not exist; make it first.")
+    if path.is_file():
+        raise FileExistsError(f"{str(path)!r} is a file; give a folder, which need not exist yet.")
     if path.exists() and not _is_replaceable(path, marker):
         raise FileExistsError(
             f"{str(path)!r} exists and has no {marker}; give another folder, or remove it."
         )
+    _check_writable(path.resolve().parent)
     return path
 
 

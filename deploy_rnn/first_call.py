@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ConversionError
+from deploy_rnn.model_errors import warn_user
 from deploy_rnn.random_state import random_state_kept
 
 # What rounding may do, as a share of an output's largest element. Another branch of the model does far more; what
@@ -198,10 +199,9 @@ def _warn_about_loops(model: nn.Module, calls: Mapping[str, int]) -> None:
     for path, number in calls.items():
         if number > 1:
             cell = type(model.get_submodule(path)).__name__
-            warnings.warn(
+            warn_user(
                 f"`{path}` is a torch.nn.{cell}, which the model calls {number} times in a loop: torch.compile unrolls "
                 "that, compiles again for every other number of steps, and fails after "
                 f"{torch._dynamo.config.recompile_limit} of them. Use torch.nn.{cell.removesuffix('Cell')}, or a "
-                "deploy_rnn.Recurrent with a cell of your own.",
-                stacklevel=2,
+                "deploy_rnn.Recurrent with a cell of your own."
             )

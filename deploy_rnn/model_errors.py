@@ -2,16 +2,23 @@
 
 import io
 import linecache
+import logging
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from types import FrameType
 
 LIBRARIES = frozenset(
     {"deploy_rnn", "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "sympy"}
 )
 """Packages whose lines say nothing about the user's model; nor do those of the standard library."""
+
+LONGEST = 500
+"""Characters of another library's message that are shown; torch lists every backend there is."""
 
 Place = tuple[FrameType, int]
 """A frame, and the number of the line that it is at."""
@@ -28,6 +35,80 @@ def raising_line(error: BaseException) -> str | None:
         line = _innermost(traceback.walk_tb(seen.__traceback__)) or line
         seen = seen.__cause__
     return line
+
+
+def line_in_text(stack_trace: str) -> str | None:
+    """Return the innermost line of the user's code in a traceback that PyTorch has kept as text."""
+    line = None
+    for file, number in re.findall(r'File "([^"]+)", line (\d+)', stack_trace):
+        if not _is_library_file(file):
+            line = _shown(file, int(number))
+    return line
+
+
+def first_paragraph(error: BaseException) -> str:
+    """Return the type of an error and the first paragraph of its text, as one line."""
+    paragraph = " ".join(str(error).strip().partition("\n\n")[0].split())
+    if len(paragraph) > LONGEST:
+        paragraph = f"{paragraph[:LONGEST]} ..."
+    return f"{type(error).__name__}: {paragraph}" if paragraph else type(error).__name__
+
+
+def own_failure(error: BaseException) -> str:
+    """Return the sentence about a model that does not run, with the line of its code at the beginning."""
+    line = raising_line(error)
+    start = f"{line}: " if line else ""
+    return f"{start}the model itself fails on its arguments: {first_paragraph(error)}"
+
+
+def data_dependence(error: BaseException) -> str | None:
+    """Return what a model does with values that torch.export does not know, and what to do about it.
+
+    None for any other error.
+    """
+    if type(error).__name__ != "GuardOnDataDependentSymNode":
+        return None
+    # A size or a number that is not known yet is asked for, not whether something is true.
+    if re.search("specialized|zuf", str(error)):
+        text = (
+            "the model takes a number out of a tensor here, as float(), int(), .item() and .tolist() do, and a file "
+            "has one way for all values. Compute with the tensor itself, and use the shape of an input as a size."
+        )
+    else:
+        text = (
+            "the model goes another way for other values of its inputs here, and a file has one way for all values. "
+            "Use torch.where in place of a branch, the shape of an input in place of a computed size, and leave out "
+            "checks of values."
+        )
+    return f"{text} PyTorch says: {first_paragraph(error)}"
+
+
+@contextmanager
+def quiet_loggers(names: Iterable[str]) -> Iterator[None]:
+    """Let these loggers of Python report errors only."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def warn_user(message: str) -> None:
+    """Warn at the innermost line of the user's code that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and _is_library(_module(frame)):
+        frame = frame.f_back
+    if frame is None:
+        warnings.warn(message, stacklevel=2)
+    else:
+        registry = frame.f_globals.setdefault("__warningregistry__", {})
+        warnings.warn_explicit(
+            message, UserWarning, frame.f_code.co_filename, frame.f_lineno, registry=registry
+        )
 
 
 def running_line(inside: str) -> str | None:
@@ -60,9 +141,23 @@ def _innermost(places: Iterable[Place]) -> str | None:
         # Code that a library generates, such as "<eval_with_key>.3", has no file.
         if file.startswith("<") or _is_library(_module(frame)):
             continue
-        code = linecache.getline(file, number).strip()
-        line = f"{file}:{number}: `{code}`" if code else f"{file}:{number}"
+        line = _shown(file, number)
     return line
+
+
+def _shown(file: str, number: int) -> str:
+    code = linecache.getline(file, number).strip()
+    return f"{file}:{number}: `{code}`" if code else f"{file}:{number}"
+
+
+def _is_library_file(file: str) -> bool:
+    """Whether a file, of which only the path is known, belongs to a package that is no part of the user's model."""
+    if file.startswith("<"):
+        return True
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__file__", None) == file:
+            return _is_library(name)
+    return bool(LIBRARIES.intersection(Path(file).parts))
 
 
 def _module(frame: FrameType) -> str:

@@ -113,6 +113,14 @@ def provider_named(name: str) -> Provider:
     return PROVIDERS.get(name, Provider(name))
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises: ValueError: not a number of cores."""
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ValueError(
+            f"`threads` (={threads!r}) must be a whole number from 1, or None for all cores."
+        )
+
+
 def open_session(
     model: str | Path,
     provider: str = CPU,
@@ -141,8 +149,7 @@ def open_session(
         ProviderError: the provider is not in this onnxruntime, or did not start (onnxruntime would fall back to the
             CPU without an error).
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"`threads` (={threads}) must be 1 or more, or None for all cores.")
+    check_threads(threads)
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise ProviderError(

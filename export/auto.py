@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from deploy_rnn.errors import ExportError
+from deploy_rnn.errors import ExportError, LoadError
 from deploy_rnn.runtime import open_session, specs
 from deploy_rnn.timing import compare
 
@@ -33,7 +33,11 @@ def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[s
                 continue
             path = Path(folder) / f"{form}.onnx"
             ir.save(graph, path)
-            session = open_session(path)
+            try:
+                session = open_session(path)
+            except LoadError as error:
+                refusals[form] = str(error).replace(str(path), path.name)
+                continue
             runs[form] = partial(session.run, None, example_feeds(specs(session)[0], captured.call))
         if not runs:
             reasons = " ".join(f"{form}: {reason}" for form, reason in refusals.items())

@@ -36,7 +36,7 @@ class WithLengths(nn.Module):
 
 def with_lengths(model: nn.Module, kwargs: Mapping[str, Any] | None) -> nn.Module:
     """Wrap a layer of `torch.nn` if `lengths` are among `kwargs`; return any other model as it is."""
-    has_lengths = (kwargs or {}).get("lengths") is not None
+    has_lengths = isinstance(kwargs, Mapping) and kwargs.get("lengths") is not None
     if has_lengths and isinstance(model, nn.RNNBase) and is_layer(model):
         return WithLengths(model).train(model.training)
     return model

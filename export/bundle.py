@@ -1,7 +1,8 @@
 """`export_bundle`: one model as several verified graphs that share one file of weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
 from deploy_rnn.checking.example_call import Axes
+from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.trials import Reference, resized
-from deploy_rnn.checking.two_calls import check_module
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.runtime import CPU
@@ -72,10 +73,13 @@ def export_bundle(
     """
     check_module(model)
     folder = folder_target(folder, bundle.MANIFEST)
+    if isinstance(forms, str):
+        raise ExportError(f"`forms` (={forms!r}) must be a list of names, such as [{forms!r}].")
     for form in forms or ():
         if form not in FORMS:
             offered = " or ".join(map(repr, FORMS))
             raise ExportError(f"`forms` has {form!r}; use {offered}.")
+    _check_buckets(buckets)
     options = ExportOptions(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
@@ -116,6 +120,18 @@ def export_bundle(
         return manifest
 
     return replace_folder(folder, write)
+
+
+def _check_buckets(buckets: Any) -> None:
+    if buckets is None:
+        return
+    are_numbers = isinstance(buckets, (Sequence, Set)) and all(
+        isinstance(steps, Integral) and steps >= 1 for steps in buckets
+    )
+    if not are_numbers:
+        raise ExportError(
+            f"`buckets` (={buckets!r}) must be whole numbers from 1, such as (32, 128)."
+        )
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
+from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.trials import Reference
-from deploy_rnn.checking.two_calls import check_module
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 

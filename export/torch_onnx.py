@@ -1,7 +1,7 @@
 """Trace a PyTorch module into ONNX operators: `torch.onnx.export` without its remarks, its errors in one paragraph."""
 
-import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +11,16 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from deploy_rnn.errors import DynamicAxisError, ExportError
-from deploy_rnn.model_errors import nothing_printed_on_error, raising_line
+from deploy_rnn.model_errors import (
+    data_dependence,
+    first_paragraph,
+    line_in_text,
+    nothing_printed_on_error,
+    quiet_loggers,
+    raising_line,
+)
 
 AUTO = torch.export.Dim.AUTO
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -23,6 +29,7 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 _REMARKS = (
     "torch.onnx._internal.exporter._registration",
     "onnxscript.optimizer._constant_folding",
+    "torch.onnx._internal.exporter._core",
     "torch.fx.experimental.symbolic_shapes",
 )
 
@@ -87,7 +94,7 @@ def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxi
 
 def _format_error(error: Exception) -> ExportError:
     """The line of the model's code, torch's first cause in one paragraph, and what to do where that is known."""
-    line = raising_line(error)
+    line = raising_line(error) or _translated_line(error)
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     message = str(error).strip()
@@ -100,34 +107,44 @@ def _format_error(error: Exception) -> ExportError:
     if static is not None:
         size, name, axis = static.groups()
         return fixed_axis(axis, name, size)
-    paragraph = message.partition("\n\n")[0].strip()
-    cause = f"{type(error).__name__}: {paragraph}"
-    if isinstance(error, GuardOnDataDependentSymNode):
-        start = f"{line}: the model" if line else "the model"
+    start = f"{line}: " if line else ""
+    cause = first_paragraph(error)
+    dependence = data_dependence(error)
+    if dependence:
+        return ExportError(f"{start}{dependence}")
+    operator = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", message)
+    if operator is not None:
         return ExportError(
-            f"{start} goes another way for other values of its inputs here, and a file has one way for all values. "
-            "Use torch.where in place of a branch, and the shape of an input in place of a computed size. "
-            f"PyTorch says: {cause}"
+            f"{start}ONNX has no operator for `{operator[1]}`, and torch.onnx does not write it with others; compute "
+            "this in another way, or outside of the model."
+        )
+    if ".numpy() is not supported" in message:
+        return ExportError(
+            f"{start}the model goes through numpy here, which a graph cannot follow; use the functions of torch."
         )
     if line:
         return ExportError(f"{line}: PyTorch cannot export this: {cause}")
     return ExportError(f"PyTorch could not export the model: {cause}")
 
 
+def _translated_line(error: BaseException | None) -> str | None:
+    """The line of the model's code that became the node at which torch.onnx stopped; None if it did not stop at one."""
+    line = None
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, torch.fx.Node) and node.stack_trace:
+                line = line_in_text(node.stack_trace) or line
+        error = error.__cause__
+    return line
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence torch.onnx's remarks about itself: optional packages, what it did not fold, deprecated calls."""
-    loggers = [logging.getLogger(name) for name in _REMARKS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-            warnings.filterwarnings(
-                "ignore", category=UserWarning, message="# The axis name: .* will not be used"
-            )
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with quiet_loggers(_REMARKS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, message="# The axis name: .* will not be used"
+        )
+        yield

@@ -13,9 +13,9 @@ from torch import nn
 from torch._inductor.utils import fresh_cache
 
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
+from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import Reference
-from deploy_rnn.checking.two_calls import check_module
 from deploy_rnn.compilation import compile
 from deploy_rnn.conversion import convert
 from deploy_rnn.copying import copy_model

@@ -42,6 +42,14 @@ class ExampleCall:
             raise TypeError(
                 "`args` is a dict; give keyword arguments as `kwargs`, or a dict argument as `args=(it,)`."
             )
+        if not isinstance(args, (tuple, list, Tensor)):
+            raise TypeError(
+                f"`args` must be a tuple of arguments, or one tensor, got {type(args).__name__}."
+            )
+        if not isinstance(kwargs, (Mapping, type(None))):
+            raise TypeError(
+                f"`kwargs` must be a dict of arguments by name, got {type(kwargs).__name__}."
+            )
         args = (args,) if isinstance(args, Tensor) else tuple(args)
         signature = inspect.signature(model.forward)
         # As for torch.onnx.export, a dict of parameters may end `args` instead of `kwargs`.
@@ -55,25 +63,23 @@ class ExampleCall:
         try:
             bound = signature.bind(*args, **(kwargs or {}))
         except TypeError as error:
+            arguments = "`args` and `kwargs` do" if kwargs else "`args` does"
             raise TypeError(
-                f"`args` and `kwargs` do not fit {type(model).__name__}.forward: {error}."
+                f"{arguments} not fit {type(model).__name__}.forward: {error}."
             ) from None
+        _check_keywords(model, bound)
         # None for an optional argument is the same as leaving it out.
         for name, parameter in signature.parameters.items():
             if parameter.default is None and bound.arguments.get(name, 0) is None:
                 del bound.arguments[name]
         call = cls(bound)
         if not call.tensors:
-            types = ", ".join(type(leaf).__name__ for leaf in pytree.tree_leaves(args)) or "nothing"
+            types = dict.fromkeys(type(leaf).__name__ for leaf in pytree.tree_leaves(args))
             raise TypeError(
-                f"`args` has no torch.Tensor in it (but {types}); give example tensors."
+                f"`args` has no torch.Tensor in it (but {', '.join(types) or 'nothing'}); give example tensors."
             )
-        for tensor in call.tensors:
-            if not tensor.numel():
-                shape = list(tensor.shape)
-                raise ExportError(
-                    f"an example tensor of shape {shape} is empty; give every axis a size of 1 or more."
-                )
+        for name, tensor in zip(call.names, call.tensors, strict=True):
+            _check_tensor(name, tensor)
         # torch.export takes one tensor given twice for one input.
         return call.with_tensors([tensor.view_as(tensor) for tensor in call.tensors])
 
@@ -110,7 +116,7 @@ class ExampleCall:
 
         That of a dict's key, or of a field; "output" for a single tensor; "output_0" and so on for those of a tuple.
         """
-        leaves: Any = pytree.tree_leaves_with_path(self._results(model))
+        leaves: Any = pytree.tree_leaves_with_path(self.result(model))
         paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
         return leaf_names(paths, "output")
 
@@ -142,6 +148,10 @@ class ExampleCall:
         """
         if isinstance(dynamic_shapes, (tuple, list)):
             dynamic_shapes = dict(zip(self.arguments, dynamic_shapes, strict=False))
+        if not isinstance(dynamic_shapes, (Mapping, type(None))):
+            raise ExportError(
+                f"`dynamic_shapes` (={dynamic_shapes!r}) must be a dict by argument, such as {{'x': {{0: 'B'}}}}."
+            )
         return list(_axes("the arguments", self.arguments, dynamic_shapes or None))
 
     def run(self, model: Callable[..., Any]) -> list[Tensor]:
@@ -151,11 +161,11 @@ class ExampleCall:
 
     def outputs(self, model: Callable[..., Any]) -> list[Tensor]:
         """Return the outputs of `model`, flat."""
-        outputs = self._results(model)
-        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        leaves = pytree.tree_leaves(self.result(model))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    def _results(self, model: Callable[..., Any]) -> Any:
-        """What `model` returns, as it returns it."""
+    def result(self, model: Callable[..., Any]) -> Any:
+        """Return what `model` returns."""
         # A model may change its inputs; the next to run gets the same.
         copied = self.with_tensors([tensor.clone() for tensor in self.tensors]).bound
         return model(*copied.args, **copied.kwargs)
@@ -171,6 +181,29 @@ class ExampleCall:
 
         replaced: dict[str, Any] = pytree.tree_map(replace, self.arguments)
         return replaced
+
+
+def _check_keywords(model: nn.Module, bound: inspect.BoundArguments) -> None:
+    """Refuse arguments that only a `**` of the forward takes: they have no parameter, and so no order."""
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD and name in bound.arguments:
+            first = next(iter(bound.arguments[name]))
+            raise ExportError(
+                f"`{first}` reaches {type(model).__name__}.forward through its `**{name}`; give the forward a "
+                "parameter of that name."
+            )
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    shape = list(tensor.shape)
+    if tensor.is_meta:
+        raise ExportError(f"`{name}` is on the meta device, where tensors have no values.")
+    if tensor.layout is not torch.strided:
+        raise ExportError(f"`{name}` is {tensor.layout}, and must be dense (torch.strided).")
+    if not tensor.numel():
+        raise ExportError(
+            f"an example tensor of shape {shape} is empty; give every axis a size of 1 or more."
+        )
 
 
 def _axes(label: str, value: Any, shapes: Any) -> Iterator[Axes]:
@@ -209,6 +242,10 @@ def _tensor_axes(label: str, tensor: Tensor, shape: Any) -> Axes:
         )
     axes: Axes = {}
     for axis, dim in (shape or {}).items():
+        if not isinstance(axis, int):
+            raise ExportError(
+                f"`dynamic_shapes` has axis {axis!r} for {label}; an axis is a whole number, such as 0."
+            )
         if not -tensor.dim() <= axis < tensor.dim():
             raise ExportError(
                 f"`dynamic_shapes` has axis {axis} for {label}, which has {tensor.dim()} axes."

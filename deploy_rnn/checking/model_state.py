@@ -113,7 +113,8 @@ class Dependency:
 def _contents(value: Any, outer: set[int]) -> Any:
     """What `value` holds, in tensors, numbers, lists and dicts of their own; `outer`: what it is part of."""
     if isinstance(value, nn.Parameter):
-        return value._version
+        # What was made in inference mode has no version.
+        return 0 if value.is_inference() else value._version
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):

@@ -40,7 +40,7 @@ class Expected:
     @classmethod
     def of(cls, values: np.ndarray, exact: np.ndarray) -> "Expected":
         """`exact`: the same output in float64, or `values` itself."""
-        if not np.issubdtype(values.dtype, np.floating):
+        if not np.issubdtype(values.dtype, np.inexact):
             return cls(values, 0.0)
         shares = difference(exact, values) / np.maximum(1.0, magnitudes(values))
         finite_shares = shares[np.isfinite(shares)]
@@ -76,7 +76,7 @@ class Tolerance:
             rtol = self.rtol or 0.0
             return np.asarray(atol + rtol * size)
         # Whole numbers and booleans must be equal.
-        if not np.issubdtype(expected.values.dtype, np.floating):
+        if not np.issubdtype(expected.values.dtype, np.inexact):
             return np.zeros(size.shape)
         measured = min(ROUNDING_MARGIN * expected.rounding, ROUNDING_LIMIT)
         share = max(PRECISIONS[self.precision], measured)
@@ -105,6 +105,8 @@ class Tolerance:
 def _check_limit(name: str, value: float | None) -> None:
     if value is None:
         return
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` (={value!r}) must be a number, got {type(value).__name__}.")
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"`{name}` (={value}) must be finite and >= 0.")
 
@@ -118,7 +120,7 @@ def check_precision(precision: str) -> None:
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
     """|values| in float64, and 0 for an infinity or NaN."""
-    size = np.abs(values.astype(np.float64))
+    size = np.abs(_widened(values))
     return np.where(np.isfinite(size), size, 0.0)
 
 
@@ -127,6 +129,10 @@ def difference(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
     both_nan = np.isnan(expected) & np.isnan(actual)
     same = (expected == actual) | both_nan
     with np.errstate(invalid="ignore"):
-        distance = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+        distance = np.abs(_widened(expected) - _widened(actual))
     distance = np.where(np.isfinite(distance), distance, np.inf)
     return np.where(same, 0.0, distance)
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)

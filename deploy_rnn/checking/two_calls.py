@@ -24,8 +24,8 @@ from deploy_rnn.checking.tolerance import (
     model_precision,
 )
 from deploy_rnn.checking.trials import draw
-from deploy_rnn.errors import ConversionError, ExportError
-from deploy_rnn.model_errors import raising_line, running_line
+from deploy_rnn.errors import ExportError
+from deploy_rnn.model_errors import own_failure, running_line
 from deploy_rnn.random_state import random_state_kept
 
 MORE_CALLS = 8
@@ -33,30 +33,6 @@ MORE_CALLS = 8
 
 NAMED = 3
 """How many lines or attributes a message names."""
-
-
-def check_module(model: Any) -> None:
-    """Check that `model` is a module with Python source.
-
-    Raises:
-        ConversionError: a TorchScript module, which has none.
-        TypeError: anything else that is not a module.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ConversionError(
-            "`model` is a TorchScript module, whose layers are compiled; give the torch.nn.Module that was scripted or "
-            "traced."
-        )
-    if isinstance(model, type):
-        raise TypeError(
-            f"`model` must be a torch.nn.Module, got the class {model.__name__}; give an instance of it."
-        )
-    if isinstance(model, torch.export.ExportedProgram):
-        raise TypeError(
-            "`model` must be a torch.nn.Module, got an ExportedProgram; give the module that was exported."
-        )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
 
 
 def check_two_calls(model: nn.Module, call: ExampleCall) -> None:
@@ -94,12 +70,7 @@ def _run(model: nn.Module, call: ExampleCall) -> list[Tensor]:
     try:
         return [output.clone() for output in call.run(model)]
     except Exception as error:  # the model's own code may raise anything
-        line = raising_line(error)
-        start = f"{line}: " if line else ""
-        paragraph = str(error).strip().partition("\n\n")[0]
-        raise ExportError(
-            f"{start}the model itself fails on the example: {type(error).__name__}: {paragraph}"
-        ) from error
+        raise ExportError(own_failure(error)) from error
 
 
 def _differ(first: Sequence[Tensor], second: Sequence[Tensor], precision: str) -> bool:
@@ -122,6 +93,8 @@ def _dtype_and_shape(tensor: Tensor) -> tuple[torch.dtype, torch.Size]:
 
 def _share(expected: Tensor, actual: Tensor) -> float:
     """The largest difference, as a share of an element's magnitude where that is above 1."""
+    if expected.layout is not torch.strided:
+        expected, actual = expected.to_dense(), actual.to_dense()
     if expected.is_complex():
         expected, actual = torch.view_as_real(expected), torch.view_as_real(actual)
     values = expected.double().numpy()

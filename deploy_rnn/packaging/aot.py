@@ -23,8 +23,17 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.compilation import CPP_WRAPPER
 from deploy_rnn.errors import DynamicAxisError, ExportError
-from deploy_rnn.model_errors import nothing_printed_on_error, raising_line
+from deploy_rnn.model_errors import (
+    data_dependence,
+    first_paragraph,
+    nothing_printed_on_error,
+    quiet_loggers,
+    raising_line,
+)
 from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
+
+# A logger that reports what an error says again.
+_REMARKS = ("torch.fx.experimental.symbolic_shapes",)
 
 
 @torch.library.custom_op("deploy_rnn::checked", mutates_args=())
@@ -106,7 +115,7 @@ def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path
         )  # PyTorch's own calls of its own deprecated functions
         warnings.simplefilter("ignore", FutureWarning)
         try:
-            with nothing_printed_on_error():
+            with nothing_printed_on_error(), quiet_loggers(_REMARKS):
                 package_path = _compile(_export(model, call, axes), Path(folder) / "model.pt2")
         except Exception as error:  # torch raises many types here
             raise _format_error(error) from error
@@ -207,6 +216,8 @@ def _format_error(error: Exception) -> ExportError:
             "Give that range in `dynamic_shapes`, leave the axis out, or write a .pt file, which fixes no axis."
         )
     line = raising_line(error)
+    dependence = data_dependence(error)
+    if dependence:
+        return ExportError(f"{line}: {dependence}" if line else dependence)
     start = f"{line}: PyTorch cannot compile this" if line else "PyTorch cannot compile the model"
-    paragraph = text.partition("\n\n")[0]
-    return ExportError(f"{start}: {type(error).__name__}: {paragraph}")
+    return ExportError(f"{start}: {first_paragraph(error)}")

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
+from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import Reference
-from deploy_rnn.checking.two_calls import check_module, check_two_calls
+from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from deploy_rnn.errors import ExportError
+from deploy_rnn.model_errors import line_in_text
 
 
 def script_file(model: nn.Module, path: Path) -> None:
@@ -22,11 +23,14 @@ def script_file(model: nn.Module, path: Path) -> None:
         try:
             torch.jit.freeze(torch.jit.script(model)).save(str(path))
         except Exception as error:  # torch.jit raises many types here
-            text = str(error).strip()
-            first_line = text.partition("\n")[0].rstrip(".:")
+            line = line_in_text(str(error))
+            start = f"{line}: " if line else ""
+            # The rest quotes the code around that line.
+            quoted = str(error).strip().partition('\n  File "')[0].rstrip(".:")
+            reason = " ".join(quoted.split())
             raise ExportError(
-                f"TorchScript cannot compile {type(model).__name__}: {first_line}. Write a .pt2 file instead, "
-                f"which takes any code that torch.export does. TorchScript says: {text}"
+                f"{start}TorchScript cannot compile {type(model).__name__}: {reason}. Write a .pt2 file instead, "
+                "which takes any code that torch.export does."
             ) from error
 
 

@@ -11,6 +11,7 @@ from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
 from deploy_rnn.checking.trials import Reference, size_assignments
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
+from deploy_rnn.model_errors import own_failure
 from deploy_rnn.packaging.axes import Axis, DynamicCall
 
 TRIED_ABOVE_LEAST = (0, 1, 2, 6, 32)
@@ -74,9 +75,7 @@ def example_trial(reference: Reference, example: DynamicCall) -> Trial:
     try:
         outputs = reference.outputs(example.call)
     except Exception as error:  # the model's own code can raise anything
-        raise ExportError(
-            f"the model itself fails on the example: {type(error).__name__}: {error}"
-        ) from error
+        raise ExportError(own_failure(error)) from error
     if not outputs:
         raise ExportError("the model returns no tensor, so that there is nothing to compare.")
     expected = reference.expected(example.call, outputs, "the example")

@@ -1,6 +1,5 @@
 """A model captured for every form: one graph, whose inputs and outputs have their names."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
+from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
@@ -24,6 +24,7 @@ from ..stack import Stack, row_lengths, stack_nodes
 from .capture import Tracer
 from .io_names import name_inputs_and_outputs
 from .packing import refuse_packed
+from .result import check_result
 from .streaming import check_can_stream, open_states, refuse_lengths
 from .tied_axes import with_tied_axes
 
@@ -63,11 +64,13 @@ class CapturedModel:
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
+        # First of all: what does not run cannot be exported either, and the model's own error says why.
+        check_two_calls(model, call)
+        check_result(call, model)
         _check_layers(model)
         if options.streaming:
             check_can_stream(model)
         tracer = Tracer(model, call, opset_version=options.opset_version)
-        check_two_calls(model, call)
         if options.streaming:
             call = with_zero_states(model, call)
             tracer.call = call
@@ -169,7 +172,7 @@ def _check_layers(model: nn.Module) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ExportError(
                 f"`{name or 'model'}` has {dtype} weights; onnxruntime multiplies float32 and float64 on every "
-                "provider: export model.float()."
+                "provider: convert the model by its `.float()`, and the tensors that it takes."
             )
 
 
@@ -203,11 +206,10 @@ def _model_axes(
     if time and "T" not in names:
         missing.append("steps")
     if missing:
-        warnings.warn(
+        warn_user(
             f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
             "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic. "
-            f"{_describe_cell(tracer.model)}".rstrip(),
-            stacklevel=4,
+            f"{_describe_cell(tracer.model)}".rstrip()
         )
     return axes
 

@@ -1,7 +1,6 @@
 """`verify`: an ONNX file against the PyTorch model that it came from, output by output."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ import onnx
 from torch import nn
 
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
+from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, Reference
-from deploy_rnn.checking.two_calls import check_module, check_two_calls
-from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.checking.two_calls import check_two_calls
+from deploy_rnn.errors import ExportError, LoadError, VerificationError
+from deploy_rnn.model_errors import warn_user
 from deploy_rnn.runtime import PROVIDERS
 
 from ..bare_layer import is_layer, layer_names, with_lengths
@@ -118,6 +119,10 @@ def verify(
         UserWarning: an example of whole numbers or booleans has one value only, so that no other was checked.
     """
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"`path` (={str(path)!r}) is a folder; give an .onnx file, such as one of a bundle."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
     check_module(model)
@@ -179,10 +184,9 @@ def check(
     maker = CaseMaker(reference, call, file)
     cases = list(maker.cases(options.sizes))
     for name in maker.unvaried:
-        warnings.warn(
+        warn_user(
             f"the example of `{name}` has one value all over, so {file.name} is checked with no other; "
-            "give an example with the values that it takes.",
-            stacklevel=4,
+            "give an example with the values that it takes."
         )
     time = time_axes(reference, call, file)
     long_cases, left_out = _long_cases(maker, time, options.long_steps)
@@ -198,7 +202,11 @@ def check(
     providers = list(PROVIDERS)
     if options.require_provider is not None and options.require_provider not in providers:
         providers.append(options.require_provider)
-    results = [run_on(provider, plan) for provider in providers]
+    try:
+        results = [run_on(provider, plan) for provider in providers]
+    except LoadError as error:
+        # The file may still have a temporary name.
+        raise LoadError(str(error).replace(str(path), str(shown_as))) from error
     report = _report(
         original,
         plan,
@@ -219,7 +227,15 @@ def _check_valid(path: Path, shown_as: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{shown_as.name} is not a valid ONNX model: {error}") from error
+        # The file may still have a temporary name.
+        reason = str(error).strip().replace(str(path), shown_as.name)
+        raise ExportError(f"{shown_as.name} is not a valid ONNX model: {reason}") from error
+    except (
+        UnicodeDecodeError
+    ) as error:  # onnx decodes its own message, which has a name of the file in it
+        raise ExportError(
+            f"{shown_as.name} is not a valid ONNX model: a name in it is not UTF-8."
+        ) from error
 
 
 def _long_cases(

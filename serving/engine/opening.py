@@ -8,7 +8,7 @@ from pathlib import Path
 from deploy_rnn.bundle import Graph, Manifest
 from deploy_rnn.errors import BundleError, LoadError
 from deploy_rnn.metadata import FileMetadata
-from deploy_rnn.runtime import Specs
+from deploy_rnn.runtime import Specs, check_threads
 
 from .graphs import Graphs
 from .providers import open_runner
@@ -36,12 +36,13 @@ class OpenedModel:
 
 def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
     """Open a model, without running it; arguments and errors are those of `Engine`."""
+    check_threads(threads)
     open_graph = partial(open_runner, provider=provider, threads=threads)
     if path.is_dir():
         return _open_bundle(path, open_graph)
     if path.is_file():
         return _open_file(path, open_graph)
-    raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
+    raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file, nor the folder of a bundle.")
 
 
 def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel:

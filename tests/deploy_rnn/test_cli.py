@@ -333,13 +333,13 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "nowhere/m"], "the folder around `path` (='nowhere/m') does not exist; make it first."),
+        (["-o", "nowhere/m"], "the folder around 'nowhere/m' does not exist; make it first."),
         (["-o", "made"], "exists and has no manifest.json; give another folder, or remove it."),
         (["-o", "m.onnx", "--bucket", "3"], "--bucket needs a bundle; leave it out, or give a PATH that does not end"),
         (["-o", "m.onnx", "--name", "plain"], "--name needs a bundle; leave it out, or give a PATH that does not end"),
         (["-o", "m.onnx", "--form", "scan", "--form", "native"], "a second --form needs a bundle; leave it out, or "),
         (["-o", "m", "--require-provider", "X"], "--require-provider needs a single file; leave it out, or"),
-        (["-o", "nowhere/m.onnx"], "the folder of `path` (='nowhere/m.onnx') does not exist; make it first."),
+        (["-o", "nowhere/m.onnx"], "the folder of 'nowhere/m.onnx' does not exist; make it first."),
         (["-o", "m.onnx", "--form", "x"], "`form` (='x') is unknown; use 'unrolled' or 'scan' or 'native' or"),
         (["-o", "m.onnx", "--precision", "int8"], "`precision` (='int8') must be 'float32' or 'float64'."),
         (["-o", "m", "--precision", "float64"], "`precision` (='float64') must be 'float32', as the model's weights"),

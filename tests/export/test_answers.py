@@ -202,4 +202,6 @@ def test_a_model_that_fails_by_itself_says_so(way: str, tmp_path: Path) -> None:
         WAYS[way](Fails(), tmp_path)
     text = str(raised.value)
     assert text.startswith(f"{__file__}:")
-    assert "x.reshape(3, -1, 4))[0]`: the model itself fails on the example: RuntimeError: " in text
+    assert (
+        "x.reshape(3, -1, 4))[0]`: the model itself fails on its arguments: RuntimeError: " in text
+    )

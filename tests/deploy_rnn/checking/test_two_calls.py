@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.two_calls import check_module, check_two_calls
+from deploy_rnn.checking.module import check_module
+from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import ConversionError, ExportError
 
 
@@ -263,7 +264,7 @@ def test_a_model_that_fails_says_so_with_its_line() -> None:
     text = message(Model(wrong))
     line = wrong.__code__.co_firstlineno + 1
     assert text == (
-        f"{__file__}:{line}: `return self.rnn(x.transpose(1, 2))[0]`: the model itself fails on the example: "
+        f"{__file__}:{line}: `return self.rnn(x.transpose(1, 2))[0]`: the model itself fails on its arguments: "
         "RuntimeError: input.size(-1) must be equal to input_size. Expected 3, got 5"
     )
 

@@ -128,7 +128,10 @@ def test_refusals_are_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["nowhere:model"], "there is no module `nowhere`"),
         (["made_for_check:model", "--steps", "3"], "--steps: only for a weights file"),
-        (["made_for_check:wrong_example"], "the model itself fails on the example: RuntimeError: "),
+        (
+            ["made_for_check:wrong_example"],
+            "the model itself fails on its arguments: RuntimeError: ",
+        ),
         (["none.pt"], "there is no file 'none.pt'."),
         ([], "Missing argument 'TARGET'"),
     ],

@@ -1,0 +1,52 @@
+"""What a model returns: a file returns tensors, and nothing else."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.copying import copy_model
+from deploy_rnn.errors import ExportError
+from deploy_rnn.random_state import random_state_kept
+
+
+def check_result(call: ExampleCall, model: nn.Module) -> None:
+    """Check what the model returns on its example.
+
+    Raises:
+        ExportError: no tensor; something that is neither a tensor nor None, or a tensor that no file can return.
+    """
+    with torch.no_grad(), random_state_kept():
+        result = call.result(copy_model(model).eval())
+    leaves = pytree.tree_leaves_with_path(result)
+    for path, leaf in leaves:
+        where = (
+            f"`{pytree.keystr(path)}` of what the model returns"
+            if path
+            else "what the model returns"
+        )
+        if leaf is not None:
+            _check_leaf(where, leaf)
+    if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
+        raise ExportError(
+            "the model returns no tensor, so that a file of it would have no output; let `forward` return one."
+        )
+
+
+def _check_leaf(where: str, leaf: Any) -> None:
+    if not isinstance(leaf, Tensor):
+        name = type(leaf).__name__
+        shown = f" (={leaf!r})" if isinstance(leaf, (bool, int, float, str)) else ""
+        raise ExportError(
+            f"{where} is of type {name}{shown}; a file returns tensors, alone or in tuples, lists and dicts: let "
+            "`forward` return these."
+        )
+    if leaf.is_complex():
+        dtype = str(leaf.dtype).removeprefix("torch.")
+        raise ExportError(
+            f"{where} is {dtype}, and ONNX has no complex outputs; let `forward` return torch.view_as_real of it."
+        )
+    if leaf.layout is not torch.strided:
+        raise ExportError(f"{where} is {leaf.layout}; let `forward` return a dense tensor.")

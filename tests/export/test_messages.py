@@ -1,0 +1,264 @@
+"""What is said of a model that no file can be made of: one or two sentences, the model's line, and what to do."""
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploy_rnn import convert
+from deploy_rnn.errors import DeployError, ExportError, LoadError
+from deploy_rnn.export import export_bundle, export_onnx, verify
+from deploy_rnn.export.verification import on_onnxruntime
+from deploy_rnn.serving import Engine
+
+X = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@dataclass
+class Scores:
+    values: Tensor
+
+
+class Model(nn.Module):
+    """A GRU, and a function in the place of what comes after it."""
+
+    def __init__(self, after: Callable[[Tensor], Any] = lambda y: y) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 8, batch_first=True)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.rnn(x)[0])
+
+
+class Lazy(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.rnn(x)[0])
+
+
+class Keywords(Model):
+    def forward(self, **arguments: Tensor) -> Any:
+        return self.rnn(arguments["x"])[0]
+
+
+@torch.library.custom_op("test_messages::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def through_numpy(y: Tensor) -> Tensor:
+    return torch.from_numpy(np.tanh(y.numpy()))
+
+
+def printed(y: Tensor) -> Tensor:
+    str(float(y.mean()))
+    return y
+
+
+def of_operator(y: Tensor) -> Tensor:
+    doubled_y: Tensor = doubled(y)
+    return doubled_y
+
+
+def message(model: Any, args: Any = X, **options: Any) -> str:
+    """What export_onnx says in its own words."""
+    with pytest.raises((DeployError, TypeError)) as raised:
+        export_onnx(model, args, "m.onnx", form="scan", **options)
+    assert not list(Path().iterdir())
+    text = str(raised.value)
+    assert "\n" not in text
+    assert len(text) < 700
+    return text
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (3, "what the model returns is of type int (=3); a file returns tensors, alone or in tuples, lists and dicts"),
+        ({"y": X, "n": 3}, "`['n']` of what the model returns is of type int (=3); a file"),
+        ((X, Scores(X)), "`[1]` of what the model returns is of type Scores; a file"),
+        (None, "the model returns no tensor, so that a file of it would have no output"),
+        (torch.view_as_complex(X.reshape(2, 5, 2, 2)), "is complex64, and ONNX has no complex outputs; let"),
+        (X.to_sparse(), "what the model returns is torch.sparse_coo; let `forward` return a dense tensor."),
+    ],
+)  # fmt: skip
+def test_what_a_file_cannot_return(result: Any, text: str) -> None:
+    assert text in message(Model(lambda y: result))
+
+
+def test_a_lazy_layer_that_has_not_run() -> None:
+    model = Lazy()
+    assert message(model).startswith("`head` is a torch.nn.LazyLinear that has not run, ")
+    model(X)
+    export_onnx(model, X, "m.onnx", form="scan")
+
+
+def test_weights_without_values() -> None:
+    text = message(Model().to("meta"))
+    assert text.startswith("`weight_ih_l0` of `rnn` is on the meta device, ")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layer", [nn.GRU, nn.Linear])
+def test_a_quantized_model(layer: Any) -> None:
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4), Model()), {layer})
+    assert "` is a quantized " in message(model)
+
+
+def test_weights_that_were_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = Model()
+        x = X.clone()
+    export_onnx(model, x, "m.onnx", form="scan")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (X.to("meta"), "`x` is on the meta device, where tensors have no values."),
+        (X.to_sparse(), "`x` is torch.sparse_coo, and must be dense (torch.strided)."),
+        ((X.tolist(),), "`args` has no torch.Tensor in it (but float); give example tensors."),
+        (5, "`args` must be a tuple of arguments, or one tensor, got int."),
+        (None, "`args` must be a tuple of arguments, or one tensor, got NoneType."),
+        ((X, X), "`args` does not fit Model.forward: too many positional arguments."),
+        (X.double(), "the model itself fails on its arguments: ValueError: RNN input dtype"),
+    ],
+)
+def test_arguments_that_no_model_takes(args: Any, text: str) -> None:
+    assert text in message(Model(), args)
+
+
+def test_keywords_without_a_parameter() -> None:
+    text = "`x` reaches Keywords.forward through its `**arguments`; give the forward a parameter of that name."
+    assert message(Keywords(), (), kwargs={"x": X}) == text
+    assert "`kwargs` must be a dict of arguments by name, got list." in message(
+        Model(), X, kwargs=[X]
+    )
+
+
+@pytest.mark.parametrize(
+    ("shapes", "text"),
+    [
+        ("B", "`dynamic_shapes` (='B') must be a dict by argument, such as {'x': {0: 'B'}}."),
+        ({"x": {"0": "B"}}, "`dynamic_shapes` has axis '0' for `x`; an axis is a whole number, such as 0."),
+    ],
+)  # fmt: skip
+def test_dynamic_shapes_of_another_kind(shapes: Any, text: str) -> None:
+    assert message(Model(), dynamic_shapes=shapes) == text
+
+
+@pytest.mark.parametrize(
+    ("after", "line", "text"),
+    [
+        (through_numpy, "np.tanh(y.numpy()", "the model goes through numpy here, "),
+        (printed, "str(float(y.mean()))", "the model takes a number out of a tensor here, as float()"),
+        # torch.onnx keeps the line of the forward.
+        (of_operator, "self.after(self.rnn(x)[0])", "ONNX has no operator for `test_messages.doubled`, and"),
+    ],
+)  # fmt: skip
+def test_the_line_and_what_to_do(
+    after: Any, line: str, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown_line, _, rest = message(Model(after)).partition("`: ")
+    assert shown_line.startswith(f"{__file__}:")
+    assert line in shown_line
+    assert rest.startswith(text)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_warning_is_shown_at_the_line_of_the_user() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 8)
+
+        def forward(self, x: Tensor, n: Tensor) -> Tensor:
+            output: Tensor = self.rnn(x)[0] * n
+            return output
+
+    for way in (export_onnx, export_bundle):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            way(Constant(), (X, torch.tensor(3)), "m.onnx")
+        files = {entry.filename for entry in caught}
+        assert any("has one value all over" in str(entry.message) for entry in caught)
+        assert files == {__file__}
+        Path("m.onnx").unlink() if Path("m.onnx").is_file() else None
+
+
+def test_no_temporary_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> Any:
+        raise LoadError(f"onnxruntime cannot open {str(path)!r}: Load model from {path} failed")
+
+    monkeypatch.setattr(on_onnxruntime, "open_session", refuse)
+    text = message(Model())
+    assert text == "onnxruntime cannot open 'm.onnx': Load model from m.onnx failed"
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no devices")
+def test_a_device_is_not_replaced() -> None:
+    with pytest.raises(FileExistsError, match="'/dev/null' is not an ordinary file, and must not"):
+        export_onnx(Model(), X, "/dev/null")
+
+
+def test_a_folder_without_the_right_to_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tests may run as root, who may write everywhere.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    for way in (export_onnx, export_bundle):
+        with pytest.raises(PermissionError, match=r"nothing can be written in '.*'; give another"):
+            way(Model(), X, folder / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"forms": "scan"}, "`forms` (='scan') must be a list of names, such as ['scan']."),
+        ({"buckets": 8}, "`buckets` (=8) must be whole numbers from 1, such as (32, 128)."),
+        ({"buckets": (0, 4)}, "`buckets` (=(0, 4)) must be whole numbers from 1, such as (32, 128)."),
+        ({"buckets": ("8",)}, "`buckets` (=('8',)) must be whole numbers from 1, such as (32, 128)."),
+    ],
+)  # fmt: skip
+def test_options_of_a_bundle(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ExportError) as raised:
+        export_bundle(Model(), X, "bundle", **options)
+    assert str(raised.value) == text
+
+
+def test_what_is_no_path_model_or_number() -> None:
+    with pytest.raises(TypeError, match="a path must be a string or a Path, got NoneType"):
+        export_onnx(Model(), X, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"`atol` \(='1'\) must be a number, got str"):
+        export_onnx(Model(), X, "m.onnx", atol="1")  # type: ignore[arg-type]
+    with pytest.raises(
+        FileNotFoundError, match=r"is a folder; give an \.onnx file, such as one of"
+    ):
+        verify(".", Model(), X)
+    with pytest.raises(ValueError, match=r"`threads` \(='2'\) must be a whole number from 1, or"):
+        Engine("m.onnx", threads="2")  # type: ignore[arg-type]
+    for model in ("model.pt", None):
+        with pytest.raises(TypeError, match=r"`model` must be a torch.nn.Module, got (str|None)"):
+            convert(model)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="got the class Model; give an instance of it"):
+        convert(Model)  # type: ignore[arg-type]
