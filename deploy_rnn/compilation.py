@@ -7,12 +7,14 @@ from typing import Any, cast
 import torch
 import torch._inductor
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.fx.experimental import _config as shape_config
 
 from deploy_rnn.conversion import convert
-from deploy_rnn.errors import ConversionError
-from deploy_rnn.first_call import FirstCall
+from deploy_rnn.errors import CompilationError, ConversionError
+from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
+from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -37,6 +39,7 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
         check: whether the first call compares.
 
     Raises:
+        CompilationError: at a call, torch.compile cannot take the model, or the model itself fails on its arguments.
         ConversionError: see `convert`; a list, a dict or another object holds a layer that no module registers; at the
             first call, the converted model gives something else than `model`.
 
@@ -57,11 +60,32 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     def forward_without_duck_shapes(*args: Any, **kwargs: Any) -> Any:
         if first_call is not None:
             first_call.check(args, kwargs)
-        with _NO_DUCK_SHAPES:
-            return forward(*args, **kwargs)
+        try:
+            with _NO_DUCK_SHAPES:
+                return forward(*args, **kwargs)
+        except TorchDynamoException as error:
+            refuse_failing(converted, args, kwargs)
+            raise _format_error(error) from error
 
     compiled.forward = forward_without_duck_shapes
     return cast(nn.Module, compiled)
+
+
+def _format_error(error: TorchDynamoException) -> CompilationError:
+    """The line of the model's code, and torch.compile's reason without its hints about itself."""
+    text = str(error)
+    if "C++ compiler" in text:
+        return CompilationError(
+            "torch.compile needs a C++ compiler, such as g++, and none was found; install one."
+        )
+    line = line_in_text(text)
+    start = f"{line}: " if line else ""
+    if "Data-dependent branching" in text or "data-dependent expression" in text:
+        return CompilationError(f"{start}{BRANCH}")
+    reason = first_paragraph(error).partition(" Hint: ")[0].replace(" Explanation:", ":")
+    return CompilationError(
+        f"{start}torch.compile cannot take this: {reason} Write it in another way, or use the model uncompiled."
+    )
 
 
 def _has_code_around_layers(model: nn.Module) -> bool:

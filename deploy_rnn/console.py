@@ -4,6 +4,7 @@ Exit codes: 0 success, 1 a check failed, 2 bad usage or input.
 """
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -51,11 +52,11 @@ def command_errors(
         _show_error(message, as_json=as_json)
         raise UsageError(message) from None
     except failed as error:
-        message = printable(str(error))
+        message = printable(in_options(str(error)))
         _show_error(message, as_json=as_json, report=getattr(error, "report", None))
         raise CheckFailed(message) from None
     except (DeployError, OSError, TypeError, ValueError) as error:
-        message = printable(str(error))
+        message = printable(in_options(str(error)))
         _show_error(message, as_json=as_json)
         raise UsageError(message) from None
 
@@ -73,7 +74,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     shown: set[str] = set()
 
     def show(message: Warning | str, *location: Any, **options: Any) -> None:
-        text = printable(str(message))
+        text = printable(in_options(str(message)))
         if text not in shown:
             click.echo(f"Warning: {text}", err=True)
         shown.add(text)
@@ -86,6 +87,31 @@ def _warnings_in_one_line() -> Iterator[None]:
 def show_json(fields: Mapping[str, Any]) -> None:
     """Print one object to stdout."""
     click.echo(json.dumps(fields, indent=2, allow_nan=False))
+
+
+ARGUMENTS = frozenset(
+    {
+        "atol", "buckets", "dynamic_shapes", "forms", "max_nodes", "opset_version", "precision", "provider",
+        "require_provider", "rtol", "sizes", "streaming", "threads",
+    }
+)  # fmt: skip
+"""Keyword arguments that messages name, and that are options of a command by the same name."""
+
+
+def in_options(text: str) -> str:
+    """Return a message about keyword arguments in the words of the command that runs: its options."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return text
+    flags = {str(option.name): option.opts[0] for option in context.command.params}
+    for name in ARGUMENTS & flags.keys():
+        text = text.replace(f"`{name}`", f"`{flags[name]}`").replace(
+            f"`{name}=True`", f"`{flags[name]}`"
+        )
+    if "forms" in flags:
+        text = re.sub(r"\bform='(\w+)'", rf"{flags['forms']} \1", text)
+        text = text.replace("`form`", f"`{flags['forms']}`")
+    return text
 
 
 def printable(text: str) -> str:

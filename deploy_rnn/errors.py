@@ -2,6 +2,7 @@
 
 DeployError
 ├── ConversionError      a module that `convert` cannot replace (also a TypeError)
+├── CompilationError     a compiled model that fails, or that torch.compile cannot take (also a RuntimeError)
 ├── ProviderError        an onnxruntime execution provider that is missing or did not start
 ├── LoadError            a file that is not a model, or that onnxruntime cannot open (also a ValueError)
 ├── TargetError          a model that the command line cannot load (also a ValueError)
@@ -35,6 +36,10 @@ class DeployError(Exception):
 
 class ConversionError(DeployError, TypeError):
     """A module that `convert` cannot replace."""
+
+
+class CompilationError(DeployError, RuntimeError):
+    """A compiled model that torch.compile cannot take, or that fails on its arguments by itself."""
 
 
 class ProviderError(DeployError, RuntimeError):

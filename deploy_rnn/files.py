@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -63,9 +64,21 @@ def replace_file(path: Path, write: Callable[[Path], Result]) -> Result:
     try:
         result = write(temporary)
         temporary.replace(path)
+    except OSError as error:
+        raise _about(error, temporary, path) from error
     finally:
         temporary.unlink(missing_ok=True)
     return result
+
+
+def _about(error: OSError, temporary: Path, path: Path) -> OSError:
+    """The error about `path` if it is one about the file or folder of a temporary name; else the error itself."""
+    name = error.filename
+    if name is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        return type(error)(error.errno, error.strerror, str(path))
+    if name is not None and os.fspath(name).startswith(str(temporary)):
+        return type(error)(error.errno, error.strerror, str(path))
+    return error
 
 
 def folder_target(path: str | Path, marker: str) -> Path:
@@ -116,6 +129,8 @@ def replace_folder(path: Path, write: Callable[[Path], Result]) -> Result:
         if path.exists():
             path.rename(old)
         temporary.rename(path)
+    except OSError as error:
+        raise _about(error, temporary, path) from error
     finally:
         # The old folder was moved aside, but the new one could not take its place.
         if old.exists() and not path.exists():

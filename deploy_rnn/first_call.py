@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.copying import copy_model
-from deploy_rnn.errors import ConversionError
-from deploy_rnn.model_errors import warn_user
+from deploy_rnn.errors import CompilationError, ConversionError
+from deploy_rnn.model_errors import own_failure, warn_user
 from deploy_rnn.random_state import random_state_kept
 
 # What rounding may do, as a share of an output's largest element. Another branch of the model does far more; what
@@ -42,6 +42,7 @@ class FirstCall:
         """Compare, at the first call.
 
         Raises:
+            CompilationError: the model itself fails.
             ConversionError: the converted model gives something else, or fails.
         """
         if self._model is None or torch.compiler.is_compiling():
@@ -54,7 +55,9 @@ class FirstCall:
             try:
                 expected = _outputs(original, args, kwargs)
             except Exception:  # the model's own code can raise anything
-                return  # the call itself says so
+                # It may run in training mode all the same.
+                refuse_failing(self._converted, args, kwargs)
+                return
             calls = dict(counter)
             self._compare(original, expected, args, kwargs)
             self._model = None
@@ -80,6 +83,21 @@ class FirstCall:
             raise ConversionError(
                 f"the converted model is not the model: {difference}. {_advice(original)}"
             )
+
+
+def refuse_failing(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Run a call on a copy of the model, in its own mode and without torch.compile.
+
+    Raises:
+        CompilationError: the model fails.
+    """
+    copied = _copy_with_weights(model, model).train(model.training)
+    for module, copied_module in zip(model.modules(), copied.modules(), strict=True):
+        copied_module.training = module.training
+    try:
+        _outputs(copied, args, kwargs)
+    except Exception as error:  # the model's own code can raise anything
+        raise CompilationError(own_failure(error)) from error
 
 
 def _advice(original: nn.Module) -> str:

@@ -61,6 +61,17 @@ def own_failure(error: BaseException) -> str:
     return f"{start}the model itself fails on its arguments: {first_paragraph(error)}"
 
 
+NUMBER = (
+    "the model takes a number out of a tensor here, as float(), int(), .item() and .tolist() do, and there is one "
+    "graph for all values. Compute with the tensor itself, and use the shape of an input as a size."
+)
+BRANCH = (
+    "the model goes another way for other values of its inputs here, and there is one graph for all values. Use "
+    "torch.where in place of a branch, the shape of an input in place of a computed size, and leave out checks of "
+    "values."
+)
+
+
 def data_dependence(error: BaseException) -> str | None:
     """Return what a model does with values that torch.export does not know, and what to do about it.
 
@@ -69,17 +80,7 @@ def data_dependence(error: BaseException) -> str | None:
     if type(error).__name__ != "GuardOnDataDependentSymNode":
         return None
     # A size or a number that is not known yet is asked for, not whether something is true.
-    if re.search("specialized|zuf", str(error)):
-        text = (
-            "the model takes a number out of a tensor here, as float(), int(), .item() and .tolist() do, and a file "
-            "has one way for all values. Compute with the tensor itself, and use the shape of an input as a size."
-        )
-    else:
-        text = (
-            "the model goes another way for other values of its inputs here, and a file has one way for all values. "
-            "Use torch.where in place of a branch, the shape of an input in place of a computed size, and leave out "
-            "checks of values."
-        )
+    text = NUMBER if re.search("specialized|zuf", str(error)) else BRANCH
     return f"{text} PyTorch says: {first_paragraph(error)}"
 
 

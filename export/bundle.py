@@ -126,7 +126,7 @@ def _check_buckets(buckets: Any) -> None:
     if buckets is None:
         return
     are_numbers = isinstance(buckets, (Sequence, Set)) and all(
-        isinstance(steps, Integral) and steps >= 1 for steps in buckets
+        isinstance(steps, Integral) and int(steps) >= 1 for steps in buckets
     )
     if not are_numbers:
         raise ExportError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from deploy_rnn.checking import example_call
@@ -35,10 +36,13 @@ NAMED = 3
 """How many lines or attributes a message names."""
 
 
-def check_two_calls(model: nn.Module, call: ExampleCall) -> None:
+def check_two_calls(model: nn.Module, call: ExampleCall) -> Any:
     """Check that the model runs on its example, and gives the same numbers when it is called again.
 
     `model` stays as it is, and so do the random numbers of the process.
+
+    Returns:
+        What the model returned first; another call may have changed its values since.
 
     Raises:
         ExportError: the model fails; or it draws random numbers, or keeps a state between its calls, and its outputs
@@ -49,7 +53,8 @@ def check_two_calls(model: nn.Module, call: ExampleCall) -> None:
         copied = fresh_copy(model)
         state = state_of(copied)
         generators = _generators()
-        outputs = _run(copied, call)
+        result = _result(copied, call)
+        outputs = _tensors(result)
         changed = changed_names(state, state_of(copied))
         calls = 1 + MORE_CALLS if _changed_generators(generators) else 1
         for _ in range(calls):
@@ -63,14 +68,24 @@ def check_two_calls(model: nn.Module, call: ExampleCall) -> None:
             read_names = _read_again(copied, call)
             if read_names:
                 raise _state_error(read_names, "the outputs depend on it")
+    return result
 
 
 def _run(model: nn.Module, call: ExampleCall) -> list[Tensor]:
     """The outputs, which no later call changes."""
+    return _tensors(_result(model, call))
+
+
+def _result(model: nn.Module, call: ExampleCall) -> Any:
     try:
-        return [output.clone() for output in call.run(model)]
+        with torch.no_grad():
+            return call.result(model)
     except Exception as error:  # the model's own code may raise anything
         raise ExportError(own_failure(error)) from error
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf.clone() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _differ(first: Sequence[Tensor], second: Sequence[Tensor], precision: str) -> bool:

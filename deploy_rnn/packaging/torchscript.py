@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.model_errors import line_in_text
+from deploy_rnn.model_errors import first_paragraph, line_in_text
 
 
 def script_file(model: nn.Module, path: Path) -> None:
@@ -21,7 +21,7 @@ def script_file(model: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
         try:
-            torch.jit.freeze(torch.jit.script(model)).save(str(path))
+            frozen = torch.jit.freeze(torch.jit.script(model))
         except Exception as error:  # torch.jit raises many types here
             line = line_in_text(str(error))
             start = f"{line}: " if line else ""
@@ -31,6 +31,12 @@ def script_file(model: nn.Module, path: Path) -> None:
             raise ExportError(
                 f"{start}TorchScript cannot compile {type(model).__name__}: {reason}. Write a .pt2 file instead, "
                 "which takes any code that torch.export does."
+            ) from error
+        try:
+            frozen.save(str(path))
+        except RuntimeError as error:
+            raise ExportError(
+                f"the file cannot be written; is there enough space? PyTorch says: {first_paragraph(error)}"
             ) from error
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.two_calls import check_two_calls
-from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
@@ -65,8 +65,7 @@ class CapturedModel:
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
         # First of all: what does not run cannot be exported either, and the model's own error says why.
-        check_two_calls(model, call)
-        check_result(call, model)
+        check_result(check_two_calls(model, call))
         _check_layers(model)
         if options.streaming:
             check_can_stream(model)
@@ -80,7 +79,12 @@ class CapturedModel:
         else:
             axes = _model_axes(tracer, call, options.dynamic_shapes, time=dynamic_time)
             input_names, output_names = None, None
-        onnx = tracer.capture(axes)
+        try:
+            onnx = tracer.capture(axes)
+        except DynamicAxisError as error:
+            if options.dynamic_shapes is not None:
+                raise
+            raise _not_open(error) from error
         graph = onnx.graph
         name_inputs_and_outputs(
             graph, options.input_names or input_names, options.output_names or output_names
@@ -212,6 +216,16 @@ def _model_axes(
             f"{_describe_cell(tracer.model)}".rstrip()
         )
     return axes
+
+
+def _not_open(error: DynamicAxisError) -> DynamicAxisError:
+    """The error for an axis that nobody has named: it is that of the recurrent layers, or has to grow with it."""
+    fixed = str(error).partition("; leave it out")[0]
+    return DynamicAxisError(
+        f"{fixed}, although it is the batch or the steps of the recurrent layers, or goes with them. Is it taken "
+        "apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes that can be "
+        "dynamic in `dynamic_shapes`."
+    )
 
 
 def _batch_only(axes: Axes) -> Axes:

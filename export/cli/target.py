@@ -3,7 +3,6 @@
 import importlib
 import re
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deploy_rnn.errors import TargetError
+from deploy_rnn.model_errors import first_paragraph, raising_line
 
 from .weights import SUFFIXES, example, read_layer
 
@@ -173,8 +173,8 @@ def _format_error(error: BaseException) -> str:
     """The error and the line that raised it: the command line shows no traceback."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})."
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})."
+    line = raising_line(error)
+    return f"{first_paragraph(error)} ({line})." if line else f"{first_paragraph(error)}."
 
 
 def _describe_type(value: Any) -> str:

@@ -40,7 +40,7 @@ ARROWS = {
     "bundle": set(),
     "metadata": set(),
     "runtime": set(),
-    "conversion": {"nn", "copying", "held_layers", "type_tests"},
+    "conversion": {"nn", "checking", "copying", "held_layers", "type_tests"},
     "first_call": {"copying", "random_state"},
     "compilation": {"conversion", "first_call", "held_layers"},
     "packaging": {"nn", "conversion", "compilation", "checking"},

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 import deploy_rnn
 from deploy_rnn import RNN
 from deploy_rnn.compilation import _NO_DUCK_SHAPES
-from deploy_rnn.errors import ConversionError
+from deploy_rnn.errors import CompilationError, ConversionError
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -298,6 +298,61 @@ def test_a_call_that_the_model_refuses_is_its_own_error() -> None:
         compiled(torch.randn(5, 2, 7))
     with pytest.raises(ConversionError, match="output 0 differs"):
         compiled(torch.randn(5, 2, 3))
+
+
+class Refused(nn.Module):
+    """A model that runs, and that torch.compile cannot take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        if output.mean() > 0:
+            output = 2 * output
+        return output
+
+
+class Failing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0].reshape(-1, 999)
+        return output
+
+
+X = torch.zeros(5, 2, 3)
+FAILS = "the model itself fails on its arguments"
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "line", "text"),
+    [
+        (Failing(), (X,), "reshape(-1, 999)", f"{FAILS}: RuntimeError: shape '[-1, 999]'"),
+        (Failing(), (), "", f"{FAILS}: TypeError: Failing.forward() missing 1 required"),
+        (nn.GRU(3, 4), (X[..., 1:],), "", f"{FAILS}: RuntimeError: input.size(-1) must"),
+        (Refused(), (X,), "if output.mean() > 0:", "the model goes another way for other values"),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_a_call_that_cannot_be_compiled(
+    model: nn.Module,
+    args: tuple[Tensor, ...],
+    line: str,
+    text: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """One sentence, and not the twenty lines of torch.compile; nor what it prints to stderr on the way."""
+    with pytest.raises(CompilationError) as raised:
+        deploy_rnn.compile(model)(*args)
+    start, _, rest = str(raised.value).rpartition("`: ")
+    assert line in start
+    assert start.startswith(f"{__file__}:" if line else "")
+    assert rest.startswith(text)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
 
 
 class Stepped(nn.Module):

@@ -1,5 +1,6 @@
 """What is said of a model that no file can be made of: one or two sentences, the model's line, and what to do."""
 
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn import convert
+from deploy_rnn import convert, package
 from deploy_rnn.errors import DeployError, ExportError, LoadError
 from deploy_rnn.export import export_bundle, export_onnx, verify
 from deploy_rnn.export.verification import on_onnxruntime
@@ -186,6 +188,38 @@ def test_the_line_and_what_to_do(
     assert line in shown_line
     assert rest.startswith(text)
     assert capfd.readouterr() == ("", "")
+
+
+class TakenApart(Model):
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
+        output = self.rnn(x)[0]
+        return torch.stack([output[row, steps - 1] for row, steps in enumerate(lengths.tolist())])
+
+
+def test_an_axis_that_nobody_named_and_the_model_fixes() -> None:
+    text = message(TakenApart(), (X, torch.tensor([5, 3])))
+    assert text.startswith(
+        "axis 0 of `lengths` cannot be dynamic: the model fixes it at 2, although it is the batch or"
+    )
+    assert "leave it out" not in text
+
+
+def test_a_full_disk_is_not_an_error_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ir, "save", full)
+    for way in (export_onnx, export_bundle):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/out'$") as raised:
+            way(Model(), X, "out")
+        assert raised.value.errno == errno.ENOSPC
+    monkeypatch.setattr(torch.jit.RecursiveScriptModule, "save", refuse_to_write)
+    with pytest.raises(ExportError, match="the file cannot be written; is there enough space"):
+        package(nn.GRU(4, 8), X, "m.pt")
+
+
+def refuse_to_write(*_: Any) -> None:
+    raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
 
 
 def test_a_warning_is_shown_at_the_line_of_the_user() -> None:
