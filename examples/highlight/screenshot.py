@@ -28,7 +28,7 @@ def main() -> None:
 
     console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True)
     # What others want of the cores does not matter to a process that goes before them.
-    busy = 0.0 if _go_first() else None
+    busy = 0.0 if go_first() else None
     demo.run(None, Path("build/demo"), console=console, started=started, busy=busy)
     if "speed" not in console.export_text(clear=False):
         sys.exit("something disturbed the measurement; draw the picture on a quiet machine.")
@@ -36,7 +36,7 @@ def main() -> None:
     replace_file(PICTURE, lambda path: path.write_text(FONTS.sub("", svg) + "\n", encoding="utf-8"))
 
 
-def _go_first() -> bool:
+def go_first() -> bool:
     """Ask to be run before all other processes: whether that is permitted."""
     if not hasattr(os, "sched_setscheduler"):
         return False

@@ -3,6 +3,7 @@
 The descriptions are dicts in the shape of Triton's JSON, which is also that of its protobuf messages.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -169,8 +170,16 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "input": inputs,
         "output": [_tensor_config(spec, first_axis) for spec in model.outputs],
         "model_transaction_policy": {"decoupled": False},
+        # The protocol writes every dynamic axis as -1; here they have their names.
+        "parameters": {"shapes": {"string_value": _named_shapes(model)}},
         **_scheduling(model, limits),
     }
+
+
+def _named_shapes(model: ServedModel) -> str:
+    """Input or output -> its axes, as JSON: a number for a fixed axis, a name for a dynamic one."""
+    specs = (*model.inputs, *model.outputs)
+    return json.dumps({spec.name: spec.shape for spec in specs})
 
 
 def _tensor_config(spec: TensorSpec, first_axis: int) -> dict[str, Any]:

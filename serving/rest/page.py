@@ -31,6 +31,9 @@ HEADERS = {
 # What a name may consist of: it becomes a part of a path, and stands in the markup.
 NAME = re.compile(r"[\w.-]+", re.ASCII)
 
+MODEL = re.compile(rb'<meta name="deploy-rnn-model" content="([^"]*)">')
+"""In the index.html of a page that is made for one model: its name, in HTML."""
+
 LINKS = b"<!-- links to other pages -->"
 """Where the server's page has the links to those of its operator."""
 
@@ -50,12 +53,23 @@ def routes(pages: Sequence[Path] = ()) -> list[Route]:
     for folder in pages:
         name = folder.resolve().name
         files = _read_page(folder, name)
-        link = f'<a href="pages/{name}/">{name}</a> '
-        index = index.replace(LINKS, link.encode() + LINKS)
+        index = index.replace(LINKS, _link(name, files["index.html"]) + LINKS)
         page_routes.append(_route(f"/pages/{name}/", "index.html", files.pop("index.html")))
         page_routes += [_route(f"/pages/{name}/{file}", file, body) for file, body in files.items()]
     own_routes = [_route(f"/page/{file}", file, body) for file, body in own_files.items()]
     return [_route("/", "index.html", index), *own_routes, *page_routes]
+
+
+def _link(name: str, index: bytes) -> bytes:
+    """The link to a page; hidden until the model is served that it is made for, if it is made for one."""
+    match = MODEL.search(index)
+    if match is None:
+        return f'<a href="pages/{name}/">{name}</a> '.encode()
+    return b'<a href="pages/%b/" data-model="%b" hidden>%b</a> ' % (
+        name.encode(),
+        match[1],
+        name.encode(),
+    )
 
 
 def _read_page(folder: Path, name: str) -> dict[str, bytes]:

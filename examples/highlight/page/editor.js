@@ -36,7 +36,6 @@ async function findProblem() {
       inputs[0].name === "characters" && outputs[0].name === "output" && outputs[0].shape[2] === LABELS.length;
     return isHighlighter ? "" : `The model “${MODEL}” of this server is not the highlighter.`;
   } catch (error) {
-    if (error.status === 401) return "This server requires a token; enter it on the page with its models.";
     if (error.status !== 404) return error.message;
     return `This server has no model “${MODEL}”: make it with deploy-rnn demo, and serve build/demo/highlight.`;
   }

@@ -1,6 +1,7 @@
 // The models of the server: their inputs and outputs, and their figures from /metrics.
 
 import { ask, modelPath } from "./server.js";
+import { makeTrial } from "./trial.js";
 
 const LINE = /^deploy_rnn_(\w+)\{model="((?:[^"\\]|\\.)*)"(?:,outcome="(\w+)")?\} (\S+)$/gm;
 
@@ -33,12 +34,14 @@ function parse(text) {
 
 async function add(name) {
   if (cards.has(name)) return;
-  const model = await (await ask(modelPath(name))).json();
+  const model = await describe(name);
   if (cards.has(name)) return;
   const card = document.getElementById("model").content.firstElementChild.cloneNode(true);
   card.querySelector("h3").textContent = name;
   card.querySelector(".takes").textContent = model.inputs.map(signature).join(", ");
   card.querySelector(".gives").textContent = model.outputs.map(signature).join(", ");
+  offerTrial(card.querySelector("details"), model);
+  card.dataset.streaming = model.streaming;
   cards.set(name, card);
   const position = [...cards.keys()].sort().indexOf(name);
   const models = document.getElementById("models");
@@ -50,7 +53,27 @@ function remove(name) {
   cards.delete(name);
 }
 
-const signature = ({ name, datatype, shape }) => `${name} ${datatype}[${shape.map((size) => (size < 0 ? "·" : size))}]`;
+// -> name, inputs, outputs, and whether it holds the states of streams; each axis is a number, or the name of a dynamic one.
+async function describe(name) {
+  const [metadata, config] = await Promise.all([ask(modelPath(name)), ask(`${modelPath(name)}/config`)]);
+  const { inputs, outputs } = await metadata.json();
+  const { input, parameters, sequence_batching: streams } = await config.json();
+  const shapes = JSON.parse(parameters?.shapes?.string_value ?? "{}");
+  const optional = new Set(input.filter((tensor) => tensor.optional).map((tensor) => tensor.name));
+  const complete = (tensor) => ({
+    ...tensor,
+    shape: shapes[tensor.name] ?? tensor.shape.map((size, axis) => (size < 0 ? `${tensor.name}.${axis}` : size)),
+    optional: optional.has(tensor.name),
+  });
+  return { name, inputs: inputs.map(complete), outputs: outputs.map(complete), streaming: streams !== undefined };
+}
+
+// The form is made when it is first opened: a server may have many models.
+function offerTrial(details, model) {
+  details.addEventListener("toggle", () => details.append(makeTrial(model)), { once: true });
+}
+
+const signature = ({ name, datatype, shape }) => `${name} ${datatype}[${shape.join(", ")}]`;
 
 // `last`: the figures `seconds` ago, for the rate.
 function draw(name, now, last, seconds) {
@@ -68,7 +91,7 @@ function draw(name, now, last, seconds) {
     padding: mean(100 * now.steps_padded_total, steps, 1, " %"),
     "a run": mean(1e3 * now.compute_seconds_total, now.executions_total, 2, " ms"),
     "wait in queue": mean(1e3 * now.queue_seconds_total, successes, 2, " ms"),
-    streams: now.streams,
+    ...(card.dataset.streaming === "true" ? { streams: now.streams } : {}),
   });
 }
 

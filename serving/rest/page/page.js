@@ -1,7 +1,7 @@
 // The page at /: the models of the server, updated once a second.
 
 import { refresh } from "./models.js";
-import { useToken } from "./server.js";
+import { ask, hasToken } from "./server.js";
 
 const INTERVAL = 1000; // milliseconds
 
@@ -13,18 +13,10 @@ async function update() {
     const { names, memory } = await refresh();
     showState(`ready · ${names.length} ${names.length === 1 ? "model" : "models"}`);
     element("memory").textContent = memory ? ` · ${(memory / 1e6).toFixed(0)} MB` : "";
-    showTokenForm(false);
+    // A page that is made for one model is of no use without it.
+    for (const link of document.querySelectorAll("nav [data-model]")) link.hidden = !names.includes(link.dataset.model);
   } catch (error) {
-    showError(error);
-  }
-}
-
-function showError(error) {
-  element("memory").textContent = "";
-  if (error.status === 401) {
-    showState("a token is required");
-    showTokenForm(true);
-  } else {
+    element("memory").textContent = "";
     showState(error instanceof TypeError ? "the server cannot be reached" : error.message, true);
   }
 }
@@ -34,19 +26,20 @@ function showState(text, isBad = false) {
   element("state").classList.toggle("bad", isBad);
 }
 
-let tokenTried = false;
+document.addEventListener("token-needed", () => showState("a token is required"));
 
-function showTokenForm(isRequired) {
-  element("token").hidden = !isRequired;
-  element("token-error").textContent = tokenTried && isRequired ? "This token is wrong." : "";
+// A link cannot carry the token, so what it leads to is shown here.
+async function showText(event) {
+  if (!hasToken()) return;
+  event.preventDefault();
+  const link = event.currentTarget;
+  const response = await ask(link.getAttribute("href"));
+  element("text-title").textContent = link.textContent;
+  element("text").querySelector("pre").textContent = await response.text();
+  element("text").showModal();
 }
 
-element("token").addEventListener("submit", (event) => {
-  event.preventDefault();
-  tokenTried = true;
-  useToken(element("token-text").value);
-  update();
-});
+for (const link of document.querySelectorAll("nav .text")) link.addEventListener("click", showText);
 
 async function run() {
   await update();

@@ -1,6 +1,7 @@
 // Requests to the server, and its errors.
 
-const TOKEN = "deploy-rnn token";
+import { askForToken, currentToken } from "./token.js";
+
 const ROOT = new URL("..", import.meta.url); // of the server, which may be behind a prefix
 
 export class Refused extends Error {
@@ -10,16 +11,21 @@ export class Refused extends Error {
   }
 }
 
-export function useToken(token) {
-  sessionStorage.setItem(TOKEN, token);
-}
+export const url = (path) => new URL(path, ROOT);
+export const hasToken = () => currentToken() !== null;
+export const modelPath = (name) => `v2/models/${encodeURIComponent(name)}`;
 
-// -> the Response to a request; throws Refused, with the server's message, if the request failed.
+// -> the Response to a request; throws Refused, with the server's message, if the request failed. If the server requires
+// a token, the user is asked for it first.
 export async function ask(path, options = {}) {
+  const token = currentToken();
   const headers = new Headers(options.headers);
-  const token = sessionStorage.getItem(TOKEN);
   if (token !== null) headers.set("Authorization", `Bearer ${token}`);
-  const response = await fetch(new URL(path, ROOT), { ...options, headers, cache: "no-store" });
+  const response = await fetch(url(path), { ...options, headers, cache: "no-store" });
+  if (response.status === 401) {
+    await askForToken(token);
+    return ask(path, options);
+  }
   if (!response.ok) throw new Refused(response.status, await errorMessage(response));
   return response;
 }
@@ -32,5 +38,3 @@ async function errorMessage(response) {
     return text || `HTTP ${response.status}`;
   }
 }
-
-export const modelPath = (name) => `v2/models/${encodeURIComponent(name)}`;
