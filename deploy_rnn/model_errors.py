@@ -54,6 +54,12 @@ def first_paragraph(error: BaseException) -> str:
     return f"{type(error).__name__}: {paragraph}" if paragraph else type(error).__name__
 
 
+def error_text(error: BaseException) -> str:
+    """Return what the model's own code raised: the line, as `raising_line` has it, the type and one paragraph."""
+    line = raising_line(error)
+    return f"{line}: {first_paragraph(error)}" if line else first_paragraph(error)
+
+
 def own_failure(error: BaseException) -> str:
     """Return the sentence about a model that does not run, with the line of its code at the beginning."""
     line = raising_line(error)

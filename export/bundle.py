@@ -1,6 +1,6 @@
 """`export_bundle`: one model as several verified graphs that share one file of weights."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -12,11 +12,13 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
-from deploy_rnn.checking.example_call import Axes
+from deploy_rnn.checking.draws import Draws, ExampleInput
+from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.checking.module import check_module
-from deploy_rnn.checking.trials import Reference, resized
+from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
+from deploy_rnn.model_errors import error_text
 from deploy_rnn.runtime import CPU
 from deploy_rnn.tensor_spec import TensorSpec
 
@@ -103,14 +105,18 @@ def export_bundle(
         reports: list[Report] = []
         for plan in plans:
             source = (
-                captured if plan.steps is None else _with_fixed_steps(captured, plan.steps, options)
+                captured
+                if plan.steps is None
+                else _with_fixed_steps(captured, plan.steps, options, reference)
             )
             graph = source.written(plan.form, max_nodes=max_nodes)
             weights.take(graph)
             file = temporary / plan.file
             ir.save(graph, file)
             with source.naming_squeezes():
-                report = check(file, reference, source.call, checks, shown_as=folder / plan.file)
+                report = check(
+                    file, reference, source.call, checks, shown_as=folder / plan.file, exported=True
+                )
             reports.append(report)
         _write_reports(temporary, reports, title)
         graphs = [plan.describe(report) for plan, report in zip(plans, reports, strict=True)]
@@ -189,36 +195,51 @@ def _fits(captured: CapturedModel, form: str, max_nodes: int) -> bool:
     return True
 
 
-def _with_fixed_steps(captured: CapturedModel, steps: int, options: ExportOptions) -> CapturedModel:
+def _with_fixed_steps(
+    captured: CapturedModel, steps: int, options: ExportOptions, reference: Reference
+) -> CapturedModel:
     """Capture the model again for this number of steps; its example is cut, or repeated from its beginning."""
     time_names = captured.time_names
     if not time_names:
         raise ExportError(
             f"the model fixes its steps at {captured.example_steps}; leave out `buckets`."
         )
-    tensors = []
+    inputs = []
     axes: list[Axes] = []
     # A streaming graph has more inputs than the example has tensors: its states come last.
     for value, tensor in zip(captured.onnx.graph.inputs, captured.call.tensors, strict=False):
-        names = {
-            axis: str(size)
-            for axis, size in enumerate(value.shape or ())
-            if not isinstance(size, int)
-        }
-        shape = [
-            steps if names.get(axis) in time_names else size
-            for axis, size in enumerate(tensor.shape)
-        ]
-        tensor = resized(tensor, shape)
-        if value.name in captured.metadata.lengths:
-            tensor = tensor.clamp(max=steps)
-        tensors.append(tensor)
-        axes.append({axis: name for axis, name in names.items() if name not in time_names})
-    call = captured.call.with_tensors(tensors)
+        sizes = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
+        limit = captured.metadata.lengths.get(str(value.name))
+        inputs.append(ExampleInput(str(value.name), tuple(sizes), tensor, limit))
+        axes.append(
+            {
+                axis: size
+                for axis, size in enumerate(sizes)
+                if isinstance(size, str) and size not in time_names
+            }
+        )
+    call = _example_with(steps, Draws(captured.call, inputs), time_names, reference)
     options = replace(options, dynamic_shapes=call.shapes(axes))
     return CapturedModel.of(
         captured.model, call.bound.args, call.bound.kwargs, options, dynamic_time=False
     )
+
+
+def _example_with(
+    steps: int, draws: Draws, time_names: Collection[str], reference: Reference
+) -> ExampleCall:
+    """An example of that many steps, as like the example as the model takes."""
+    errors = []
+    for call in draws.examples(dict.fromkeys(time_names, steps)):
+        try:
+            reference.outputs(call)
+        except Exception as error:  # the model's own code may raise anything
+            errors.append(error)
+            continue
+        return call
+    raise ExportError(
+        f"`buckets` has {steps}, and the model refuses {steps} steps: {error_text(errors[0])}"
+    ) from errors[0]
 
 
 def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:

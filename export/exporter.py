@@ -125,7 +125,13 @@ def export_onnx(
         ir.save(graph, temporary)
         with captured.naming_squeezes():
             return check(
-                temporary, reference, captured.call, checks, shown_as=path, forms=measured_forms
+                temporary,
+                reference,
+                captured.call,
+                checks,
+                shown_as=path,
+                forms=measured_forms,
+                exported=True,
             )
 
     return replace_file(path, save_and_check)

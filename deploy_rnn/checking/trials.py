@@ -75,7 +75,8 @@ class Reference:
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         """Run the call. Raises: Exception: anything that the model's own code raises."""
-        return call.run(self.model)
+        # A later call may overwrite what a model keeps and returns.
+        return [output.clone() for output in call.run(self.model)]
 
     def expected(self, call: ExampleCall, outputs: Sequence[Tensor], label: str) -> list[Expected]:
         """Return `outputs`, those of the same call, with their rounding.

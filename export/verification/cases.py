@@ -1,21 +1,22 @@
 """What a file is run on: the example, random inputs of other sizes, and PyTorch's outputs for each of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.draws import Draws, ExampleInput, axis_sizes
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
-from deploy_rnn.checking.trials import Reference, constant, draw, resized, size_assignments
+from deploy_rnn.checking.trials import Reference, constant, size_assignments
 from deploy_rnn.errors import ExportError
 from deploy_rnn.tensor_spec import TensorSpec
 
 from ..bare_layer import is_layer, state_names
 from ..onnx_file import OnnxFile
+from .size_search import RefusedError, SizeSearch, sizes_text
 
 CHUNKINGS = 3
 """How many ways a streaming file's sequence is cut into chunks."""
@@ -90,40 +91,6 @@ def _join(parts: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
     return parts[-1]
 
 
-@dataclass(frozen=True)
-class ExampleInput:
-    """An input of a file, and its tensor in the example call.
-
-    Attributes:
-        name: in the file.
-        axes: in the file: a number for each fixed axis, a name for each dynamic one.
-        tensor: the example.
-        length_limit: of lengths of rows, the time axis or the number of steps that limits them; None for other inputs.
-    """
-
-    name: str
-    axes: tuple[int | str, ...]
-    tensor: Tensor
-    length_limit: int | str | None
-
-    @property
-    def dynamic_axes(self) -> dict[int, str]:
-        """Number of each dynamic axis -> its name."""
-        return {number: axis for number, axis in enumerate(self.axes) if isinstance(axis, str)}
-
-    def shape(self, sizes: Mapping[str, int]) -> list[int]:
-        """Return the shape of the example with these sizes of the dynamic axes."""
-        shape = list(self.tensor.shape)
-        for number, name in self.dynamic_axes.items():
-            shape[number] = sizes.get(name, shape[number])
-        return shape
-
-    def longest(self, sizes: Mapping[str, int]) -> int:
-        """Return the largest length that lengths may hold, with these sizes of the dynamic axes."""
-        assert self.length_limit is not None
-        return self.length_limit if isinstance(self.length_limit, int) else sizes[self.length_limit]
-
-
 def example_inputs(call: ExampleCall, file: OnnxFile) -> list[ExampleInput]:
     """Pair the file's inputs with the tensors of the call.
 
@@ -165,6 +132,9 @@ class CaseMaker:
         call: the example call of it.
         file: what the file is.
 
+    Attributes:
+        unchanged: a dynamic axis that ran at the size of the example only -> why.
+
     Raises:
         ExportError: the call does not fit the file's inputs.
     """
@@ -174,31 +144,53 @@ class CaseMaker:
         self._call = call
         self._file = file
         self._inputs = example_inputs(call, file)
+        self._draws = Draws(call, self._inputs)
+        # What the model refuses: the line that raises -> values and why; sizes -> why.
+        self._refused_values: dict[str, str] = {}
+        self._refused_sizes: Mapping[str, str] = {}
+        self.unchanged: Mapping[str, str] = {}
 
     def cases(self, sizes: Sequence[int]) -> Iterator[Case]:
         """What the file is to be run on.
 
         1. The example itself.
-        2. Random inputs, for every size of the dynamic axes.
+        2. Random inputs, for every size of the dynamic axes that the model takes; each axis has another size than in
+           the example at least once, if the model takes one.
         3. A bare layer that takes states: zeros, against PyTorch without them.
         4. A streaming file: a whole sequence in chunks.
 
         Raises:
-            ExportError: the model does not fit the file's outputs, or fails on a size.
+            ExportError: the model does not fit the file's outputs, or fails on the example.
         """
         random = torch.Generator().manual_seed(0)
         # Case 1.
-        yield self._case("example", self._call)
-        for axis_sizes in size_assignments(self._file.dynamic_inputs, sizes):
-            # Case 2.
-            call, case = self._first_that_runs(axis_sizes, random)
-            yield case
-            # Case 3.
-            if is_layer(self._reference.model) and call.arguments.get("hx") is not None:
-                yield self._without_states(case.label, call)
+        yield self._example()
+        search = SizeSearch(self.example_sizes, lambda tried: self._case_at(tried, random))
+        for assignment in size_assignments(self._file.dynamic_inputs, sizes):
+            for call, case in search.at(assignment):
+                # Case 2.
+                yield case
+                # Case 3.
+                if is_layer(self._reference.model) and call.arguments.get("hx") is not None:
+                    yield self._without_states(case.label, call)
+        for name in self.example_sizes:
+            for _, case in search.at_another_size(name):
+                yield case
+        self._refused_sizes = search.refused
+        self.unchanged = search.unchanged
         # Case 4.
         if self._file.states:
             yield from self._in_chunks(random)
+
+    @property
+    def untried(self) -> tuple[str, ...]:
+        """What was left out of the check, and why."""
+        notes = []
+        for refused, reason in self._refused_sizes.items():
+            notes.append(f"the model refuses {refused}: {reason}")
+        for values_and_reason in self._refused_values.values():
+            notes.append(f"the model refuses some values, {values_and_reason}")
+        return (*notes, *self.unchanged.values())
 
     def long_case(self, steps: Mapping[str, int]) -> Case:
         """Random inputs of many steps, which show an error that grows with time.
@@ -210,9 +202,12 @@ class CaseMaker:
             ExportError: the model does not take that many, or they leave nothing to compare: a value that is not
                 finite, or PyTorch's own float32 too far from float64.
         """
-        label = _label("long", steps)
-        call = self._drawn({**self.example_sizes, **steps}, torch.Generator().manual_seed(0))
-        case = self._case(label, self._sorted(call))
+        random = torch.Generator().manual_seed(0)
+        drawn = self._draws.calls({**self.example_sizes, **steps}, random)
+        try:
+            _, case = self._first_taken((_label("long", steps), call) for _, call in drawn)
+        except RefusedError as error:
+            raise ExportError(f"the model refuses {sizes_text(steps)}: {error}") from error
         for spec, expected in zip(self._file.outputs, case.expected, strict=False):
             if not np.isfinite(expected.values).all():
                 raise ExportError(f"`{spec.name}` has values that are not finite.")
@@ -225,11 +220,7 @@ class CaseMaker:
     @property
     def example_sizes(self) -> dict[str, int]:
         """The size of each dynamic axis in the example."""
-        sizes = {}
-        for input in self._inputs:
-            for number, name in input.dynamic_axes.items():
-                sizes[name] = input.tensor.size(number)
-        return sizes
+        return axis_sizes(self._inputs)
 
     @property
     def unvaried(self) -> tuple[str, ...]:
@@ -242,31 +233,41 @@ class CaseMaker:
                 names.append(input.name)
         return tuple(names)
 
-    def _first_that_runs(
+    def _example(self) -> Case:
+        try:
+            return self._case("example", self._call)
+        except RefusedError as error:
+            raise ExportError(f"the model itself fails on the example: {error}") from error
+
+    def _case_at(
         self, sizes: Mapping[str, int], random: torch.Generator
     ) -> tuple[ExampleCall, Case]:
-        """A call with these sizes that the model takes. In this order:
+        """A call with these sizes. Raises: RefusedError: see `_first_taken`."""
+        drawn = self._draws.calls(sizes, random)
+        return self._first_taken((_label(name, sizes), call) for name, call in drawn)
 
-        1. Random values, rows of any length in any order.
-        2. The longest row first: the model may want them sorted.
-        3. The example cut or repeated: its values may need an order, such as a mask's that is true before it is false.
+    def _first_taken(self, calls: Iterable[tuple[str, ExampleCall]]) -> tuple[ExampleCall, Case]:
+        """The first of some calls, with what each is called, that the model takes.
 
         Raises:
-            ExportError: the model takes none of them; why it refused the first.
+            RefusedError: it takes none of them; why it refused the first.
         """
-        drawn = self._drawn(sizes, random)
-        calls = {
-            "random": drawn,
-            "random, sorted": self._sorted(drawn),
-            "example resized": self._resized(sizes),
-        }
-        errors: list[ExportError] = []
-        for name, call in calls.items():
+        errors: list[tuple[str, RefusedError]] = []
+        for label, call in calls:
             try:
-                return call, self._case(_label(name, sizes), call)
-            except ExportError as error:
-                errors.append(error)
-        raise errors[0]
+                case = self._case(label, call)
+            except RefusedError as error:
+                errors.append((label, error))
+                continue
+            self._note_refused(errors)
+            return call, case
+        _, first_error = errors[0]
+        raise first_error
+
+    def _note_refused(self, errors: Iterable[tuple[str, RefusedError]]) -> None:
+        """Note values that the model refuses at a size that it takes; once for each line that raises."""
+        for label, error in errors:
+            self._refused_values.setdefault(error.place, f"{label}: {error}")
 
     def _without_states(self, label: str, call: ExampleCall) -> Case:
         """The file gets zeros as states, PyTorch none."""
@@ -276,75 +277,67 @@ class CaseMaker:
         return self._case(label, call.with_argument("hx", zeros), call.with_argument("hx", None))
 
     def _in_chunks(self, random: torch.Generator) -> Iterator[InChunks]:
-        """Random chunks; if the file fixes the steps, chunks of that size."""
-        sizes = [self._file.input(name).shape[axis] for name, axis in self._file.time.items()]
-        fixed_sizes = [size for size in sizes if isinstance(size, int)]
-        is_dynamic = len(fixed_sizes) < len(sizes)
-        for _ in range(CHUNKINGS if is_dynamic else 1):
-            chunks = (
-                torch.randint(1, 6, (5,), generator=random).tolist()
-                if is_dynamic
-                else 3 * fixed_sizes[:1]
-            )
-            call = self._sequence(sum(chunks), random)
-            case = self._case(f"a sequence in chunks of {', '.join(map(str, chunks))}", call)
-            yield InChunks(case.label, case.feeds, case.expected, self._file, chunks)
+        """Random chunks; if the file fixes the steps, or the model refuses others, chunks of the example's steps.
 
-    def _sequence(self, steps: int, random: torch.Generator) -> ExampleCall:
-        """Random inputs of that many steps; a state that the model takes as an argument starts at zero."""
-        tensors = []
+        Raises:
+            ExportError: the model does not take a whole sequence of such chunks.
+        """
+        name, axis = next(iter(self._file.time.items()))
+        example = next(input for input in self._inputs if input.name == name)
+        like_example = 3 * [example.tensor.size(axis)]
+        if isinstance(self._file.input(name).shape[axis], int):
+            yield self._chunked(like_example, random)
+            return
+        for _ in range(CHUNKINGS):
+            chunks = torch.randint(1, 6, (5,), generator=random).tolist()
+            try:
+                yield self._chunked(chunks, random)
+            except RefusedError:
+                yield self._chunked(like_example, random)
+                return
+
+    def _chunked(self, chunks: Sequence[int], random: torch.Generator) -> InChunks:
+        label = f"a sequence in chunks of {', '.join(map(str, chunks))}"
+        calls = ((label, call) for call in self._sequences(sum(chunks), random))
+        _, case = self._first_taken(calls)
+        return InChunks(case.label, case.feeds, case.expected, self._file, chunks)
+
+    def _sequences(self, steps: int, random: torch.Generator) -> Iterator[ExampleCall]:
+        """Inputs of that many steps; a state that the model takes as an argument starts at zero."""
+        inputs = []
         for input in self._inputs:
-            if input.name in self._file.states:
-                tensors.append(torch.zeros_like(input.tensor))
-                continue
-            shape = list(input.tensor.shape)
+            axes: list[int | str] = list(input.tensor.shape)
             if input.name in self._file.time:
-                shape[self._file.time[input.name]] = steps
-            tensors.append(draw(input.tensor, shape, random))
-        return self._call.with_tensors(tensors)
-
-    def _drawn(self, sizes: Mapping[str, int], random: torch.Generator) -> ExampleCall:
-        """Random inputs with these sizes of the dynamic axes."""
-        tensors = []
-        for input in self._inputs:
-            shape = input.shape(sizes)
-            if input.length_limit is None:
-                tensors.append(draw(input.tensor, shape, random))
-            else:
-                lengths = torch.randint(1, input.longest(sizes) + 1, shape, generator=random)
-                tensors.append(lengths.to(input.tensor.dtype))
-        return self._call.with_tensors(tensors)
-
-    def _resized(self, sizes: Mapping[str, int]) -> ExampleCall:
-        """The example with these sizes of the dynamic axes."""
-        tensors = []
-        for input in self._inputs:
-            tensor = resized(input.tensor, input.shape(sizes))
-            if input.length_limit is not None:
-                tensor = tensor.clamp(max=input.longest(sizes))
-            tensors.append(tensor)
-        return self._call.with_tensors(tensors)
-
-    def _sorted(self, call: ExampleCall) -> ExampleCall:
-        """The same call with the longest row first."""
-        tensors = []
-        for input, tensor in zip(self._inputs, call.tensors, strict=True):
-            if input.length_limit is not None:
-                tensor = tensor.sort(descending=True)[0]
-            tensors.append(tensor)
-        return call.with_tensors(tensors)
+                axes[self._file.time[input.name]] = "steps"
+            inputs.append(replace(input, axes=tuple(axes)))
+        for _, call in Draws(self._call, inputs).calls({"steps": steps}, random):
+            tensors = call.tensors
+            for number, input in enumerate(inputs):
+                if input.name in self._file.states:
+                    tensors[number] = torch.zeros_like(input.tensor)
+            yield call.with_tensors(tensors)
 
     def _case(self, label: str, call: ExampleCall, torch_call: ExampleCall | None = None) -> Case:
-        """`torch_call`: the call to PyTorch that should give the same as `call` gives in the file; None for `call`."""
+        """The case of a call that the model takes.
+
+        Args:
+            label: what it is called.
+            call: to the file.
+            torch_call: to PyTorch, which should give the same; None for `call`.
+
+        Raises:
+            RefusedError: the model does not take the call, or gives nothing to compare.
+            ExportError: the model does not fit the file's outputs.
+        """
         torch_call = torch_call or call
         try:
             outputs = self._reference.outputs(torch_call)
         except Exception as error:  # anything that the model's own code raises
-            raise ExportError(
-                f"the PyTorch model itself fails on {label}: {type(error).__name__}: {error}. "
-                "If it cannot take that size, give the `sizes` that it can."
-            ) from error
-        expected = self._reference.expected(torch_call, outputs, label)
+            raise RefusedError.of(error) from error
+        try:
+            expected = self._reference.expected(torch_call, outputs, label)
+        except ExportError as error:
+            raise RefusedError(str(error), "") from error
         only_in_file = {spec.name for spec in self._file.outputs[len(outputs) :]}
         if len(outputs) > len(self._file.outputs) or not only_in_file <= set(
             self._file.states.values()
@@ -382,7 +375,4 @@ def _as_file_has_it(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def _label(name: str, sizes: Mapping[str, int]) -> str:
     """The name of a case, such as "random, B=3"."""
-    parts = [name]
-    for axis, size in sizes.items():
-        parts.append(f"{axis}={size}")
-    return ", ".join(parts)
+    return f"{name}, {sizes_text(sizes)}" if sizes else name

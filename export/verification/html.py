@@ -200,7 +200,7 @@ def _verdict(report: Report) -> str:
     notes += [
         f"{name}: checked with one value only, the example has no other" for name in report.unvaried
     ]
-    notes += [f"not run: {reason}" for reason in report.left_out]
+    notes += [f"left out: {reason}" for reason in report.left_out]
     notes += [
         f"{name}: has the steps beyond the longest row, which PyTorch leaves out; they were not compared"
         for name in report.untrimmed

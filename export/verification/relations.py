@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deploy_rnn.checking.draws import ExampleInput
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.tensor_spec import TensorSpec
 
 from ..onnx_file import OnnxFile
-from .cases import ExampleInput, example_inputs
+from .cases import example_inputs
 
 GROWTH = (1, 2, 4)
 """By how many elements an axis grows until the steps of a packed sequence do: a stride may swallow one."""

@@ -256,7 +256,7 @@ class Report:
             f"  {name}: checked with one value only, the example has no other"
             for name in self.unvaried
         ]
-        lines += [f"  not run: {reason}" for reason in self.left_out]
+        lines += [f"  left out: {reason}" for reason in self.left_out]
         lines += [
             f"  {name}: has the steps beyond the longest row, which PyTorch leaves out; they were not compared"
             for name in self.untrimmed

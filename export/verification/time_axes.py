@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from deploy_rnn.checking.draws import ExampleInput, with_likely_lengths
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import Reference, resized
 from deploy_rnn.nn.recurrent import is_recurrent
 
 from ..onnx_file import OnnxFile
-from .cases import ExampleInput, example_inputs
+from .cases import example_inputs
 
 Place = tuple[int, int]
 """Number of an input, and number of one of its axes."""
@@ -81,7 +82,7 @@ def time_axes(reference: Reference, call: ExampleCall, file: OnnxFile) -> TimeAx
     a fixed axis of as many elements as there are steps gets one fewer (1 gets 2). An axis that the model does not let
     change is not a time axis.
     """
-    inputs = example_inputs(call, file)
+    inputs = with_likely_lengths(example_inputs(call, file))
     names = []
     outputs: dict[str, int] = {}
     with _count_steps(reference.model) as steps, suppress(Exception):

@@ -14,7 +14,7 @@ from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, Reference
 from deploy_rnn.checking.two_calls import check_two_calls
-from deploy_rnn.errors import ExportError, LoadError, VerificationError
+from deploy_rnn.errors import DynamicAxisError, ExportError, LoadError, VerificationError
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.runtime import PROVIDERS
 
@@ -98,6 +98,7 @@ def verify(
             PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
         rtol: allowed difference as a share of the element's magnitude, in addition to `atol`.
         sizes: the sizes that each dynamic axis is checked with, besides its size in the example; whole numbers from 1.
+            For one that the model refuses, another is tried; the report's `left_out` says so.
         long_steps: the steps of one more case, if the time axis is dynamic and the model takes that many; None for no
             such case.
         require_provider: an onnxruntime execution provider that must run every node; without it, nodes that a provider
@@ -164,6 +165,7 @@ def check(
     shown_as: Path,
     forms: Mapping[str, float | str] | None = None,
     pair: Callable[[OnnxFile], OnnxFile] = lambda file: file,
+    exported: bool = False,
 ) -> Report:
     """`verify`, for a file that may still have a temporary name.
 
@@ -176,6 +178,10 @@ def check(
         forms: for the report: with form="auto", what each form took.
         pair: puts the inputs of the file in the order of the call's tensors, and its outputs in that of the model's;
             they are in order without it.
+        exported: whether the file is being exported, so that `dynamic_shapes` says what is dynamic in it.
+
+    Raises:
+        DynamicAxisError: an axis of an export that the model takes at the size of the example only.
     """
     _check_valid(path, shown_as)
     original = OnnxFile.read(path, shown_as=shown_as)
@@ -183,13 +189,18 @@ def check(
     file = related(pair(original), reference, call, input_names)
     maker = CaseMaker(reference, call, file)
     cases = list(maker.cases(options.sizes))
+    if exported:
+        for name, reason in maker.unchanged.items():
+            raise DynamicAxisError(
+                f"axis {name} cannot be dynamic; leave it out of `dynamic_shapes`: {reason}"
+            )
     for name in maker.unvaried:
         warn_user(
             f"the example of `{name}` has one value all over, so {file.name} is checked with no other; "
             "give an example with the values that it takes."
         )
     time = time_axes(reference, call, file)
-    long_cases, left_out = _long_cases(maker, time, options.long_steps)
+    long_cases, long_left_out = _long_cases(maker, time, options.long_steps)
     plan = Plan(
         path=path,
         file=file,
@@ -213,7 +224,7 @@ def check(
         results,
         Provenance.of(reference.model),
         unvaried=maker.unvaried,
-        left_out=left_out,
+        left_out=(*maker.untried, *long_left_out),
         forms=forms or {},
     )
     if report.failures:

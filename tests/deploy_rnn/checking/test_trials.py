@@ -72,6 +72,25 @@ def test_a_reference_leaves_the_model_as_it_was_and_measures_rounding() -> None:
     assert 0 < expected.rounding < 1e-7  # a third in float32
 
 
+class Reuses(nn.Module):
+    """Writes every result into one buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("result", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.result.copy_(x)
+
+
+def test_outputs_stay_what_they_are_when_the_model_runs_again() -> None:
+    model = Reuses()
+    reference = Reference(model)
+    calls = [ExampleCall.of(model, torch.full((3,), value)) for value in (1.0, 2.0)]
+    outputs = [reference.outputs(call)[0] for call in calls]
+    assert [float(output[0]) for output in outputs] == [1.0, 2.0]
+
+
 class Casts(nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """`verify` finds what is wrong with a file: each test plants a fault and asks for its discovery."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -270,9 +271,14 @@ def test_a_file_from_elsewhere(layer: nn.RNN, args: Any, exported: Path) -> None
         1, onnx.TensorShapeProto.Dimension(dim_value=2)
     )
     onnx.save(model, exported)
-    with pytest.raises(ExportError, match=r"the PyTorch model itself fails on random, input.1=1"):
-        verify(exported, layer, args)
-    assert verify(exported, layer, args, sizes=(2,)).inputs[0].shape == (STEPS, "input.1", 3)
+    (reason,) = [text for text in verify(exported, layer, args).left_out if "other than" in text]
+    assert reason.startswith("input.1 other than 2: RuntimeError: Expected hidden size (4, 1, 8)")
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "B"
+    onnx.save(model, exported)
+    # Two names for one size.
+    report = verify(exported, layer, args)
+    assert report.inputs[0].shape == (STEPS, "input.1", 3)
+    assert "random, input.1=3" in {comparison.case for comparison in report.comparisons}
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -394,12 +400,17 @@ class Picky(nn.Module):
         return output
 
 
-def test_sizes_that_the_model_cannot_take_can_be_left_out(tmp_path: Path) -> None:
+def test_sizes_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
     tokens = torch.randint(5, (2, 4))
-    with pytest.raises(
-        ExportError, match="the PyTorch model itself fails on random, B=1: ValueError: an odd batch"
-    ):
-        export_onnx(Picky(), tokens, tmp_path / "a.onnx")
+    report = export_onnx(Picky(), tokens, tmp_path / "a.onnx")
+    cases = {comparison.case for comparison in report.comparisons}
+    assert cases == {"example", "random, B=4", "random, B=6", "random, B=14"}
+    assert [re.sub(r": .*: `", ": `", reason) for reason in report.left_out] == [
+        f'the model refuses B={size}: `raise ValueError("an odd batch")`: ValueError: an odd batch'
+        for size in (1, 3, 7)
+    ]
+    for reason in report.left_out:
+        assert f"  left out: {reason}" in str(report).splitlines()
     report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", sizes=(2, 4, 6))
     cases = {comparison.case for comparison in report.comparisons}
     assert cases == {"example", "random, B=2", "random, B=4", "random, B=6"}
