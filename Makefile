@@ -1,11 +1,13 @@
 # make demo: the whole path on real input.  make test: the tests.  Both set up .venv first; they need Python >= 3.11.
 # VENV= PYTHON=python3.12 uses an interpreter that already has all packages (make cuda without a package index).
 # make bench: every way to run a recurrent layer side by side, in about five minutes.
+# make docs: the site, in build/site, from an environment of its own.
 # JOBS= sets how many processes the tests run in.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= build/cuda
+DOCS_VENV ?= build/docs-venv
 JOBS ?= 2
 
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
@@ -19,7 +21,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test lint bench cuda clean
+.PHONY: install demo test lint docs bench cuda clean
 
 install: $(READY)
 
@@ -40,6 +42,20 @@ lint: $(READY)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+
+# The API pages are read from the wheel, not imported: neither torch nor onnx is needed.
+docs: $(DOCS_VENV)/installed
+	@rm -rf build/site build/site-packages build/lib
+	@$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --target build/site-packages .
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --strict
+	@echo "build/site/index.html"
+
+$(DOCS_VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing into $(DOCS_VENV) ..."
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@$(PYTHON) -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"]))' > $(DOCS_VENV)/requirements.txt
+	@$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools -r $(DOCS_VENV)/requirements.txt
+	@touch $@
 
 # OpenVINO is rarely needed, so `install` leaves it out. If it cannot be installed, its columns say so.
 bench: $(READY)

@@ -54,7 +54,7 @@ def export_bundle(
     """Export a model as a folder: several graphs that share one file of weights, a manifest, and a report.
 
     Every graph is verified as in `export_onnx`. The folder appears whole or not at all. An existing bundle is replaced;
-    any other folder is left alone.
+    any other folder is left alone. The arguments that are not described here are those of `export_onnx`.
 
     Args:
         folder: the folder to write; the folder around it must exist.
@@ -63,8 +63,6 @@ def export_bundle(
             number of steps.
         buckets: numbers of steps; each gets a graph with every step written out.
         name: name of the model; None for that of the folder.
-        model, args, kwargs, precision, dynamic_shapes, input_names, output_names, opset_version, streaming, max_nodes,
-            atol, rtol, sizes: as for `export_onnx`.
 
     Returns:
         The manifest.

@@ -1,9 +1,9 @@
 """Everything that runs a recurrent layer, side by side: `python -m benchmarks.grid.measure`; `--grid full` takes hours.
 
 Every contestant (contestants.py) is compared with torch.nn before it is timed. They take turns in blocks
-(deploy_rnn/timing.py), and the floor (floor.py) takes turns with them. The files are written first, and serve every
-batch; `--files` keeps them. Then come sequences of mixed length (lengths.py). With `--device cuda`: cuDNN in every
-precision, and onnxruntime with and without CUDA graphs.
+(deploy_rnn/timing.py), and the products alone (products.py) take turns with them. The files are written first, and
+serve every batch; `--files` keeps them. Then come sequences of mixed length (lengths.py). With `--device cuda`: cuDNN
+in every precision, and onnxruntime with and without CUDA graphs.
 """
 
 import argparse
@@ -41,8 +41,8 @@ from benchmarks.grid.contestants import (
     torch_modules,
     traced_contestant,
 )
-from benchmarks.grid.floor import onnx_products, onnx_products_by_core, torch_products
 from benchmarks.grid.points import GRIDS, Net, Point
+from benchmarks.grid.products import onnx_products, onnx_products_by_core, torch_products
 from benchmarks.reporting.grid_tables import grid_summary, targets_table
 from benchmarks.reporting.machine import publish
 from deploy_rnn.export.forms import FORMS
@@ -58,7 +58,7 @@ OPENVINO_STEPS = 2000
 
 Openers = dict[str, Callable[[], Contestant]]
 """Name -> makes the contestant, or raises why it is not available."""
-Floors = dict[str, Callable[[], object]]
+Products = dict[str, Callable[[], object]]
 """Name -> runs the matrix products alone."""
 
 
@@ -144,19 +144,21 @@ def open_unrolled_in_openvino(
     return open_in_openvino(files, "unrolled", x, threads)
 
 
-def point_floors(point: Point, folder: Path, options: argparse.Namespace) -> Floors:
+def point_products(point: Point, folder: Path, options: argparse.Namespace) -> Products:
     """The matrix products of a point in each library; `folder` takes the graphs."""
     x = point.input(options.device)
     layer = point.net.layer(options.device)
-    floors: Floors = {"torch": torch_products(layer, x)}
+    products_alone: Products = {"torch": torch_products(layer, x)}
     if options.device == "cpu":
-        floors["onnxruntime"] = onnx_products(layer, x, folder / "products.onnx", options.threads)
+        products_alone["onnxruntime"] = onnx_products(
+            layer, x, folder / "products.onnx", options.threads
+        )
         if point.batch > 1:
             path = folder / "products-by-core.onnx"
-            floors["onnxruntime, rows apart"] = onnx_products_by_core(
+            products_alone["onnxruntime, rows apart"] = onnx_products_by_core(
                 layer, x, path, options.threads
             )
-    return floors
+    return products_alone
 
 
 def open_all(
@@ -195,17 +197,19 @@ def is_ours(name: str) -> bool:
     return name.startswith("deploy_rnn") or name in map(session_name, FORMS)
 
 
-def measure(point: Point, openers: Openers, floors: Floors, rounds: int) -> dict[str, Any]:
+def measure(
+    point: Point, openers: Openers, products_alone: Products, rounds: int
+) -> dict[str, Any]:
     """Every contestant at one point, and the products alone, in milliseconds."""
     expected = openers[EAGER]().output()
     contestants, missing, differences = open_all(openers, expected)
     runs = {name: contestant.run for name, contestant in contestants.items()}
-    timings = compare(runs | floors, **blocks(contestants[EAGER], rounds))
+    timings = compare(runs | products_alone, **blocks(contestants[EAGER], rounds))
     rows = {
         name: contestant_row(contestant, differences[name], timings[name])
         for name, contestant in contestants.items()
     }
-    products = {name: 1e3 * timings[name].median for name in floors}
+    products = {name: 1e3 * timings[name].median for name in products_alone}
     return {**point.sizes, "contestants": rows, "missing": missing, "products": products}
 
 
@@ -272,8 +276,8 @@ def measure_points(
             modules = torch_modules(net.layer(options.device), compile=net in to_compile)
         with TemporaryDirectory() as folder, torch.no_grad():
             openers = point_openers(point, modules, files, options)
-            floors = point_floors(point, Path(folder), options)
-            rows.append(measure(point, openers, floors, rounds))
+            products_alone = point_products(point, Path(folder), options)
+            rows.append(measure(point, openers, products_alone, rounds))
     return rows
 
 

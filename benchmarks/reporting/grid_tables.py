@@ -11,7 +11,6 @@ from benchmarks.reporting.summary import (
     Row,
     Target,
     fastest,
-    floor,
     leads,
     mean,
     medians,
@@ -19,6 +18,7 @@ from benchmarks.reporting.summary import (
     peers,
     point_name,
     points_behind,
+    products_time,
     share,
     targets,
 )
@@ -28,7 +28,7 @@ ENGINE = "deploy_rnn, Engine"
 
 
 def grid_summary(result: Row) -> str:
-    """Our best against each peer's best, mean and worst point, and the share of the floor.
+    """Our best against each peer's best, mean and worst point, and the share of the matrix products.
 
     One line for each cell, and one for each batch of it.
     """
@@ -42,7 +42,11 @@ def grid_summary(result: Row) -> str:
             batch_rows = [row for row in cell_rows if row["B"] == batch]
             lines.append(_summary_line(f"{cell}, B={batch}", batch_rows, peer_names.values()))
     headings = [f"against {peer}" for peer in peer_names]
-    header = ["speed of our best, mean (worst point)", *headings, "of the floor"]
+    header = [
+        "speed of our best, mean (worst point)",
+        *headings,
+        "products alone, share of our time",
+    ]
     return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
@@ -100,9 +104,9 @@ def points_table(result: Row) -> str:
     lines = []
     for row in result["rows"]:
         times = [_time(row["contestants"].get(name)) for name in names]
-        products = f"{floor(row):.2f}"
+        products = f"{products_time(row):.2f}"
         lines.append([point_name(row), *times, products, percent(share(row))])
-    return markdown(["ms (quartiles)", *names, "products alone", "of the floor"], lines)
+    return markdown(["ms (quartiles)", *names, "products alone", "share of our best's time"], lines)
 
 
 def _contestant_names(rows: Iterable[Row]) -> list[str]:

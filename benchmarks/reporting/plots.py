@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.reporting.summary import PEERS, best, floor, medians, point_name
+from benchmarks.reporting.summary import PEERS, best, medians, point_name, products_time
 from benchmarks.reporting.tables import GRID, speeds
 from benchmarks.reporting.text import load, machine_line
 
@@ -88,14 +88,14 @@ def grid_plot(result: dict[str, Any]) -> Figure:
 
 def _draw_cell(panel: Axes, rows: list[dict[str, Any]]) -> None:
     rows = sorted(rows, key=lambda row: (row["B"], row["H"], row["T"]), reverse=True)
-    best_ratios = [best(row) / floor(row) for row in rows]
+    best_ratios = [best(row) / products_time(row) for row in rows]
     panel.scatter(best_ratios, range(len(rows)), 45, "C0", label="deploy_rnn, best")
     for color, peer in enumerate(SHOWN_PEERS, start=1):
         for line, row in enumerate(rows):
             times = medians(row)
             ms = min((times[name] for name in PEERS[peer] if name in times), default=float("nan"))
             label = peer if line == 0 else None  # one entry in the legend, not one for each point
-            panel.scatter(ms / floor(row), line, 28, f"C{color}", marker="x", label=label)
+            panel.scatter(ms / products_time(row), line, 28, f"C{color}", marker="x", label=label)
     panel.axvline(1, color="black", lw=0.8)
     panel.set_xscale("log", base=2)
     panel.xaxis.set_major_formatter(FormatStrFormatter("%gx"))

@@ -19,7 +19,7 @@ from benchmarks.reporting.grid_tables import (
     points_table,
     targets_table,
 )
-from benchmarks.reporting.summary import medians
+from benchmarks.reporting.summary import leads, medians
 from benchmarks.reporting.text import factor, load, machine_line, markdown
 
 GRID = RESULTS / "grid_cpu.json"
@@ -197,6 +197,68 @@ def accuracy_line(metrics: dict[str, Any]) -> str:
     )
 
 
+def in_words(export: Result, grid: Result, serving: Result) -> str:
+    """The three figures of the README: an export, the speed of a file, and a server."""
+    return "\n".join(
+        [
+            f"- {_export_in_words(export)}",
+            f"- {_speed_in_words(grid)}",
+            f"- {_serving_in_words(serving)}",
+            "",
+            machine_line(grid),
+        ]
+    )
+
+
+def _export_in_words(result: Result) -> str:
+    """A bidirectional RNN over 100 steps, by PyTorch's exporter and by ours."""
+    measured = {
+        row["exporter"]: row["measured"]
+        for row in result["rows"]
+        if (row["T"], row["H"]) == (100, 128)
+    }
+    stock = measured["torch.onnx.export"]
+    ours = measured["native"]
+    return (
+        "**Export** a two-layer bidirectional `nn.RNN` on 100 steps: `torch.onnx.export` takes "
+        f"{stock['seconds']:.0f} s, writes {stock['nodes']:,} nodes and fixes T. `export_onnx` takes "
+        f"{ours['seconds']:.0f} s with its check, writes {ours['nodes']} nodes, and B and T stay dynamic."
+    )
+
+
+def _speed_in_words(result: Result) -> str:
+    """The fastest of ours against torch.nn, for each family."""
+    eager = ["torch.nn"]
+    words = {}
+    for family, rows in _by_family(result).items():
+        speeds_at_points = [lead for lead, _ in leads(rows, eager)]
+        mean_speed = geometric_mean(speeds_at_points)
+        words[family] = f"{mean_speed:.1f} times (worst point: {factor(min(speeds_at_points))})"
+    return (
+        "**Run** it on two cores of a CPU, against `torch.nn`: an RNN is "
+        f"{words['RNN']} as fast, a GRU {words['GRU']}, an LSTM {words['LSTM']}. These are means over "
+        "sizes, lengths and batches, in the fastest form."
+    )
+
+
+def _by_family(result: Result) -> dict[str, list[Any]]:
+    families = {"RNN": ("tanh", "relu"), "GRU": ("GRU",), "LSTM": ("LSTM",)}
+    return {
+        name: [row for row in result["rows"] if row["cell"] in cells]
+        for name, cells in families.items()
+    }
+
+
+def _serving_in_words(result: Result) -> str:
+    """Requests a second within the limit, of the plain server and of ours."""
+    rates = {row["contestant"]: row["best"]["rate"] for row in result["rows"] if row["best"]}
+    plain = rates["Starlette, one `session.run` per request"]
+    return (
+        f"**Serve** rows of 1 to 200 steps: {rates['deploy-rnn serve']:.0f} requests a second with a p99 within "
+        f"{result['limit']:.0f} ms, where Starlette with one `session.run` per request reaches {plain:.0f}."
+    )
+
+
 def sections() -> dict[str, str]:
     """Every generated part of the README and docs, by the name in its markers."""
     return {
@@ -210,6 +272,9 @@ def sections() -> dict[str, str]:
         "cuda_configurations": configurations_table(load(RESULTS / "cuda_configurations.json")),
         "cuda_grid": cuda_grid_table(load(RESULTS / "grid_cuda.json")),
         "cuda_modules": modules_table(load(RESULTS / "torch_modules_cuda.json")),
+        "in_words": in_words(
+            load(RESULTS / "export.json"), load(GRID), load(RESULTS / "serving.json")
+        ),
         "serving": serving_table(load(RESULTS / "serving.json")),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
@@ -220,8 +285,7 @@ def grid_sections(result: Result) -> dict[str, str]:
     """Every table of a grid, and its picture as the README and the docs show it."""
     picture = "![Time over that of the matrix products alone]"
     return {
-        "grid_picture": f"{picture}(docs/grid.svg)",
-        "grid_picture_here": f"{picture}(grid.svg)",
+        "grid_picture": f"{picture}(grid.svg)",
         "grid": grid_summary(result),
         "grid_targets": targets_table(result),
         "grid_behind": behind_table(result),

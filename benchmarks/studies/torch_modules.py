@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import deploy_rnn
 from benchmarks.grid.contestants import measure_side_by_side, torch_contestant
-from benchmarks.grid.floor import torch_products
+from benchmarks.grid.products import torch_products
 from benchmarks.reporting.machine import publish
 from benchmarks.reporting.tables import modules_summary, modules_table
 from deploy_rnn.timing import compare

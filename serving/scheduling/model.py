@@ -42,7 +42,7 @@ class Model:
         max_batch: rows of one request; 0 if its tensors have no batch axis.
 
     Raises:
-        as for `Engine`.
+        DeployError: as for `Engine`.
     """
 
     def __init__(

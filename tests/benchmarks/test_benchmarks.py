@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.grid import contestants, floor, graphs, lengths, measure, points
+from benchmarks.grid import contestants, graphs, lengths, measure, points, products
 from benchmarks.reporting import plots, summary, tables
 
 GRID = RESULTS / "grid_cpu.json"
@@ -190,16 +190,18 @@ def test_one_of_ours_that_is_wrong_ends_the_run() -> None:
 
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("cell", ["tanh", "LSTM"])
-def test_the_floor_computes_every_product_once(tmp_path: Path, cell: str, directions: int) -> None:
+def test_the_products_alone_are_every_product_once(
+    tmp_path: Path, cell: str, directions: int
+) -> None:
     point = points.Point(points.Net(cell, 8, layers=2, directions=directions), 5, 3)
     layer, x = point.net.layer(), point.input()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        floor.torch_products(layer, x)()
+        products.torch_products(layer, x)()
     gates = points.GATES[cell]
     first_layer = (8 + 8) * 8 * gates
     second_layer = (8 * directions + 8) * 8 * gates
     assert counter.get_total_flops() == 2 * 5 * 3 * directions * (first_layer + second_layer)
-    floor.onnx_products(layer, x, tmp_path / "products.onnx", 1)()
+    products.onnx_products(layer, x, tmp_path / "products.onnx", 1)()
     nodes = onnx.load(tmp_path / "products.onnx").graph.node
     assert [node.op_type for node in nodes] == ["MatMul"] * (2 * directions * (5 + 1))
 

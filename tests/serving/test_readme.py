@@ -1,11 +1,14 @@
-"""The README's code for a server, run against one."""
+"""The README's code for a server: its model is exported, served, and asked as printed."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from deploy_rnn.cli import main
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.scheduling.model import Model
 
@@ -18,12 +21,25 @@ def section() -> str:
 
 
 def test_triton_s_client(
-    highlighter: Path, run_server: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_server: Any,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A comment after `print(...)` is what it prints."""
-    assert f"deploy-rnn serve build/demo/{highlighter.name} " in section()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (source,) = re.findall(r"```python\n(# tagger\.py\n.*?)```", README, re.DOTALL)
+    (tmp_path / "tagger.py").write_text(source, encoding="utf-8")
+    (export,) = re.findall(r"^deploy-rnn (export .* -o tagger)$", README, re.MULTILINE)
+    exported = CliRunner().invoke(main, export.split())
+    sys.modules.pop("tagger", None)
+    assert exported.exit_code == 0, exported.output
+    assert "deploy-rnn serve tagger\n" in section()
+
     code = "\n".join(re.findall(r"```python\n(.*?)```", section(), re.DOTALL))
-    repository = Repository(highlighter, lambda path, name: Model(path, name=name, threads=1))
+    bundle = tmp_path / "tagger"
+    repository = Repository(bundle, lambda path, name: Model(path, name=name, threads=1))
     repository.load_all()
     with run_server(repository) as server:
         exec(compile(code.replace("localhost:8000", server.http_address), "README.md", "exec"), {})

@@ -282,6 +282,45 @@ def test_gradients_of_gradients(family: str) -> None:
         assert torch.autograd.gradgradcheck(lambda x: tuple(tensors(ours(x))), (x,))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vmap_over_inputs_and_over_weights(family: str) -> None:
+    """Each gives what the layer gives one by one; torch.nn's layers refuse both."""
+    original, ours = pair(family, 3, 4, 2, bidirectional=True)
+    several = torch.randn(5, 6, 2, 3)
+    expected = torch.stack([original(x)[0] for x in several])
+    torch.testing.assert_close(torch.func.vmap(lambda x: ours(x)[0])(several), expected)
+    with pytest.raises(RuntimeError, match="Batching rule not implemented"):
+        torch.func.vmap(lambda x: original(x)[0])(several)
+
+    ensemble = {name: torch.stack([w, 0.5 * w]) for name, w in ours.named_parameters()}
+
+    def call(weights: dict[str, Tensor]) -> Tensor:
+        output: Tensor = torch.func.functional_call(ours, weights, (several[0],))[0]
+        return output
+
+    one_by_one = [call({name: w[i] for name, w in ensemble.items()}) for i in range(2)]
+    torch.testing.assert_close(torch.func.vmap(call)(ensemble), torch.stack(one_by_one))
+
+
+# PyTorch's own forward mode uses torch.jit.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_mode_gradients(family: str) -> None:
+    """`jvp` gives what the reverse mode gives. (nn.LSTM refuses it in float32 on a CPU, or crashes: not tried here.)"""
+    original, ours = pair(family, 3, 4, 2, bidirectional=True, dtype=torch.float64)
+    x, tangent = torch.randn(2, 6, 2, 3, dtype=torch.float64)
+    weights = torch.randn_like(original(x)[0])
+
+    def score(layer: Any, x: Tensor) -> Tensor:
+        result: Tensor = (layer(x)[0] * weights).sum()
+        return result
+
+    _, derivative = torch.func.jvp(lambda x: score(ours, x), (x,), (tangent,))
+    expected = (torch.func.grad(lambda x: score(original, x))(x) * tangent).sum()
+    torch.testing.assert_close(derivative, expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.parametrize("family", FAMILIES)
