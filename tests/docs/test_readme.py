@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import deploy_rnn
 from benchmarks.reporting import tables
 from deploy_rnn.cli import main
 from deploy_rnn.export import export_bundle, export_onnx
@@ -200,6 +201,19 @@ def test_every_flag_of_the_table_exists() -> None:
     table = (DOCS / "export-options.md").read_text(encoding="utf-8")
     flags = {option for parameter in export_command.params for option in parameter.opts}
     assert set(re.findall(r"`(--[\w-]+)", table)) <= flags
+
+
+def test_every_public_name_is_in_the_api_reference() -> None:
+    """But the errors, which one entry shows as a tree."""
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))
+    public = {
+        name
+        for package in (deploy_rnn, deploy_rnn.export, deploy_rnn.serving)
+        for name in package.__all__
+        if not name.endswith("Error")
+    }
+    assert public - {"__version__", "export", "serving"} <= described
 
 
 def test_every_page_is_on_the_site() -> None:
