@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.draws import Draws, ExampleInput
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.trials import draw
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -84,21 +84,22 @@ class DynamicCall:
             new_axes.append({number: ranges[axis] for number, axis in axes.items()})
         return replace(self, axes=new_axes)
 
-    def drawn(self, sizes: Mapping[Axis, int], random: torch.Generator) -> ExampleCall:
-        """The same call with random tensors of other sizes."""
-        tensors = []
-        for tensor, axes in self._tensors_with_axes():
-            shape = list(tensor.shape)
-            for number, axis in axes.items():
-                shape[number] = sizes[axis]
-            tensors.append(draw(tensor, shape, random))
-        drawn = self.call.with_tensors(tensors)
-        lengths = drawn.arguments.get("lengths")
-        # A drawn length may exceed the drawn number of steps, which a layer refuses.
-        if is_recurrent(self.model) and isinstance(lengths, Tensor):
-            time_axis = 1 if self.model.batch_first else 0
-            lengths.clamp_(max=drawn.arguments["input"].size(time_axis))
-        return drawn
+    def calls(self, sizes: Mapping[Axis, int], random: torch.Generator) -> Iterator[ExampleCall]:
+        """Yield calls with random tensors of other sizes, of which the model may take only a later one."""
+        inputs = []
+        for (name, shape), tensor in zip(self.shapes.items(), self.call.tensors, strict=True):
+            inputs.append(ExampleInput(name, shape, tensor, self._length_limit(name)))
+        draws = Draws(self.call, inputs)
+        names = {axis.name: size for axis, size in sizes.items()}
+        for _, call in draws.calls(names, random):
+            yield call
+
+    def _length_limit(self, name: str) -> int | str | None:
+        """The steps of a bare layer, by name or number, for its lengths; None for any other tensor."""
+        if name != "lengths" or not is_recurrent(self.model):
+            return None
+        time_axis = 1 if self.model.batch_first else 0
+        return self.shapes["input"][time_axis]
 
     def _tensors_with_axes(self) -> Iterator[tuple[Tensor, Axes]]:
         return zip(self.call.tensors, self.axes, strict=True)

@@ -1,6 +1,7 @@
 """The calls on which a converted model, in whatever file or compiled, is compared with PyTorch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,8 +35,8 @@ def with_least_sizes(reference: Reference, example: DynamicCall) -> DynamicCall:
     sizes = example.sizes
     ranges = {}
     for axis in sizes:
-        outputs = _outputs_or_none(reference, example.drawn(sizes | {axis: 1}, random))
-        least = 1 if outputs else 2
+        taken = _first_taken(reference, example.calls(sizes | {axis: 1}, random))
+        least = 2 if taken is None else 1
         ranges[axis] = replace(axis, least=max(axis.least, least))
     return example.with_ranges(ranges)
 
@@ -54,10 +55,10 @@ def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
         sizes = {
             axis: min(axis.least + addition, axis.most) for axis, addition in additions.items()
         }
-        call = example.drawn(sizes, random)
-        outputs = _outputs_or_none(reference, call)
-        if not outputs:
+        taken = _first_taken(reference, example.calls(sizes, random))
+        if taken is None:
             continue
+        call, outputs = taken
         size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
         label = ", ".join(["random input", *size_labels])
         yield Trial(label, call, sizes, reference.expected(call, outputs, label))
@@ -82,11 +83,16 @@ def example_trial(reference: Reference, example: DynamicCall) -> Trial:
     return Trial("the example", example.call, example.sizes, expected)
 
 
-def _outputs_or_none(reference: Reference, call: ExampleCall) -> list[Tensor] | None:
-    try:
-        return reference.outputs(call)
-    except Exception:  # the model's own code can raise anything
-        return None
+def _first_taken(
+    reference: Reference, calls: Iterable[ExampleCall]
+) -> tuple[ExampleCall, list[Tensor]] | None:
+    """The first call that the model takes, and its outputs; None if it takes none."""
+    for call in calls:
+        with suppress(Exception):  # the model's own code can raise anything
+            outputs = reference.outputs(call)
+            if outputs:
+                return call, outputs
+    return None
 
 
 def largest_differences(

@@ -17,9 +17,13 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.packaging import aot
 from deploy_rnn.packaging import package as packaging
+from deploy_rnn.packaging.axes import DynamicCall
+from deploy_rnn.packaging.trials import trials_of, with_least_sizes
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:LSTM with projections is not supported with oneDNN:UserWarning"
@@ -375,3 +379,27 @@ def test_weights_that_a_hook_computes(tmp_path: Path) -> None:
     layer = torch.nn.utils.weight_norm(nn.GRU(5, 4), "weight_hh_l0")
     deploy_rnn.package(layer, X, tmp_path / "m.pt")
     assert "weight_hh_l0_g" in layer.state_dict()
+
+
+class Last(nn.Module):
+    """Takes lengths within the steps, which it uses as an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        return output[torch.arange(x.size(0)), lengths - 1]
+
+
+def test_lengths_are_tried_within_the_steps() -> None:
+    """Those of the example are beyond most numbers of steps that are tried."""
+    model = Last().eval()
+    call = ExampleCall.of(model, (torch.randn(3, 8, 4), torch.tensor([8, 3, 5])))
+    axes = {"x": {0: "B", 1: "T"}, "lengths": {0: "B"}}
+    reference = Reference(model)
+    example = with_least_sizes(reference, DynamicCall.of(model, call, axes))
+    assert {axis.least for axis in example.sizes} == {1}
+    tried = [tuple(trial.sizes.values()) for trial in trials_of(reference, example)]
+    assert tried == [(3, 8), (1, 2), (2, 3), (3, 7), (7, 33), (33, 1)]
