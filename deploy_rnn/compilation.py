@@ -63,7 +63,12 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
         try:
             with _NO_DUCK_SHAPES:
                 return forward(*args, **kwargs)
-        except TorchDynamoException as error:
+        except Exception as error:
+            # Some errors of its tracing keep the type that Python would raise.
+            if not isinstance(error, TorchDynamoException) and "\nfrom user code:" not in str(
+                error
+            ):
+                raise
             refuse_failing(converted, args, kwargs)
             raise _format_error(error) from error
 
@@ -71,7 +76,7 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     return cast(nn.Module, compiled)
 
 
-def _format_error(error: TorchDynamoException) -> CompilationError:
+def _format_error(error: Exception) -> CompilationError:
     """The line of the model's code, and torch.compile's reason without its hints about itself."""
     text = str(error)
     if "C++ compiler" in text:

@@ -51,6 +51,11 @@ def load_target(target: str, **options: Any) -> Target:
         raise TargetError(
             f"`TARGET` (={target!r}) must be `package.module:factory` or a weights file ({', '.join(SUFFIXES)})."
         )
+    module, _, attribute = target.partition(":")
+    if module.endswith(".py"):
+        raise TargetError(
+            f"`TARGET` (={target!r}) must name a module without .py: `{module.removesuffix('.py')}:{attribute}`."
+        )
     if options:
         flags = ["--" + name.replace("_", "-") for name in options]
         raise TargetError(

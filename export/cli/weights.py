@@ -93,7 +93,8 @@ def _own_copy(weight: Tensor) -> Tensor:
 def _describe(value: Any) -> str:
     if isinstance(value, Mapping) and not value:
         return "an empty dict"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -132,7 +133,7 @@ def _read_pickle(path: Path) -> Any:
         first_line = text.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
         reason = type(error).__name__
         if first_line and "weights_only" not in first_line:
-            reason = first_line
+            reason = first_line.partition(". ")[0]
         raise TargetError(
             f"is not a file that torch.save wrote, or is damaged ({reason}); save `layer.state_dict()` again."
         ) from None

@@ -296,6 +296,7 @@ def test_every_option_is_one_of_the_function() -> None:
         ("made.models:no_args", "returned an object of type dict as the arguments, not a tuple; return"),
         ("made.models:no_kwargs", "returned an object of type int as `kwargs`, not a dict; return"),
         ("made.models", "`TARGET` (='made.models') must be `package.module:factory` or a weights file (.safetensor"),
+        ("models.py:plain", "`TARGET` (='models.py:plain') must name a module without .py: `models:plain`."),
         ("made/models.py:plain", "must be `package.module:factory` or"),
         ("none.safetensors", "there is no file 'none.safetensors'."),
         ("made.models:misfit", "`args` does not fit Model.forward: too many positional arguments."),

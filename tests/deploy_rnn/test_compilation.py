@@ -314,6 +314,15 @@ class Refused(nn.Module):
         return output
 
 
+class TakenApart(Refused):
+    """torch.compile takes it apart as far as an error of Python's own type."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        steps = x[0, :, 0].long().tolist()
+        return torch.stack([output[step - 1, row] for row, step in enumerate(steps)])
+
+
 class Failing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -334,6 +343,7 @@ FAILS = "the model itself fails on its arguments"
         (Failing(), (X,), "reshape(-1, 999)", f"{FAILS}: RuntimeError: shape '[-1, 999]'"),
         (Failing(), (), "", f"{FAILS}: TypeError: Failing.forward() missing 1 required"),
         (nn.GRU(3, 4), (X[..., 1:],), "", f"{FAILS}: RuntimeError: input.size(-1) must"),
+        (TakenApart(), (X,), "torch.stack([output[step - 1", "torch.compile cannot take this: IndexError: only"),
         (Refused(), (X,), "if output.mean() > 0:", "the model goes another way for other values"),
     ],
 )  # fmt: skip
