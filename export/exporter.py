@@ -69,7 +69,8 @@ def export_onnx(
         input_names: names of the graph's inputs. Default: `input`, `h0` and `c0` for a bare layer, else the names of
             the arguments.
         output_names: names of the graph's outputs. Default: `output`, `h_n` and `c_n` for a bare layer; for other
-            models `output`, or `output_0`, `output_1`, ... if there are several.
+            models the keys and fields of their results, such as `logits`, or for a tuple `output_0`, `output_1`, ...,
+            and for a single tensor `output`. A number among the results is a tensor of no axes.
         opset_version: 18, 19 or 20.
         streaming: make every state an input and an output, so that a sequence can come in chunks: `h0` and `h_n` of
             a bare layer, "encoder.rnn.h0" and so on for a layer within a model. Feed zeros to the first chunk. The

@@ -30,6 +30,7 @@ _REMARKS = (
     "torch.onnx._internal.exporter._registration",
     "onnxscript.optimizer._constant_folding",
     "torch.onnx._internal.exporter._core",
+    "onnx_ir.passes.common.initializer_deduplication",
     "torch.fx.experimental.symbolic_shapes",
 )
 

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.structure import leaf_names
+from deploy_rnn.checking.structure import (
+    check_known,
+    class_parts,
+    leaf_names,
+    output_names_of,
+    without_numbers,
+)
 from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ExportError
 
@@ -36,7 +42,7 @@ class ExampleCall:
 
         Raises:
             TypeError: arguments that `model.forward` does not take, or none of them a tensor.
-            ExportError: an empty tensor.
+            ExportError: an empty tensor, or an object whose tensors PyTorch does not see.
         """
         if isinstance(args, Mapping):
             raise TypeError(
@@ -72,6 +78,8 @@ class ExampleCall:
         for name, parameter in signature.parameters.items():
             if parameter.default is None and bound.arguments.get(name, 0) is None:
                 del bound.arguments[name]
+        for name, value in bound.arguments.items():
+            check_known(f"`{name}`", value)
         call = cls(bound)
         if not call.tensors:
             types = dict.fromkeys(type(leaf).__name__ for leaf in pytree.tree_leaves(args))
@@ -112,13 +120,9 @@ class ExampleCall:
         return leaf_names(paths, "input")
 
     def output_names(self, model: Callable[..., Any]) -> list[str]:
-        """Run `model`: -> the name for each output that a file has by default.
-
-        That of a dict's key, or of a field; "output" for a single tensor; "output_0" and so on for those of a tuple.
-        """
-        leaves: Any = pytree.tree_leaves_with_path(self.result(model))
-        paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
-        return leaf_names(paths, "output")
+        """Run `model`: -> the name for each output that a file has by default."""
+        with torch.no_grad():
+            return output_names_of(self.result(model))
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> "ExampleCall":
         """Return the same call with other tensors."""
@@ -138,7 +142,20 @@ class ExampleCall:
 
     def shapes(self, axes: Sequence[Axes]) -> dict[str, Any]:
         """Arrange one entry for each tensor in the structure of the arguments, as `dynamic_shapes` has it."""
-        return self._replace_tensors(axes, replace_other=lambda leaf: None)
+        remaining = iter(axes)
+
+        def entry(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return next(remaining)
+            # torch.export wants the parts of such a class as a list.
+            parts = class_parts(leaf)
+            return None if parts is None else [arranged(part) for part in parts.values()]
+
+        def arranged(value: Any) -> Any:
+            return pytree.tree_map(entry, value, is_leaf=lambda leaf: class_parts(leaf) is not None)
+
+        shapes: dict[str, Any] = arranged(self.arguments)
+        return shapes
 
     def axes(self, dynamic_shapes: Any) -> list[Axes]:
         """Return the axes of each tensor that `dynamic_shapes` makes dynamic.
@@ -157,15 +174,16 @@ class ExampleCall:
     def run(self, model: Callable[..., Any]) -> list[Tensor]:
         """Return the outputs of `model`, flat and without gradients."""
         with torch.no_grad():
-            return self.outputs(model)
+            # A parameter among the outputs has gradients even so.
+            return [output.detach() for output in self.outputs(model)]
 
     def outputs(self, model: Callable[..., Any]) -> list[Tensor]:
-        """Return the outputs of `model`, flat."""
-        leaves = pytree.tree_leaves(self.result(model))
+        """Return the outputs of `model`, flat; a number among them is a tensor of no axes."""
+        leaves = pytree.tree_leaves(without_numbers(self.result(model)))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def result(self, model: Callable[..., Any]) -> Any:
-        """Return what `model` returns."""
+        """Return what `model` returns, as it returns it."""
         # A model may change its inputs; the next to run gets the same.
         copied = self.with_tensors([tensor.clone() for tensor in self.tensors]).bound
         return model(*copied.args, **copied.kwargs)
@@ -208,6 +226,9 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 
 def _axes(label: str, value: Any, shapes: Any) -> Iterator[Axes]:
     """Walk an argument and its part of `dynamic_shapes` side by side; `label` names the argument in errors."""
+    parts = class_parts(value)
+    if parts is not None:
+        value = parts if isinstance(shapes, (Mapping, type(None))) else list(parts.values())
     if isinstance(value, Tensor):
         yield _tensor_axes(label, value, shapes)
     elif isinstance(value, Mapping) and isinstance(shapes, (Mapping, type(None))):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deploy_rnn.checking import example_call
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.model_state import Dependency, changed_names, fresh_copy, state_of
+from deploy_rnn.checking.structure import check_known
 from deploy_rnn.checking.tolerance import (
     PRECISIONS,
     ROUNDING_MARGIN,
@@ -54,6 +55,7 @@ def check_two_calls(model: nn.Module, call: ExampleCall) -> Any:
         state = state_of(copied)
         generators = _generators()
         result = _result(copied, call)
+        check_known("the result of the model", result)
         outputs = _tensors(result)
         changed = changed_names(state, state_of(copied))
         calls = 1 + MORE_CALLS if _changed_generators(generators) else 1
@@ -85,7 +87,9 @@ def _result(model: nn.Module, call: ExampleCall) -> Any:
 
 
 def _tensors(result: Any) -> list[Tensor]:
-    return [leaf.clone() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [
+        leaf.detach().clone() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)
+    ]
 
 
 def _differ(first: Sequence[Tensor], second: Sequence[Tensor], precision: str) -> bool:

@@ -8,9 +8,11 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import deploy_rnn
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
+from deploy_rnn.checking.structure import output_names_of, without_numbers
 from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
@@ -65,11 +67,13 @@ class CapturedModel:
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
         # First of all: what does not run cannot be exported either, and the model's own error says why.
-        check_result(check_two_calls(model, call))
+        result = check_two_calls(model, call)
+        check_result(result)
         _check_layers(model)
         if options.streaming:
             check_can_stream(model)
         tracer = Tracer(model, call, opset_version=options.opset_version)
+        _return_tensors(tracer.model, result)
         if options.streaming:
             call = with_zero_states(model, call)
             tracer.call = call
@@ -79,6 +83,7 @@ class CapturedModel:
         else:
             axes = _model_axes(tracer, call, options.dynamic_shapes, time=dynamic_time)
             input_names, output_names = None, None
+        own_output_names = output_names_of(result)
         try:
             onnx = tracer.capture(axes)
         except DynamicAxisError as error:
@@ -87,7 +92,10 @@ class CapturedModel:
             raise _not_open(error) from error
         graph = onnx.graph
         name_inputs_and_outputs(
-            graph, options.input_names or input_names, options.output_names or output_names
+            graph,
+            options.input_names or input_names,
+            options.output_names or output_names,
+            own_output_names,
         )
         metadata = FileMetadata(lengths=row_lengths(graph))
         if options.streaming:
@@ -160,6 +168,13 @@ class CapturedModel:
         lower(onnx, form, max_nodes=max_nodes)
         onnx.metadata_props.update(replace(self.metadata, form=form).to_properties())
         return onnx
+
+
+def _return_tensors(model: nn.Module, result: Any) -> None:
+    """Let a model return tensors in place of the numbers in its result, if there are any."""
+    leaves = pytree.tree_leaves(result)
+    if any(isinstance(leaf, (int, float)) for leaf in leaves):
+        model.register_forward_hook(lambda _, args, output: without_numbers(output))
 
 
 def _check_layers(model: nn.Module) -> None:

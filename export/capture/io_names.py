@@ -8,19 +8,26 @@ from deploy_rnn.errors import ExportError
 
 
 def name_inputs_and_outputs(
-    graph: ir.Graph, inputs: Sequence[str] | None, outputs: Sequence[str] | None
+    graph: ir.Graph,
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    own_output_names: Sequence[str] = (),
 ) -> None:
     """Give the graph's inputs and outputs these names; an inner value that has one of them gets another.
 
-    Without `inputs` their names stay; without `outputs`: `output`, or `output_0`, `output_1`, ... if there are several.
+    Without `inputs` their names stay. Without `outputs`, they get `own_output_names`, those of the model's results,
+    each with "_" behind it where an input has it; or, without these, `output`, or `output_0`, `output_1`, ...
 
     Raises:
         ExportError: another number of names than of tensors, or the same name twice.
     """
+    _copy_constant_outputs(graph)
     input_names = _checked("input_names", inputs, graph.inputs)
     if not input_names:
         input_names = [_plain_name(graph, str(value.name)) for value in graph.inputs]
     output_names = _checked("output_names", outputs, graph.outputs)
+    if not output_names and len(own_output_names) == len(graph.outputs):
+        output_names = _distinct_names(own_output_names, used_names=input_names)
     if not output_names:
         output_names = _default_names(len(graph.outputs), used_names=input_names)
     names = [*input_names, *output_names]
@@ -64,6 +71,27 @@ def _default_names(count: int, used_names: Sequence[str]) -> list[str]:
     while set(names) & set(used_names):
         names = [f"{name}_" for name in names]
     return names
+
+
+def _distinct_names(names: Sequence[str], used_names: Sequence[str]) -> list[str]:
+    distinct: list[str] = []
+    for name in names:
+        while name in (*used_names, *distinct):
+            name += "_"
+        distinct.append(name)
+    return distinct
+
+
+def _copy_constant_outputs(graph: ir.Graph) -> None:
+    """Let a node write each output that is a constant, such as a parameter: its name is then its own."""
+    for number, output in enumerate(graph.outputs):
+        if output.is_initializer():
+            node = ir.Node("", "Identity", [output])
+            graph.append(node)
+            copied = node.outputs[0]
+            copied.type = output.type
+            copied.shape = output.shape
+            graph.outputs[number] = copied
 
 
 def _rename(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -13,7 +13,7 @@ def check_result(result: Any) -> None:
     """Check what a model returned on its example.
 
     Raises:
-        ExportError: no tensor; something that is neither a tensor nor None, or a tensor that no file can return.
+        ExportError: no tensor; something else than tensors, numbers and None; or a tensor that no file can return.
     """
     leaves = pytree.tree_leaves_with_path(result)
     for path, leaf in leaves:
@@ -22,7 +22,8 @@ def check_result(result: Any) -> None:
             if path
             else "what the model returns"
         )
-        if leaf is not None:
+        # A number becomes a tensor.
+        if leaf is not None and not isinstance(leaf, (int, float)):
             _check_leaf(where, leaf)
     if not any(isinstance(leaf, Tensor) for _, leaf in leaves):
         raise ExportError(

@@ -98,9 +98,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("result", "text"),
     [
-        (3, "what the model returns is of type int (=3); a file returns tensors, alone or in tuples, lists and dicts"),
-        ({"y": X, "n": 3}, "`['n']` of what the model returns is of type int (=3); a file"),
-        ((X, Scores(X)), "`[1]` of what the model returns is of type Scores; a file"),
+        ("a", "what the model returns is of type str (='a'); a file returns tensors, alone or in tuples, lists"),
+        ({"y": X, "n": "a"}, "`['n']` of what the model returns is of type str (='a'); a file"),
+        ((X, Scores(X)), "the result of the model has a Scores, whose tensors PyTorch does not see: call"),
+        (3, "the model returns no tensor, so that a file of it would have no output"),
         (None, "the model returns no tensor, so that a file of it would have no output"),
         (torch.view_as_complex(X.reshape(2, 5, 2, 2)), "is complex64, and ONNX has no complex outputs; let"),
         (X.to_sparse(), "what the model returns is torch.sparse_coo; let `forward` return a dense tensor."),
