@@ -402,10 +402,10 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
             "Linear has no recurrent layer; use torch.onnx.export for it.",
         ),
         (
-            nn.Sequential(nn.LSTMCell(5, 7)),
+            nn.Sequential(nn.Flatten(0, 1), nn.LSTMCell(5, 7)),
             {},
             ExportError,
-            "Sequential has no recurrent layer: `0` is a torch.nn.LSTMCell, and PyTorch writes out the loop around it, "
+            "Sequential has no recurrent layer: `1` is a torch.nn.LSTMCell, and PyTorch writes out the loop around it, "
             "with the number of steps of the example. Use torch.nn.LSTM, or a deploy_rnn.Recurrent with a cell of your "
             "own.",
         ),
@@ -465,9 +465,9 @@ def test_an_output_of_another_dtype_is_judged_by_the_precision_of_the_file(tmp_p
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
-    model = nn.Sequential(torch.jit.script(RNN(5, 7)), nn.GRU(7, 7))
+    model = nn.Sequential(Last(5, 7), torch.jit.script(RNN(7, 7)))
     with pytest.raises(
-        ConversionError, match="`0` is scripted, with a recurrent layer in it; convert it first"
+        ConversionError, match="`1` is scripted, with a recurrent layer in it; convert it first"
     ):
         export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx")
 
@@ -515,7 +515,9 @@ def test_a_layer_called_twice_has_its_weights_once(computed: bool, tmp_path: Pat
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"do not fit RNN.forward: too many positional arguments"):
+    with pytest.raises(
+        TypeError, match=r"`args` does not fit RNN.forward: too many positional arguments"
+    ):
         export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), None, None), tmp_path / "a.onnx")
     with pytest.raises(TypeError, match="`args` is a dict; give keyword arguments as `kwargs`"):
         export_onnx(nn.RNN(5, 7), {"input": torch.randn(4, 2, 5)}, tmp_path / "a.onnx")
