@@ -1,6 +1,6 @@
 """The command line. Only click is imported here; a subcommand loads what it needs when it is called.
 
-Exit codes: 0 success, 1 a check failed, 2 bad usage or input.
+Exit codes: 0 success, 1 a check failed, 2 bad usage or input, 130 Ctrl-C.
 """
 
 import time
@@ -44,6 +44,14 @@ class LazyGroup(click.Group):
         module, _, name = ELSEWHERE[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), name)
         return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; Ctrl-C ends it with the exit code of shells, 128 + SIGINT."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -53,7 +53,7 @@ def command_errors(
         raise UsageError(message) from None
     except failed as error:
         message = printable(in_options(str(error)))
-        _show_error(message, as_json=as_json, report=getattr(error, "report", None))
+        _show_error(message, as_json=as_json, error=error)
         raise CheckFailed(message) from None
     except (DeployError, OSError, TypeError, ValueError) as error:
         message = printable(in_options(str(error)))
@@ -61,11 +61,21 @@ def command_errors(
         raise UsageError(message) from None
 
 
-def _show_error(message: str, *, as_json: bool, report: Any = None) -> None:
-    """Print an error to stdout if that is to be JSON; click prints it to stderr in any case."""
-    if as_json:
-        fields = json.loads(report.to_json()) if report else {}
-        show_json({"error": message} | fields)
+def _show_error(message: str, *, as_json: bool, error: DeployError | None = None) -> None:
+    """Print an error to stdout if that is to be JSON; click prints it to stderr in any case.
+
+    The fields of its report come with it; of several, as of a bundle, each is one of `graphs`.
+    """
+    if not as_json:
+        return
+    fields: dict[str, Any] = {"error": message}
+    report = getattr(error, "report", None)
+    reports = getattr(error, "reports", ())
+    if reports:
+        fields["graphs"] = [json.loads(each.to_json()) for each in reports]
+    elif report is not None:
+        fields |= json.loads(report.to_json())
+    show_json(fields)
 
 
 @contextmanager

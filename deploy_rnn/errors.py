@@ -24,6 +24,7 @@ DeployError
 A constructor or forward argument that `torch.nn` refuses is refused with torch's own exception and words.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,8 +113,12 @@ class VerificationError(ExportError):
     Attributes:
         report: every comparison that was made with an ONNX file; None for another file, and for one that could not be
             run at all.
+        reports: of a bundle, the reports of all its graphs that could be run.
     """
 
-    def __init__(self, message: str, report: "Report | None" = None) -> None:
+    def __init__(
+        self, message: str, report: "Report | None" = None, reports: "Sequence[Report]" = ()
+    ) -> None:
         super().__init__(message)
         self.report = report
+        self.reports = tuple(reports)

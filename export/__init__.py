@@ -12,16 +12,18 @@ if TYPE_CHECKING:
     from .verification.html import reports_html
     from .verification.report import Report
     from .verification.verify import verify
+    from .verification.verify_bundle import verify_bundle
 
 __all__ = [
     "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
-    "reports_html", "verify",
+    "reports_html", "verify", "verify_bundle",
 ]  # fmt: skip
 
 HOMES = {
     "export_bundle": "bundle",
     "export_onnx": "exporter",
     "verify": "verification.verify",
+    "verify_bundle": "verification.verify_bundle",
     "Report": "verification.report",
     "reports_html": "verification.html",
 }

@@ -31,11 +31,12 @@ class OnnxFile:
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
         outputs: what it returns.
-        graph_nodes: number of nodes in the main graph alone.
+        nodes: number of nodes in the main graph alone, as everything that deploy-rnn prints counts them.
         node_types: number of nodes of each type, the most frequent first; includes subgraphs and functions.
         file_bytes: size of the .onnx file alone.
         bytes: size on disk, external data files included.
         weight_bytes: size of its constant tensors.
+        missing_data: files of external weights that are not there, or too short -> what is wrong.
         metadata: other properties that its writer noted.
     """
 
@@ -48,11 +49,12 @@ class OnnxFile:
     opsets: Mapping[str, int]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    graph_nodes: int
+    nodes: int
     node_types: Mapping[str, int]
     file_bytes: int
     bytes: int
     weight_bytes: int
+    missing_data: Mapping[str, str]
     metadata: Mapping[str, str]
 
     @classmethod
@@ -88,11 +90,12 @@ class OnnxFile:
                 _spec(value) for value in model.graph.input if value.name not in weight_names
             ),
             outputs=tuple(_spec(value) for value in model.graph.output),
-            graph_nodes=len(model.graph.node),
+            nodes=len(model.graph.node),
             node_types=dict(Counter(_type_name(node) for node in _nodes(model)).most_common()),
             file_bytes=file_bytes,
             bytes=file_bytes + external_bytes,
             weight_bytes=sum(_tensor_bytes(tensor) for tensor in tensors),
+            missing_data=_missing_data(path.parent, tensors),
             metadata={
                 key: value for key, value in properties.items() if not key.startswith(PREFIX)
             },
@@ -104,9 +107,9 @@ class OnnxFile:
         return Path(self.path).name
 
     @property
-    def nodes(self) -> int:
-        """Number of all nodes, those of subgraphs and functions included."""
-        return sum(self.node_types.values())
+    def inner_nodes(self) -> int:
+        """Number of the nodes in loops, branches and functions."""
+        return sum(self.node_types.values()) - self.nodes
 
     @property
     def opset(self) -> int:
@@ -148,8 +151,10 @@ class OnnxFile:
             "node_types": self.node_types,
             "bytes": self.bytes,
             "weight_bytes": self.weight_bytes,
+            "missing_data": self.missing_data,
             "metadata": self.metadata,
             "nodes": self.nodes,
+            "inner_nodes": self.inner_nodes,
         }
 
     def __str__(self) -> str:
@@ -171,8 +176,10 @@ class OnnxFile:
         ]
         lines += [f"  {key}: {value}" for key, value in self.metadata.items()]
         lines.append(f"  weights  {self.weight_bytes:,} bytes")
+        lines += [f"  missing  {name}: {fault}" for name, fault in self.missing_data.items()]
         lines.append(f"  producer {self.producer or 'unknown'}")
-        lines.append(f"  nodes    {self.nodes}{self._list_types()}")
+        within = f", and {self.inner_nodes} in loops and branches" if self.inner_nodes else ""
+        lines.append(f"  nodes    {self.nodes}{within}{self._list_types()}")
         return "\n".join(lines)
 
     def _list_types(self) -> str:
@@ -264,6 +271,28 @@ def _tensor_bytes(tensor: onnx.TensorProto) -> int:
     item_bytes: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     elements: int = math.prod(tensor.dims)
     return item_bytes * elements
+
+
+def _missing_data(folder: Path, tensors: Sequence[onnx.TensorProto]) -> dict[str, str]:
+    """The files of external data that a run would lack. A path that leads out of the folder is not looked at."""
+    needed_bytes: Counter[str] = Counter()
+    for tensor in tensors:
+        external = {entry.key: entry.value for entry in tensor.external_data}
+        offset = external.get("offset", "")
+        end = (int(offset) if offset.isdecimal() else 0) + _tensor_bytes(tensor)
+        if "location" in external:
+            name = external["location"]
+            needed_bytes[name] = max(needed_bytes[name], end)
+    faults = {}
+    for name, needed in needed_bytes.items():
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            faults[name] = "leads out of the folder of the file, and is not looked at"
+        elif not path.is_file():
+            faults[name] = "this file has the weights, and is not there"
+        elif path.stat().st_size < needed:
+            faults[name] = f"has {path.stat().st_size:,} bytes, the weights in it need {needed:,}"
+    return faults
 
 
 def _external_files(folder: Path, tensors: Sequence[onnx.TensorProto]) -> set[Path]:

@@ -1,6 +1,7 @@
 """`check`: which ways lead out of PyTorch for a model, why the others do not, and how fast each one runs."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -268,7 +269,10 @@ class _Candidate:
         compiled = compile(copy_model(self._model).eval())
         axes, trials = self._trials()
         try:
-            with nothing_printed_on_error():
+            with nothing_printed_on_error(), warnings.catch_warnings():
+                # PyTorch's own calls of its own deprecated functions.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore", FutureWarning)
                 trials[0].call.run(compiled)
         except DeployError:
             raise

@@ -1,7 +1,7 @@
 """`deploy-rnn export`, `verify` and `inspect`. Only click is imported here; the rest is loaded when they are called."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ import click
 
 from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.console import CHECKS, command_errors, printable, show_json, step
-from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.errors import BundleError, ExportError, VerificationError
 from deploy_rnn.files import folder_target, replace_file
 from deploy_rnn.files import target as file_target
 
@@ -55,8 +55,9 @@ def export(target: str, path: Path, report_to: Path | None, as_json: bool, **opt
     and agrees with TARGET.
 
     TARGET is `package.module:factory`, a function that returns `(model, args)` or `(model, args, kwargs)`; the current
-    folder is searched too. Or it is a file with the weights of one recurrent layer: .safetensors, or a state_dict in
-    .pt, .pth or .bin, from which only tensors are loaded. Type, sizes, layers and directions follow from the weights.
+    folder is searched too. Or it is a file with the weights of a recurrent layer: .safetensors, or a state_dict in .pt,
+    .pth, .bin or Lightning's .ckpt, from which only tensors are loaded; --key names the layer if there is more. Type,
+    sizes, layers and directions follow from the weights.
 
     Exit codes: 0 success, 1 the exported file would differ (nothing is written), 2 bad usage or input.
 
@@ -64,6 +65,7 @@ def export(target: str, path: Path, report_to: Path | None, as_json: bool, **opt
     Examples:
       deploy-rnn export mymodels:tagger -o tagger.onnx --form scan
       deploy-rnn export gru.safetensors -o gru.onnx --steps 100
+      deploy-rnn export last.ckpt --key model.encoder.rnn -o encoder && deploy-rnn serve encoder
       deploy-rnn export mymodels:tagger -o bundles/tagger --bucket 32 --bucket 128
     """
     options = without_unset(options)
@@ -75,6 +77,8 @@ def export(target: str, path: Path, report_to: Path | None, as_json: bool, **opt
         else:
             source, result = _export_bundle(target, path, report_to, weights_options, options)
     _show(result, source, as_json=as_json)
+    if isinstance(result, Manifest) and not as_json:
+        click.echo(printable(_bundle_verdict(path)))
 
 
 def _export_file(
@@ -102,9 +106,9 @@ def _export_file(
         path, "model.onnx"
     )  # a path that cannot be written is refused before the model is loaded
     source = load(target, weights_options)
-    with step(f"exporting to {path.name} and verifying it"), _report_if_failed(report_to):
+    with step(f"exporting to {path.name} and verifying it"), _report_if_failed(path, report_to):
         report = export_onnx(source.model, source.args, path, kwargs=source.kwargs, **options)
-    _write_report(report, report_to)
+    _write_report(path, [report], report_to)
     return source, report
 
 
@@ -134,7 +138,14 @@ def _export_bundle(
     return source, manifest
 
 
-@click.command(short_help="Compare an ONNX file with the model that it came from.")
+def _bundle_verdict(path: Path) -> str:
+    """What the report of a bundle says of each graph."""
+    reports = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    lines = [f"  {Path(report['path']).name}: {report['verdict']}" for report in reports]
+    return "\n".join(["verified:", *lines, f"  all of it: {path / 'report.html'}"])
+
+
+@click.command(short_help="Compare an ONNX file, or a bundle, with the model that it came from.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option(
     "--against", "target", required=True, metavar="TARGET",
@@ -142,28 +153,43 @@ def _export_bundle(
 )  # fmt: skip
 @with_options(CHECK_OPTIONS, [PROVIDER_OPTION], WEIGHTS_OPTIONS, [REPORT_OPTION, JSON_OPTION])
 def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **options: Any) -> None:
-    """Run the ONNX file PATH against the model that it came from, and show where it first differs.
+    """Run the ONNX file PATH against the model that it came from, and show where it first differs. Of a bundle, every
+    graph is run, and its files must be those that were exported.
 
     Exit codes: 0 it agrees, 1 it does not, 2 bad usage or input.
 
     \b
-    Example:
+    Examples:
       deploy-rnn verify tagger.onnx --against mymodels:tagger
+      deploy-rnn verify bundles/tagger --against mymodels:tagger --report tagger.html
     """
     options = without_unset(options)
     weights_options = pop(options, WEIGHTS)
+    is_bundle = path.is_dir()
     with command_errors(as_json=as_json):
-        _read_file(
-            path
-        )  # a file that is missing or is not ONNX is bad input; any other fault is a failed check
+        # What is missing or is neither a file nor a bundle is bad input; any other fault is a failed check.
+        if is_bundle:
+            Manifest.read(path)
+        else:
+            _read_file(path)
         source = load(target, weights_options)
-    with command_errors(as_json=as_json, failed=(*CHECKS, ExportError)):
+    with command_errors(as_json=as_json, failed=(*CHECKS, ExportError, BundleError)):
         from deploy_rnn.export import verify as verify_file
+        from deploy_rnn.export import verify_bundle
 
-        with step(f"verifying {path.name}"), _report_if_failed(report_to):
-            report = verify_file(path, source.model, source.args, kwargs=source.kwargs, **options)
-        _write_report(report, report_to)
-    _show(report, source, as_json=as_json)
+        verify_path = verify_bundle if is_bundle else verify_file
+        with step(f"verifying {path.name}"), _report_if_failed(path, report_to):
+            result = verify_path(path, source.model, source.args, kwargs=source.kwargs, **options)
+        reports = result if isinstance(result, tuple) else (result,)
+        _write_report(path, reports, report_to)
+    if not is_bundle:
+        _show(reports[0], source, as_json=as_json)
+    elif as_json:
+        graphs = [json.loads(report.to_json()) for report in reports]
+        show_json({"path": str(path), "graphs": graphs, "target": source.shown_as})
+    else:
+        verdicts = [f"  {report.file.name}: {report.verdict}" for report in reports]
+        click.echo(printable("\n".join([source.shown_as, f"{path}: verified:", *verdicts])))
 
 
 @click.command(short_help="Show what is in an ONNX file or a bundle.")
@@ -200,20 +226,29 @@ def _read_file(path: Path) -> "OnnxFile":
 
 
 @contextmanager
-def _report_if_failed(path: Path | None) -> Iterator[None]:
+def _report_if_failed(path: Path, report_to: Path | None) -> Iterator[None]:
     """Write the report of a verification that fails."""
     try:
         yield
     except VerificationError as error:
-        if error.report is not None:
-            _write_report(error.report, path)
+        reports = error.reports or (error.report,)
+        _write_report(path, [report for report in reports if report is not None], report_to)
         raise
 
 
-def _write_report(report: "Report", path: Path | None) -> None:
-    if path is not None:
-        text = report.to_html() if path.suffix == ".html" else report.to_json()
-        replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+def _write_report(path: Path, reports: Sequence["Report"], report_to: Path | None) -> None:
+    """Write the reports of what is at `path`: of a bundle, JSON has a list of them."""
+    if report_to is None or not reports:
+        return
+    if report_to.suffix == ".html":
+        from deploy_rnn.export import reports_html
+
+        text = reports_html(reports, path.name)
+    elif path.is_dir():
+        text = f"[{', '.join(report.to_json() for report in reports)}]\n"
+    else:
+        text = reports[0].to_json()
+    replace_file(report_to, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _show(result: "Report | Manifest", source: "Target", *, as_json: bool) -> None:

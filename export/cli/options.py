@@ -33,6 +33,18 @@ def _parse_dynamic(
     return shapes or None
 
 
+def _parse_names(
+    ctx: click.Context, option: click.Parameter, texts: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the names in NAME,NAME, given once or several times."""
+    names = [name.strip() for text in texts for name in text.split(",")]
+    if not all(names):
+        raise click.BadParameter(
+            f"{','.join(texts)!r} is not NAME,NAME, such as x,lengths.", ctx, option
+        )
+    return tuple(names)
+
+
 def _check_report_path(
     ctx: click.Context, option: click.Parameter, path: Path | None
 ) -> Path | None:
@@ -67,6 +79,16 @@ FORM_OPTIONS: tuple[Option, ...] = (
         "which is the batch axis, and the time axis where the form allows it.",
     ),
     click.option(
+        "--input-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
+        help="Names of the inputs, in order. Default: input, h0, c0 and lengths for a bare layer, else the names of "
+        "the arguments.",
+    ),
+    click.option(
+        "--output-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
+        help="Names of the outputs, in order. Default: output, h_n and c_n for a bare layer, else output, or output_0, "
+        "output_1 and so on.",
+    ),
+    click.option(
         "--streaming", is_flag=True,
         help="Make every state an input and an output, so that a sequence can come in chunks.",
     ),
@@ -98,6 +120,10 @@ BUNDLE_OPTIONS: tuple[Option, ...] = (
 # Keyword arguments of `target.from_weights`.
 WEIGHTS_OPTIONS: tuple[Option, ...] = (
     click.option(
+        "--key", metavar="PATH",
+        help="The layer in a checkpoint of more, such as model.encoder.rnn. Default: the only one.",
+    ),
+    click.option(
         "--nonlinearity", type=click.Choice(["tanh", "relu"]),
         help="Nonlinearity of an RNN in a weights file. Default: tanh.",
     ),
@@ -106,7 +132,7 @@ WEIGHTS_OPTIONS: tuple[Option, ...] = (
     click.option("--batch", type=click.IntRange(1), help="For a weights file: B of the example. Default: 2."),
     click.option("--lengths", is_flag=True, help="For a weights file: the layer also takes the lengths of the rows."),
 )  # fmt: skip
-WEIGHTS = ("nonlinearity", "batch_first", "steps", "batch", "lengths")
+WEIGHTS = ("key", "nonlinearity", "batch_first", "steps", "batch", "lengths")
 
 PROVIDER_OPTION = click.option(
     "--require-provider", metavar="PROVIDER",

@@ -39,7 +39,8 @@ def load_target(target: str, **options: Any) -> Target:
     """Load the model and the example of a TARGET.
 
     Args:
-        target: "package.module:factory", or a weights file, recognised by its suffix (.safetensors, .pt, .pth, .bin).
+        target: "package.module:factory", or a weights file, recognised by its suffix (.safetensors, .pt, .pth, .bin,
+            .ckpt).
         options: for a weights file only, as for `from_weights`.
 
     Raises:
@@ -67,6 +68,7 @@ def load_target(target: str, **options: Any) -> Target:
 def from_weights(
     path: Path,
     *,
+    key: str | None = None,
     nonlinearity: str | None = None,
     batch_first: bool = False,
     steps: int = 32,
@@ -77,19 +79,21 @@ def from_weights(
 
     Args:
         path: the file; see `read_layer`.
+        key: the path of the layer in the file; see `read_layer`.
         nonlinearity, batch_first: what the file does not contain; see `read_layer`.
         steps, batch: T and B of the example.
         lengths: whether the layer is also called with the lengths of the rows.
     """
-    layer = read_layer(path, nonlinearity=nonlinearity, batch_first=batch_first)
+    layer = read_layer(path, key=key, nonlinearity=nonlinearity, batch_first=batch_first)
     args, kwargs = example(layer, steps=steps, batch=batch, lengths=lengths)
     assumptions = [f"batch_first={batch_first} (--batch-first)"]
     if isinstance(layer, nn.RNN):
         assumptions.insert(0, f"{layer.nonlinearity} (--nonlinearity)")
     first_weight = next(layer.parameters())
     dtype = str(first_weight.dtype).removeprefix("torch.")
+    place = f"{path}, {key}" if key else str(path)
     shown_as = (
-        f"{path}: {layer}, {dtype}; not in the file, and so assumed: {', '.join(assumptions)}"
+        f"{place}: {layer}, {dtype}; not in the file, and so assumed: {', '.join(assumptions)}"
     )
     return Target(layer, args, kwargs, shown_as)
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from deploy_rnn.errors import TargetError
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+from .checkpoint import WEIGHT_NAME, select_layer
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 """Files that are read as weights; all but the first by `torch.load(weights_only=True)`."""
 
 FAMILIES: Mapping[int, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
@@ -29,19 +31,22 @@ FAMILIES: Mapping[int, type[nn.RNN] | type[nn.GRU] | type[nn.LSTM]] = {
 WIDENED = (torch.float16, torch.bfloat16)
 """What most hubs store, and no file computes in: such weights are read as float32, which has each of their values."""
 
-_NAME = re.compile(r"(?:weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)_l(\d+)(_reverse)?")
-
 
 def read_layer(
-    path: Path, *, nonlinearity: str | None = None, batch_first: bool = False
+    path: Path,
+    *,
+    key: str | None = None,
+    nonlinearity: str | None = None,
+    batch_first: bool = False,
 ) -> nn.RNNBase:
     """Return the layer of `torch.nn` that has the weights in a file, in evaluation mode on the CPU.
 
     Weights in float16 or bfloat16 become float32.
 
     Args:
-        path: .safetensors, or a state_dict in .pt, .pth or .bin; a common prefix of the names, such as "rnn.", is
-            dropped.
+        path: .safetensors, or a state_dict in .pt, .pth, .bin or .ckpt, by itself or in dicts; a prefix of the names,
+            such as "rnn.", is dropped.
+        key: the path of the layer, or its end, such as "model.encoder.rnn"; None if it is the only one.
         nonlinearity: "tanh" or "relu" for an RNN, None for "tanh"; the weights do not show it.
         batch_first: whether the input is (B, T, I); the weights do not show it either.
 
@@ -51,7 +56,7 @@ def read_layer(
     if not path.is_file():
         raise TargetError(f"there is no file {str(path)!r}.")
     try:
-        weights = _without_prefix(_read(path))
+        weights = _without_prefix(_read(path, key))
         layer = _make_layer(weights, nonlinearity, batch_first)
         _check_complete(layer, weights)
     except TargetError as error:
@@ -61,13 +66,14 @@ def read_layer(
     return layer.eval()
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """Read a state_dict; its tensors are copied, since weights in a file may share memory."""
+def _read(path: Path, key: str | None) -> dict[str, Tensor]:
+    """Read a state_dict, or the layer at `key` in it; tensors are copied, since weights in a file may share memory."""
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping) or not content:
         raise TargetError(
             f"contains {_describe(content)}, not a state_dict; save `layer.state_dict()`."
         )
+    content = select_layer(content, key)
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise TargetError(
@@ -151,7 +157,7 @@ def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefixes = {name.rpartition(".")[0] for name in weights}
     if len(prefixes) == 1:
         weights = {name.rpartition(".")[2]: weight for name, weight in weights.items()}
-    unknown_names = [name for name in weights if not _NAME.fullmatch(name)]
+    unknown_names = [name for name in weights if not WEIGHT_NAME.fullmatch(name)]
     if unknown_names:
         raise TargetError(
             f"is not a single recurrent layer: it has {_list_names(unknown_names)}. For a whole model give a "
@@ -219,7 +225,7 @@ def _check_first_weights(weights: Mapping[str, Tensor]) -> None:
 
 
 def _layer_number(name: str) -> int:
-    match = _NAME.fullmatch(name)
+    match = WEIGHT_NAME.fullmatch(name)
     assert match is not None  # `_without_prefix` refused all other names
     return int(match[1])
 

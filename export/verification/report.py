@@ -11,7 +11,7 @@ from deploy_rnn.tensor_spec import TensorSpec
 from ..onnx_file import OnnxFile
 
 JSON_FIELDS = (
-    "path", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
+    "path", "verdict", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
     "versions", "date", "machine", "model", "tolerance", "untrimmed",
 )  # fmt: skip
@@ -180,7 +180,7 @@ class Report:
 
     @property
     def nodes(self) -> int:
-        return self.file.graph_nodes
+        return self.file.nodes
 
     @property
     def bytes(self) -> int:
@@ -228,6 +228,17 @@ class Report:
             if comparison.max_abs_error > largest.max_abs_error:
                 outputs[comparison.output] = comparison
         return worst
+
+    @property
+    def verdict(self) -> str:
+        """Whether the file is the model, and by how little it differs, in one line."""
+        checked = [name for name, status in self.providers.items() if status.startswith("checked")]
+        largest = max((run.max_abs_error for run in self.comparisons), default=0.0)
+        used = max((run.used for run in self.comparisons), default=0.0)
+        return (
+            f"{'differs' if self.failures else 'agrees'} on {' and '.join(checked) or 'no provider'}, "
+            f"{len(self.comparisons)} comparisons, largest error {largest:.1e}, at most {used:.0%} of what is allowed"
+        )
 
     def to_json(self) -> str:
         """Every field; an infinite difference is the string "inf", since JSON has no number for it."""

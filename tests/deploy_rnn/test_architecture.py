@@ -56,7 +56,7 @@ ARROWS = {
         "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
         "export.bare_layer", "export.options",
     },
-    "export.verification": {"nn", "checking", "runtime", "export.onnx_file", "export.bare_layer"},
+    "export.verification": {"nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer"},
     "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
     "export.exporter": {
         "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.verification",
@@ -277,7 +277,7 @@ def test_public_names() -> None:
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
         "reports_html",
-        "verify",
+        "verify", "verify_bundle",
     ]  # fmt: skip
     assert dir(deploy_rnn.serving) == [
         "BundleError", "BusyError", "ClosedError", "DeadlineError", "Engine", "InputError", "Limits", "LoadError",

@@ -421,7 +421,7 @@ def test_files_that_cannot_be_verified(rnn: nn.RNN) -> None:
 def test_a_folder_is_refused() -> None:
     assert (
         refused("verify", "made", "--against", "made.models:plain")
-        == "'made' is a folder; give an .onnx file."
+        == "'made' is not a bundle: manifest.json is missing."
     )
     assert refused("inspect", "made") == "'made' is not a bundle: manifest.json is missing."
 
@@ -529,6 +529,97 @@ def test_a_bundle_is_exported_and_inspected(folder: Path) -> None:
     assert json.loads(run("inspect", "m", "--json").stdout)["sha256"] == manifest["sha256"]
     Path("m/scan.onnx").write_bytes(b"")
     assert "is not the file that was exported" in refused("inspect", "m")
+
+
+def test_a_bundle_is_verified_graph_by_graph(rnn: nn.RNN) -> None:
+    done = run("export", "rnn.pt", "-o", "m", "--steps", "5", "--bucket", "3", "--form", "scan")
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    verdicts = lines[lines.index("verified:") + 1 :]
+    assert verdicts[0].startswith("  scan.onnx: agrees on CPUExecutionProvider")
+    assert verdicts[1].startswith("  unrolled-3.onnx: agrees on CPUExecutionProvider")
+    assert verdicts[2] == f"  all of it: {Path('m/report.html')}"
+
+    options = ("--against", "rnn.pt", "--steps", "5")
+    done = run("verify", "m", *options, "--report", "passed.html")
+    assert done.exit_code == 0
+    assert "m: verified:\n  scan.onnx: agrees on CPUExecutionProvider" in done.stdout
+    assert "unrolled-3.onnx" in Path("passed.html").read_text(encoding="utf-8")
+
+    done = run(
+        "verify", "m", *options, "--nonlinearity", "relu", "--report", "failed.json", "--json"
+    )
+    assert done.exit_code == 1
+    fields = json.loads(done.stdout)
+    assert fields["error"].startswith(
+        "2 of the 2 graphs of 'm' are not the model: scan.onnx is not the model: "
+    )
+    assert "unrolled-3.onnx is not the model: " in fields["error"]
+    assert [Path(graph["path"]).name for graph in fields["graphs"]] == [
+        "scan.onnx",
+        "unrolled-3.onnx",
+    ]
+    assert [graph["verdict"][:8] for graph in json.loads(Path("failed.json").read_text())] == [
+        "differs "
+    ] * 2
+
+    Path("m/scan.onnx").write_bytes(Path("m/scan.onnx").read_bytes() + b" ")
+    done = run("verify", "m", *options)
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "is not the file that was exported" in done.stderr
+
+
+def test_a_checkpoint_without_code_becomes_a_bundle_with_names_of_its_own() -> None:
+    weights = {f"model.rnn.{name}": weight for name, weight in nn.GRU(3, 4).state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": {"lr": 0.1}}, "last.ckpt")
+    done = run(
+        "export", "last.ckpt", "-o", "m", "--key", "model.rnn", "--form", "native",
+        "--input-names", "frames", "--output-names", "states, last",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert done.stdout.startswith("last.ckpt, model.rnn: GRU(3, 4), float32; ")
+    assert (
+        "  input   frames: float32 [T, B, 3]\n  output  states: float32 [T, B, 4]\n" in done.stdout
+    )
+    assert "  output  last: float32 [1, B, 4]\n" in done.stdout
+    assert run("verify", "m", "--against", "last.ckpt", "--key", "rnn").exit_code == 0
+    done = run("export", "made.models:plain", "-o", "m.onnx", "--input-names", "x,")
+    assert done.exit_code == 2
+    assert "'x,' is not NAME,NAME, such as x,lengths." in done.stderr
+    assert "--key: only for a weights file" in refused(
+        "export", "made.models:plain", "-o", "m.onnx", "--key", "rnn"
+    )
+
+
+def interrupt(*arguments: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["export", "made.models:plain", "-o", "m.onnx"], "deploy_rnn.export.exporter.export_onnx"),
+        (["export", "made.models:plain", "-o", "m"], "deploy_rnn.export.bundle.CapturedModel.of"),
+        (["check", "made.models:plain"], "deploy_rnn.export.ways.export_onnx"),
+        (["inspect", "made"], "deploy_rnn.bundle.Manifest.read"),
+    ],
+)
+def test_ctrl_c_is_exit_code_130(
+    command: list[str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name, interrupt)
+    done = run(*command)
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == "Interrupted."
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in Path().iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("output", ["m.onnx", "m"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(output: str) -> None:
+    done = run("export", "made.nothing:x", "-o", output, "--report", "nowhere/r.html")
+    assert done.exit_code == 2
+    assert "the folder of 'nowhere/r.html' does not exist; make it first." in done.stderr
 
 
 def test_help_has_an_example_and_every_form() -> None:

@@ -37,7 +37,10 @@ def test_a_file_of_ours(tmp_path: Path) -> None:
     assert file.metadata == {}
     assert file.dynamic["T"] == ("input axis 0", "output axis 0")
     assert file.dynamic["B"] == ("input axis 1", "lengths axis 0", "output axis 1", "h_n axis 1")
-    assert file.nodes > report.nodes  # those in the loop's body, too
+    assert file.nodes == report.nodes
+    inner_nodes = sum(file.node_types.values()) - file.nodes
+    assert inner_nodes > 0  # those in the loop's body
+    assert f"  nodes    {report.nodes}, and {inner_nodes} in loops and branches: " in str(file)
     assert file.node_types["Scan"] == 1
     assert file.weight_bytes >= 4 * (12 * 3 + 12 * 4 + 2 * 12)
     lines = str(file).splitlines()
@@ -130,8 +133,17 @@ def test_external_data_is_measured_where_it_is(tmp_path: Path) -> None:
     file = OnnxFile.read(tmp_path / "x.onnx")
     assert file.weight_bytes == 4000
     assert file.bytes == (tmp_path / "x.onnx").stat().st_size + 4000
+    assert file.missing_data == {}
+    (tmp_path / "x.data").write_bytes(bytes(3999))
+    file = OnnxFile.read(tmp_path / "x.onnx")
+    assert file.missing_data == {"x.data": "has 3,999 bytes, the weights in it need 4,000"}
     (tmp_path / "x.data").unlink()
-    assert OnnxFile.read(tmp_path / "x.onnx").weight_bytes == 4000
+    file = OnnxFile.read(tmp_path / "x.onnx")
+    assert file.weight_bytes == 4000
+    assert (
+        "  missing  x.data: this file has the weights, and is not there" in str(file).splitlines()
+    )
+    assert "x.data" in file.to_dict()["missing_data"]
 
 
 def test_external_data_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
@@ -146,6 +158,7 @@ def test_external_data_elsewhere_is_not_looked_at(tmp_path: Path) -> None:
     path = saved(graph, tmp_path / "folder/x.onnx")
     assert OnnxFile.read(path).bytes == path.stat().st_size
     assert OnnxFile.read(path).weight_bytes == 12
+    assert OnnxFile.read(path).missing_data["../secret"].startswith("leads out of the folder")
 
 
 def test_other_metadata_is_shown(tmp_path: Path) -> None:

@@ -125,11 +125,7 @@ def gru(**changed: Tensor | None) -> dict[str, Tensor]:
         (gru(weight_ih_l0=torch.zeros(15, 3).to_sparse()), "torch.sparse_coo, on cpu at `weight_ih_l0`; the weights"),
         (gru(weight_ih_l0=torch.zeros(15, 3, device="meta")), "torch.strided, on meta at `weight_ih_l0`; the weights"),
         (nn.Linear(3, 5).state_dict(), "is not a single recurrent layer: it has `weight`, `bias`. For a whole model"),
-        (
-            {**{f"rnn.{name}": weight for name, weight in gru().items()}, "score.weight": torch.zeros(2, 5)},
-            "it has `rnn.weight_ih_l0`, `rnn.weight_hh_l0`, `rnn.bias_ih_l0`, `rnn.bias_hh_l0` and 13 more. For a",
-        ),
-        ({"state_dict": gru(), "epoch": 3}, "has a dict at 'state_dict', not a tensor; save `layer.state_dict()` and"),
+        ({"optimizer": {"lr": 3}, "epoch": 3}, "has a dict at 'optimizer', not a tensor; save `layer.state_dict()`"),
         ({3: torch.zeros(2)}, "has a Tensor at 3, not a tensor; save"),
         ([torch.zeros(3)], "contains a list, not a state_dict; save `layer.state_dict()`."),
         ({}, "contains an empty dict, not a state_dict;"),
@@ -141,6 +137,103 @@ def test_a_file_that_is_not_a_layer_is_refused(content: Any, message: str, tmp_p
         read_layer(tmp_path / "w.pt")
     assert message in str(raised.value)
     assert repr(str(tmp_path / "w.pt")) in str(raised.value)
+
+
+MODEL = {
+    **{f"encoder.rnn.{name}": weight for name, weight in gru().items()},
+    **{f"decoder.rnn.{name}": weight for name, weight in nn.LSTM(2, 3).state_dict().items()},
+    "score.weight": torch.zeros(2, 5),
+}
+LIGHTNING = {
+    "epoch": 3,
+    "state_dict": {f"model.{name}": weight for name, weight in MODEL.items()},
+    "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(3)}}}],
+    "hyper_parameters": {"lr": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "family"),
+    [
+        (MODEL, "encoder.rnn", nn.GRU),
+        (MODEL, "decoder", None),
+        (MODEL, "decoder.rnn", nn.LSTM),
+        (LIGHTNING, "model.encoder.rnn", nn.GRU),
+        (LIGHTNING, "state_dict.model.encoder.rnn", nn.GRU),
+        (LIGHTNING, "encoder.rnn", nn.GRU),
+        ({"state_dict": gru(), "epoch": 3}, None, nn.GRU),
+        ({"state_dict": gru(), "epoch": 3}, "state_dict", nn.GRU),
+        ({"model": {"net": {f"rnn.{name}": weight for name, weight in gru().items()}}, 3: 4}, None, nn.GRU),
+        ({"model": gru(), "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}}}, None, nn.GRU),
+        ({f"rnn.{name}": weight for name, weight in gru().items()}, "rnn", nn.GRU),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
+def test_a_layer_of_a_checkpoint(
+    content: Any, key: str | None, family: Any, suffix: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"w{suffix}"
+    torch.save(content, path)
+    if family is None:
+        with pytest.raises(TargetError, match="has no recurrent layer at --key"):
+            read_layer(path, key=key)
+        return
+    layer = read_layer(path, key=key)
+    assert type(layer) is family
+    stored = {
+        name.rpartition(".")[2]: weight for name, weight in flat(content) if "exp_avg" not in name
+    }
+    if content not in (MODEL, LIGHTNING):
+        assert all(torch.equal(weight, stored[name]) for name, weight in layer.state_dict().items())
+
+
+def flat(content: Any, path: str = "") -> list[tuple[str, Tensor]]:
+    found = []
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            found.append((f"{path}{name}", value))
+        elif isinstance(value, dict):
+            found += flat(value, f"{path}{name}.")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "message"),
+    [
+        (MODEL, None, "has more than the weights of one recurrent layer; choose one with --key: `encoder.rnn`, `deco"),
+        (LIGHTNING, None, "--key: `state_dict.model.encoder.rnn`, `state_dict.model.decoder.rnn`. For the whole model"),
+        (LIGHTNING, "rnn", "has `state_dict.model.encoder.rnn`, `state_dict.model.decoder.rnn`; give more of the pa"),
+        (MODEL, "score", "no recurrent layer at --key (='score'); its recurrent layers are `encoder.rnn`, `deco"),
+        (MODEL, "coder.rnn", "has no recurrent layer at --key (='coder.rnn')"),
+        ({"score.weight": torch.zeros(2)}, "rnn", "has no recurrent layer at --key (='rnn'); nor anywhere else."),
+        (
+            {**{f"rnn.{name}": weight for name, weight in gru().items()}, "score.weight": torch.zeros(2, 5)},
+            None,
+            "has more than the weights of one recurrent layer; choose one with --key: `rnn`. For the whole model give",
+        ),
+        ({"model": {**gru(), "scale": torch.zeros(2)}}, None, "has more than the weights of one recurrent layer"),
+        ({"model": gru(weight_hh_l1=None)}, None, "is not a complete recurrent layer: missing `weight_hh_l1`."),
+    ],
+)  # fmt: skip
+def test_what_a_key_cannot_find(
+    content: Any, key: str | None, message: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "w.ckpt")
+    with pytest.raises(TargetError) as raised:
+        read_layer(tmp_path / "w.ckpt", key=key)
+    assert message in str(raised.value)
+
+
+def test_a_key_in_safetensors(tmp_path: Path) -> None:
+    save_file(
+        {name: weight.contiguous() for name, weight in MODEL.items()}, tmp_path / "w.safetensors"
+    )
+    layer = read_layer(tmp_path / "w.safetensors", key="encoder.rnn")
+    assert torch.equal(layer.weight_hh_l1, MODEL["encoder.rnn.weight_hh_l1"])  # type: ignore[arg-type]
+    target = from_weights(tmp_path / "w.safetensors", key="decoder.rnn")
+    assert target.shown_as.startswith(
+        f"{tmp_path / 'w.safetensors'}, decoder.rnn: LSTM(2, 3), float32; "
+    )
 
 
 def test_a_nonlinearity_for_another_family_is_refused(tmp_path: Path) -> None:

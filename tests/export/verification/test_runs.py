@@ -25,11 +25,12 @@ FILE = OnnxFile(
     opsets={"": 18},
     inputs=(TensorSpec("x", "float32", ("T",)), TensorSpec("total0", "float32", (1,))),
     outputs=(TensorSpec("sums", "float32", ("T",)), TensorSpec("total_n", "float32", (1,))),
-    graph_nodes=1,
+    nodes=1,
     node_types={"CumSum": 1},
     file_bytes=0,
     bytes=0,
     weight_bytes=0,
+    missing_data={},
     metadata={},
 )
 X = np.array([1, 2, 3, 4, 5], np.float32)

@@ -1,0 +1,127 @@
+"""`verify_bundle`: every graph of a bundle against the PyTorch model that it came from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from deploy_rnn.bundle import Graph, Manifest
+from deploy_rnn.checking.example_call import ExampleCall, on_cpu
+from deploy_rnn.checking.module import check_module
+from deploy_rnn.checking.tolerance import Tolerance, model_precision
+from deploy_rnn.checking.trials import SIZES, Reference, resized
+from deploy_rnn.checking.two_calls import check_two_calls
+from deploy_rnn.errors import BundleError, ExportError, LoadError, VerificationError
+from deploy_rnn.tensor_spec import TensorSpec
+
+from ..bare_layer import with_lengths
+from ..onnx_file import OnnxFile
+from .report import Report
+from .verify import LONG_STEPS, CheckOptions, check
+
+
+def verify_bundle(
+    folder: str | Path,
+    model: nn.Module,
+    args: Any = (),
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    atol: float | None = None,
+    rtol: float | None = None,
+    sizes: Sequence[int] = SIZES,
+    long_steps: int | None = LONG_STEPS,
+    require_provider: str | None = None,
+) -> tuple[Report, ...]:
+    """Check a bundle: its files are those that were exported, and every graph is `model`.
+
+    A graph for one number of steps gets the example cut, or repeated from its beginning, to that number.
+
+    Args:
+        folder: the bundle.
+        model, args, kwargs, atol, rtol, sizes, long_steps, require_provider: as for `verify`.
+
+    Returns:
+        The report of each graph, in the order of the manifest.
+
+    Raises:
+        VerificationError: a graph differs from the model, cannot be run, or is not what the manifest says of it; every
+            graph is looked at first, and `reports` has all that could be run.
+        BundleError: not a bundle, or a file that is missing or is not the one that was exported.
+        ExportError: the model fails on the example, or gives other numbers when it is called again.
+        ProviderError: as for `verify`.
+        ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
+    """
+    folder = Path(folder)
+    check_module(model)
+    manifest = Manifest.read(folder)
+    manifest.check(folder)
+    options = CheckOptions(
+        Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
+    )
+    model = with_lengths(model, kwargs)
+    model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
+    reference = Reference(model)
+    check_two_calls(reference.model, call)
+    reports: list[Report] = []
+    faults: list[str] = []
+    first_failure: Report | None = None
+    for graph in manifest.graphs:
+        path = folder / graph.file
+        try:
+            _check_manifest(manifest, graph, path)
+            graph_call = _with_steps(manifest, call, graph.steps)
+            reports.append(check(path, reference, graph_call, options, shown_as=path))
+        except VerificationError as error:
+            faults.append(str(error))
+            if error.report is not None:
+                reports.append(error.report)
+                first_failure = first_failure or error.report
+        except (ExportError, LoadError, BundleError) as error:
+            faults.append(str(error))
+    if faults:
+        raise VerificationError(
+            f"{len(faults)} of the {len(manifest.graphs)} graphs of {str(folder)!r} are not the model: "
+            + " ".join(f"{fault.rstrip('.')}." for fault in faults),
+            first_failure,
+            reports,
+        )
+    return tuple(reports)
+
+
+def _check_manifest(manifest: Manifest, graph: Graph, path: Path) -> None:
+    """Raises: BundleError: a graph that has other inputs or outputs than the manifest says."""
+    file = OnnxFile.read(path)
+    promised = (*manifest.inputs, *manifest.outputs)
+    actual = (*file.inputs, *file.outputs)
+    # The shapes of a graph for one number of steps follow from the others.
+    for tensor, spec in zip(promised, actual, strict=False):
+        expected = TensorSpec(tensor.name, tensor.dtype, tensor.shape)
+        if graph.steps is not None:
+            expected = replace(expected, shape=spec.shape)
+        if expected != spec:
+            raise BundleError(f"{path.name} has `{spec}`, where the manifest says `{expected}`")
+    counts = len(file.inputs), len(file.outputs)
+    if counts != (len(manifest.inputs), len(manifest.outputs)):
+        raise BundleError(
+            f"{path.name} has {counts[0]} inputs and {counts[1]} outputs, where the manifest says "
+            f"{len(manifest.inputs)} and {len(manifest.outputs)}"
+        )
+
+
+def _with_steps(manifest: Manifest, call: ExampleCall, steps: int | None) -> ExampleCall:
+    """The example with that number of steps, and no longer rows; as it is for a graph for any number."""
+    if steps is None:
+        return call
+    tensors = list(call.tensors)
+    # A streaming graph has more inputs than the example has tensors: its states come last.
+    for number, spec in enumerate(manifest.inputs[: len(tensors)]):
+        tensor = tensors[number]
+        if spec.time is not None and spec.time < tensor.dim():
+            shape = list(tensor.shape)
+            shape[spec.time] = steps
+            tensors[number] = resized(tensor, shape)
+        if spec.name in manifest.lengths:
+            tensors[number] = tensor.clamp(max=steps)
+    return call.with_tensors(tensors)
