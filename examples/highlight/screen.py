@@ -74,13 +74,13 @@ def disturbance(results: Mapping[str, Result], load: float | None) -> str | None
     """
     cores = os.cpu_count() or 1
     if load is not None and load > cores:
-        return f"The machine is busy (load {load:.1f} on {cores} cores): times vary, and ratios would mislead."
+        return (
+            f"The machine is busy (load {load:.1f} on {cores} cores): no ratios, since times vary."
+        )
     for name, result in results.items():
         seconds = result.seconds
         if seconds is not None and seconds.high > WIDEST_SPREAD * seconds.low:
-            return (
-                f"Something else was running: the times of {name} vary, and ratios would mislead."
-            )
+            return f"Something else ran: no ratios, since the times of {name} vary."
     return None
 
 

@@ -284,10 +284,10 @@ def test_what_disturbs_a_measurement_is_said(monkeypatch: pytest.MonkeyPatch) ->
     assert screen.disturbance(runs_of(10, 4), 2.0) is None
     assert screen.disturbance(runs_of(10, 4), None) is None
     assert screen.disturbance(runs_of(10, 4), 2.1) == (
-        "The machine is busy (load 2.1 on 2 cores): times vary, and ratios would mislead."
+        "The machine is busy (load 2.1 on 2 cores): no ratios, since times vary."
     )
     assert screen.disturbance({**runs_of(10), "scan": runs_of(4, spread=2.5)["0"]}, 0.1) == (
-        "Something else was running: the times of scan vary, and ratios would mislead."
+        "Something else ran: no ratios, since the times of scan vary."
     )
 
 
@@ -329,6 +329,14 @@ def masked(lines: list[str]) -> list[str]:
         )
         masked_lines.append(re.sub(r"(\d[\d.,]*(e[-+]\d+)?)+", "#", "".join(text.split())))
     return masked_lines
+
+
+def test_every_sentence_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert len(screen.disturbance(runs_of(10, 4), 1234.5) or "") in range(1, 81)
+    for name in WAYS:
+        results = {name: runs_of(10, spread=3)["0"]}
+        assert len(screen.disturbance(results, None) or "") in range(1, 81)
 
 
 def test_labels_that_differ_are_counted() -> None:
