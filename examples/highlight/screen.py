@@ -20,8 +20,8 @@ from deploy_rnn.timing import Timing
 from .labels import LABELS
 
 STYLES = {
-    "space": "", "operator": "", "name": "", "call": "color(27)", "definition": "bold color(130)",
-    "keyword": "bold color(129)", "number": "color(30)", "string": "color(28)", "comment": "italic color(243)",
+    "space": "", "operator": "", "name": "", "call": "color(32)", "definition": "bold color(166)",
+    "keyword": "bold color(164)", "number": "color(30)", "string": "color(64)", "comment": "italic color(244)",
 }  # fmt: skip
 """Label -> style. The colours are as far from white as from black, so that they can be read on both, and on paper."""
 
