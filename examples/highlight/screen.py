@@ -137,7 +137,7 @@ def next_commands(folder: Path, unrolled: Path) -> list[str]:
     return [
         f"{program} serve {_quoted(unrolled.parent)} --page {_quoted(folder / 'highlighter')}",
         f"{program} inspect {_quoted(unrolled)}",
-        f"{program} export --help",
+        f"{program} check --help",
     ]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deploy_rnn import __version__
+from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.runtime import usable_cores
 
 
@@ -56,7 +57,7 @@ def _describe_machine() -> str:
 def _processor() -> str:
     """The name of the processor, as far as the system tells it."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
     for line in lines:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -64,14 +65,24 @@ def _processor() -> str:
 
 
 def _describe_model(model: nn.Module) -> str:
-    """Such as "Tagger with rnn: RNN(32, 64, num_layers=2); 21,833 weights"."""
-    layers = []
+    """Such as "Tagger with rnn: RNN(32, 64), 2 layers; 21,833 weights"."""
+    name = getattr(model, "original_name", type(model).__name__)  # of a scripted module
+    layers = {}
     for path, module in model.named_modules():
-        # By name: a layer of deploy_rnn, or a subclass of a layer of torch.nn, is one too.
-        if hasattr(module, "hidden_size") and hasattr(module, "num_layers"):
-            layers.append(f"{path}: {module}" if path else str(module))
-    weights = f"{sum(weight.numel() for weight in model.parameters()):,} weights"
-    name = type(model).__name__
-    if not layers or str(model) in layers:
-        return f"{layers[0] if layers else name}; {weights}"
-    return f"{name} with {', '.join(layers)}; {weights}"
+        if isinstance(module, (nn.RNNBase, Recurrent)):
+            layers[path] = _describe_layer(module)
+    weights = sum(weight.numel() for weight in model.parameters())
+    if "" in layers:
+        return f"{layers['']}; {weights:,} weights"
+    inner = "; ".join(f"{path}: {layer}" for path, layer in layers.items())
+    return f"{name}{f' with {inner}' if inner else ''}; {weights:,} weights"
+
+
+def _describe_layer(layer: nn.RNNBase | Recurrent) -> str:
+    """Not by its repr, which a subclass may have made its own."""
+    parts = [f"{type(layer).__name__}({layer.input_size}, {layer.hidden_size})"]
+    if layer.num_layers > 1:
+        parts.append(f"{layer.num_layers} layers")
+    if layer.bidirectional:
+        parts.append("bidirectional")
+    return ", ".join(parts)

@@ -209,7 +209,7 @@ def test_the_demo_on_its_sample(tmp_path: Path) -> None:
     assert "<span class=" in page
     commands = [line.strip() for line in lines[-3:]]
     assert [command.split()[command.split().index("-m") + 2] if "-m" in command else command.split()[1]
-            for command in commands] == ["serve", "inspect", "export"]  # fmt: skip
+            for command in commands] == ["serve", "inspect", "check"]  # fmt: skip
     for command in commands[1:]:
         subprocess.run(command, shell=True, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
     serve = commands[0].split()
@@ -380,7 +380,7 @@ def test_the_commands_at_the_end_are_typed_as_this_program_is(
     monkeypatch.setenv("PATH", "")
     assert (
         screen.next_commands(Path("out"), Path("out/highlight/g.onnx"))[2]
-        == ".venv/bin/python -m deploy_rnn export --help"
+        == ".venv/bin/python -m deploy_rnn check --help"
     )
     script = folder / "deploy-rnn"
     script.write_text("#!/bin/sh\n", encoding="utf-8")
@@ -388,7 +388,7 @@ def test_the_commands_at_the_end_are_typed_as_this_program_is(
     assert screen.next_commands(Path("out"), Path("out/highlight/g.onnx")) == [
         ".venv/bin/deploy-rnn serve out/highlight --page out/highlighter",
         ".venv/bin/deploy-rnn inspect out/highlight/g.onnx",
-        ".venv/bin/deploy-rnn export --help",
+        ".venv/bin/deploy-rnn check --help",
     ]
     monkeypatch.setenv("PATH", str(folder))
     assert (

@@ -576,7 +576,7 @@ def test_a_report_says_when_where_and_of_what_it_is(tmp_path: Path) -> None:
     date = datetime.fromisoformat(report.date)
     assert date.tzinfo is not None
     assert abs((date - before).total_seconds()) < 600
-    assert report.model == "Scores with rnn: GRU(5, 5, batch_first=True); 210 weights"
+    assert report.model == "Scores with rnn: GRU(5, 5); 210 weights"
     assert report.versions.keys() == {"deploy-rnn", "python", "torch", "onnx", "onnxruntime"}
     assert " core" in report.machine
     fields = json.loads(report.to_json())
@@ -588,17 +588,33 @@ def test_a_report_says_when_where_and_of_what_it_is(tmp_path: Path) -> None:
         assert phrase in text
 
 
+class Wrapper(nn.Module):
+    """Has the attributes of a layer, but is none; and its repr is of no use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = 4
+        self.num_layers = 2
+        self.encoder = nn.ModuleDict({"rnn": nn.GRU(3, 4, 2, bidirectional=True)})
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not today")
+
+
 @pytest.mark.parametrize(
     ("model", "described"),
     [
-        (nn.LSTM(3, 4, proj_size=2), "LSTM(3, 4, proj_size=2); 120 weights"),
-        (deploy_rnn.RNN(3, 4), "RNN(3, 4); 36 weights"),
+        (nn.LSTM(3, 4, proj_size=2), "LSTM(3, 4); 120 weights"),
+        (deploy_rnn.RNN(3, 4, 2), "RNN(3, 4), 2 layers; 76 weights"),
         (nn.Linear(3, 4), "Linear; 16 weights"),
         (
             nn.Sequential(nn.GRU(3, 4), nn.RNN(3, 4)),
-            "Sequential with 0: GRU(3, 4), 1: RNN(3, 4); 144 weights",
+            "Sequential with 0: GRU(3, 4); 1: RNN(3, 4); 144 weights",
         ),
+        (Wrapper(), "Wrapper with encoder.rnn: GRU(3, 4), 2 layers, bidirectional; 552 weights"),
+        (nn.Tanh(), "Tanh; 0 weights"),
     ],
+    ids=["bare", "ours", "no layer", "two layers", "wrapper", "no weights"],
 )
 def test_what_a_model_is(model: nn.Module, described: str) -> None:
     assert Provenance.of(model).model == described
