@@ -61,11 +61,17 @@ class SumModel:
         self.closed = False
         self._streams: dict[int | str, list[np.ndarray]] = {}
         self._worker = ThreadPoolExecutor(1)
+        # As in `Model`: a request is accepted before it is closed, or refused, and nothing in between.
+        self._lock = threading.Lock()
         self._successes = 0
         self._queued = 0
         self._accepted: list[Future[Response]] = []
 
     def submit(self, request: Request) -> "Future[Response]":
+        with self._lock:
+            return self._submit(request)
+
+    def _submit(self, request: Request) -> "Future[Response]":
         if self.closed:
             raise ClosedError(f"model `{self.name}` is being unloaded.")
         if self._queued >= self.max_queue:
@@ -126,7 +132,8 @@ class SumModel:
         )  # fmt: skip
 
     def close(self, timeout: float | None = None) -> None:
-        self.closed = True
+        with self._lock:
+            self.closed = True
         wait(self._accepted, timeout)
         self._worker.shutdown(wait=False)
 
