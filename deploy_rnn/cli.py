@@ -66,7 +66,13 @@ def main() -> None:
     "-o", "--output", default=Path("build/demo"), show_default=True, type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the page and the bundle (ONNX files and a report).",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    show_default="off",
+    help="Print the result as JSON, and nothing else.",
+)
 def demo(file: Path | None, output: Path, as_json: bool) -> None:
     """Highlight a Python FILE with a bidirectional RNN that is exported and verified on the spot.
 

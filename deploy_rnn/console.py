@@ -101,7 +101,8 @@ def show_json(fields: Mapping[str, Any]) -> None:
 
 ARGUMENTS = frozenset(
     {
-        "atol", "buckets", "dynamic_shapes", "forms", "max_nodes", "opset_version", "precision", "provider",
+        "atol", "buckets", "dynamic_shapes", "forms", "input_names", "max_nodes", "opset_version", "output_names",
+        "precision", "provider",
         "require_provider", "rtol", "sizes", "streaming", "threads",
     }
 )  # fmt: skip

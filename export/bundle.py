@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx_ir as ir
 from torch import nn
@@ -37,7 +37,7 @@ def export_bundle(
     folder: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    forms: Sequence[str] | None = None,
+    forms: Sequence[Literal["unrolled", "scan", "native"]] | None = None,
     buckets: Sequence[int] | None = None,
     name: str | None = None,
     precision: str | None = None,

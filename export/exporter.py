@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import onnx_ir as ir
 from torch import nn
 
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.trials import Reference
-from deploy_rnn.errors import ExportError
+from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 
 from .auto import choose_form
@@ -19,7 +19,9 @@ from .options import DEFAULTS, ExportOptions
 from .verification.report import Report
 from .verification.verify import CheckOptions, check
 
-AUTO = "auto"
+AUTO: Final = "auto"
+
+FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
 
 
 def export_onnx(
@@ -28,7 +30,7 @@ def export_onnx(
     path: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    form: str = "unrolled",
+    form: Literal["auto", "unrolled", "scan", "native"] = AUTO,
     precision: str | None = None,
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
@@ -56,16 +58,17 @@ def export_onnx(
         kwargs: example keyword arguments. A bare layer of `torch.nn` takes `lengths` (B,) here, as the layers of
             `deploy_rnn` do, and computes what it would for `pack_padded_sequence(..., enforce_sorted=False)`.
         form: how the recurrence is written (docs/forms.md).
-            "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
+            "auto": the fastest of the following that keep dynamic what is dynamic, measured on this machine with the
+                example; the report's `forms` has the figures. It fixes no axis: "unrolled" is among them only where
+                the number of steps is fixed by `dynamic_shapes` or by the model.
             "scan": a loop over the steps; their number and the batch may be dynamic.
             "native": ONNX's RNN, GRU and LSTM operators; both may be dynamic.
-            "auto": the fastest of those that the model and its dynamic axes allow, measured on this machine with the
-                example; the report's `forms` has the figures.
+            "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
         precision: in which the file computes: "float32" or "float64". It must be that of the model's weights; None to
             use that one.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
-            layers, called "B", in forms "scan" and "native" also their time axis, called "T", and no other; the
-            report's `inputs` show what is fixed. ("auto" keeps T fixed unless it is named here.)
+            layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; the report's
+            `inputs` show what is fixed. Another mapping, be it {}, opens exactly the axes that it names.
         input_names: names of the graph's inputs. Default: `input`, `h0` and `c0` for a bare layer, else the names of
             the arguments.
         output_names: names of the graph's outputs. Default: `output`, `h_n` and `c_n` for a bare layer; for other
@@ -113,13 +116,18 @@ def export_onnx(
         sizes=sizes,
     )
     checks = CheckOptions(options.tolerance_for(model), sizes, require_provider=require_provider)
-    # "auto" tries every form on one graph, and "unrolled" is among them: time stays fixed unless it is asked for.
-    dynamic_time = form not in (*FIXED_TIME, AUTO)
-    captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
+    dynamic_time = form not in FIXED_TIME
+    try:
+        captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
+    except DynamicAxisError as error:
+        if dynamic_shapes is None and dynamic_time:
+            raise DynamicAxisError(f"{error} {FIXED_STEPS}") from error
+        raise
     measured_forms: dict[str, float | str] = {}
+    written_form: str = form
     if form == AUTO:
-        form, measured_forms = choose_form(captured, max_nodes=max_nodes)
-    graph = captured.written(form, max_nodes=max_nodes)
+        written_form, measured_forms = choose_form(captured, max_nodes=max_nodes)
+    graph = captured.written(written_form, max_nodes=max_nodes)
     reference = Reference(captured.model)
 
     def save_and_check(temporary: Path) -> Report:

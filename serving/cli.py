@@ -25,7 +25,7 @@ SECONDS = click.FloatRange(0)
 SHARE = click.FloatRange(0, 1, max_open=True)
 
 
-# Options without a default are fields of `Limits` or of `Settings`, or arguments of `Model`; the default is theirs.
+# Options that only show a default are fields of `Limits` or of `Settings`, or arguments of `Model`; it is theirs.
 @click.command(short_help="Serve a bundle, or a folder of bundles, over HTTP and gRPC.")
 @click.argument("path", type=click.Path(path_type=Path), metavar="BUNDLE_OR_FOLDER")
 @click.option(
@@ -39,66 +39,111 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 )
 @click.option(
     "--provider",
+    show_default="CPUExecutionProvider",
     metavar="PROVIDER",
     help="The onnxruntime provider, such as CUDAExecutionProvider.",
 )
-@click.option("--threads", type=COUNT, metavar="N", help="Cores that one run may use.")
 @click.option(
-    "--token", envvar="DEPLOY_RNN_TOKEN", show_envvar=True,
+    "--threads", show_default="all", type=COUNT, metavar="N", help="Cores that one run may use."
+)
+@click.option(
+    "--token", show_default="none", envvar="DEPLOY_RNN_TOKEN", show_envvar=True,
     help="Bearer token that clients must send. Better set in the environment: others can see a command line.",
 )  # fmt: skip
 @click.option(
-    "--page", "pages", type=click.Path(path_type=Path), multiple=True, metavar="FOLDER",
+    "--page", "pages", show_default="none", type=click.Path(path_type=Path), multiple=True, metavar="FOLDER",
     help="A folder with an index.html, served to everyone at /pages/FOLDER/. May be repeated.",
 )  # fmt: skip
-@click.option("--max-rows", type=COUNT, metavar="N", help="Rows in one run, and in one request.")
 @click.option(
-    "--max-queue", type=COUNT, metavar="N", help="Requests that wait; further ones are refused."
+    "--max-rows",
+    show_default="32",
+    type=COUNT,
+    metavar="N",
+    help="Rows in one run, and in one request.",
+)
+@click.option(
+    "--max-queue",
+    show_default="1024",
+    type=COUNT,
+    metavar="N",
+    help="Requests that wait; further ones are refused.",
 )
 @click.option(
     "--max-wait",
+    show_default="0.0",
     type=SECONDS,
     metavar="SECONDS",
     help="Time that a request waits for others to join it.",
 )
 @click.option(
-    "--max-waste", type=SHARE, metavar="SHARE", help="Share of a run's steps that may be padding."
+    "--max-waste",
+    show_default="0.15",
+    type=SHARE,
+    metavar="SHARE",
+    help="Share of a run's steps that may be padding.",
 )
-@click.option("--max-steps", type=COUNT, metavar="N", help="Steps in one request.")
-@click.option("--max-streams", type=COUNT, metavar="N", help="Streams whose states are held.")
+@click.option(
+    "--max-steps", show_default="100000", type=COUNT, metavar="N", help="Steps in one request."
+)
+@click.option(
+    "--max-streams",
+    show_default="4096",
+    type=COUNT,
+    metavar="N",
+    help="Streams whose states are held.",
+)
 @click.option(
     "--stream-idle",
+    show_default="300.0",
     type=SECONDS,
     metavar="SECONDS",
     help="Time after which an idle stream is dropped.",
 )
 @click.option(
     "--stream-keep",
+    show_default="10.0",
     type=SECONDS,
     metavar="SECONDS",
     help="Idle time before a new stream may replace one.",
 )
 @click.option(
-    "--max-bytes", type=COUNT, metavar="N", help="Bytes of a request's body, and of one tensor."
+    "--max-bytes",
+    show_default="67108864",
+    type=COUNT,
+    metavar="N",
+    help="Bytes of a request's body, and of one tensor.",
 )
 @click.option(
-    "--max-connections", type=COUNT, metavar="N", help="HTTP connections, and gRPC calls."
+    "--max-connections",
+    show_default="1000",
+    type=COUNT,
+    metavar="N",
+    help="HTTP connections, and gRPC calls.",
 )
 @click.option(
     "--header-seconds",
+    show_default="10.0",
     type=SECONDS,
     metavar="SECONDS",
     help="Time for the headers of a request to arrive.",
 )
 @click.option(
     "--body-seconds",
+    show_default="30.0",
     type=SECONDS,
     metavar="SECONDS",
     help="Time for the body of a request to arrive.",
 )
-@click.option("--request-seconds", type=SECONDS, metavar="SECONDS", help="Time for an answer.")
+@click.option(
+    "--request-seconds",
+    show_default="60.0",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time for an answer.",
+)
 @click.option(
     "--drain-seconds",
+    show_default="30.0",
     type=SECONDS,
     metavar="SECONDS",
     help="Time for accepted requests when stopping.",

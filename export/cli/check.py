@@ -1,10 +1,11 @@
 """`deploy-rnn check`. Only click is imported here; the rest is loaded when it is called."""
 
 import os
+import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,17 +44,28 @@ def check(target: str, as_json: bool, **options: Any) -> None:
     with command_errors(as_json=as_json):
         from ..ways import check_ways
 
-        source = load(target, without_unset(options))
+        options = without_unset(options)
+        source = load(target, options)
         result = check_ways(source.model, source.args, source.kwargs, step)
     if as_json:
         show_json(result.to_dict() | {"target": source.shown_as})
     else:
-        for line in _lines(result, source, target):
+        for line in _lines(result, source, _as_given(target, options)):
             click.echo(line)
 
 
-def _lines(result: "Check", source: "Target", target: str) -> Iterator[str]:
-    """The heading, a line for each way, and what to type next."""
+def _as_given(target: str, options: Mapping[str, Any]) -> str:
+    """TARGET and the options that were given with it, as a shell takes them."""
+    words = [target]
+    for name, value in options.items():
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(words)
+
+
+def _lines(result: "Check", source: "Target", given: str) -> Iterator[str]:
+    """The heading, a line for each way, and what to type next. `given`: TARGET and its options."""
     inputs = ", ".join(str(spec) for spec in result.inputs)
     yield from _wrap(f"{source.shown_as}; {inputs}")
     yield f"  {'PyTorch':<11}{'':<9}{_milliseconds(result.milliseconds)}"
@@ -62,11 +74,9 @@ def _lines(result: "Check", source: "Target", target: str) -> Iterator[str]:
         first = first_with.setdefault(way.message, way.name)
         repeated = not way.goes and first != way.name
         yield from _way_lines(way, f"for the reason of {first}" if repeated else way.reason)
-    files = [way for way in result.ways if way.name in ("native", "scan", "unrolled") and way.goes]
-    if files:
-        fastest = min(files, key=lambda way: way.milliseconds or 0.0)
+    if any(way.name in ("native", "scan", "unrolled") and way.goes for way in result.ways):
         yield ""
-        yield printable(f"Next: deploy-rnn export {target} -o model.onnx --form {fastest.name}")
+        yield printable(f"Next: deploy-rnn export {given} -o model.onnx")
 
 
 def _way_lines(way: "Way", reason: str) -> Iterator[str]:

@@ -65,85 +65,111 @@ def _check_report_path(
 FORM_OPTIONS: tuple[Option, ...] = (
     click.option(
         "--form", "forms", multiple=True, metavar="FORM",
-        help="How the recurrence is written: unrolled, scan, native or auto; may be repeated for a bundle.",
+        show_default="auto; in a bundle scan and native, as far as they fit",
+        help="How the recurrence is written: auto, the fastest that fixes no axis; scan, native; or unrolled, for the "
+        "example's number of steps only. May be repeated for a bundle, without auto.",
     ),
     click.option(
-        "--precision", metavar="PRECISION",
-        help="Precision in which the file computes, float32 or float64. Must be that of the model's weights, "
-        "which is the default.",
+        "--precision", metavar="PRECISION", show_default="that of the model's weights",
+        help="Precision in which the file computes, float32 or float64. Must be that of the model's weights.",
     ),
-    click.option("--opset", "opset_version", type=int, metavar="N", help="Version of the ONNX operators, 18 to 20."),
+    click.option(
+        "--opset", "opset_version", type=int, metavar="N", show_default="18",
+        help="Version of the ONNX operators, 18 to 20.",
+    ),
     click.option(
         "--dynamic", "dynamic_shapes", multiple=True, callback=_parse_dynamic, metavar="NAME:AXIS=SYMBOL",
+        show_default="batch and time; in form unrolled the batch",
         help="A dynamic axis of an argument, and its name, such as input:1=B. May be repeated; replaces the default, "
-        "which is the batch axis, and the time axis where the form allows it.",
+        "so that a time axis which is not named is fixed.",
     ),
     click.option(
         "--input-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
-        help="Names of the inputs, in order. Default: input, h0, c0 and lengths for a bare layer, else the names of "
-        "the arguments.",
+        show_default="the arguments' names; of a bare layer input, h0, c0, lengths",
+        help="Names of the inputs, in order.",
     ),
     click.option(
         "--output-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
-        help="Names of the outputs, in order. Default: output, h_n and c_n for a bare layer, else output, or output_0, "
-        "output_1 and so on.",
+        show_default="output, or output_0 and so on; of a bare layer output, h_n, c_n",
+        help="Names of the outputs, in order.",
     ),
     click.option(
-        "--streaming", is_flag=True,
+        "--streaming", is_flag=True, show_default="off",
         help="Make every state an input and an output, so that a sequence can come in chunks.",
     ),
     click.option(
-        "--max-nodes", type=click.IntRange(1), metavar="N",
+        "--max-nodes", type=click.IntRange(1), metavar="N", show_default="20000",
         help="Refuse the form unrolled if the file would have more nodes.",
     ),
 )  # fmt: skip
 
 # Keyword arguments of `verify`, and of both export functions.
 CHECK_OPTIONS: tuple[Option, ...] = (
-    click.option("--atol", type=float, help="Allowed absolute difference; replaces the default limits."),
-    click.option("--rtol", type=float, help="Allowed difference as a share of each value, added to --atol."),
     click.option(
-        "--size", "sizes", type=int, multiple=True, metavar="N",
-        help="A size to try for every dynamic axis; may be repeated. Default: 1, 3 and 7.",
+        "--atol", type=float, show_default="1e-5 in float32, 1e-9 in float64, more where PyTorch itself rounds more",
+        help="Allowed absolute difference; it or --rtol replaces the default limits.",
+    ),
+    click.option(
+        "--rtol", type=float, show_default="0 with --atol",
+        help="Allowed difference as a share of each value, added to --atol.",
+    ),
+    click.option(
+        "--size", "sizes", type=int, multiple=True, metavar="N", show_default="1, 3, 7",
+        help="A size to try for every dynamic axis; may be repeated.",
     ),
 )  # fmt: skip
 
 # Keyword arguments of `export_bundle` only.
 BUNDLE_OPTIONS: tuple[Option, ...] = (
     click.option(
-        "--bucket", "buckets", type=click.IntRange(1), multiple=True, metavar="N",
+        "--bucket", "buckets", type=click.IntRange(1), multiple=True, metavar="N", show_default="none",
         help="A number of steps for which a bundle has an unrolled graph; may be repeated.",
     ),
-    click.option("--name", help="The model's name in a bundle. Default: that of the folder."),
+    click.option("--name", show_default="that of the folder", help="The model's name in a bundle."),
 )  # fmt: skip
 
 # Keyword arguments of `target.from_weights`.
 WEIGHTS_OPTIONS: tuple[Option, ...] = (
     click.option(
-        "--key", metavar="PATH",
-        help="The layer in a checkpoint of more, such as model.encoder.rnn. Default: the only one.",
+        "--key", metavar="PATH", show_default="the only one",
+        help="For a weights file: the layer in a checkpoint of more, such as model.encoder.rnn.",
     ),
     click.option(
-        "--nonlinearity", type=click.Choice(["tanh", "relu"]),
-        help="Nonlinearity of an RNN in a weights file. Default: tanh.",
+        "--nonlinearity", type=click.Choice(["tanh", "relu"]), show_default="tanh",
+        help="For a weights file: the nonlinearity of an RNN.",
     ),
-    click.option("--batch-first", is_flag=True, help="For a weights file: the input is (B, T, I), not (T, B, I)."),
-    click.option("--steps", type=click.IntRange(1), help="For a weights file: T of the example. Default: 32."),
-    click.option("--batch", type=click.IntRange(1), help="For a weights file: B of the example. Default: 2."),
-    click.option("--lengths", is_flag=True, help="For a weights file: the layer also takes the lengths of the rows."),
+    click.option(
+        "--batch-first", is_flag=True, show_default="off",
+        help="For a weights file: the input is (B, T, I), not (T, B, I).",
+    ),
+    click.option(
+        "--steps", type=click.IntRange(1), show_default="32", help="For a weights file: T of the example."
+    ),
+    click.option(
+        "--batch", type=click.IntRange(1), show_default="2", help="For a weights file: B of the example."
+    ),
+    click.option(
+        "--lengths", is_flag=True, show_default="off",
+        help="For a weights file: the layer also takes the lengths of the rows.",
+    ),
 )  # fmt: skip
 WEIGHTS = ("key", "nonlinearity", "batch_first", "steps", "batch", "lengths")
 
 PROVIDER_OPTION = click.option(
-    "--require-provider", metavar="PROVIDER",
+    "--require-provider", metavar="PROVIDER", show_default="none",
     help="An onnxruntime execution provider that must run every node, such as CUDAExecutionProvider.",
 )  # fmt: skip
 REPORT_OPTION = click.option(
     "--report", "report_to", type=click.Path(path_type=Path), callback=_check_report_path, metavar="PATH",
+    show_default="none",
     help="Also write the report of the verification, passed or failed, as a page (.html) or as JSON (.json).",
 )  # fmt: skip
 JSON_OPTION = click.option(
-    "--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else."
+    "--json",
+    "as_json",
+    is_flag=True,
+    show_default="off",
+    help="Print the result as JSON, and nothing else.",
 )
 
 

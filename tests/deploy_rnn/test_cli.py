@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import click
 import onnx
 import pytest
 import torch
@@ -23,6 +24,9 @@ from deploy_rnn.export import export_bundle, export_onnx, verify
 from deploy_rnn.export.cli import commands
 from deploy_rnn.export.cli.target import from_weights
 from deploy_rnn.export.forms import FORMS
+from deploy_rnn.export.options import DEFAULTS
+from deploy_rnn.serving import Limits, Model, Settings
+from deploy_rnn.serving.cli import serve
 
 MODULE = """
 import sys
@@ -129,7 +133,7 @@ def rnn(folder: Path) -> nn.RNN:
     """A layer whose weights are in rnn.pt, and which is in rnn.onnx."""
     layer = nn.RNN(3, 4, bidirectional=True).eval()
     torch.save(layer.state_dict(), "rnn.pt")
-    export_onnx(layer, (torch.randn(32, 2, 3),), "rnn.onnx")
+    export_onnx(layer, (torch.randn(32, 2, 3),), "rnn.onnx", form="unrolled")
     return layer
 
 
@@ -170,7 +174,7 @@ def test_a_factory_is_exported_inspected_and_verified() -> None:
 
 
 def test_json_is_all_that_stdout_has(rnn: nn.RNN) -> None:
-    done = run("export", "made.models:keyword", "-o", "m.onnx", "--json")
+    done = run("export", "made.models:keyword", "-o", "m.onnx", "--form", "unrolled", "--json")
     assert done.exit_code == 0
     assert "noise" in done.stderr
     report = json.loads(done.stdout)
@@ -228,7 +232,7 @@ def test_a_weights_file(rnn: nn.RNN) -> None:
         "--batch-first",
     )
     assert done.exit_code == 0
-    assert "  input   input: float32 [B, 5, 3]\n  input   lengths: int64 [B]\n" in done.stdout
+    assert "  input   input: float32 [B, T, 3]\n  input   lengths: int64 [B]\n" in done.stdout
     assert (
         run(
             "verify",
@@ -346,7 +350,10 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
         (["-o", "m", "--precision", "float64"], "`--precision` (='float64') must be 'float32', as the model's weights"),
         (["-o", "m.onnx", "--opset", "3"], "`--opset` (=3) is not supported; use 18, 19 or 20."),
         (["-o", "m.onnx", "--dynamic", "y:1=B"], "`--dynamic` names `y`; the arguments are x."),
-        (["-o", "m.onnx", "--dynamic", "x:0=T"], "axis 0 ('T') of `x` is the time axis, which --form unrolled cannot"),
+        (
+            ["-o", "m.onnx", "--form", "unrolled", "--dynamic", "x:0=T"],
+            "axis 0 ('T') of `x` is the time axis, which --form unrolled cannot",
+        ),
         (["-o", "m.onnx", "--atol", "-1"], "`--atol` (=-1.0) must be finite and >= 0."),
         (["-o", "m.onnx", "--size", "0"], "`--size` (=(0,)) must be whole numbers from 1, such as (1, 3, 7)."),
         (
@@ -393,7 +400,8 @@ def test_a_pickle_with_code_is_refused_and_does_not_run() -> None:
 
 def test_an_export_that_differs_is_exit_code_1_and_leaves_the_file_alone() -> None:
     Path("m.onnx").write_text("what was there", encoding="utf-8")
-    done = run("export", "made.models:plain", "-o", "m.onnx", "--atol", "0", "--json")
+    arguments = ("--form", "unrolled", "--atol", "0", "--json")
+    done = run("export", "made.models:plain", "-o", "m.onnx", *arguments)
     assert done.exit_code == 1
     assert json.loads(done.stdout)["error"].startswith(
         "m.onnx is not the model: `output` differs by "
@@ -630,6 +638,52 @@ def test_help_has_an_example_and_every_form() -> None:
         assert f"  {command} " in run("--help").stdout
     form = next(parameter for parameter in commands.export.params if parameter.name == "forms")
     assert all(name in str(getattr(form, "help", "")) for name in FORMS)
+
+
+def test_every_option_of_every_command_shows_its_default() -> None:
+    context = click.Context(main)
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        assert command is not None
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        assert options
+        for option in options:
+            record = option.get_help_record(click.Context(command))
+            assert record is not None
+            assert option.required or "default: " in record[1], f"{name} {option.name}"
+
+
+def test_the_defaults_that_are_shown_are_those_of_the_functions() -> None:
+    weights = inspect.signature(from_weights).parameters
+    actual: dict[str, Any] = {
+        **vars(DEFAULTS),
+        **{name: parameter.default for name, parameter in weights.items()},
+        **vars(Limits()),
+        **vars(Settings()),
+        "provider": inspect.signature(Model).parameters["provider"].default,
+        "forms": f"{inspect.signature(export_onnx).parameters['form'].default}; in a bundle scan and native, as far as "
+        "they fit",
+    }
+    in_words = {
+        "atol", "batch_first", "dynamic_shapes", "input_names", "key", "lengths", "nonlinearity", "output_names",
+        "pages", "path", "precision", "rtol", "sizes", "streaming", "token",
+    }  # fmt: skip
+    compared = set()
+    for command in (commands.export, commands.verify, serve):
+        for option in command.params:
+            if isinstance(option, click.Option) and option.name in actual.keys() - in_words:
+                assert option.show_default == str(actual[option.name]), option.name
+                compared.add(option.name)
+    assert compared >= {
+        "forms",
+        "opset_version",
+        "max_nodes",
+        "steps",
+        "batch",
+        "max_rows",
+        "max_bytes",
+    }
+    assert DEFAULTS.sizes == (1, 3, 7)
 
 
 def deploy_rnn(*arguments: str, **options: Any) -> Any:

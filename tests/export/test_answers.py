@@ -95,7 +95,7 @@ def test_what_is_not_a_module_is_refused_by_name(way: str, tmp_path: Path) -> No
     folder.mkdir()
     call = WAYS.get(way, lambda model, _: verify(tmp_path / "right.onnx", model, X))
     right = Dithered(0).eval()
-    export_onnx(right, X, tmp_path / "right.onnx")
+    export_onnx(right, X, tmp_path / "right.onnx", form="unrolled")
     with pytest.raises(TypeError, match=r"^`model` must be a torch.nn.Module, got str"):
         call("model.pt", folder)
     with pytest.raises(ConversionError, match=r"^`model` is a TorchScript module"):

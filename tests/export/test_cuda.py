@@ -34,14 +34,18 @@ def test_every_configuration_is_right_and_runs_on_the_gpu(
         )
         x = torch.randn(steps, 2, 3, dtype=dtype)
         h0 = torch.randn(num_layers * (2 if bidirectional else 1), 2, hidden, dtype=dtype)
-        report = export_onnx(layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx")
+        report = export_onnx(
+            layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx", form="unrolled"
+        )
         assert report.providers[CUDA].startswith("checked; it ran ")
         assert {comparison.provider for comparison in report.comparisons} == {CPU, CUDA}
 
 
 def test_a_model_on_the_gpu(tmp_path: Path) -> None:
     layer = nn.RNN(3, 8, 2, bidirectional=True, device="cuda")
-    report = export_onnx(layer, torch.randn(6, 2, 3, device="cuda"), tmp_path / "rnn.onnx")
+    report = export_onnx(
+        layer, torch.randn(6, 2, 3, device="cuda"), tmp_path / "rnn.onnx", form="unrolled"
+    )
     assert CUDA in report.worst
     assert layer.weight_ih_l0.is_cuda
 
@@ -49,7 +53,7 @@ def test_a_model_on_the_gpu(tmp_path: Path) -> None:
 def test_a_fault_is_found(tmp_path: Path) -> None:
     layer = nn.RNN(3, 8, 2, bidirectional=True)
     x = torch.randn(6, 2, 3)
-    export_onnx(layer, x, tmp_path / "rnn.onnx")
+    export_onnx(layer, x, tmp_path / "rnn.onnx", form="unrolled")
     model = onnx.load(tmp_path / "rnn.onnx")
     next(node for node in model.graph.node if node.op_type == "Tanh").op_type = "Softsign"
     onnx.save(model, tmp_path / "rnn.onnx")
@@ -67,7 +71,7 @@ def test_gated_layers_are_right_and_run_on_the_gpu(
     cls: type[nn.RNNBase], options: dict[str, int], tmp_path: Path
 ) -> None:
     layer = cls(3, 8, 2, bidirectional=True, **options)
-    report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "layer.onnx")
+    report = export_onnx(layer, torch.randn(7, 2, 3), tmp_path / "layer.onnx", form="unrolled")
     assert report.providers[CUDA].startswith("checked; it ran ")
 
 
@@ -136,7 +140,7 @@ def test_a_node_that_cuda_lacks_is_named_if_cuda_is_required(tmp_path: Path) -> 
     model = Determined()
     x = torch.randn(5, 2, 3)
     path = tmp_path / "a.onnx"
-    report = export_onnx(model, x, path, dynamic_shapes={})
+    report = export_onnx(model, x, path, dynamic_shapes={}, form="unrolled")
     assert report.placement[CUDA].nodes[CPU]["Det"] == 1
     assert report.placement[CUDA].copies > 0
     with pytest.raises(

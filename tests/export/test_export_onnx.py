@@ -48,12 +48,12 @@ class Tagger(nn.Module):
 def test_a_bare_layer_has_the_names_of_its_arguments_and_an_open_batch(tmp_path: Path) -> None:
     layer = nn.RNN(5, 7, 2, bidirectional=True)
     path = tmp_path / "rnn.onnx"
-    report = export_onnx(layer, (torch.randn(4, 2, 5),), path)
+    report = export_onnx(layer, (torch.randn(4, 2, 5),), path, form="unrolled")
     assert report.inputs == specs(("input", "float32", [4, "B", 5]))
     assert report.outputs == specs(
         ("output", "float32", [4, "B", 14]), ("h_n", "float32", [4, "B", 7])
     )
-    report = export_onnx(layer, (torch.randn(4, 2, 5), torch.randn(4, 2, 7)), path)
+    report = export_onnx(layer, (torch.randn(4, 2, 5), torch.randn(4, 2, 7)), path, form="unrolled")
     assert report.inputs == specs(("input", "float32", [4, "B", 5]), ("h0", "float32", [4, "B", 7]))
     assert report.path == str(path)
     assert report.bytes == path.stat().st_size
@@ -74,8 +74,8 @@ def test_a_bare_lstm_has_two_states(tmp_path: Path) -> None:
         ("h_n", "float32", [2, "B", 7]),
         ("c_n", "float32", [2, "B", 7]),
     )
-    assert export_onnx(layer, (x,), path).outputs == outputs
-    report = export_onnx(layer, (x, states), path)
+    assert export_onnx(layer, (x,), path, form="unrolled").outputs == outputs
+    report = export_onnx(layer, (x, states), path, form="unrolled")
     assert report.outputs == outputs
     assert report.inputs == specs(
         ("input", "float32", ["B", 4, 5]),
@@ -87,14 +87,14 @@ def test_a_bare_lstm_has_two_states(tmp_path: Path) -> None:
         {"input": {0: "N"}, "c0": {1: "N"}},
         ({0: "N"}, ({1: "N"}, {1: "N"})),
     ):
-        report = export_onnx(layer, (x, states), path, dynamic_shapes=shapes)
+        report = export_onnx(layer, (x, states), path, dynamic_shapes=shapes, form="unrolled")
         assert [spec.shape for spec in report.inputs] == [("N", 4, 5), (2, "N", 7), (2, "N", 7)]
-    report = export_onnx(layer, (x, states), path, dynamic_shapes={})
+    report = export_onnx(layer, (x, states), path, dynamic_shapes={}, form="unrolled")
     assert [spec.shape for spec in report.inputs] == [(3, 4, 5), (2, 3, 7), (2, 3, 7)]
 
 
 def test_every_case_is_run_with_optimisations_off_and_on(tmp_path: Path) -> None:
-    report = export_onnx(RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "rnn.onnx")
+    report = export_onnx(RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "rnn.onnx", form="unrolled")
     runs = Counter((comparison.provider, comparison.optimized) for comparison in report.comparisons)
     assert runs[CPU, False] == runs[CPU, True] == 4 * 2  # cases, outputs
     assert report.providers[CPU] == "checked"
@@ -106,28 +106,37 @@ def test_every_case_is_run_with_optimisations_off_and_on(tmp_path: Path) -> None
 
 def test_batch_first_and_unbatched_layers(tmp_path: Path) -> None:
     layer = nn.RNN(5, 7, batch_first=True, bidirectional=True)
-    report = export_onnx(layer, (torch.randn(2, 4, 5),), tmp_path / "rnn.onnx")
+    report = export_onnx(layer, (torch.randn(2, 4, 5),), tmp_path / "rnn.onnx", form="unrolled")
     assert report.inputs == specs(("input", "float32", ["B", 4, 5]))
     assert report.outputs == specs(
         ("output", "float32", ["B", 4, 14]), ("h_n", "float32", [2, "B", 7])
     )
-    report = export_onnx(layer, (torch.randn(4, 5), torch.randn(2, 7)), tmp_path / "rnn.onnx")
+    report = export_onnx(
+        layer, (torch.randn(4, 5), torch.randn(2, 7)), tmp_path / "rnn.onnx", form="unrolled"
+    )
     assert report.inputs == specs(("input", "float32", [4, 5]), ("h0", "float32", [2, 7]))
     assert report.outputs == specs(("output", "float32", [4, 14]), ("h_n", "float32", [2, 7]))
 
 
 def test_an_example_of_batch_one_and_one_step_freezes_nothing(tmp_path: Path) -> None:
     report = export_onnx(
-        nn.RNN(5, 7, 2, bidirectional=True), torch.randn(1, 1, 5), tmp_path / "rnn.onnx"
+        nn.RNN(5, 7, 2, bidirectional=True),
+        torch.randn(1, 1, 5),
+        tmp_path / "rnn.onnx",
+        form="unrolled",
     )
     assert report.inputs == specs(("input", "float32", [1, "B", 5]))
-    report = export_onnx(Tagger(), torch.randint(20, (1, 6)), tmp_path / "tagger.onnx")
+    report = export_onnx(
+        Tagger(), torch.randint(20, (1, 6)), tmp_path / "tagger.onnx", form="unrolled"
+    )
     assert report.inputs == specs(("tokens", "int64", ["B", 6]))
 
 
 def test_a_whole_model_with_an_open_batch(tmp_path: Path) -> None:
     model = Tagger()
-    report = export_onnx(model, (torch.randint(20, (3, 6)),), tmp_path / "tagger.onnx")
+    report = export_onnx(
+        model, (torch.randint(20, (3, 6)),), tmp_path / "tagger.onnx", form="unrolled"
+    )
     assert report.inputs == specs(("tokens", "int64", ["B", 6]))
     assert report.outputs == specs(("output", "float32", ["B", 6, 4]))
     assert model.training  # exported as it evaluates, left as it was
@@ -156,6 +165,7 @@ def test_several_stacks_nested_inputs_and_keywords(tmp_path: Path) -> None:
         tmp_path / "model.onnx",
         kwargs={"scale": torch.randn(2, 12)},
         output_names=["y", "state"],
+        form="unrolled",
     )
     assert report.inputs == specs(
         ("inputs_a", "float32", [4, "B", 5]),
@@ -181,13 +191,19 @@ class FixedBatch(nn.Module):
 
 def test_an_axis_that_the_model_fixes_is_named(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no axis of the inputs is that by itself"):
-        report = export_onnx(FixedBatch(), torch.randn(4, 2, 5), tmp_path / "fixed.onnx")
+        report = export_onnx(
+            FixedBatch(), torch.randn(4, 2, 5), tmp_path / "fixed.onnx", form="unrolled"
+        )
     assert report.inputs == specs(("x", "float32", [4, 2, 5]))
     with pytest.raises(
         DynamicAxisError, match="axis 1 of `x` cannot be dynamic: the model fixes it at 2"
     ):
         export_onnx(
-            FixedBatch(), torch.randn(4, 2, 5), tmp_path / "b.onnx", dynamic_shapes={"x": {1: "B"}}
+            FixedBatch(),
+            torch.randn(4, 2, 5),
+            tmp_path / "b.onnx",
+            dynamic_shapes={"x": {1: "B"}},
+            form="unrolled",
         )
     assert not (tmp_path / "b.onnx").exists()
 
@@ -202,6 +218,7 @@ def test_a_dynamic_time_axis_is_refused_by_name(shapes: Any, tmp_path: Path) -> 
             torch.randn(4, 2, 5),
             tmp_path / "a.onnx",
             dynamic_shapes=shapes,
+            form="unrolled",
         )
     assert str(raised.value) == (
         "axis 0 ('T') of `input` is the time axis, which form='unrolled' cannot keep dynamic: it writes out every "
@@ -213,7 +230,13 @@ def test_a_dynamic_time_axis_is_refused_by_name(shapes: Any, tmp_path: Path) -> 
 def test_a_dynamic_time_axis_of_a_whole_model_is_refused_by_name(tmp_path: Path) -> None:
     shapes = {"tokens": {0: "B", 1: "length"}}
     with pytest.raises(DynamicAxisError, match=r"axis 1 \('length'\) of `tokens` is the time axis"):
-        export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", dynamic_shapes=shapes)
+        export_onnx(
+            Tagger(),
+            torch.randint(20, (2, 6)),
+            tmp_path / "a.onnx",
+            dynamic_shapes=shapes,
+            form="unrolled",
+        )
 
 
 def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
@@ -227,17 +250,17 @@ def test_dynamic_shapes_as_torch_takes_them(tmp_path: Path) -> None:
         ({1: batch}, {1: batch}),
         {"input": {1: "batch"}},
     ):
-        report = export_onnx(layer, (x, h0), path, dynamic_shapes=shapes)
+        report = export_onnx(layer, (x, h0), path, dynamic_shapes=shapes, form="unrolled")
         assert report.inputs == specs(
             ("input", "float32", [4, "batch", 5]), ("h0", "float32", [1, "batch", 7])
         )
-    assert export_onnx(layer, (x, h0), path, dynamic_shapes={}).inputs == specs(
+    assert export_onnx(layer, (x, h0), path, dynamic_shapes={}, form="unrolled").inputs == specs(
         ("input", "float32", [4, 2, 5]), ("h0", "float32", [1, 2, 7])
     )
     with pytest.raises(
         DynamicAxisError, match="axis 2 of `input` cannot be dynamic: the model fixes it at 5"
     ):
-        export_onnx(layer, (x,), path, dynamic_shapes={"input": {2: "I"}})
+        export_onnx(layer, (x,), path, dynamic_shapes={"input": {2: "I"}}, form="unrolled")
 
 
 def test_an_axis_may_be_counted_from_the_end_and_axes_may_be_a_list(tmp_path: Path) -> None:
@@ -250,12 +273,18 @@ def test_an_axis_may_be_counted_from_the_end_and_axes_may_be_a_list(tmp_path: Pa
         {"input": [static, "N", static]},
         {"input": (None, "N", 5), "h0": {-2: "N"}},
     ):
-        report = export_onnx(layer, (x, h0), tmp_path / "a.onnx", dynamic_shapes=shapes)
+        report = export_onnx(
+            layer, (x, h0), tmp_path / "a.onnx", dynamic_shapes=shapes, form="unrolled"
+        )
         assert report.inputs == specs(
             ("input", "float32", [4, "N", 5]), ("h0", "float32", [1, "N", 7])
         )
     report = export_onnx(
-        Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", dynamic_shapes=({-2: "N"},)
+        Tagger(),
+        torch.randint(20, (2, 6)),
+        tmp_path / "a.onnx",
+        dynamic_shapes=({-2: "N"},),
+        form="unrolled",
     )
     assert report.inputs == specs(("tokens", "int64", ["N", 6]))
 
@@ -275,7 +304,13 @@ def test_dynamic_shapes_that_do_not_fit_are_refused(
     shapes: Any, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as raised:
-        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx", dynamic_shapes=shapes)
+        export_onnx(
+            nn.RNN(5, 7),
+            torch.randn(4, 2, 5),
+            tmp_path / "a.onnx",
+            dynamic_shapes=shapes,
+            form="unrolled",
+        )
     assert str(raised.value) == message
 
 
@@ -312,7 +347,7 @@ def test_arguments_as_torch_onnx_export_takes_them(
     args, kwargs = torch.utils._pytree.tree_map(
         lambda leaf: tensors.get(leaf, leaf), (args, kwargs)
     )
-    report = export_onnx(TwoInputs(), args, tmp_path / "a.onnx", kwargs=kwargs)
+    report = export_onnx(TwoInputs(), args, tmp_path / "a.onnx", kwargs=kwargs, form="unrolled")
     assert [spec.name for spec in report.inputs] == names
     assert {spec.shape[1] for spec in report.inputs} == {"B"}
     assert [spec.name for spec in report.outputs] == ["output_0", "output_1"]
@@ -322,16 +357,23 @@ def test_names_that_collide(tmp_path: Path) -> None:
     x = torch.randn(4, 2, 5)
     path = tmp_path / "a.onnx"
     report = export_onnx(
-        nn.RNN(5, 7), x, path, input_names=["rnn0.input"], output_names=["weight_hh_l0", "rnn0.h"]
+        nn.RNN(5, 7),
+        x,
+        path,
+        input_names=["rnn0.input"],
+        output_names=["weight_hh_l0", "rnn0.h"],
+        form="unrolled",
     )
     assert report.inputs[0].name == "rnn0.input"
     assert [spec.name for spec in report.outputs] == ["weight_hh_l0", "rnn0.h"]
     with pytest.raises(ExportError, match=r"`output_names` \(=\['y'\]\) must be a list of 2 names"):
-        export_onnx(nn.RNN(5, 7), x, path, output_names=["y"])
+        export_onnx(nn.RNN(5, 7), x, path, output_names=["y"], form="unrolled")
     with pytest.raises(ExportError, match=r"`output_names` \(='yz'\) must be a list of 2 names"):
-        export_onnx(nn.RNN(5, 7), x, path, output_names="yz")
+        export_onnx(nn.RNN(5, 7), x, path, output_names="yz", form="unrolled")
     with pytest.raises(ExportError, match="the name `y` would stand for two"):
-        export_onnx(nn.RNN(5, 7), x, path, input_names=["y"], output_names=["y", "z"])
+        export_onnx(
+            nn.RNN(5, 7), x, path, input_names=["y"], output_names=["y", "z"], form="unrolled"
+        )
 
 
 def test_a_model_that_counts_its_calls_is_left_alone(tmp_path: Path) -> None:
@@ -349,14 +391,14 @@ def test_a_model_that_counts_its_calls_is_left_alone(tmp_path: Path) -> None:
             return output
 
     model = Counting()
-    export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx")
+    export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
     assert model.calls == 0
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     (tmp_path / "a.onnx").symlink_to(tmp_path / "target" / "b.onnx")
-    export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+    export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
     assert (tmp_path / "a.onnx").is_symlink()
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["b.onnx"]
 
@@ -364,7 +406,7 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
 def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path) -> None:
     layer = nn.RNN(5, 7, 2, dropout=0.9)
     for mode in (True, False):
-        export_onnx(layer.train(mode), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+        export_onnx(layer.train(mode), torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
         assert layer.training is mode
 
 
@@ -437,8 +479,8 @@ def test_naming_the_models_own_precision_changes_nothing(
 ) -> None:
     layer = nn.RNN(5, 7, dtype=dtype)
     x = torch.randn(4, 2, 5, dtype=dtype)
-    export_onnx(layer, x, tmp_path / "default.onnx")
-    report = export_onnx(layer, x, tmp_path / "given.onnx", precision=precision)
+    export_onnx(layer, x, tmp_path / "default.onnx", form="unrolled")
+    report = export_onnx(layer, x, tmp_path / "given.onnx", precision=precision, form="unrolled")
     assert (tmp_path / "given.onnx").read_bytes() == (tmp_path / "default.onnx").read_bytes()
     assert report.precision == json.loads(report.to_json())["precision"] == precision
     assert f": unrolled, {precision}, " in str(report)
@@ -458,7 +500,9 @@ class HalfOutput(nn.Module):
 
 
 def test_an_output_of_another_dtype_is_judged_by_the_precision_of_the_file(tmp_path: Path) -> None:
-    report = export_onnx(HalfOutput(), torch.randn(4, 2, 5), tmp_path / "half.onnx")
+    report = export_onnx(
+        HalfOutput(), torch.randn(4, 2, 5), tmp_path / "half.onnx", form="unrolled"
+    )
     assert {spec.dtype for spec in report.outputs} == {"float16"}
     assert all(comparison.allowed >= 1e-5 for comparison in report.comparisons)
 
@@ -469,7 +513,7 @@ def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConversionError, match="`1` is scripted, with a recurrent layer in it; convert it first"
     ):
-        export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx")
+        export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
 
 
 class Last(RNN):
@@ -481,7 +525,7 @@ class Last(RNN):
 
 
 def test_a_layer_of_ours_with_its_own_forward(tmp_path: Path) -> None:
-    report = export_onnx(Last(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+    report = export_onnx(Last(5, 7), torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
     assert report.inputs == specs(("x", "float32", [4, "B", 5]))
     assert report.outputs == specs(("output", "float32", ["B", 7]))
 
@@ -502,7 +546,7 @@ def test_a_layer_called_twice_has_its_weights_once(computed: bool, tmp_path: Pat
     layer = nn.GRU(64, 64)
     if computed:
         parametrizations.weight_norm(layer, "weight_hh_l0")
-    export_onnx(Twice(layer), torch.randn(4, 2, 64), tmp_path / "a.onnx")
+    export_onnx(Twice(layer), torch.randn(4, 2, 64), tmp_path / "a.onnx", form="unrolled")
     graph = onnx.load(tmp_path / "a.onnx").graph
     floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     assert sum(math.prod(tensor.dims) for tensor in floats) <= sum(
@@ -518,17 +562,25 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         TypeError, match=r"`args` does not fit RNN.forward: too many positional arguments"
     ):
-        export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), None, None), tmp_path / "a.onnx")
+        export_onnx(
+            nn.RNN(5, 7), (torch.randn(4, 2, 5), None, None), tmp_path / "a.onnx", form="unrolled"
+        )
     with pytest.raises(TypeError, match="`args` is a dict; give keyword arguments as `kwargs`"):
-        export_onnx(nn.RNN(5, 7), {"input": torch.randn(4, 2, 5)}, tmp_path / "a.onnx")
+        export_onnx(
+            nn.RNN(5, 7), {"input": torch.randn(4, 2, 5)}, tmp_path / "a.onnx", form="unrolled"
+        )
     with pytest.raises(TypeError, match=r"`args` has no torch.Tensor in it \(but ndarray\)"):
-        export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5).numpy(),), tmp_path / "a.onnx")
+        export_onnx(
+            nn.RNN(5, 7), (torch.randn(4, 2, 5).numpy(),), tmp_path / "a.onnx", form="unrolled"
+        )
     with pytest.raises(ExportError, match=r"an example tensor of shape \[4, 0, 5\] is empty"):
-        export_onnx(nn.RNN(5, 7), torch.randn(4, 0, 5), tmp_path / "a.onnx")
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 0, 5), tmp_path / "a.onnx", form="unrolled")
     with pytest.raises(FileNotFoundError, match="does not exist; make it first"):
-        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "nowhere" / "a.onnx")
+        export_onnx(
+            nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path / "nowhere" / "a.onnx", form="unrolled"
+        )
     with pytest.raises(IsADirectoryError, match="is a folder; give the name of a file"):
-        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path)
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 5), tmp_path, form="unrolled")
 
 
 def test_an_error_of_the_model_is_shown_in_one_paragraph(tmp_path: Path) -> None:
@@ -536,11 +588,11 @@ def test_an_error_of_the_model_is_shown_in_one_paragraph(tmp_path: Path) -> None
         ExportError,
         match=r"RuntimeError: input.size\(-1\) must be equal to input_size. Expected 5, got 4",
     ):
-        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 4), tmp_path / "a.onnx")
+        export_onnx(nn.RNN(5, 7), torch.randn(4, 2, 4), tmp_path / "a.onnx", form="unrolled")
 
 
 def test_the_file_is_self_contained_and_says_where_it_came_from(tmp_path: Path) -> None:
-    export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx")
+    export_onnx(Tagger(), torch.randint(20, (2, 6)), tmp_path / "a.onnx", form="unrolled")
     model = onnx.load(tmp_path / "a.onnx")
     assert model.producer_name == "deploy-rnn"
     assert {entry.domain for entry in model.opset_import} == {""}
@@ -554,7 +606,12 @@ def test_the_file_is_self_contained_and_says_where_it_came_from(tmp_path: Path) 
 def test_exporting_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        export_onnx(nn.RNN(5, 7), (torch.randn(4, 2, 5), torch.randn(1, 2, 7)), tmp_path / "a.onnx")
+        export_onnx(
+            nn.RNN(5, 7),
+            (torch.randn(4, 2, 5), torch.randn(1, 2, 7)),
+            tmp_path / "a.onnx",
+            form="unrolled",
+        )
     assert capfd.readouterr() == ("", "")
 
 
@@ -584,7 +641,7 @@ class Branching(nn.Module):
 
 def test_the_file_is_compared_with_the_model_before_its_conversion(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="output"):
-        export_onnx(Branching(), torch.randn(4, 2, 5), tmp_path / "a.onnx")
+        export_onnx(Branching(), torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
 
 
 class Computed(nn.Module):

@@ -255,7 +255,7 @@ def test_no_temporary_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="no devices")
 def test_a_device_is_not_replaced() -> None:
     with pytest.raises(FileExistsError, match="'/dev/null' is not an ordinary file, and must not"):
-        export_onnx(Model(), X, "/dev/null")
+        export_onnx(Model(), X, "/dev/null", form="unrolled")
 
 
 def test_a_folder_without_the_right_to_write(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +283,9 @@ def test_options_of_a_bundle(options: dict[str, Any], text: str) -> None:
 
 def test_what_is_no_path_model_or_number() -> None:
     with pytest.raises(TypeError, match="a path must be a string or a Path, got NoneType"):
-        export_onnx(Model(), X, None)  # type: ignore[arg-type]
+        export_onnx(Model(), X, None, form="unrolled")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"`atol` \(='1'\) must be a number, got str"):
-        export_onnx(Model(), X, "m.onnx", atol="1")  # type: ignore[arg-type]
+        export_onnx(Model(), X, "m.onnx", atol="1", form="unrolled")  # type: ignore[arg-type]
     with pytest.raises(
         FileNotFoundError, match=r"is a folder; give an \.onnx file, such as one of"
     ):

@@ -70,7 +70,7 @@ def test_in_a_pipe_each_way_is_one_plain_line(monkeypatch: pytest.MonkeyPatch) -
         "  unrolled   goes          12.3 ms   any B, T=6 only",
         f"  streaming  refused  {REASON}",
         "",
-        "Next: deploy-rnn export made:model -o model.onnx --form native",
+        "Next: deploy-rnn export made:model -o model.onnx",
     ]
 
 
@@ -96,6 +96,13 @@ def test_colours_are_two_and_add_nothing_to_the_width(monkeypatch: pytest.Monkey
     codes = ("\x1b[31m", "\x1b[32m", "\x1b[0m")
     assert all(code in "\n".join(colored) for code in codes)
     assert [re.sub(r"\x1b\[\d+m", "", line) for line in colored] == plain
+
+
+def test_what_to_type_next_has_the_options_of_the_weights() -> None:
+    options = {"key": "my model.rnn", "batch_first": True, "steps": 5}
+    assert command._as_given("w.ckpt", options) == (
+        "w.ckpt --key 'my model.rnn' --batch-first --steps 5"
+    )
 
 
 def test_refusals_are_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,10 +39,10 @@ def test_derived_and_written_by_hand_are_the_same(
     h = torch.randn(4, 2, options.get("proj_size", 5), dtype=torch.float64)
     states = (h, torch.randn(4, 2, 5, dtype=torch.float64)) if cls is nn.LSTM else h
     args = (torch.randn(6, 2, 3, dtype=torch.float64), *([states] if with_states else []))
-    hand = export_onnx(layer, args, tmp_path / "hand.onnx")
+    hand = export_onnx(layer, args, tmp_path / "hand.onnx", form="unrolled")
     for step in list(CELLS):
         monkeypatch.delitem(CELLS, step)
-    derived = export_onnx(layer, args, tmp_path / "derived.onnx")
+    derived = export_onnx(layer, args, tmp_path / "derived.onnx", form="unrolled")
     assert derived.nodes > hand.nodes
     assert derived.inputs == hand.inputs
     random = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def test_a_cell_with_two_states(tmp_path: Path) -> None:
     layer = Leaky(3, 4, 2, bidirectional=True)
     x, states = torch.randn(6, 2, 3), (torch.randn(4, 2, 4), torch.randn(4, 2, 4))
     for args in [(x,), (x, states)]:
-        report = export_onnx(layer, args, tmp_path / "leaky.onnx")
+        report = export_onnx(layer, args, tmp_path / "leaky.onnx", form="unrolled")
         assert [spec.name for spec in report.outputs] == ["output", "h_n", "c_n"]
     assert [spec.name for spec in report.inputs] == ["input", "h0", "c0"]
     counts = Counter(node.op_type for node in onnx.load(tmp_path / "leaky.onnx").graph.node)
@@ -120,6 +120,6 @@ def test_a_step_that_cannot_be_derived_is_named(
 ) -> None:
     cls = type("Cls", (base,), {"cell": Cell(step, states=states, diagonal=True)})
     with pytest.raises(ExportError) as raised:
-        export_onnx(cls(3, 4), torch.randn(5, 2, 3), tmp_path / "a.onnx")
+        export_onnx(cls(3, 4), torch.randn(5, 2, 3), tmp_path / "a.onnx", form="unrolled")
     assert message in str(raised.value)
     assert not list(tmp_path.iterdir())

@@ -51,7 +51,9 @@ def test_matches_torch_nn_rnn(
     )  # fmt: skip
     x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), 3, dtype=dtype)
     h0 = torch.randn(num_layers * (2 if bidirectional else 1), batch, hidden, dtype=dtype)
-    report = export_onnx(layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx")
+    report = export_onnx(
+        layer, (x, h0) if with_h0 else (x,), tmp_path / "rnn.onnx", form="unrolled"
+    )
     assert report.comparisons
     assert not report.failures
     walks = num_layers * (2 if bidirectional else 1)
@@ -109,7 +111,10 @@ def test_matches_torch_nn(
     )
     x = torch.randn(*((batch, steps) if batch_first else (steps, batch)), 3, dtype=dtype)
     report = export_onnx(
-        layer, (x, start(layer, batch)) if with_states else (x,), tmp_path / "layer.onnx"
+        layer,
+        (x, start(layer, batch)) if with_states else (x,),
+        tmp_path / "layer.onnx",
+        form="unrolled",
     )
     assert {each.output for each in report.comparisons} == {
         "output",
@@ -134,7 +139,10 @@ def test_the_nodes_of_a_step(
     layer = cls(3, 4, bidirectional=True, **options)
     counts = [
         export_onnx(
-            layer, (torch.randn(steps, 2, 3), start(layer, 2)), tmp_path / "layer.onnx"
+            layer,
+            (torch.randn(steps, 2, 3), start(layer, 2)),
+            tmp_path / "layer.onnx",
+            form="unrolled",
         ).nodes
         for steps in (4, 5)
     ]
@@ -143,7 +151,12 @@ def test_the_nodes_of_a_step(
 
 def test_the_case_that_started_it_all(tmp_path: Path) -> None:
     layer = nn.RNN(10, 12, 2, bidirectional=True, bias=False)
-    export_onnx(layer, (torch.randn(2, 2, 10), torch.randn(4, 2, 12)), tmp_path / "rnn.onnx")
+    export_onnx(
+        layer,
+        (torch.randn(2, 2, 10), torch.randn(4, 2, 12)),
+        tmp_path / "rnn.onnx",
+        form="unrolled",
+    )
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -154,7 +167,7 @@ def test_a_step_is_one_gemm_and_one_activation(
     steps, directions = 9, 2 if bidirectional else 1
     layer = nn.RNN(3, 4, num_layers, "relu", bidirectional=bidirectional)
     h0 = torch.randn(num_layers * directions, 2, 4)
-    export_onnx(layer, (torch.randn(steps, 2, 3), h0), tmp_path / "rnn.onnx")
+    export_onnx(layer, (torch.randn(steps, 2, 3), h0), tmp_path / "rnn.onnx", form="unrolled")
     graph = onnx.load(tmp_path / "rnn.onnx").graph
     counts = Counter(node.op_type for node in graph.node)
     walks = num_layers * directions
@@ -167,7 +180,10 @@ def test_a_step_is_one_gemm_and_one_activation(
 
 def test_the_number_of_nodes_at_a_hundred_steps(tmp_path: Path) -> None:
     report = export_onnx(
-        nn.RNN(8, 16, 2, bidirectional=True), torch.randn(100, 2, 8), tmp_path / "rnn.onnx"
+        nn.RNN(8, 16, 2, bidirectional=True),
+        torch.randn(100, 2, 8),
+        tmp_path / "rnn.onnx",
+        form="unrolled",
     )
     assert report.nodes <= 2 * 2 * 2 * 100 + 16
     assert report.inputs[0].shape == (100, "B", 8)
@@ -181,6 +197,7 @@ def test_the_file_says_the_shape_of_every_step(tmp_path: Path) -> None:
         (torch.randn(5, 2, 3), h0),
         tmp_path / "rnn.onnx",
         kwargs={"lengths": torch.tensor([5, 2])},
+        form="unrolled",
     )
     inferred = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "rnn.onnx")).graph
     shapes = {
@@ -199,6 +216,7 @@ def test_opsets(opset_version: int, tmp_path: Path) -> None:
         torch.randn(5, 2, 3),
         tmp_path / "rnn.onnx",
         opset_version=opset_version,
+        form="unrolled",
     )
     assert report.opset == opset_version
 
@@ -206,8 +224,8 @@ def test_opsets(opset_version: int, tmp_path: Path) -> None:
 def test_our_own_layer_exports_the_same_graph(tmp_path: Path) -> None:
     layer = nn.RNN(3, 4, 2, bidirectional=True)
     x = torch.randn(5, 2, 3)
-    export_onnx(layer, x, tmp_path / "theirs.onnx")
-    export_onnx(deploy_rnn.convert(layer), x, tmp_path / "ours.onnx")
+    export_onnx(layer, x, tmp_path / "theirs.onnx", form="unrolled")
+    export_onnx(deploy_rnn.convert(layer), x, tmp_path / "ours.onnx", form="unrolled")
     assert (tmp_path / "theirs.onnx").read_bytes() == (tmp_path / "ours.onnx").read_bytes()
 
 
@@ -221,6 +239,10 @@ def test_an_unused_final_state_is_not_computed(tmp_path: Path) -> None:
             output: torch.Tensor = self.rnn(x)[0]
             return output
 
-    with_state = export_onnx(nn.RNN(3, 4), torch.randn(5, 2, 3), tmp_path / "layer.onnx")
-    without = export_onnx(LastStep(), torch.randn(5, 2, 3), tmp_path / "model.onnx")
+    with_state = export_onnx(
+        nn.RNN(3, 4), torch.randn(5, 2, 3), tmp_path / "layer.onnx", form="unrolled"
+    )
+    without = export_onnx(
+        LastStep(), torch.randn(5, 2, 3), tmp_path / "model.onnx", form="unrolled"
+    )
     assert without.nodes < with_state.nodes

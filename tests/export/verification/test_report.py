@@ -111,7 +111,7 @@ def test_the_first_wrong_step_is_named(batch_first: bool, tmp_path: Path) -> Non
     layer = nn.RNN(3, 8, batch_first=batch_first)
     path = tmp_path / "a.onnx"
     x = torch.randn(7, 7, 3)
-    export_onnx(layer, x, path)
+    export_onnx(layer, x, path, form="unrolled")
     plant(path, lambda graph: setattr(writing(graph, "rnn0.l0f.h3"), "op_type", "Softsign"))
     with pytest.raises(
         VerificationError, match=r"first at time step 3 \(the first is 0\), index \["
@@ -139,7 +139,7 @@ def test_the_first_wrong_step_is_named_where_one_row_is_wrong_before_the_others(
     layer = nn.RNN(3, 4, batch_first=True)
     x = torch.randn(2, 6, 3)
     path = tmp_path / "a.onnx"
-    export_onnx(layer, x, path, dynamic_shapes={})
+    export_onnx(layer, x, path, dynamic_shapes={}, form="unrolled")
 
     def wrong(graph: onnx.GraphProto) -> None:
         fault = torch.zeros(2, 6, 4)
@@ -162,7 +162,7 @@ def test_the_worst_state_is_reported_with_the_first_wrong_step_of_the_output(
     layer = nn.LSTM(3, 8)
     x = torch.randn(5, 2, 3)
     path = tmp_path / "a.onnx"
-    export_onnx(layer, x, path)
+    export_onnx(layer, x, path, form="unrolled")
 
     def wrong(graph: onnx.GraphProto) -> None:
         writing(graph, "h_n").input[0] = "rnn0.l0f.c4"
@@ -304,7 +304,7 @@ def test_an_error_that_only_many_steps_show_is_found(tmp_path: Path) -> None:
 def test_a_number_of_steps_below_one_or_fractional_is_refused(steps: Any, tmp_path: Path) -> None:
     layer = nn.RNN(3, 4)
     x = torch.randn(4, 2, 3)
-    export_onnx(layer, x, tmp_path / "a.onnx")
+    export_onnx(layer, x, tmp_path / "a.onnx", form="unrolled")
     with pytest.raises(
         ValueError, match=rf"`long_steps` \(={steps}\) must be a whole number from 1, or None"
     ):
@@ -342,7 +342,7 @@ class Best(nn.Module):
 
 
 def test_equal_whole_numbers_use_nothing_of_what_is_allowed(tmp_path: Path) -> None:
-    report = export_onnx(Best(), torch.randn(4, 2, 3), tmp_path / "a.onnx")
+    report = export_onnx(Best(), torch.randn(4, 2, 3), tmp_path / "a.onnx", form="unrolled")
     assert {comparison.used for comparison in report.comparisons} == {0.0}
     assert "at most 0% of what is allowed" in str(report)
 
@@ -383,7 +383,10 @@ def test_the_provider_that_is_required(tmp_path: Path) -> None:
     layer = nn.RNN(3, 4)
     x = torch.randn(4, 2, 3)
     path = tmp_path / "a.onnx"
-    assert export_onnx(layer, x, path, require_provider=CPU).providers[CPU] == "checked"
+    assert (
+        export_onnx(layer, x, path, require_provider=CPU, form="unrolled").providers[CPU]
+        == "checked"
+    )
     before = path.read_bytes()
     with pytest.raises(
         ProviderError,
@@ -405,7 +408,7 @@ def test_nodes_that_are_left_to_another_provider_are_named(
     layer = nn.RNN(3, 4)
     x = torch.randn(4, 2, 3)
     path = tmp_path / "a.onnx"
-    export_onnx(layer, x, path)
+    export_onnx(layer, x, path, form="unrolled")
     ran = [RanNode("mine", "Gemm", CPU, False), RanNode("copy", "MemcpyToHost", CPU, False)]
     ran += [RanNode("shape", "Concat", "Other", True)]
     monkeypatch.setattr(on_onnxruntime, "ran_nodes", lambda session: ran)
@@ -520,6 +523,7 @@ def test_a_name_is_never_markup(tmp_path: Path) -> None:
         tmp_path / "<i>.onnx",
         input_names=["<u>"],
         output_names=[name, "h"],
+        form="unrolled",
     )
     page = Page(reports_html([report, report], "<script>"))
     assert page.open == []
@@ -572,7 +576,9 @@ def wrong_comparison(report: Report) -> Comparison:
 
 def test_a_report_says_when_where_and_of_what_it_is(tmp_path: Path) -> None:
     before = datetime.now(UTC)
-    report = export_onnx(Scores(), (torch.randn(5, 4, 5), torch.rand(5, 4)), tmp_path / "a.onnx")
+    report = export_onnx(
+        Scores(), (torch.randn(5, 4, 5), torch.rand(5, 4)), tmp_path / "a.onnx", form="unrolled"
+    )
     date = datetime.fromisoformat(report.date)
     assert date.tzinfo is not None
     assert abs((date - before).total_seconds()) < 600
@@ -663,7 +669,7 @@ def test_the_page_of_a_failure_says_so_even_if_it_is_infinite(tmp_path: Path) ->
     layer = nn.RNN(3, 8)
     x = torch.randn(7, 2, 3)
     path = tmp_path / "a.onnx"
-    export_onnx(layer, x, path)
+    export_onnx(layer, x, path, form="unrolled")
 
     def wrong(graph: onnx.GraphProto) -> None:
         node = writing(graph, "rnn0.l0f.h3")

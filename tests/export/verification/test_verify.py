@@ -33,7 +33,7 @@ def args() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def exported(layer: nn.RNN, args: tuple[Tensor, Tensor], tmp_path: Path) -> Path:
-    export_onnx(layer, args, tmp_path / "rnn.onnx")
+    export_onnx(layer, args, tmp_path / "rnn.onnx", form="unrolled")
     return tmp_path / "rnn.onnx"
 
 
@@ -190,7 +190,7 @@ class Growing(nn.Module):
 def test_huge_values_do_not_hide_a_fault_among_small_ones(model: nn.Module, tmp_path: Path) -> None:
     x = torch.randn(25, 2, 3)
     path = tmp_path / "model.onnx"
-    export_onnx(model, x, path)
+    export_onnx(model, x, path, form="unrolled")
     file = onnx.load(path)
     concat = node_writing(file.graph, "rnn0.l0f.h")
     concat.input[1] = concat.input[0]  # step 1 has the output of step 0
@@ -211,7 +211,7 @@ def test_one_tensor_given_twice_is_checked_as_two(tmp_path: Path) -> None:
 
     model = Difference()
     x = torch.randn(4, 2, 3)
-    export_onnx(model, (x, x), tmp_path / "a.onnx")
+    export_onnx(model, (x, x), tmp_path / "a.onnx", form="unrolled")
     file = onnx.load(tmp_path / "a.onnx")
     file.graph.input[0].name = "b"
     file.graph.input[1].name = "a"
@@ -227,7 +227,11 @@ def test_an_example_of_one_whole_number_is_reported(tmp_path: Path) -> None:
         match=r"the example of `tokens` has one value all over, so a.onnx is checked with",
     ):
         report = export_onnx(
-            model, torch.zeros(2, 4, dtype=torch.long), tmp_path / "a.onnx", sizes=(2, 4)
+            model,
+            torch.zeros(2, 4, dtype=torch.long),
+            tmp_path / "a.onnx",
+            sizes=(2, 4),
+            form="unrolled",
         )
     assert report.unvaried == ("tokens",)
     assert (
@@ -235,7 +239,9 @@ def test_an_example_of_one_whole_number_is_reported(tmp_path: Path) -> None:
         in str(report).splitlines()
     )
     assert (
-        export_onnx(model, torch.randint(5, (2, 4)), tmp_path / "a.onnx", sizes=(2, 4)).unvaried
+        export_onnx(
+            model, torch.randint(5, (2, 4)), tmp_path / "a.onnx", sizes=(2, 4), form="unrolled"
+        ).unvaried
         == ()
     )
 
@@ -295,7 +301,7 @@ def test_an_export_that_is_wrong_leaves_no_file(
 
     monkeypatch.setitem(CELLS, cells.tanh, OnnxCell(softsign, {"": [0]}))
     with pytest.raises(VerificationError, match=r"rnn.onnx is not the model"):
-        export_onnx(layer, args, path)
+        export_onnx(layer, args, path, form="unrolled")
     assert [file.name for file in tmp_path.iterdir()] == (["rnn.onnx"] if earlier else [])
     assert not earlier or path.read_bytes() == b"an earlier file"
 
@@ -372,7 +378,7 @@ def test_a_model_that_amplifies_rounding_is_judged_by_its_own(tmp_path: Path) ->
     with torch.no_grad():
         layer.weight_hh_l0.mul_(6)
     x = torch.randn(25, 2, 3)
-    report = export_onnx(layer, x, tmp_path / "chaotic.onnx")
+    report = export_onnx(layer, x, tmp_path / "chaotic.onnx", form="unrolled")
     worst = report.worst["CPUExecutionProvider"]["output"]
     assert worst.rounding > 1e-5
     assert worst.allowed == pytest.approx(
@@ -402,7 +408,7 @@ class Picky(nn.Module):
 
 def test_sizes_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
     tokens = torch.randint(5, (2, 4))
-    report = export_onnx(Picky(), tokens, tmp_path / "a.onnx")
+    report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", form="unrolled")
     cases = {comparison.case for comparison in report.comparisons}
     assert cases == {"example", "random, B=4", "random, B=6", "random, B=14"}
     assert [re.sub(r": .*: `", ": `", reason) for reason in report.left_out] == [
@@ -411,7 +417,7 @@ def test_sizes_that_the_model_refuses_are_left_out(tmp_path: Path) -> None:
     ]
     for reason in report.left_out:
         assert f"  left out: {reason}" in str(report).splitlines()
-    report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", sizes=(2, 4, 6))
+    report = export_onnx(Picky(), tokens, tmp_path / "a.onnx", sizes=(2, 4, 6), form="unrolled")
     cases = {comparison.case for comparison in report.comparisons}
     assert cases == {"example", "random, B=2", "random, B=4", "random, B=6"}
 
@@ -420,7 +426,7 @@ def test_a_constant_example_is_not_checked_with_constants(tmp_path: Path) -> Non
     """On zeros alone, a wrong weight_ih would go unseen."""
     layer = nn.RNN(3, 4)
     zeros = torch.zeros(4, 2, 3)
-    export_onnx(layer, zeros, tmp_path / "a.onnx")
+    export_onnx(layer, zeros, tmp_path / "a.onnx", form="unrolled")
     model = onnx.load(tmp_path / "a.onnx")
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_ih_l0")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))

@@ -25,7 +25,7 @@ def layer() -> nn.RNN:
 @pytest.fixture(scope="module")
 def path(layer: nn.RNN, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("engine") / "rnn.onnx"
-    export_onnx(layer, (torch.randn(4, 2, 3), torch.randn(4, 2, 5)), file)
+    export_onnx(layer, (torch.randn(4, 2, 3), torch.randn(4, 2, 5)), file, form="unrolled")
     return file
 
 
