@@ -66,8 +66,8 @@ def convert(model: nn.Module) -> nn.Module:
     would take another branch. Such a question is looked for in the code of the model, and refused; `self.rnn.mode`,
     here "LSTM", stays as it is.
 
-    What is gained is what `torch.nn`'s layers refuse: `torch.compile(fullgraph=True)`, `torch.func.vmap`, TorchScript with
-    lengths. Speed is not: without `compile`, an LSTM on a CPU is slower, since `nn.LSTM` has a fused kernel there.
+    What is gained is what `torch.nn`'s layers refuse, such as `torch.compile(fullgraph=True)` and `torch.func.vmap`.
+    Speed is not: an LSTM on a CPU is slower than `nn.LSTM`, which has a fused kernel there.
 
     Args:
         model: any module; a bare layer too. Our own layers, and every other `Recurrent`, are kept.
