@@ -148,7 +148,9 @@ def _convert(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     if array.size == 0:
         return array.astype(dtype)
     if array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
-        example = _shorten(array.flat[0])
+        # As Python has it: numpy would write "np.float64(2.5)".
+        (first,) = array.reshape(-1)[:1].tolist()
+        example = _shorten(first)
         raise InputError(f"`{name}` contains values that are not {datatype}, such as {example}.")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)

@@ -554,8 +554,11 @@ def test_a_page_of_several_files_has_them_side_by_side(tmp_path: Path) -> None:
     # What is the same for all files is said once.
     assert page.text.count(reports[0].tolerance) == page.text.count(reports[0].machine) == 1
     other = replace(reports[1], machine="another machine")
-    page = Page(reports_html([reports[0], other], "a bundle"))
+    html = reports_html([reports[0], other], "a bundle")
+    page = Page(html)
     assert page.text.count(reports[0].machine) == page.text.count("another machine") == 1
+    assert html.index('id="file1"') < html.index(reports[0].machine) < html.index('id="file2"')
+    assert html.index('id="file2"') < html.index("another machine")
     assert page.text.count(reports[0].tolerance) == 1
     failed = replace(
         reports[1], comparisons=(wrong_comparison(reports[1]), *reports[1].comparisons)

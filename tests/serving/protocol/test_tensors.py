@@ -1,6 +1,7 @@
 """Tensors in JSON and in binary form: back and forth, and against anything that a client may send."""
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -189,4 +190,11 @@ def test_a_value_that_the_datatype_cannot_represent(datatype: str, value: int) -
     with pytest.raises(
         InputError, match=f"`x` contains values (out of range for|that are not) {datatype}"
     ):
+        from_values("x", dtype_of("x", datatype), (1,), [value])
+
+
+@pytest.mark.parametrize(("datatype", "value"), [("INT64", 2.5), ("INT32", True), ("BOOL", 3)])
+def test_a_wrong_value_is_shown_as_it_was_sent(datatype: str, value: object) -> None:
+    message = f"`x` contains values that are not {datatype}, such as {value}."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         from_values("x", dtype_of("x", datatype), (1,), [value])

@@ -137,7 +137,10 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
             {"inputs": [tensor(shape=[1, 4])]},
             "`x` has 3 values in [3]; its shape [1, 4] needs 4, flat or nested",
         ),
-        ({"inputs": [tensor(data=[1, "2", 3])]}, "`x` contains values that are not FP32, such as "),
+        (
+            {"inputs": [tensor(data=[1, "2", 3])]},
+            "`x` contains values that are not FP32, such as '1'.",
+        ),
         ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is not a tensor: "),
         ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` contains values out of range for FP32."),
         (
