@@ -7,12 +7,12 @@ torch nor onnx is needed to read it.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from deploy_rnn.errors import BundleError
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import Ranges, TensorSpec, read_ranges
 
 VERSION = 2
 """Version of the manifest that this release writes. It reads this one and older ones."""
@@ -45,6 +45,8 @@ class Graph:
         nodes: the number of its nodes.
         milliseconds: median time of one run of the example in onnxruntime on the CPU, where it was exported.
         precision: in which it computes, such as "float32".
+        ranges: dynamic axes that may not have every size -> the sizes of a request that the graph is right for. Where
+            the graph is for one number of steps, those of the steps are what may be padded to it.
     """
 
     file: str
@@ -53,6 +55,19 @@ class Graph:
     nodes: int
     milliseconds: float
     precision: str
+    ranges: Ranges = field(default_factory=dict, hash=False)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """From JSON. Raises: KeyError, TypeError, ValueError: other fields than these."""
+        return cls(**{**fields, "ranges": read_ranges(fields.get("ranges", {}))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `ranges` only where there are some."""
+        fields = asdict(self)
+        if not self.ranges:
+            del fields["ranges"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -99,10 +114,11 @@ class Manifest:
                 f"  {graph.file}: {graph.form}, {graph.precision}, {steps}, {graph.nodes} nodes, "
                 f"{graph.milliseconds:.3g} ms"
             )
+            lines += [f"    sizes {name}: {sizes}" for name, sizes in graph.ranges.items()]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"graphs": [graph.to_dict() for graph in self.graphs]}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2)
@@ -133,7 +149,7 @@ class Manifest:
             if version == 1:
                 fields = _from_version_1(fields)
             return cls._of(fields)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{str(path)!r} is not a manifest of version {version}: {error}."
             ) from None
@@ -143,7 +159,7 @@ class Manifest:
         parts = {
             "inputs": tuple(_tensor(tensor) for tensor in fields["inputs"]),
             "outputs": tuple(_tensor(tensor) for tensor in fields["outputs"]),
-            "graphs": tuple(Graph(**graph) for graph in fields["graphs"]),
+            "graphs": tuple(Graph.of(graph) for graph in fields["graphs"]),
         }
         return cls(**fields | parts)
 

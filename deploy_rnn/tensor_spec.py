@@ -1,7 +1,8 @@
-"""`TensorSpec`: name, dtype and shape of an input or output."""
+"""`TensorSpec`: name, dtype and shape of an input or output. `SizeRange`: the sizes of a dynamic axis."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 DTYPES = {"float": "float32", "double": "float64"}
 """The names of ONNX and onnxruntime where they are not numpy's."""
@@ -30,3 +31,61 @@ class TensorSpec:
     def __str__(self) -> str:
         sizes = ", ".join(str(size) for size in self.shape)
         return f"{self.name}: {self.dtype} [{sizes}]"
+
+
+class SizeRange(NamedTuple):
+    """The sizes that a dynamic axis may have.
+
+    Attributes:
+        least: the smallest, 1 or more.
+        most: the largest; None if there is none.
+    """
+
+    least: int = 1
+    most: int | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[int | None]) -> "SizeRange":
+        """From a pair as JSON has it: [2, 200], or [2, null].
+
+        Raises:
+            ValueError, TypeError: not such a pair.
+        """
+        least, most = values
+        if not isinstance(least, int) or not isinstance(most, (int, type(None))):
+            raise TypeError(f"a range must be two whole numbers, got {values!r}")
+        return cls(least, most)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether a size is left out."""
+        return self != SizeRange()
+
+    def takes(self, size: int) -> bool:
+        return self.nearest(size) == size
+
+    def within(self, other: "SizeRange") -> "SizeRange":
+        """The sizes that both have."""
+        ends = [most for most in (self.most, other.most) if most is not None]
+        return SizeRange(max(self.least, other.least), min(ends, default=None))
+
+    def nearest(self, size: int) -> int:
+        """The size itself, or the end of the range that is next to it."""
+        size = max(size, self.least)
+        return size if self.most is None else min(size, self.most)
+
+    def __str__(self) -> str:
+        if self.most is None:
+            return f"{self.least} or more"
+        return f"{self.least} to {self.most}"
+
+
+ANY_SIZE = SizeRange()
+
+Ranges = Mapping[str, SizeRange]
+"""Dynamic axis -> its range; an axis that is left out may have any size."""
+
+
+def read_ranges(values: Mapping[str, Sequence[int | None]]) -> dict[str, SizeRange]:
+    """From JSON. Raises: ValueError, TypeError: not an object of pairs."""
+    return {name: SizeRange.of(pair) for name, pair in dict(values).items()}

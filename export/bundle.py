@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
+import torch
 from torch import nn
 
 import deploy_rnn
@@ -20,7 +21,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.model_errors import error_text
 from deploy_rnn.runtime import CPU
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import SizeRange, TensorSpec
 
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
@@ -70,6 +71,9 @@ def export_bundle(
     Raises:
         FileExistsError: `folder` exists and is not a bundle.
         ExportError: the model fixes its number of steps, so that there can be no `buckets`; or as for `export_onnx`.
+
+    Warns:
+        UserWarning: as for `export_onnx`.
     """
     check_module(model)
     folder = folder_target(folder, bundle.MANIFEST)
@@ -94,6 +98,7 @@ def export_bundle(
     )
     checks = CheckOptions(options.tolerance_for(model), sizes)
     captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=True)
+    captured.warn_of_limits()
     plans = _plan_graphs(captured, forms, buckets, max_nodes)
     reference = Reference(captured.model)
     title = name or folder.resolve().name
@@ -113,11 +118,19 @@ def export_bundle(
             ir.save(graph, file)
             with source.naming_squeezes():
                 report = check(
-                    file, reference, source.call, checks, shown_as=folder / plan.file, exported=True
+                    file,
+                    reference,
+                    source.call,
+                    checks,
+                    shown_as=folder / plan.file,
+                    conditions=source.conditions,
+                    exported=True,
                 )
             reports.append(report)
         _write_reports(temporary, reports, title)
-        graphs = [plan.describe(report) for plan, report in zip(plans, reports, strict=True)]
+        graphs = [
+            plan.describe(report, captured) for plan, report in zip(plans, reports, strict=True)
+        ]
         # Last, since it has the digest of every other file.
         manifest = _manifest(captured, title, opset_version, graphs, temporary)
         (temporary / bundle.MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
@@ -154,8 +167,14 @@ class _GraphPlan:
     def file(self) -> str:
         return f"{self.form}.onnx" if self.steps is None else f"{self.form}-{self.steps}.onnx"
 
-    def describe(self, report: Report) -> Graph:
-        """The graph as the manifest has it, from the report of its verification."""
+    def describe(self, report: Report, captured: CapturedModel) -> Graph:
+        """The graph as the manifest has it, from the report of its verification.
+
+        captured: the model for any number of steps.
+        """
+        ranges = dict(report.ranges)
+        if self.steps is not None:
+            ranges |= self._padded_ranges(captured)
         return Graph(
             file=self.file,
             form=self.form,
@@ -163,7 +182,23 @@ class _GraphPlan:
             nodes=report.nodes,
             milliseconds=report.latency[CPU]["example"],
             precision=report.precision,
+            ranges=ranges,
         )
+
+    def _padded_ranges(self, captured: CapturedModel) -> dict[str, SizeRange]:
+        """Which steps of a request may be padded to those of this graph: those with which the model computes the same.
+
+        Beyond the range of the graph for any number of steps, nothing is known of other steps than these.
+        """
+        assert self.steps is not None
+        ranges = {}
+        for name in captured.time_names:
+            sizes = captured.metadata.ranges.get(name)
+            if sizes is not None and sizes.takes(self.steps):
+                ranges[name] = sizes
+            elif sizes is not None:
+                ranges[name] = SizeRange(self.steps, self.steps)
+        return ranges
 
 
 def _plan_graphs(
@@ -205,17 +240,19 @@ def _with_fixed_steps(
     inputs = []
     axes: list[Axes] = []
     # A streaming graph has more inputs than the example has tensors: its states come last.
-    for value, tensor in zip(captured.onnx.graph.inputs, captured.call.tensors, strict=False):
+    for value, tensor, asked in zip(
+        captured.onnx.graph.inputs, captured.call.tensors, captured.axes, strict=False
+    ):
         sizes = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
         limit = captured.metadata.lengths.get(str(value.name))
         inputs.append(ExampleInput(str(value.name), tuple(sizes), tensor, limit))
-        axes.append(
-            {
-                axis: size
-                for axis, size in enumerate(sizes)
-                if isinstance(size, str) and size not in time_names
-            }
-        )
+        dims: Axes = {}
+        for axis, size in enumerate(sizes):
+            if isinstance(size, str) and size not in time_names:
+                # A `torch.export.Dim` has a range that its name has not.
+                has_range = type(asked.get(axis)) is torch.export.Dim
+                dims[axis] = asked[axis] if has_range else size
+        axes.append(dims)
     call = _example_with(steps, Draws(captured.call, inputs), time_names, reference)
     options = replace(options, dynamic_shapes=call.shapes(axes))
     return CapturedModel.of(

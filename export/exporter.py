@@ -68,7 +68,8 @@ def export_onnx(
             use that one.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; the report's
-            `inputs` show what is fixed. Another mapping, be it {}, opens exactly the axes that it names.
+            `inputs` show what is fixed. Another mapping, be it {}, opens exactly the axes that it names. An axis
+            may have the sizes of its `torch.export.Dim` for which the model does not branch: the report's `ranges`.
         input_names: names of the graph's inputs. Default: `input`, `h0` and `c0` for a bare layer, else the names of
             the arguments.
         output_names: names of the graph's outputs. Default: `output`, `h_n` and `c_n` for a bare layer; for other
@@ -96,7 +97,8 @@ def export_onnx(
             nodes, or an argument is out of range.
 
     Warns:
-        UserWarning: every axis is fixed although the recurrent layers have a batch; or see `verify`.
+        UserWarning: every axis is fixed although the recurrent layers have a batch; an axis may have only some sizes,
+            since the model branches on its size; or see `verify`.
     """
     check_module(model)
     path = target(path, "model.onnx")
@@ -123,6 +125,7 @@ def export_onnx(
         if dynamic_shapes is None and dynamic_time:
             raise DynamicAxisError(f"{error} {FIXED_STEPS}") from error
         raise
+    captured.warn_of_limits()
     measured_forms: dict[str, float | str] = {}
     written_form: str = form
     if form == AUTO:
@@ -141,6 +144,7 @@ def export_onnx(
                 shown_as=path,
                 forms=measured_forms,
                 exported=True,
+                conditions=captured.conditions,
             )
 
     return replace_file(path, save_and_check)

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import onnx
 
 from deploy_rnn.errors import LoadError
 from deploy_rnn.metadata import PREFIX, FileMetadata
-from deploy_rnn.tensor_spec import DTYPES, TensorSpec
+from deploy_rnn.tensor_spec import DTYPES, Ranges, TensorSpec
 
 SHOWN_TYPES = 10
 """How many node types `print` names; the rest are counted together."""
@@ -27,6 +27,7 @@ class OnnxFile:
         lengths: inputs that hold the lengths of the rows -> the axis, or the number of steps, that limits them.
         states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
         time: of a streaming file, inputs -> their time axis.
+        ranges: dynamic axes that may not have every size -> the sizes that they may have.
         producer: the name and version of the program that wrote it.
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
@@ -56,6 +57,7 @@ class OnnxFile:
     weight_bytes: int
     missing_data: Mapping[str, str]
     metadata: Mapping[str, str]
+    ranges: Ranges = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
@@ -99,6 +101,7 @@ class OnnxFile:
             metadata={
                 key: value for key, value in properties.items() if not key.startswith(PREFIX)
             },
+            ranges=metadata.ranges,
         )
 
     @property
@@ -143,6 +146,7 @@ class OnnxFile:
             "form": self.form,
             "lengths": self.lengths,
             "states": self.states,
+            "ranges": self.ranges,
             "producer": self.producer,
             "opsets": self.opsets,
             "inputs": [vars(spec) for spec in self.inputs],
@@ -167,6 +171,7 @@ class OnnxFile:
         lines += [
             f"  dynamic  {name}: {', '.join(places)}" for name, places in self.dynamic.items()
         ]
+        lines += [f"  sizes    {name}: {sizes}" for name, sizes in self.ranges.items()]
         lines += [
             f"  lengths  {name}: at most {limit} each" for name, limit in self.lengths.items()
         ]

@@ -5,12 +5,13 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.model_errors import (
@@ -21,6 +22,8 @@ from deploy_rnn.model_errors import (
     quiet_loggers,
     raising_line,
 )
+
+from .size_limits import SizeLimits
 
 AUTO = torch.export.Dim.AUTO
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -35,6 +38,13 @@ _REMARKS = (
 )
 
 
+class Traced(NamedTuple):
+    """A module as ONNX, and the sizes of its dynamic axes for which that holds."""
+
+    model: ir.Model
+    limits: SizeLimits
+
+
 def trace(
     module: nn.Module,
     args: tuple[Any, ...],
@@ -42,7 +52,7 @@ def trace(
     dynamic_shapes: Any,
     *,
     opset_version: int,
-) -> ir.Model:
+) -> Traced:
     """Run `torch.onnx.export(dynamo=True)` on a module, in the mode that it is in; functions are inlined.
 
     Raises:
@@ -69,7 +79,9 @@ def trace(
     assert program is not None
     common.InlinePass()(program.model)
     _write_fixed_sizes(program)
-    return program.model
+    leaves = pytree.tree_leaves((args, dict(kwargs)))
+    examples = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return Traced(program.model, SizeLimits.of(program, examples))
 
 
 def _write_fixed_sizes(program: torch.onnx.ONNXProgram) -> None:

@@ -13,7 +13,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
 
 from ..stack import Stack, name_layers, stack_nodes
-from ..torch_onnx import AUTO, DYNAMIC, fixed_axis, trace
+from ..torch_onnx import AUTO, DYNAMIC, Traced, fixed_axis, trace
 from .named_sizes import NamedSizes
 from .packing import Packing
 from .squeezing import Squeezing
@@ -42,7 +42,7 @@ class Tracer:
         self._opset_version = opset_version
         self.squeezes: list[str] = []
 
-    def capture(self, axes: Sequence[Axes]) -> ir.Model:
+    def capture(self, axes: Sequence[Axes]) -> Traced:
         """Return the model as ONNX, its stacks as `deploy_rnn::Recurrent` nodes.
 
         `axes`: what is to be dynamic in each tensor of the call; these axes have the names that they were given.
@@ -62,7 +62,7 @@ class Tracer:
         noted = sizes.noted(self.model)
         with unchanged(self.model), noted, packing.installed(), squeezing:
             make_symbolic([*layers.values()], packing)
-            captured = trace(
+            captured, limits = trace(
                 self.model,
                 self.call.bound.args,
                 self.call.bound.kwargs,
@@ -78,8 +78,8 @@ class Tracer:
             )
         _fix(graph, dict.fromkeys(squeezing.fixed, 1))
         name_layers(graph, layers)
-        _name_axes(graph, axes)
-        return captured
+        names = _name_axes(graph, axes)
+        return Traced(captured, limits.renamed(names))
 
     @cached_property
     def stack_axes(self) -> list[Axes]:
@@ -109,7 +109,7 @@ class Tracer:
                 numbers = [axis for axis in range(tensor.dim()) if is_open(tensor, axis)]
                 axes.append(dict.fromkeys(numbers, AUTO))
             try:
-                return self.capture(axes).graph
+                return self.capture(axes).model.graph
             except ExportError as error:
                 first_error = first_error or error
                 has_single_axes = any(1 in tensor.shape for tensor in self.call.tensors)
@@ -155,8 +155,8 @@ def _fix(graph: ir.Graph, sizes: Mapping[str, int]) -> None:
             value.shape = ir.Shape(sizes.get(str(size), size) for size in value.shape)
 
 
-def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> None:
-    """Give every dynamic axis its name, everywhere in the graph."""
+def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, str]:
+    """Give every dynamic axis its name, everywhere in the graph. Returns: symbol -> name."""
     names: dict[str, str] = {}
     for value, tensor_axes in zip(graph.inputs, axes, strict=True):
         assert value.shape is not None
@@ -174,6 +174,7 @@ def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> None:
     for value in [*graph.inputs, *inner_values]:
         if value.shape is not None:
             value.shape = ir.Shape(_renamed(size, names) for size in value.shape)
+    return names
 
 
 def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:

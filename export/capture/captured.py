@@ -18,10 +18,12 @@ from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
+from deploy_rnn.tensor_spec import SizeRange
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
 from ..options import ExportOptions
+from ..size_limits import Condition, size_range
 from ..stack import Stack, row_lengths, stack_nodes
 from .capture import Tracer
 from .io_names import name_inputs_and_outputs
@@ -41,6 +43,8 @@ class CapturedModel:
         onnx: the model, as `Tracer.capture` makes it.
         metadata: of the file, except for its form.
         squeezes: what a squeeze of the model would do with other sizes than the example's; a sentence for each.
+        axes: what was asked to be dynamic in each tensor of the call.
+        conditions: what else than the ranges must be true of the sizes, or the graph may not hold.
     """
 
     model: nn.Module
@@ -48,6 +52,8 @@ class CapturedModel:
     onnx: ir.Model
     metadata: FileMetadata
     squeezes: Sequence[str]
+    axes: Sequence[Axes]
+    conditions: Sequence[Condition]
 
     @classmethod
     def of(
@@ -85,7 +91,7 @@ class CapturedModel:
             input_names, output_names = None, None
         own_output_names = output_names_of(result)
         try:
-            onnx = tracer.capture(axes)
+            onnx, limits = tracer.capture(axes)
         except DynamicAxisError as error:
             if options.dynamic_shapes is not None:
                 raise
@@ -97,7 +103,7 @@ class CapturedModel:
             options.output_names or output_names,
             own_output_names,
         )
-        metadata = FileMetadata(lengths=row_lengths(graph))
+        metadata = FileMetadata(lengths=row_lengths(graph), ranges=limits.ranges)
         if options.streaming:
             refuse_lengths(metadata.lengths)
             stack_axes = (
@@ -108,7 +114,7 @@ class CapturedModel:
             metadata = replace(metadata, states=states, time=time)
         onnx.producer_name = "deploy-rnn"
         onnx.producer_version = deploy_rnn.__version__
-        return cls(model, call, onnx, metadata, tuple(tracer.squeezes))
+        return cls(model, call, onnx, metadata, tuple(tracer.squeezes), axes, limits.conditions)
 
     @property
     def example_steps(self) -> int:
@@ -157,6 +163,25 @@ class CapturedModel:
             if isinstance(error, VerificationError):
                 raise VerificationError(message, report) from error
             raise ExportError(message) from error
+
+    def warn_of_limits(self) -> None:
+        """Warn of each axis that may not have every size; not of a range that was asked for."""
+        asked = _asked_ranges(self.axes)
+        for name, sizes in self.metadata.ranges.items():
+            if sizes == asked.get(name):
+                continue
+            warn_user(
+                f"{self._place(name)} can have a size of {sizes} only: with others the model computes something else, "
+                "or fails, and the engine of deploy-rnn refuses them, while another runtime may not."
+            )
+
+    def _place(self, name: str) -> str:
+        """Where an axis stands first, such as "axis 1 of `x`, T,"."""
+        for value in self.onnx.graph.inputs:
+            sizes = [str(size) for size in value.shape or ()]
+            if name in sizes:
+                return f"axis {sizes.index(name)} of `{value.name}`, {name},"
+        return name
 
     def written(self, form: str, *, max_nodes: int) -> ir.Model:
         """Return a copy in one form, which shares the weights.
@@ -241,6 +266,19 @@ def _not_open(error: DynamicAxisError) -> DynamicAxisError:
         "apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes that can be "
         "dynamic in `dynamic_shapes`."
     )
+
+
+def _asked_ranges(axes: Sequence[Axes]) -> dict[str, SizeRange]:
+    """The range of each `torch.export.Dim`, by its name."""
+    ranges = {}
+    for tensor_axes in axes:
+        for dim in tensor_axes.values():
+            least = getattr(dim, "min", None)
+            most = getattr(dim, "max", None)
+            name = getattr(dim, "__name__", None)
+            if name is not None and least is not None and most is not None:
+                ranges[name] = size_range(least, most)
+    return ranges
 
 
 def _batch_only(axes: Axes) -> Axes:

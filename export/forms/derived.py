@@ -113,9 +113,10 @@ def _trace_step(example: _Example, opset: int) -> ir.Graph:
     axes = [{1: DYNAMIC}, [{1: DYNAMIC} for _ in states], [None for _ in weights]]
     module = _StepModule(example).eval()
     try:
-        graph = trace(module, (projected, states, weights), {}, axes, opset_version=opset).graph
+        traced, limits = trace(module, (projected, states, weights), {}, axes, opset_version=opset)
     except ExportError as error:
         raise ExportError(f"{name} cannot be written in ONNX: {error}") from error
+    graph = traced.graph
     if len(graph.outputs) != len(states):
         raise ExportError(
             f"{name} returns {len(graph.outputs)} states; its cell says `states={len(states)}`."
@@ -125,6 +126,12 @@ def _trace_step(example: _Example, opset: int) -> ir.Graph:
         raise ExportError(
             f"{name} branches or loops, which cannot be repeated; use operations such as torch.where."
         )
+    for rows in limits.ranges.values():
+        # The least may be PyTorch's own, for a batch of 1, and the check tries 1.
+        if rows.most is not None:
+            raise ExportError(
+                f"{name} branches on the number of rows, and takes {rows} only; let it compute the same for any number."
+            )
     return graph
 
 

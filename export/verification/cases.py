@@ -12,10 +12,11 @@ from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
 from deploy_rnn.checking.trials import Reference, constant, size_assignments
 from deploy_rnn.errors import ExportError
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import ANY_SIZE, Ranges, TensorSpec
 
 from ..bare_layer import is_layer, state_names
 from ..onnx_file import OnnxFile
+from ..size_limits import LARGEST_END, Condition
 from .size_search import RefusedError, SizeSearch, sizes_text
 
 CHUNKINGS = 3
@@ -131,15 +132,23 @@ class CaseMaker:
         reference: the PyTorch model.
         call: the example call of it.
         file: what the file is.
+        conditions: what the sizes fulfil in the graph of the file, if that is known.
 
     Attributes:
+        branches: label of a case whose sizes do not fulfil a condition -> the condition.
         unchanged: a dynamic axis that ran at the size of the example only -> why.
 
     Raises:
         ExportError: the call does not fit the file's inputs.
     """
 
-    def __init__(self, reference: Reference, call: ExampleCall, file: OnnxFile) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        call: ExampleCall,
+        file: OnnxFile,
+        conditions: Sequence[Condition] = (),
+    ) -> None:
         self._reference = reference
         self._call = call
         self._file = file
@@ -149,13 +158,18 @@ class CaseMaker:
         self._refused_values: dict[str, str] = {}
         self._refused_sizes: Mapping[str, str] = {}
         self.unchanged: Mapping[str, str] = {}
+        self.branches: dict[str, str] = {}
+        self._conditions = [
+            condition for condition in conditions if condition.names <= self.example_sizes.keys()
+        ]
 
     def cases(self, sizes: Sequence[int]) -> Iterator[Case]:
         """What the file is to be run on.
 
         1. The example itself.
-        2. Random inputs, for every size of the dynamic axes that the model takes; each axis has another size than in
-           the example at least once, if the model takes one.
+        2. Random inputs, for every size of the dynamic axes that the model takes and that is in the range of the file;
+           at the ends of the ranges, and beyond other branches. Each axis has another size than in the example at least
+           once, if the model takes one.
         3. A bare layer that takes states: zeros, against PyTorch without them.
         4. A streaming file: a whole sequence in chunks.
 
@@ -173,6 +187,9 @@ class CaseMaker:
                 # Case 3.
                 if is_layer(self._reference.model) and call.arguments.get("hx") is not None:
                     yield self._without_states(case.label, call)
+        for tried in (*self._ends(), *self._beyond_branches()):
+            for _, case in search.if_taken(tried):
+                yield case
         for name in self.example_sizes:
             for _, case in search.at_another_size(name):
                 yield case
@@ -186,6 +203,12 @@ class CaseMaker:
     def untried(self) -> tuple[str, ...]:
         """What was left out of the check, and why."""
         notes = []
+        for name, limits in self._file.ranges.items():
+            notes.append(f"{name} other than {limits}: the file is for these sizes only")
+            if limits.most is not None and limits.most > LARGEST_END:
+                notes.append(
+                    f"{name}={limits.most}, the end of its range: it is too large to be tried"
+                )
         for refused, reason in self._refused_sizes.items():
             notes.append(f"the model refuses {refused}: {reason}")
         for values_and_reason in self._refused_values.values():
@@ -208,6 +231,7 @@ class CaseMaker:
             _, case = self._first_taken((_label("long", steps), call) for _, call in drawn)
         except RefusedError as error:
             raise ExportError(f"the model refuses {sizes_text(steps)}: {error}") from error
+        self._note_branch(case, steps)
         for spec, expected in zip(self._file.outputs, case.expected, strict=False):
             if not np.isfinite(expected.values).all():
                 raise ExportError(f"`{spec.name}` has values that are not finite.")
@@ -216,6 +240,11 @@ class CaseMaker:
                     f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64."
                 )
         return case
+
+    @property
+    def ranges(self) -> Ranges:
+        """The sizes of the dynamic axes that may not have every size."""
+        return self._file.ranges
 
     @property
     def example_sizes(self) -> dict[str, int]:
@@ -242,9 +271,39 @@ class CaseMaker:
     def _case_at(
         self, sizes: Mapping[str, int], random: torch.Generator
     ) -> tuple[ExampleCall, Case]:
-        """A call with these sizes. Raises: RefusedError: see `_first_taken`."""
+        """A call with these sizes.
+
+        Raises:
+            RefusedError: one of them is out of its range; or see `_first_taken`.
+        """
+        for name, limits in self._file.ranges.items():
+            if name in sizes and not limits.takes(sizes[name]):
+                raise RefusedError(f"the file is for {name} of {limits}", name)
         drawn = self._draws.calls(sizes, random)
-        return self._first_taken((_label(name, sizes), call) for name, call in drawn)
+        call, case = self._first_taken((_label(name, sizes), call) for name, call in drawn)
+        self._note_branch(case, sizes)
+        return call, case
+
+    def _note_branch(self, case: Case, sizes: Mapping[str, int]) -> None:
+        for condition in self._conditions:
+            if not condition.holds({**self.example_sizes, **sizes}):
+                self.branches.setdefault(case.label, str(condition))
+
+    def _ends(self) -> list[dict[str, int]]:
+        """The ends of the ranges that are not too large to be tried, other axes being as in the example."""
+        found = []
+        for name, limits in self._file.ranges.items():
+            for end in (limits.least, limits.most):
+                if name in self.example_sizes and end is not None and end <= LARGEST_END:
+                    found.append({**self.example_sizes, name: end})
+        return found
+
+    def _beyond_branches(self) -> list[dict[str, int]]:
+        """Sizes beyond each branch that the model was traced along: they show whether both sides are equal."""
+        found = []
+        for condition in self._conditions:
+            found += condition.broken(self.example_sizes, self._file.ranges)
+        return found
 
     def _first_taken(self, calls: Iterable[tuple[str, ExampleCall]]) -> tuple[ExampleCall, Case]:
         """The first of some calls, with what each is called, that the model takes.
@@ -284,17 +343,30 @@ class CaseMaker:
         """
         name, axis = next(iter(self._file.time.items()))
         example = next(input for input in self._inputs if input.name == name)
-        like_example = 3 * [example.tensor.size(axis)]
+        like_example = self._within_range(3 * [example.tensor.size(axis)])
         if isinstance(self._file.input(name).shape[axis], int):
             yield self._chunked(like_example, random)
             return
         for _ in range(CHUNKINGS):
-            chunks = torch.randint(1, 6, (5,), generator=random).tolist()
+            chunks = self._within_range(torch.randint(1, 6, (5,), generator=random).tolist())
             try:
                 yield self._chunked(chunks, random)
             except RefusedError:
                 yield self._chunked(like_example, random)
                 return
+
+    def _within_range(self, chunks: Sequence[int]) -> list[int]:
+        """Chunks whose steps, and whose sum, are in the range of the time axis: the model sees that sum."""
+        limits = ANY_SIZE
+        for name, axis in self._file.time.items():
+            size = self._file.input(name).shape[axis]
+            limits = limits.within(self._file.ranges.get(str(size), ANY_SIZE))
+        kept: list[int] = []
+        for chunk in chunks:
+            chunk = limits.nearest(chunk)
+            if limits.most is None or sum(kept) + chunk <= limits.most:
+                kept.append(chunk)
+        return kept
 
     def _chunked(self, chunks: Sequence[int], random: torch.Generator) -> InChunks:
         label = f"a sequence in chunks of {', '.join(map(str, chunks))}"

@@ -217,9 +217,12 @@ def _file(report: Report, own_facts: Sequence[Sequence[str]]) -> str:
         ["Size", f"{report.bytes / 1e3:,.0f} kB, {report.nodes:,} nodes, opset {report.opset}"],
         ["Inputs", "<br>".join(_spec(spec) for spec in report.inputs)],
         ["Outputs", "<br>".join(_spec(spec) for spec in report.outputs)],
-        ["Operators", escape(operators)],
-        *([name, value] for name, value in own_facts if name != "Date"),
     ]
+    if report.ranges:
+        ranges = [f"{name}: {sizes}" for name, sizes in report.ranges.items()]
+        rows.append(["Sizes", escape("; ".join(ranges))])
+    rows.append(["Operators", escape(operators)])
+    rows += [[name, value] for name, value in own_facts if name != "Date"]
     return _table([], rows)
 
 

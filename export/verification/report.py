@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import Ranges, TensorSpec
 
 from ..onnx_file import OnnxFile
 
 JSON_FIELDS = (
     "path", "verdict", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
+    "ranges",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
     "versions", "date", "machine", "model", "tolerance", "untrimmed",
 )  # fmt: skip
@@ -128,8 +129,8 @@ class Report:
 
     Attributes:
         file: what the file is. These come from it: `path`, `form`, `opset`, `inputs`, `outputs`, `lengths`, `states`,
-            `time`; `nodes` and `bytes`, of the main graph and of the .onnx file alone; `op_types`, operator -> number
-            of nodes, those within loops included.
+            `time`, `ranges`; `nodes` and `bytes`, of the main graph and of the .onnx file alone; `op_types`,
+            operator -> number of nodes, those within loops included.
         precision: in which the file computes; it sets the limits, unless `atol` or `rtol` is given.
         providers: for each execution provider, "checked", or why it was not.
         comparisons: every output of every run.
@@ -207,6 +208,10 @@ class Report:
         return self.file.time
 
     @property
+    def ranges(self) -> Ranges:
+        return self.file.ranges
+
+    @property
     def op_types(self) -> Mapping[str, int]:
         return self.file.node_types
 
@@ -263,6 +268,7 @@ class Report:
             )
         lines += [f"  input   {spec}" for spec in self.inputs]
         lines += [f"  output  {spec}" for spec in self.outputs]
+        lines += [f"  sizes   {name}: {sizes}" for name, sizes in self.ranges.items()]
         lines += [
             f"  {name}: checked with one value only, the example has no other"
             for name in self.unvaried

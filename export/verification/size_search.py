@@ -83,6 +83,10 @@ class SizeSearch(Generic[T]):
             self._note(sizes, sizes)
         yield from self._new({**self._example, **taken})
 
+    def if_taken(self, sizes: Sizes) -> Iterator[T]:
+        """Run the model at these sizes, if it takes them and has not run at them."""
+        yield from self._new({**self._example, **sizes})
+
     def at_another_size(self, name: str) -> Iterator[T]:
         """Run the model at a second size of an axis, unless it has; it may take none, see `unchanged`.
 

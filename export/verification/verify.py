@@ -17,15 +17,17 @@ from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import DynamicAxisError, ExportError, LoadError, VerificationError
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.runtime import PROVIDERS
+from deploy_rnn.tensor_spec import ANY_SIZE
 
 from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
+from ..size_limits import Condition
 from .cases import Case, CaseMaker
 from .on_onnxruntime import run_on
 from .pairing import paired
 from .provenance import Provenance
 from .relations import related
-from .report import Report
+from .report import Comparison, Report
 from .runs import Plan, ProviderResult
 from .time_axes import TimeAxes, time_axes
 
@@ -79,8 +81,8 @@ def verify(
     with onnxruntime's graph optimisations off and on:
 
     1. on the example itself;
-    2. for every size of the dynamic axes, on inputs drawn at random from the example's values (a constant float tensor
-       gets normal noise instead);
+    2. for every size of the dynamic axes, within the range of each, and at its ends, on inputs drawn at random from the
+       example's values (a constant float tensor gets normal noise instead);
     3. a bare recurrent layer with states also on zeros, against PyTorch without them;
     4. a streaming file also on sequences in chunks, against PyTorch on the whole.
 
@@ -166,6 +168,7 @@ def check(
     forms: Mapping[str, float | str] | None = None,
     pair: Callable[[OnnxFile], OnnxFile] = lambda file: file,
     exported: bool = False,
+    conditions: Sequence[Condition] = (),
 ) -> Report:
     """`verify`, for a file that may still have a temporary name.
 
@@ -179,6 +182,7 @@ def check(
         pair: puts the inputs of the file in the order of the call's tensors, and its outputs in that of the model's;
             they are in order without it.
         exported: whether the file is being exported, so that `dynamic_shapes` says what is dynamic in it.
+        conditions: what was true of the sizes when the file was traced, if that is known.
 
     Raises:
         DynamicAxisError: an axis of an export that the model takes at the size of the example only.
@@ -187,7 +191,7 @@ def check(
     original = OnnxFile.read(path, shown_as=shown_as)
     input_names = {spec.name for spec in original.inputs}
     file = related(pair(original), reference, call, input_names)
-    maker = CaseMaker(reference, call, file)
+    maker = CaseMaker(reference, call, file, conditions)
     cases = list(maker.cases(options.sizes))
     if exported:
         for name, reason in maker.unchanged.items():
@@ -228,9 +232,14 @@ def check(
         forms=forms or {},
     )
     if report.failures:
-        raise VerificationError(
-            f"{file.name} is not the model: {_describe_failure(report)}.", report
-        )
+        worst = _worst(report)
+        message = f"{file.name} is not the model: {_describe_failure(report, worst)}."
+        if worst.case in maker.branches:
+            message += (
+                f" The model branches on a size, and the file has the side where {maker.branches[worst.case]}: let it "
+                "compute the same on both sides, or leave the axis out of `dynamic_shapes`."
+            )
+        raise VerificationError(message, report)
     return report
 
 
@@ -254,6 +263,9 @@ def _long_cases(
 ) -> tuple[list[Case], tuple[str, ...]]:
     """The case of many steps, or why there is none; neither if time is fixed, or the example is as long."""
     example_steps = [maker.example_sizes[name] for name in time.names]
+    if steps is not None:
+        for name in time.names:
+            steps = maker.ranges.get(name, ANY_SIZE).nearest(steps)
     if steps is None or not example_steps or steps <= max(example_steps):
         return [], ()
     try:
@@ -296,9 +308,12 @@ def _report(
     )
 
 
-def _describe_failure(report: Report) -> str:
+def _worst(report: Report) -> Comparison:
+    return max(report.failures, key=lambda comparison: comparison.used)
+
+
+def _describe_failure(report: Report, worst: Comparison) -> str:
     """The worst failure; if that output has no time axis, also from which step another is wrong in the same run."""
-    worst = max(report.failures, key=lambda comparison: comparison.used)
     parts = [str(worst)]
     if worst.first_bad_step is None:
         run = (worst.provider, worst.optimized, worst.case)

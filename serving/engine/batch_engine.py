@@ -5,6 +5,7 @@ from dataclasses import replace
 from threading import Lock
 
 from deploy_rnn.errors import InputError
+from deploy_rnn.tensor_spec import SizeRange
 from deploy_rnn.timing import quickest
 
 from .arrays import Arrays, Outputs
@@ -43,7 +44,7 @@ class BatchEngine:
         self.name = opened.name
         self.inputs = opened.inputs
         self.outputs = opened.outputs
-        self.signature = opened.signature
+        self.signature = replace(opened.signature, least_sizes=opened.graphs.least_sizes)
         self.takes_any_steps = bool(opened.graphs.dynamic)
         self._graphs = opened.graphs
         self._output_names = [spec.name for spec in opened.outputs]
@@ -59,7 +60,7 @@ class BatchEngine:
         """
         feeds = Feeds.of(inputs, self.signature)
         self.choose([feeds])
-        return feeds
+        return replace(feeds, step_ranges=self._step_ranges(feeds.steps))
 
     def check_outputs(self, outputs: Sequence[str] | None) -> Sequence[str]:
         """Return the names of the outputs to compute; None stands for all.
@@ -85,12 +86,18 @@ class BatchEngine:
         """Choose the graph for a run of these requests, and its steps.
 
         Raises:
-            InputError: no graph takes their steps.
+            InputError: no graph takes their steps, or other sizes of theirs.
         """
         rows = sum(feeds.rows for feeds in batch)
         step_counts = [feeds.steps for feeds in batch if feeds.steps is not None]
         steps = max(step_counts, default=None)
-        return self._graphs.pick(steps, may_pad=self.padding_is_harmless, rows=rows)
+        return self._graphs.pick(
+            steps,
+            may_pad=self.padding_is_harmless,
+            rows=rows,
+            sizes=self._sizes(batch),
+            place=self._place,
+        )
 
     def run(
         self,
@@ -111,7 +118,10 @@ class BatchEngine:
         """
         if not choice.runner.prefers_few_row_counts:
             return self._run(choice, batch, outputs)
-        answers = self._run(choice, self._with_spare_rows(batch), outputs)
+        with_spare_rows = self._with_spare_rows(batch)
+        if not self._takes_rows(choice.runner, sum(feeds.rows for feeds in with_spare_rows)):
+            with_spare_rows = batch
+        answers = self._run(choice, with_spare_rows, outputs)
         return answers[: len(batch)]
 
     def can_join_chunks(self, outputs: Sequence[str]) -> bool:
@@ -135,10 +145,12 @@ class BatchEngine:
         """Run each graph, and measure which way is the fastest: how to use the cores, from which length on to pad to a
         bucket, and which dynamic graph to use for how many rows.
         """
-        row_counts = MEASURED_ROWS if self.rows_are_independent() else (1,)
+        measured_rows = MEASURED_ROWS if self.rows_are_independent() else (1,)
+        row_counts = self._row_counts_in_range(measured_rows)
         seconds = {}
         for runner in self._graphs.dynamic:
-            seconds[runner] = self._measure(runner, MEASURED_STEPS, row_counts)
+            steps = self._steps_within(runner, MEASURED_STEPS)
+            seconds[runner] = self._measure(runner, steps, row_counts)
         # The fastest graph for one row is often not the fastest for sixteen.
         for rows in row_counts:
             if seconds:
@@ -148,10 +160,53 @@ class BatchEngine:
         for steps, runner in self._graphs.buckets.items():
             tuned = self._tune(runner, steps, row_counts)
             # Without a choice one row is enough: a captured graph would be captured for every number of rows.
-            bucket_seconds = tuned[1] if tuned else self._time(runner, steps, rows=1)
+            rows = row_counts[0]
+            bucket_seconds = tuned[rows] if tuned else self._time(runner, steps, rows)
             if dynamic is not None and self.padding_is_harmless():
-                dynamic_seconds = self._time(dynamic, steps, rows=1)
+                dynamic_seconds = self._time(dynamic, self._steps_within(dynamic, steps), rows)
                 self._graphs.prefer(steps, bucket_seconds, dynamic_seconds)
+
+    @property
+    def most_rows(self) -> int | None:
+        """How many rows every graph takes; None for any number."""
+        return _smallest_most(self._graphs.ranges_of(self.signature.batch_axis))
+
+    @property
+    def most_steps(self) -> int | None:
+        """How many steps the graphs for any number of steps take; None for any number."""
+        limits = []
+        for runner in self._graphs.dynamic:
+            limits += [self._graphs.range_in(runner, axis) for axis in self.signature.time_axes]
+        return _smallest_most(limits)
+
+    def _sizes(self, batch: Batch) -> dict[str, set[int]]:
+        """Return the sizes for which a graph has to be right, of the axes that have ranges."""
+        sizes = {axis: {size} for axis, size in batch[0].other_sizes}
+        if self.signature.batch_axis is not None:
+            # The model sees the rows of the run.
+            sizes[self.signature.batch_axis] = {sum(feeds.rows for feeds in batch)}
+        for axis in self.signature.time_axes:
+            # Padding must not take a request to where the model computes something else.
+            steps = {feeds.steps for feeds in batch if feeds.steps is not None}
+            sizes[axis] = sizes.get(axis, set()) | steps
+        return sizes
+
+    def _step_ranges(self, steps: int | None) -> tuple[bool, ...]:
+        """Return which of the ranges of the time axis have these steps."""
+        ranges = [
+            limits for axis in self.signature.time_axes for limits in self._graphs.ranges_of(axis)
+        ]
+        return tuple(steps is not None and limits.takes(steps) for limits in ranges)
+
+    def _place(self, axis: str) -> str:
+        """Where an axis is in the inputs of clients, such as "axis 1 of `x`, T,"."""
+        for spec in self.signature.client_inputs:
+            if axis in spec.shape:
+                return f"axis {spec.shape.index(axis)} of `{spec.name}`, {axis},"
+        return axis
+
+    def _takes_rows(self, runner: Runner, rows: int) -> bool:
+        return self._graphs.range_in(runner, self.signature.batch_axis).takes(rows)
 
     def _run(
         self,
@@ -192,7 +247,25 @@ class BatchEngine:
         if not self.takes_any_steps:
             short = min(self._graphs.buckets)
             long = max(self._graphs.buckets)
+        for runner in self._graphs.dynamic:
+            short = self._steps_within(runner, short)
+            long = self._steps_within(runner, short + TRIAL_STEPS[1] - TRIAL_STEPS[0])
+        # The trials are on one row and on two.
+        if not all(limits.takes(1) for limits in self._graphs.ranges_of(self.signature.batch_axis)):
+            return TrialResults(rows_are_independent=False, padding_is_harmless=False)
         return try_batching(run, self.signature, short, long)
+
+    def _row_counts_in_range(self, row_counts: Sequence[int]) -> list[int]:
+        """Return those that every graph takes; if there is none, the fewest that it takes."""
+        ranges = self._graphs.ranges_of(self.signature.batch_axis)
+        kept = [rows for rows in row_counts if all(limits.takes(rows) for limits in ranges)]
+        return kept or [max(limits.least for limits in ranges)]
+
+    def _steps_within(self, runner: Runner, steps: int) -> int:
+        """Return the steps, or the next ones that the graph takes."""
+        for axis in self.signature.time_axes:
+            steps = self._graphs.range_in(runner, axis).nearest(steps)
+        return steps
 
     def _measure(
         self,
@@ -217,8 +290,10 @@ class BatchEngine:
             return collate([feeds], self.signature, feeds.steps)
 
         batch_axes = {}
-        # Parts whose longest rows differ would give outputs of different size.
-        if self.rows_are_independent() and not self.signature.trimmed_axes:
+        # Parts whose longest rows differ would give outputs of different size; and a part may be fewer rows than the
+        # graph takes.
+        can_be_divided = not self.signature.trimmed_axes and self._takes_rows(runner, 1)
+        if self.rows_are_independent() and can_be_divided:
             for tensor in self.signature.tensors:
                 if tensor.batch is not None:
                     batch_axes[tensor.name] = tensor.batch
@@ -230,3 +305,8 @@ class BatchEngine:
         choice = GraphChoice(runner, feeds.steps)
         batch = [feeds]
         return quickest(lambda: self._run(choice, batch, self._output_names))
+
+
+def _smallest_most(ranges: Sequence[SizeRange]) -> int | None:
+    ends = [limits.most for limits in ranges if limits.most is not None]
+    return min(ends, default=None)

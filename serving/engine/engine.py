@@ -74,7 +74,7 @@ class Engine:
 
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range; steps
-                that no graph takes; an unknown output.
+                that no graph takes; a size with which the model does something else than its graph; an unknown output.
             RunError: onnxruntime failed.
         """
         batch = [Feeds.of(inputs, self._batch_engine.signature)]

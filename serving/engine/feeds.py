@@ -23,12 +23,15 @@ class Feeds:
         rows: size of the batch axis; 1 if the model has none.
         steps: size of the time axis; None if the model has none, or several of different size.
         other_sizes: names and sizes of all other dynamic axes; only requests that agree in them can share a run.
+        step_ranges: which of the ranges of the model's time axis have its steps; only requests that agree in them can
+            share a run.
     """
 
     arrays: Arrays
     rows: int
     steps: int | None
     other_sizes: tuple[tuple[str, int], ...] = ()
+    step_ranges: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, inputs: Arrays, signature: Signature) -> Self:

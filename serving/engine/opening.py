@@ -69,8 +69,10 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel
 def _open_file(path: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
     runner = open_graph(path)
     inputs, outputs = runner.specs()
-    signature = Signature.of_file(inputs, outputs, _read_metadata(runner, path))
-    return OpenedModel(path.stem, inputs, outputs, signature, Graphs.single(runner))
+    metadata = _read_metadata(runner, path)
+    signature = Signature.of_file(inputs, outputs, metadata)
+    graphs = Graphs.single(runner, metadata.ranges)
+    return OpenedModel(path.stem, inputs, outputs, signature, graphs)
 
 
 def _read_metadata(runner: Runner, path: Path) -> FileMetadata:

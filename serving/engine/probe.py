@@ -122,7 +122,8 @@ def example(
 ) -> Feeds:
     """Make inputs of these sizes: random numbers, and 0 or 1 where they are whole."""
     random = np.random.default_rng(seed)
-    sizes: dict[str | None, int] = {signature.batch_axis: rows}
+    sizes: dict[str | None, int] = dict(signature.least_sizes.items())
+    sizes[signature.batch_axis] = rows
     sizes |= dict.fromkeys(signature.time_axes, steps)
     arrays = {}
     for spec in signature.client_inputs:

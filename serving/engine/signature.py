@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -22,12 +22,14 @@ class Signature:
         inputs, outputs: the same for every graph of the model.
         lengths: inputs that hold the lengths of the rows -> the time axis that limits them, by its name or size.
         states: inputs that carry a state from chunk to chunk -> the outputs that give it.
+        least_sizes: dynamic axes that may not have every size -> one that the graphs take.
     """
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     lengths: Mapping[str, int | str]
     states: Mapping[str, str]
+    least_sizes: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_manifest(cls, manifest: Manifest) -> Self:

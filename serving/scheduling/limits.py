@@ -40,3 +40,8 @@ class Limits:
                 raise ValueError(f"`{field.name}` (={value!r}) must be {minimum} or more.")
         if self.max_waste >= 1:
             raise ValueError(f"`max_waste` (={self.max_waste!r}) must be below 1: it is a share.")
+
+
+def lower(limit: int, other: int | None) -> int:
+    """Return the lower of two limits; None is none."""
+    return limit if other is None else min(limit, other)

@@ -13,7 +13,7 @@ from deploy_rnn.runtime import CPU, TensorSpec
 from ..engine.batch_engine import BatchEngine
 from ..engine.opening import open_model
 from .execution import BatchResult, execute
-from .limits import Limits
+from .limits import Limits, lower
 from .queue import Job, RequestQueue, StreamSegment
 from .request import Request, Response
 from .statistics import Statistics, Tally
@@ -67,7 +67,8 @@ class Model:
         self.streaming = bool(self.states)
         self.optional = signature.optional
         self._limits = limits or Limits()
-        self.max_batch = self._limits.max_rows if signature.batch_axis else 0
+        max_rows = self._limits.max_rows if signature.batch_axis else 0
+        self.max_batch = lower(max_rows, self._engine.most_rows)
         self._clock = clock
         # Guards everything below; notified when a request arrives, and when the model closes.
         self._changed = Condition()

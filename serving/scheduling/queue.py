@@ -9,7 +9,7 @@ from deploy_rnn.errors import DeadlineError
 from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Feeds
 from .batching import choose_rows, choose_segments
-from .limits import Limits
+from .limits import Limits, lower
 from .request import Response
 from .streams import Stream, StreamTable
 
@@ -51,8 +51,9 @@ class Job:
 
     @property
     def key(self) -> Hashable:
-        """Requests that differ in an axis other than rows and steps cannot share a run."""
-        return self.feeds.other_sizes
+        """Requests that differ in an axis other than rows and steps, or in what the model does with their steps, cannot
+        share a run."""
+        return self.feeds.other_sizes, self.feeds.step_ranges
 
     def claim(self) -> bool:
         """Claim it for a run: it can no longer be cancelled. False if it has been; its waiters are then told."""
@@ -79,9 +80,11 @@ class RequestQueue:
     def __init__(self, engine: BatchEngine, limits: Limits, streams: StreamTable) -> None:
         self._streams = streams
         self._streaming = bool(engine.signature.states)
-        self._max_rows = limits.max_rows if engine.rows_are_independent() else 0
+        max_rows = limits.max_rows if engine.rows_are_independent() else 0
+        self._max_rows = lower(max_rows, engine.most_rows)
         self._max_waste = limits.max_waste if engine.padding_is_harmless() else 0.0
-        self._max_segment_steps = limits.max_steps if engine.takes_any_steps else 0
+        max_segment_steps = limits.max_steps if engine.takes_any_steps else 0
+        self._max_segment_steps = lower(max_segment_steps, engine.most_steps)
         self._jobs: list[Job] = []
 
     def __len__(self) -> int:

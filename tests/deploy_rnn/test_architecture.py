@@ -46,7 +46,8 @@ ARROWS = {
     "packaging": {"nn", "conversion", "compilation", "checking"},
     "cli": {"examples"},
     "export.stack": {"nn"},
-    "export.torch_onnx": set(),
+    "export.size_limits": set(),
+    "export.torch_onnx": {"export.size_limits"},
     "export.onnx_file": {"metadata"},
     "export.bare_layer": {"nn", "checking"},
     "export.options": {"checking", "export.forms"},
@@ -54,9 +55,11 @@ ARROWS = {
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
-        "export.bare_layer", "export.options",
+        "export.bare_layer", "export.options", "export.size_limits",
     },
-    "export.verification": {"nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer"},
+    "export.verification": {
+        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer", "export.size_limits",
+    },
     "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
     "export.exporter": {
         "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.verification",

@@ -1,6 +1,7 @@
 """Models that pack, in any of the usual ways, and what is refused."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.capture import Tracer
 from deploy_rnn.runtime import open_session
+from deploy_rnn.tensor_spec import SizeRange
 
 STEPS = 5
 
@@ -150,13 +152,17 @@ def test_models_that_pack(
     shapes = None
     if use not in FINDS_ITS_AXES:
         shapes = {"x": {1: "B"} | ({} if form == "unrolled" else {0: "T"}), "lengths": {0: "B"}}
-    report = export_onnx(
-        model,
-        (x.transpose(0, 1) if first else x, lengths),
-        tmp_path / "a.onnx",
-        form=form,
-        dynamic_shapes=shapes,
-    )
+    has_limit = use is to_nine and form != "unrolled"
+    warns = pytest.warns(UserWarning, match="T, can have a size of 1 to 9 only")
+    with warns if has_limit else nullcontext():
+        report = export_onnx(
+            model,
+            (x.transpose(0, 1) if first else x, lengths),
+            tmp_path / "a.onnx",
+            form=form,
+            dynamic_shapes=shapes,
+        )
+    assert report.ranges == ({"T": SizeRange(1, 9)} if has_limit else {})
     assert of_torch() == OF_TORCH
     steps = STEPS if form == "unrolled" else "T"
     assert report.inputs[0].shape == (("B", steps, 3) if first else (steps, "B", 3))

@@ -135,9 +135,8 @@ def captured(batch_first: bool, with_lengths: bool, with_states: bool, time: boo
     )
     grid = trained(batch_first)
     call = ExampleCall.of(grid, (), kwargs)
-    return Tracer(grid, call, opset_version=18).capture(
-        axes(call, batch_first=batch_first, time=time)
-    )
+    tracer = Tracer(grid, call, opset_version=18)
+    return tracer.capture(axes(call, batch_first=batch_first, time=time)).model
 
 
 def assert_equal(
