@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import onnx_ir as ir
 
 from deploy_rnn.errors import ExportError, LoadError
+from deploy_rnn.files import replace_file
 from deploy_rnn.runtime import open_session, specs
 from deploy_rnn.timing import compare
 
@@ -39,7 +40,7 @@ def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[s
                 refusals[form] = str(error)
                 continue
             path = Path(folder) / f"{form}.onnx"
-            ir.save(graph, path)
+            replace_file(path, partial(ir.save, graph))
             try:
                 session = open_session(path)
             except LoadError as error:

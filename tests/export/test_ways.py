@@ -105,7 +105,7 @@ class Weights(nn.Module):
         self.rnn = nn.RNN(3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.rnn(x)[0] + int(torch.compiler.is_compiling())
+        return self.rnn(x * (2.0 if torch.compiler.is_compiling() else 1.0))[0]
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_a_compiled_model_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "package", refuse)
     check = deploy_rnn.check(Weights(), torch.randn(6, 2, 3))
     assert check["compile"].reason.startswith(
-        "the compiled model is not the model: output 0 on the example differs by 1.0e+00"
+        "the compiled model is not the model: output 0 on the example differs by "
     )
 
 
