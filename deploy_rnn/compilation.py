@@ -1,5 +1,6 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -8,6 +9,7 @@ import torch
 import torch._inductor
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from torch.fx.experimental import _config as shape_config
 
 from deploy_rnn.conversion import convert
@@ -139,7 +141,19 @@ def _backend(
     # tanh from one exponential, in one vectorised loop.
     options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
     if CPP_WRAPPER and not torch.is_grad_enabled():
-        options["cpp_wrapper"] = True
+        try:
+            return _compile(copy.deepcopy(graph), example_inputs, options | {"cpp_wrapper": True})
+        except InductorError as error:
+            # The C++ driver declares a name twice where the output of a loop is overwritten in place, as by
+            # `2 * rnn(x)[0]` (torch 2.13). The Python driver has no such names.
+            if "CppCompileError" not in str(error):
+                raise
+    return _compile(graph, example_inputs, options)
+
+
+def _compile(
+    graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor], options: dict[str, Any]
+) -> Callable[..., Any]:
     return cast(
         Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options)
     )

@@ -423,3 +423,24 @@ def test_layers_that_are_used_through_a_list() -> None:
     model = Listed()
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(deploy_rnn.compile(model)(x), model(x))
+
+
+class Scaled(nn.Module):
+    """Overwrites the output of the loop in place, once it is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = 2 * self.rnn(x)[0] + 1
+        return output
+
+
+def test_an_operation_on_every_output_of_the_loop() -> None:
+    model = Scaled().eval()
+    compiled = deploy_rnn.compile(model, check=False)
+    with torch.no_grad():
+        for steps, batch in ((6, 2), (9, 5)):
+            x = torch.randn(steps, batch, 3)
+            torch.testing.assert_close(compiled(x), model(x))
