@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.branches import Condition, conditions_on
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.compilation import CPP_WRAPPER
 from deploy_rnn.errors import DynamicAxisError, ExportError
@@ -92,12 +93,18 @@ inline AOTITorchError aoti_torch_cpu_checked(
 }"""
 
 
-def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path: Path) -> None:
+def compile_file(
+    model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path: Path
+) -> list[Condition]:
     """Compile `model` to a `.pt2` file for the CPU, with `axes` open.
 
     Args:
         model: a converted copy, in evaluation mode; a hook is added to it.
         call: an example call in which no dynamic axis has the size 1, which PyTorch would take for fixed.
+
+    Returns:
+        What is true of the sizes on the sides of the branches that were traced. If that is about one axis alone,
+        PyTorch refuses the model.
 
     Raises:
         DynamicAxisError: the model fixes an axis, or does not take all of its sizes.
@@ -116,10 +123,12 @@ def compile_file(model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path
         warnings.simplefilter("ignore", FutureWarning)
         try:
             with nothing_printed_on_error(), quiet_loggers(_REMARKS):
-                package_path = _compile(_export(model, call, axes), Path(folder) / "model.pt2")
+                program = _export(model, call, axes)
+                package_path = _compile(program, Path(folder) / "model.pt2")
         except Exception as error:  # torch raises many types here
             raise _format_error(error) from error
         shutil.copyfile(package_path, path)
+    return conditions_on(_sizes(program, axes))
 
 
 def load_file(path: Path) -> Callable[..., Any]:
@@ -176,6 +185,21 @@ def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Export
     return torch.export.export(
         model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
     )
+
+
+def _sizes(program: ExportedProgram, axes: Sequence[Axes]) -> dict[str, torch.SymInt]:
+    """Name of each dynamic axis -> its size in the traced graph."""
+    names = program.graph_signature.user_inputs
+    values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    sizes: dict[str, torch.SymInt] = {}
+    for tensor, tensor_axes in zip(tensors, axes, strict=True):
+        for number, axis in tensor_axes.items():
+            size = tensor.size(number)
+            # A size that the model fixes is an int, whatever its type says.
+            if isinstance(size, torch.SymInt):
+                sizes[axis.name] = size
+    return sizes
 
 
 def _dim(axis: Axis) -> Dim:

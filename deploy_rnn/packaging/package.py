@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
@@ -17,7 +18,13 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
 from deploy_rnn.packaging import aot, torchscript
 from deploy_rnn.packaging.axes import DynamicCall
-from deploy_rnn.packaging.trials import Trial, largest_differences, trials_of, with_least_sizes
+from deploy_rnn.packaging.trials import (
+    Trial,
+    largest_differences,
+    trials_beyond,
+    trials_of,
+    with_least_sizes,
+)
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,11 @@ def package(
     trials = list(trials_of(reference, example))
 
     def write_and_check(temporary: Path) -> Package:
-        function = _write(convert_for_inference(model), example, trials, temporary)
-        differences = largest_differences(function, trials, tolerance, path.name)
+        function, conditions = _write(convert_for_inference(model), example, trials, temporary)
+        beyond = trials_beyond(reference, example, conditions)
+        differences = largest_differences(
+            function, [*trials, *beyond], tolerance, path.name, conditions
+        )
         return Package(str(path), temporary.stat().st_size, example.shapes, differences)
 
     return replace_file(path, write_and_check)
@@ -112,16 +122,16 @@ def package(
 
 def _write(
     model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path: Path
-) -> Callable[..., Any]:
-    """Write the file, and load the function in it."""
+) -> tuple[Callable[..., Any], list[Condition]]:
+    """Write the file: -> the function in it, and what is true of the sizes on its side of each branch."""
     if path.suffix == ".pt":
         torchscript.script_file(model, path)
-        return torchscript.load_file(path)
+        return torchscript.load_file(path), []  # it has both sides of each branch
     # torch.export takes an axis of size 1 for fixed.
     traceable = [trial for trial in trials if 1 not in trial.sizes.values()]
     if not traceable:
         raise ExportError(
             "PyTorch takes an axis of size 1 for fixed, and the model takes no call without one."
         )
-    aot.compile_file(model, traceable[0].call, example.axes, path)
-    return aot.load_file(path)
+    conditions = aot.compile_file(model, traceable[0].call, example.axes, path)
+    return aot.load_file(path), conditions

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
 from deploy_rnn.checking.trials import Reference, size_assignments
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.model_errors import own_failure
 from deploy_rnn.packaging.axes import Axis, DynamicCall
+from deploy_rnn.tensor_spec import SizeRange
 
 TRIED_ABOVE_LEAST = (0, 1, 2, 6, 32)
 """How far above the least size of a dynamic axis a package is tried."""
@@ -55,13 +57,10 @@ def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
         sizes = {
             axis: min(axis.least + addition, axis.most) for axis, addition in additions.items()
         }
-        taken = _first_taken(reference, example.calls(sizes, random))
-        if taken is None:
+        trial = _random_trial(reference, example, sizes, random)
+        if trial is None:
             continue
-        call, outputs = taken
-        size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
-        label = ", ".join(["random input", *size_labels])
-        yield Trial(label, call, sizes, reference.expected(call, outputs, label))
+        yield trial
         # An axis of size 1 proves nothing: the model may broadcast it.
         varied |= {axis for axis, size in sizes.items() if size not in (1, example_sizes[axis])}
     fixed_names = [axis.name for axis in example_sizes if axis not in varied]
@@ -70,6 +69,21 @@ def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
             f"`{fixed_names[0]}` cannot be dynamic: the model takes no other size than the example's; leave it out of "
             f"`dynamic_shapes`, or give its range, such as Dim('{fixed_names[0]}', min=2, max=9)."
         )
+
+
+def trials_beyond(
+    reference: Reference, example: DynamicCall, conditions: Sequence[Condition]
+) -> Iterator[Trial]:
+    """Random inputs for which a condition is not true: they show whether both sides of the branch are equal."""
+    random = torch.Generator().manual_seed(0)
+    example_sizes = {axis.name: size for axis, size in example.sizes.items()}
+    ranges = {axis.name: SizeRange(axis.least, axis.most) for axis in example.sizes}
+    for condition in conditions:
+        for sizes in condition.broken(example_sizes, ranges):
+            axis_sizes = {axis: sizes[axis.name] for axis in example.sizes}
+            trial = _random_trial(reference, example, axis_sizes, random)
+            if trial is not None:
+                yield trial
 
 
 def example_trial(reference: Reference, example: DynamicCall) -> Trial:
@@ -81,6 +95,19 @@ def example_trial(reference: Reference, example: DynamicCall) -> Trial:
         raise ExportError("the model returns no tensor, so that there is nothing to compare.")
     expected = reference.expected(example.call, outputs, "the example")
     return Trial("the example", example.call, example.sizes, expected)
+
+
+def _random_trial(
+    reference: Reference, example: DynamicCall, sizes: dict[Axis, int], random: torch.Generator
+) -> Trial | None:
+    """Random inputs of these sizes; None if the model refuses them."""
+    taken = _first_taken(reference, example.calls(sizes, random))
+    if taken is None:
+        return None
+    call, outputs = taken
+    size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
+    label = ", ".join(["random input", *size_labels])
+    return Trial(label, call, sizes, reference.expected(call, outputs, label))
 
 
 def _first_taken(
@@ -96,11 +123,17 @@ def _first_taken(
 
 
 def largest_differences(
-    function: Callable[..., Any], trials: Sequence[Trial], tolerance: Tolerance, file_name: str
+    function: Callable[..., Any],
+    trials: Sequence[Trial],
+    tolerance: Tolerance,
+    file_name: str,
+    conditions: Sequence[Condition] = (),
 ) -> tuple[float, ...]:
     """Run every trial twice: -> the largest difference of each output.
 
     TorchScript optimises after its first calls, and no call may depend on the one before.
+
+    conditions: what is true of the sizes on the sides of the branches that `function` has.
 
     Raises:
         ExportError: the file cannot be run.
@@ -112,16 +145,42 @@ def largest_differences(
             outputs = trial.call.run(function)
         except Exception as error:  # PyTorch raises many types here
             raise ExportError(f"{file_name} fails on {trial.label}: {error}") from error
-        if len(outputs) != len(largest):
-            raise VerificationError(
-                f"{file_name} is not the model: it gives {len(outputs)} tensors, PyTorch {len(largest)}."
-            )
-        for number, (expected, output) in enumerate(zip(trial.expected, outputs, strict=True)):
-            where = f"{file_name} is not the model: output {number} on {trial.label}"
-            largest[number] = max(
-                largest[number], _largest_difference(expected, output, tolerance, where)
-            )
+        try:
+            differences = _differences(trial, outputs, tolerance, file_name)
+        except VerificationError as error:
+            branch = _branch(trial, conditions)
+            if not branch:
+                raise
+            raise VerificationError(f"{error} {branch}") from error
+        largest = [max(pair) for pair in zip(largest, differences, strict=True)]
     return tuple(largest)
+
+
+def _branch(trial: Trial, conditions: Sequence[Condition]) -> str:
+    """On which branch the function is not the model at the sizes of a trial; empty if it is on every one."""
+    sizes = {axis.name: size for axis, size in trial.sizes.items()}
+    for condition in conditions:
+        if not condition.holds(sizes):
+            return (
+                f"The model branches on a size, and the file has the side where {condition}: let it compute the same "
+                "on both sides, leave an axis out of `dynamic_shapes`, or write a .pt file, which has both sides."
+            )
+    return ""
+
+
+def _differences(
+    trial: Trial, outputs: Sequence[Tensor], tolerance: Tolerance, file_name: str
+) -> list[float]:
+    """The largest difference of each output; raise VerificationError if one is not what PyTorch gives."""
+    if len(outputs) != len(trial.expected):
+        raise VerificationError(
+            f"{file_name} is not the model: it gives {len(outputs)} tensors, PyTorch {len(trial.expected)}."
+        )
+    differences = []
+    for number, (expected, output) in enumerate(zip(trial.expected, outputs, strict=True)):
+        where = f"{file_name} is not the model: output {number} on {trial.label}"
+        differences.append(_largest_difference(expected, output, tolerance, where))
+    return differences
 
 
 def _largest_difference(

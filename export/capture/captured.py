@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
+from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.structure import output_names_of, without_numbers
 from deploy_rnn.checking.two_calls import check_two_calls
@@ -23,7 +24,7 @@ from deploy_rnn.tensor_spec import SizeRange
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
 from ..options import ExportOptions
-from ..size_limits import Condition, size_range
+from ..size_limits import size_range
 from ..stack import Stack, row_lengths, stack_nodes
 from .capture import Tracer
 from .io_names import name_inputs_and_outputs

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.branches import LARGEST_END, Condition
 from deploy_rnn.checking.draws import Draws, ExampleInput, axis_sizes
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
@@ -16,7 +17,6 @@ from deploy_rnn.tensor_spec import ANY_SIZE, Ranges, TensorSpec
 
 from ..bare_layer import is_layer, state_names
 from ..onnx_file import OnnxFile
-from ..size_limits import LARGEST_END, Condition
 from .size_search import RefusedError, SizeSearch, sizes_text
 
 CHUNKINGS = 3

@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from torch import nn
 
+from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
@@ -21,7 +22,6 @@ from deploy_rnn.tensor_spec import ANY_SIZE
 
 from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
-from ..size_limits import Condition
 from .cases import Case, CaseMaker
 from .on_onnxruntime import run_on
 from .pairing import paired

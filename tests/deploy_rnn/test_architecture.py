@@ -46,7 +46,7 @@ ARROWS = {
     "packaging": {"nn", "conversion", "compilation", "checking"},
     "cli": {"examples"},
     "export.stack": {"nn"},
-    "export.size_limits": set(),
+    "export.size_limits": {"checking"},
     "export.torch_onnx": {"export.size_limits"},
     "export.onnx_file": {"metadata"},
     "export.bare_layer": {"nn", "checking"},
@@ -58,7 +58,7 @@ ARROWS = {
         "export.bare_layer", "export.options", "export.size_limits",
     },
     "export.verification": {
-        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer", "export.size_limits",
+        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",
     },
     "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
     "export.exporter": {

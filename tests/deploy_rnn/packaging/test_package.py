@@ -69,6 +69,26 @@ class Odd(nn.Module):
         return output
 
 
+class Deciding(nn.Module):
+    """Doubles its outputs beyond six steps for a row, a thousand steps of all rows, or a hundred steps."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__()
+        self.limit = limit
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        rows, steps = x.size(0), x.size(1)
+        if self.limit == "steps of a row" and steps > 6 * rows:
+            output = output * 2
+        if self.limit == "steps of all rows" and rows * steps > 1000:
+            output = output * 2
+        if self.limit == "steps" and steps > 100:
+            output = output * 2
+        return output
+
+
 FRESH = """
 import sys
 sys.modules["deploy_rnn"] = None  # whoever imports it now fails
@@ -343,6 +363,37 @@ def test_what_cannot_be_made_of_a_model(
     with pytest.raises(error, match=text):
         deploy_rnn.package(model, args, tmp_path / name, dynamic_shapes=dynamic_shapes)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("limit", "condition"), [("steps of a row", "T <= 6*B"), ("steps of all rows", "T*B <= 1000")]
+)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_file_has_one_side_of_a_branch(
+    limit: str, condition: str, tmp_path: Path
+) -> None:
+    """PyTorch does not refuse a branch on two axes, and the sizes of the usual trials are all on one side."""
+    dynamic_shapes = {"x": {0: "B", 1: "T"}}
+    with pytest.raises(VerificationError) as raised:
+        deploy_rnn.package(
+            Deciding(limit), torch.randn(8, 5, 3), tmp_path / "m.pt2", dynamic_shapes=dynamic_shapes
+        )
+    assert f"the file has the side where {condition}: let it compute" in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows", "steps"),
+    [("steps of a row", 1, 7), ("steps of all rows", 40, 26), ("steps", 2, 101)],
+)
+def test_a_scripted_file_has_both_sides_of_a_branch(
+    limit: str, rows: int, steps: int, tmp_path: Path
+) -> None:
+    model, path = Deciding(limit), tmp_path / "m.pt"
+    dynamic_shapes = {"x": {0: "B", 1: "T"}}
+    deploy_rnn.package(model, torch.randn(8, 5, 3), path, dynamic_shapes=dynamic_shapes)
+    check_in_a_fresh_process(path, model, [(torch.randn(8, 5, 3),), (torch.randn(rows, steps, 3),)])
 
 
 def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
