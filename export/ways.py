@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 from torch._inductor.utils import fresh_cache
+from torch.export import Dim
 
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.module import check_module
@@ -33,7 +34,7 @@ from deploy_rnn.packaging.trials import (
     with_least_sizes,
 )
 from deploy_rnn.runtime import open_session
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import Ranges, TensorSpec
 from deploy_rnn.timing import compare
 
 from .bare_layer import with_lengths
@@ -59,6 +60,7 @@ class Way:
         message: the whole error, with what to do; empty if it goes.
         open: the axes that were tried at other sizes too, such as ("B", "T"); None where it is unknown which to try.
         fixed: the axes that another way leaves open, and this one fixes at the example's size.
+        ranges: those of the open axes that may not have every size -> the sizes that they may have.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Way:
     message: str = ""
     open: tuple[str, ...] | None = None
     fixed: Mapping[str, int] = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
 
     @property
     def goes(self) -> bool:
@@ -78,8 +81,10 @@ class Way:
         if self.open is None:
             return ""
         parts = []
-        if self.open:
-            parts.append(f"any {' and '.join(self.open)}")
+        without_range = [name for name in self.open if name not in self.ranges]
+        if without_range:
+            parts.append(f"any {' and '.join(without_range)}")
+        parts += [f"{name} of {sizes}" for name, sizes in self.ranges.items()]
         parts += [f"{name}={size} only" for name, size in self.fixed.items()]
         return ", ".join(parts) or "the example's sizes only"
 
@@ -173,7 +178,7 @@ def check_ways(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, st
             with step("measuring"):
                 milliseconds = _measure({"": candidate.run_itself, **_runs(taken)})
     ways = refused | {
-        name: candidate.way(name, milliseconds[name], one.axes) for name, one in taken.items()
+        name: candidate.way(name, milliseconds[name], one) for name, one in taken.items()
     }
     return Check(candidate.inputs, milliseconds[""], tuple(ways[name] for name in NAMES))
 
@@ -185,10 +190,12 @@ class _Taken:
     Attributes:
         run: one call with the example.
         axes: of each tensor, the axes that were tried at other sizes; None if it is unknown which to try.
+        ranges: the sizes of those axes that may not have every size.
     """
 
     run: Callable[[], object]
     axes: Sequence[Axes] | None
+    ranges: Ranges = field(default_factory=dict)
 
 
 def _refused(name: str, error: Exception) -> Way:
@@ -239,8 +246,9 @@ class _Candidate:
             for name, tensor in zip(self._call.names, self._call.tensors, strict=True)
         )
         example_trial(self._reference, DynamicCall.of(self._model, self._call, {}))
-        # Which axes a file leaves open: of each tensor, and the size of each in the example.
+        # Which axes a file leaves open: of each tensor, their ranges, and the size of each in the example.
         self._axes: list[Axes] | None = None
+        self._ranges: Ranges = {}
         self._sizes: dict[str, int] = {}
 
     def run_itself(self) -> object:
@@ -260,9 +268,9 @@ class _Candidate:
                 self._sizes.setdefault(size_name, tensor.size(axis))
             axes.append(names)
         if self._axes is None:
-            self._axes = axes
+            self._axes, self._ranges = axes, report.ranges
         feeds = example_feeds(report.inputs, self._call)
-        return _Taken(partial(open_session(path).run, None, feeds), axes)
+        return _Taken(partial(open_session(path).run, None, feeds), axes, report.ranges)
 
     def compiled(self) -> _Taken:
         """Compile, and run on the example and on another size of every axis."""
@@ -285,27 +293,38 @@ class _Candidate:
         """Package, with the axes open that a file leaves open if that is possible."""
         path = self._folder / f"model{suffix}"
         axes = self._axes
+        # A scripted file has both sides of a branch.
+        ranges = {} if suffix == ".pt" else self._ranges
         try:
-            self._package(path, axes)
+            self._package(path, axes, ranges)
         except DynamicAxisError:
             if not axes:
                 raise
-            axes = [{} for _ in axes]
-            self._package(path, axes)
-        return _Taken(partial(self._call.run, load(path)), axes)
+            axes, ranges = [{} for _ in axes], {}
+            self._package(path, axes, ranges)
+        return _Taken(partial(self._call.run, load(path)), axes, ranges)
 
-    def way(self, name: str, milliseconds: float, axes: Sequence[Axes] | None) -> Way:
+    def way(self, name: str, milliseconds: float, taken: _Taken) -> Way:
         """A way that the model went, with the sizes that it takes there."""
-        if axes is None:
+        if taken.axes is None:
             return Way(name, milliseconds)
         open_names: dict[str, None] = {}
-        for tensor_axes in axes:
+        for tensor_axes in taken.axes:
             open_names |= dict.fromkeys(tensor_axes.values())
         fixed = {size: number for size, number in self._sizes.items() if size not in open_names}
-        return Way(name, milliseconds, open=tuple(open_names), fixed=fixed)
+        ranges = {size: taken.ranges[size] for size in open_names if size in taken.ranges}
+        return Way(name, milliseconds, open=tuple(open_names), fixed=fixed, ranges=ranges)
 
-    def _package(self, path: Path, axes: Sequence[Axes] | None) -> None:
-        shapes = None if axes is None else self._call.shapes(axes)
+    def _package(self, path: Path, axes: Sequence[Axes] | None, ranges: Ranges) -> None:
+        shapes = None
+        if axes is not None:
+            dims = {name: Dim(name, min=least, max=most) for name, (least, most) in ranges.items()}
+            tensor_dims = []
+            for tensor_axes in axes:
+                tensor_dims.append(
+                    {number: dims.get(name, name) for number, name in tensor_axes.items()}
+                )
+            shapes = self._call.shapes(tensor_dims)
         package(
             self._model,
             self._call.bound.args,

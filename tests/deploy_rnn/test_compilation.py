@@ -444,3 +444,31 @@ def test_an_operation_on_every_output_of_the_loop() -> None:
         for steps, batch in ((6, 2), (9, 5)):
             x = torch.randn(steps, batch, 3)
             torch.testing.assert_close(compiled(x), model(x))
+
+
+class Deciding(nn.Module):
+    """Another output for even steps, for more than twenty, and for more than three to a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        if x.size(1) % 2 == 0:
+            output = output + 1
+        if x.size(1) > 20:
+            output = output + 2
+        return output + 4 if x.size(1) > 3 * x.size(0) else output
+
+
+@pytest.mark.slow
+def test_a_branch_on_a_size_is_compiled_on_both_sides() -> None:
+    model = Deciding().eval()
+    compiled = deploy_rnn.compile(model)
+    for rows, steps in [(2, 5), (3, 7), (2, 6), (2, 9), (7, 21)]:
+        x = torch.randn(rows, steps, 3)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x))
+    # The second call is on the side of the first in each branch.
+    assert graphs() == 4

@@ -1,5 +1,6 @@
 """`deploy_rnn.check`: each way goes or is refused with its reason, and nothing is left behind."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ class Tagger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.rnn(x)[0])
+
+
+class Branching(nn.Module):
+    """Doubles its outputs beyond twenty steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x)[0]
+        return output * 2 if x.size(1) > 20 else output
 
 
 @pytest.fixture
@@ -68,6 +81,28 @@ def test_a_way_that_is_refused_says_why() -> None:
     fields = {way["name"]: way for way in check.to_dict()["ways"]}
     assert fields["unrolled"]["fixed"] == {"T": 6}
     assert fields["scan"]["goes"]
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.filterwarnings("ignore:axis 1 of `x`, T, can have a size of 1 to 20 only:UserWarning")
+def test_a_way_for_one_side_of_a_branch() -> None:
+    check = deploy_rnn.check(Branching(), torch.randn(2, 6, 3))
+    assert check["scan"].sizes == "any B, T of 1 to 20"
+    assert check["unrolled"].sizes == "any B, T=6 only"
+    fields = {way["name"]: way for way in check.to_dict()["ways"]}
+    assert json.loads(json.dumps(fields["scan"]["ranges"])) == {"T": [1, 20]}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:axis 1 of `x`, T, can have a size of 1 to 20 only:UserWarning")
+def test_files_for_both_sides_of_a_branch() -> None:
+    """What is compiled at each call, or scripted, has both; what was compiled ahead of time has one."""
+    check = deploy_rnn.check(Branching(), torch.randn(2, 6, 3))
+    assert {name: check[name].sizes for name in ("compile", ".pt", ".pt2")} == {
+        "compile": "any B and T",
+        ".pt": "any B and T",
+        ".pt2": "any B, T of 1 to 20",
+    }
 
 
 @pytest.mark.usefixtures("without_compiler")
