@@ -31,6 +31,7 @@ class Tracer:
 
     Attributes:
         squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
+        fixed_lengths: of the last trace, lengths that are constants of the graph (`Packing.fixed_lengths`).
 
     Raises:
         ConversionError: a recurrent layer that cannot be replaced.
@@ -41,6 +42,7 @@ class Tracer:
         self.call = call
         self._opset_version = opset_version
         self.squeezes: list[str] = []
+        self.fixed_lengths: list[list[int]] = []
 
     def capture(self, axes: Sequence[Axes]) -> Traced:
         """Return the model as ONNX, its stacks as `deploy_rnn::Recurrent` nodes.
@@ -70,6 +72,7 @@ class Tracer:
                 opset_version=self._opset_version,
             )
         self.squeezes = squeezing.notes
+        self.fixed_lengths = packing.fixed_lengths
         graph = captured.graph
         if len(graph.inputs) != len(axes):
             raise ExportError(

@@ -44,6 +44,7 @@ class CapturedModel:
         onnx: the model, as `Tracer.capture` makes it.
         metadata: of the file, except for its form.
         squeezes: what a squeeze of the model would do with other sizes than the example's; a sentence for each.
+        fixed_lengths: lengths that the model gave as numbers to `pack_padded_sequence`.
         axes: what was asked to be dynamic in each tensor of the call.
         conditions: what else than the ranges must be true of the sizes, or the graph may not hold.
     """
@@ -53,6 +54,7 @@ class CapturedModel:
     onnx: ir.Model
     metadata: FileMetadata
     squeezes: Sequence[str]
+    fixed_lengths: Sequence[Sequence[int]]
     axes: Sequence[Axes]
     conditions: Sequence[Condition]
 
@@ -115,7 +117,16 @@ class CapturedModel:
             metadata = replace(metadata, states=states, time=time)
         onnx.producer_name = "deploy-rnn"
         onnx.producer_version = deploy_rnn.__version__
-        return cls(model, call, onnx, metadata, tuple(tracer.squeezes), axes, limits.conditions)
+        return cls(
+            model,
+            call,
+            onnx,
+            metadata,
+            tuple(tracer.squeezes),
+            tuple(tracer.fixed_lengths),
+            axes,
+            limits.conditions,
+        )
 
     @property
     def example_steps(self) -> int:
@@ -166,7 +177,15 @@ class CapturedModel:
             raise ExportError(message) from error
 
     def warn_of_limits(self) -> None:
-        """Warn of each axis that may not have every size; not of a range that was asked for."""
+        """Warn of lengths that are constants, and of each axis that may not have every size.
+
+        Not of a range that was asked for.
+        """
+        for lengths in dict.fromkeys(map(tuple, self.fixed_lengths)):
+            warn_user(
+                f"the lengths {list(lengths)} are a list of numbers, which is fixed in the file; a tensor among the "
+                "arguments would stay an input."
+            )
         asked = _asked_ranges(self.axes)
         for name, sizes in self.metadata.ranges.items():
             if sizes == asked.get(name):

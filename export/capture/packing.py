@@ -99,9 +99,13 @@ class Packing:
 
     Args:
         same_size: whether two sizes, which may be unknown, are those of one dynamic axis.
+
+    Attributes:
+        fixed_lengths: lengths that the model gave as numbers, which the file has as constants.
     """
 
     def __init__(self, same_size: Callable[[Any, Any], bool]) -> None:
+        self.fixed_lengths: list[list[int]] = []
         # By the id of a tensor, which is kept, so that no other tensor gets its id.
         self._rows: dict[int, tuple[Tensor, Rows]] = {}
         self._same_size = same_size
@@ -126,6 +130,8 @@ class Packing:
                 "the lengths of pack_padded_sequence are numbers taken out of a tensor, as by `lengths.tolist()`, "
                 "which fixes how many rows there are; give it the tensor itself."
             )
+        if is_list and all(isinstance(length, int) for length in lengths):
+            self.fixed_lengths.append(list(lengths))
         padded = input.transpose(0, 1) if batch_first else input
         rows = Rows.of(
             padded, torch.as_tensor(lengths, dtype=torch.int64), is_sorted=enforce_sorted

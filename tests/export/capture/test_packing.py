@@ -1,5 +1,6 @@
 """Models that pack, in any of the usual ways, and what is refused."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -354,3 +355,29 @@ def test_torch_has_its_functions_again_whatever_happens(monkeypatch: pytest.Monk
     assert of_torch() == OF_TORCH
     assert len(seen) == 1
     assert all(during is not before for during, before in zip(seen[0], OF_TORCH, strict=True))
+
+
+def padded_again(model: Any, x: Tensor, lengths: Any) -> Any:
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return pad_packed_sequence(model.rnn(packed)[0])[0]
+
+
+@pytest.mark.parametrize("lengths", [[5, 2, 3], (5, 2, 3), torch.tensor([5, 2, 3])])
+def test_lengths_that_are_a_list_are_warned_of(lengths: Any, tmp_path: Path) -> None:
+    """Once; a tensor is an input."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        report = export_onnx(
+            Packing(padded_again, nn.GRU),
+            (torch.randn(STEPS, 3, 3), lengths),
+            tmp_path / "a.onnx",
+            dynamic_shapes={"x": {0: "T"}},
+            form="scan",
+        )
+    is_input = "lengths" in {spec.name for spec in report.inputs}
+    assert is_input == isinstance(lengths, Tensor)
+    text = (
+        "the lengths [5, 2, 3] are a list of numbers, which is fixed in the file; a tensor among the arguments would "
+        "stay an input."
+    )
+    assert [str(warning.message) for warning in caught].count(text) == (not is_input)

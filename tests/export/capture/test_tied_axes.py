@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.errors import ExportError
+from deploy_rnn.errors import DynamicAxisError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.tied_axes import with_tied_axes
 from deploy_rnn.runtime import open_session
@@ -66,7 +66,7 @@ def test_what_has_to_grow_along(named: list[Any], expected: list[Any]) -> None:
     assert named[1] in ({}, {0: "B"})
 
 
-def test_what_pytorch_refuses_in_every_size_stays_as_it_was(tmp_path: Path) -> None:
+def test_an_axis_of_one_size_is_not_tied_but_refused(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -78,8 +78,7 @@ def test_what_pytorch_refuses_in_every_size_stays_as_it_was(tmp_path: Path) -> N
             output: Tensor = self.rnn(x)[0]
             return output
 
-    with pytest.raises(
-        ExportError,
-        match="the PyTorch model itself fails on random, B=1, T=3: ValueError: four steps",
-    ):
+    with pytest.raises(DynamicAxisError) as raised:
         export_onnx(Fixed(), torch.randn(2, 4, 5), tmp_path / "m.onnx", form="scan")
+    assert "axis T cannot be dynamic; leave it out of `dynamic_shapes`" in str(raised.value)
+    assert str(raised.value).endswith("ValueError: four steps, please")

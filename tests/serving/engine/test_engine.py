@@ -69,7 +69,7 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
             engine.run(make_inputs(2), wrong)
     with pytest.raises(InputError, match="`inputs` must be a dict of arrays by name, got list"):
         engine.run(list(make_inputs(2).values()))
-    with pytest.raises(ValueError, match=r"`threads` \(=0\) must be 1 or more"):
+    with pytest.raises(ValueError, match=r"`threads` \(=0\) must be a whole number from 1"):
         Engine(path, threads=0)
 
 
