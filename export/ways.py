@@ -234,13 +234,14 @@ class _Candidate:
     ) -> None:
         self._given = model, args, kwargs
         self._folder = folder
-        self._tolerance = Tolerance(precision=model_precision(model))
         with_its_lengths = with_lengths(model, kwargs)
         # Only our layers take `lengths` by themselves.
         if with_its_lengths is not model:
             model = convert(model)
         self._model, self._call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         self._reference = Reference(on_cpu(with_its_lengths, self._call)[0])
+        half = self._reference.half_precision(self._call)
+        self._tolerance = Tolerance(precision=model_precision(model), half=half)
         self.inputs = tuple(
             TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
             for name, tensor in zip(self._call.names, self._call.tensors, strict=True)

@@ -1,11 +1,11 @@
 """How much two results differ, and how much they may."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PRECISIONS = {"float32": 1e-5, "float64": 1e-9}
 """Precision in which a file computes -> the difference that passes by default, as a share of an element's magnitude
@@ -16,6 +16,10 @@ PRECISIONS = {"float32": 1e-5, "float64": 1e-9}
 # that the comparison would prove nothing.
 ROUNDING_MARGIN = 10.0
 ROUNDING_LIMIT = 1e-2
+
+HALF_PRECISIONS = {"float16": 2e-2, "bfloat16": 5e-2}
+"""Half precision in which a part of a model computes -> the difference that then passes by default. About twenty and
+six times what one rounding does there: a recurrent layer passes its own on from step to step."""
 
 
 def model_precision(model: nn.Module) -> str:
@@ -54,6 +58,8 @@ class Tolerance:
     Attributes:
         atol, rtol: the limits; both None for the default of `precision`.
         precision: in which the file computes, one of `PRECISIONS`.
+        half: the coarsest half precision in which a part of the model computes, one of `HALF_PRECISIONS`; None if no
+            part does.
 
     Raises:
         ValueError: a limit that is negative, infinite or NaN; an unknown precision.
@@ -62,11 +68,30 @@ class Tolerance:
     atol: float | None = None
     rtol: float | None = None
     precision: str = "float32"
+    half: str | None = None
 
     def __post_init__(self) -> None:
         _check_limit("atol", self.atol)
         _check_limit("rtol", self.rtol)
         check_precision(self.precision)
+
+    def with_half(self, half: str | None) -> "Tolerance":
+        """The same for a model with parts in that half precision, if any."""
+        return replace(self, half=half)
+
+    @property
+    def default(self) -> float:
+        """The difference that passes by default, wherever PyTorch's own rounding does not allow more."""
+        share = PRECISIONS[self.precision]
+        return share if self.half is None else max(share, HALF_PRECISIONS[self.half])
+
+    @property
+    def half_parts(self) -> str:
+        """What a report says of parts in half precision, such as "float16 parts: 0.02"; empty if there are none."""
+        if self.half is None:
+            return ""
+        own_limits = self.atol is not None or self.rtol is not None
+        return f"{self.half} parts: {'as asked' if own_limits else f'{self.default:g}'}"
 
     def allowed(self, expected: Expected) -> np.ndarray:
         """Return, for each element, the largest absolute difference from `expected` that passes."""
@@ -79,7 +104,7 @@ class Tolerance:
         if not np.issubdtype(expected.values.dtype, np.inexact):
             return np.zeros(size.shape)
         measured = min(ROUNDING_MARGIN * expected.rounding, ROUNDING_LIMIT)
-        share = max(PRECISIONS[self.precision], measured)
+        share = max(self.default, measured)
         return np.asarray(share * np.maximum(1.0, size))
 
     def __str__(self) -> str:
@@ -94,7 +119,12 @@ class Tolerance:
             return (
                 f"Every number may differ by {limit}." if limit else "Every number must be equal."
             )
-        default = PRECISIONS[self.precision]
+        default = self.default
+        if self.half is not None:
+            return (
+                f"Parts of the model compute in {self.half}: every number may differ by {default:g}, or by {default:g} "
+                "of its size where it is larger than 1. Whole numbers and booleans must be equal."
+            )
         return (
             f"Every number may differ by {default:g}, or by {default:g} of its size where it is larger than 1; by more "
             f"if rounding has moved PyTorch's own result: {ROUNDING_MARGIN:g} times its distance from float64, at most "
@@ -116,6 +146,13 @@ def check_precision(precision: str) -> None:
     if precision not in PRECISIONS:
         offered = " or ".join(map(repr, PRECISIONS))
         raise ValueError(f"`precision` (={precision!r}) must be {offered}.")
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor for numpy, which lacks bfloat16: float32 holds the same numbers."""
+    tensor = tensor.detach()
+    array: np.ndarray = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:

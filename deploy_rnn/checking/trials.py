@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.tolerance import Expected
+from deploy_rnn.checking.tolerance import Expected, as_array
 from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import ExportError
+from deploy_rnn.half_precision import half_precision
 
 Axis = TypeVar("Axis")
 
@@ -78,20 +79,17 @@ class Reference:
         # A later call may overwrite what a model keeps and returns.
         return [output.clone() for output in call.run(self.model)]
 
+    def half_precision(self, call: ExampleCall) -> str | None:
+        """The coarsest half precision in which the call computes: "bfloat16", "float16" or None."""
+        return half_precision(self.model, lambda: self.outputs(call))
+
     def expected(self, call: ExampleCall, outputs: Sequence[Tensor], label: str) -> list[Expected]:
         """Return `outputs`, those of the same call, with their rounding.
 
         Raises:
-            ExportError: there is nothing to compare: numpy lacks the dtype, or no value is finite.
+            ExportError: there is nothing to compare: no value is finite.
         """
-        arrays = []
-        for output in outputs:
-            if output.dtype is torch.bfloat16:
-                dtype = output.dtype
-                raise ExportError(
-                    f"an output of the model is {dtype}, which numpy lacks; let it return .float()."
-                )
-            arrays.append(output.numpy())
+        arrays = [as_array(output) for output in outputs]
         for array in arrays:
             if array.size and not np.isfinite(array).any():
                 raise ExportError(
@@ -109,6 +107,6 @@ class Reference:
         ]
         try:
             outputs = call.with_tensors(tensors).run(self._float64_model)
-            return [output.numpy() for output in outputs]
+            return [as_array(output) for output in outputs]
         except Exception:  # anything that the model's own code raises
             return None

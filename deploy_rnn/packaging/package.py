@@ -37,6 +37,8 @@ class Package:
         inputs: name -> shape: a number for each axis that was checked at the example's size only, a name such as "B"
             for each dynamic one. A .pt2 file refuses other sizes.
         differences: for each output, the largest absolute difference from the model over everything that was run.
+        half_parts: the half precision in which parts of the model compute, and what may differ for that reason, such
+            as "float16 parts: 0.02"; empty if there are none.
 
     `print(...)` shows all of them.
     """
@@ -45,6 +47,7 @@ class Package:
     bytes: int
     inputs: dict[str, tuple[int | str, ...]]
     differences: tuple[float, ...]
+    half_parts: str = ""
 
     def __str__(self) -> str:
         inputs = []
@@ -52,7 +55,14 @@ class Package:
             sizes = ", ".join(str(size) for size in shape)
             inputs.append(f"{name} [{sizes}]")
         largest = max(self.differences, default=0.0)
-        return f"{self.path}: {self.bytes / 1e3:,.0f} kB; {', '.join(inputs)}; largest difference {largest:.0e}"
+        parts = [
+            f"{self.bytes / 1e3:,.0f} kB",
+            ", ".join(inputs),
+            f"largest difference {largest:.0e}",
+        ]
+        if self.half_parts:
+            parts.append(self.half_parts)
+        return f"{self.path}: {'; '.join(parts)}"
 
 
 def package(
@@ -85,7 +95,8 @@ def package(
             its range. None: T and B of a bare layer, no axis of another model.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
-            PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
+            PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
+            bfloat16. Whole numbers and booleans must be equal.
         rtol: allowed difference as a share of the element's magnitude, in addition to `atol`.
 
     Raises:
@@ -106,6 +117,7 @@ def package(
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
     reference = Reference(model)
     check_two_calls(reference.model, call)
+    tolerance = tolerance.with_half(reference.half_precision(call))
     example = with_least_sizes(reference, DynamicCall.of(model, call, dynamic_shapes))
     trials = list(trials_of(reference, example))
 
@@ -115,7 +127,9 @@ def package(
         differences = largest_differences(
             function, [*trials, *beyond], tolerance, path.name, conditions
         )
-        return Package(str(path), temporary.stat().st_size, example.shapes, differences)
+        return Package(
+            str(path), temporary.stat().st_size, example.shapes, differences, tolerance.half_parts
+        )
 
     return replace_file(path, write_and_check)
 

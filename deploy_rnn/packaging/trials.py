@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.tolerance import Expected, Tolerance, difference
+from deploy_rnn.checking.tolerance import Expected, Tolerance, as_array, difference
 from deploy_rnn.checking.trials import Reference, size_assignments
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.model_errors import own_failure
@@ -23,12 +23,13 @@ TRIED_ABOVE_LEAST = (0, 1, 2, 6, 32)
 
 @dataclass(frozen=True)
 class Trial:
-    """One call, the sizes of its dynamic axes, and what PyTorch returns for it."""
+    """One call, the sizes of its dynamic axes, and what PyTorch returns for it: values and dtype of each tensor."""
 
     label: str
     call: ExampleCall
     sizes: dict[Axis, int]
     expected: list[Expected]
+    dtypes: list[torch.dtype]
 
 
 def with_least_sizes(reference: Reference, example: DynamicCall) -> DynamicCall:
@@ -94,7 +95,11 @@ def example_trial(reference: Reference, example: DynamicCall) -> Trial:
     if not outputs:
         raise ExportError("the model returns no tensor, so that there is nothing to compare.")
     expected = reference.expected(example.call, outputs, "the example")
-    return Trial("the example", example.call, example.sizes, expected)
+    return Trial("the example", example.call, example.sizes, expected, _dtypes(outputs))
+
+
+def _dtypes(tensors: Sequence[Tensor]) -> list[torch.dtype]:
+    return [tensor.dtype for tensor in tensors]
 
 
 def _random_trial(
@@ -107,7 +112,8 @@ def _random_trial(
     call, outputs = taken
     size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
     label = ", ".join(["random input", *size_labels])
-    return Trial(label, call, sizes, reference.expected(call, outputs, label))
+    expected = reference.expected(call, outputs, label)
+    return Trial(label, call, sizes, expected, _dtypes(outputs))
 
 
 def _first_taken(
@@ -177,21 +183,23 @@ def _differences(
             f"{file_name} is not the model: it gives {len(outputs)} tensors, PyTorch {len(trial.expected)}."
         )
     differences = []
-    for number, (expected, output) in enumerate(zip(trial.expected, outputs, strict=True)):
+    for number, output in enumerate(outputs):
+        expected, dtype = trial.expected[number], trial.dtypes[number]
         where = f"{file_name} is not the model: output {number} on {trial.label}"
-        differences.append(_largest_difference(expected, output, tolerance, where))
+        differences.append(_largest_difference(expected, dtype, output, tolerance, where))
     return differences
 
 
 def _largest_difference(
-    expected: Expected, output: Tensor, tolerance: Tolerance, where: str
+    expected: Expected, dtype: torch.dtype, output: Tensor, tolerance: Tolerance, where: str
 ) -> float:
     """Compare one output; raise VerificationError if it differs too much anywhere."""
-    actual = output.numpy()
-    if actual.shape != expected.values.shape or actual.dtype != expected.values.dtype:
+    actual = as_array(output)
+    if actual.shape != expected.values.shape or output.dtype is not dtype:
+        names = [str(one).removeprefix("torch.") for one in (output.dtype, dtype)]
         raise VerificationError(
-            f"{where} is {actual.dtype}{list(actual.shape)}, "
-            f"PyTorch gives {expected.values.dtype}{list(expected.values.shape)}."
+            f"{where} is {names[0]}{list(actual.shape)}, "
+            f"PyTorch gives {names[1]}{list(expected.values.shape)}."
         )
     differences = difference(expected.values, actual)
     allowed = tolerance.allowed(expected)

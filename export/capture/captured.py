@@ -75,6 +75,7 @@ class CapturedModel:
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
+        _refuse_bfloat16(call)
         # First of all: what does not run cannot be exported either, and the model's own error says why.
         result = check_two_calls(model, call)
         check_result(result)
@@ -213,6 +214,15 @@ class CapturedModel:
         lower(onnx, form, max_nodes=max_nodes)
         onnx.metadata_props.update(replace(self.metadata, form=form).to_properties())
         return onnx
+
+
+def _refuse_bfloat16(call: ExampleCall) -> None:
+    for name, tensor in zip(call.names, call.tensors, strict=True):
+        if tensor.dtype is torch.bfloat16:
+            raise ExportError(
+                f"`{name}` is bfloat16, which numpy lacks, and so onnxruntime in Python: export the model by its "
+                "`.float()`, or let `forward` take float32."
+            )
 
 
 def _return_tensors(model: nn.Module, result: Any) -> None:

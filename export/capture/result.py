@@ -44,5 +44,9 @@ def _check_leaf(where: str, leaf: Any) -> None:
         raise ExportError(
             f"{where} is {dtype}, and ONNX has no complex outputs; let `forward` return torch.view_as_real of it."
         )
+    if leaf.dtype is torch.bfloat16:
+        raise ExportError(
+            f"{where} is bfloat16, which numpy lacks, and so onnxruntime in Python: let `forward` return float32."
+        )
     if leaf.layout is not torch.strided:
         raise ExportError(f"{where} is {leaf.layout}; let `forward` return a dense tensor.")

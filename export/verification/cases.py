@@ -10,7 +10,13 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.checking.branches import LARGEST_END, Condition
 from deploy_rnn.checking.draws import Draws, ExampleInput, axis_sizes
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.tolerance import ROUNDING_LIMIT, ROUNDING_MARGIN, Expected
+from deploy_rnn.checking.tolerance import (
+    ROUNDING_LIMIT,
+    ROUNDING_MARGIN,
+    Expected,
+    Tolerance,
+    as_array,
+)
 from deploy_rnn.checking.trials import Reference, constant, size_assignments
 from deploy_rnn.errors import ExportError
 from deploy_rnn.tensor_spec import ANY_SIZE, Ranges, TensorSpec
@@ -215,11 +221,12 @@ class CaseMaker:
             notes.append(f"the model refuses some values, {values_and_reason}")
         return (*notes, *self.unchanged.values())
 
-    def long_case(self, steps: Mapping[str, int]) -> Case:
+    def long_case(self, steps: Mapping[str, int], tolerance: Tolerance) -> Case:
         """Random inputs of many steps, which show an error that grows with time.
 
         Args:
             steps: the size of each time axis; other axes are as in the example.
+            tolerance: that of the check; parts in half precision allow PyTorch more rounding.
 
         Raises:
             ExportError: the model does not take that many, or they leave nothing to compare: a value that is not
@@ -235,7 +242,7 @@ class CaseMaker:
         for spec, expected in zip(self._file.outputs, case.expected, strict=False):
             if not np.isfinite(expected.values).all():
                 raise ExportError(f"`{spec.name}` has values that are not finite.")
-            if ROUNDING_MARGIN * expected.rounding > ROUNDING_LIMIT:
+            if expected.rounding > max(ROUNDING_LIMIT / ROUNDING_MARGIN, tolerance.default):
                 raise ExportError(
                     f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64."
                 )
@@ -428,7 +435,7 @@ def example_feeds(inputs: Sequence[TensorSpec], call: ExampleCall) -> dict[str, 
     feeds = {}
     sizes: dict[int | str, int] = {}
     for spec, tensor in zip(inputs, call.tensors, strict=False):
-        feeds[spec.name] = _as_file_has_it(tensor.detach().numpy(), spec.dtype)
+        feeds[spec.name] = _as_file_has_it(as_array(tensor), spec.dtype)
         sizes |= zip(spec.shape, tensor.shape, strict=True)
     for spec in inputs[len(feeds) :]:
         shape = [axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape]

@@ -15,6 +15,7 @@ JSON_FIELDS = (
     "ranges",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
     "versions", "date", "machine", "model", "tolerance", "untrimmed",
+    "half_parts",
 )  # fmt: skip
 
 
@@ -147,6 +148,8 @@ class Report:
         machine: processor, cores, operating system.
         model: the class of the PyTorch model, its recurrent layers, and how many weights it has.
         tolerance: the limits, in words.
+        half_parts: the half precision in which parts of the model compute, and what may differ for that reason, such
+            as "float16 parts: 0.02"; empty if there are none.
         forms: with form="auto", every form -> milliseconds of the example, or why it does not fit.
     """
 
@@ -165,6 +168,7 @@ class Report:
     machine: str = ""
     model: str = ""
     tolerance: str = ""
+    half_parts: str = ""
     forms: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
@@ -278,6 +282,8 @@ class Report:
             f"  {name}: has the steps beyond the longest row, which PyTorch leaves out; they were not compared"
             for name in self.untrimmed
         ]
+        if self.half_parts:
+            lines.append(f"  {self.half_parts}")
         worst = self.worst
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")

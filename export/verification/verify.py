@@ -1,8 +1,9 @@
 """`verify`: an ONNX file against the PyTorch model that it came from, output by output."""
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def verify(
         output_names: the file's name for each tensor that the model returns. Default: the same.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
-            PyTorch's own distance from float64 on the same inputs. Whole numbers and booleans must be equal.
+            PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
+            bfloat16. Whole numbers and booleans must be equal.
         rtol: allowed difference as a share of the element's magnitude, in addition to `atol`.
         sizes: the sizes that each dynamic axis is checked with, besides its size in the example; whole numbers from 1.
             For one that the model refuses, another is tried; the report's `left_out` says so.
@@ -189,6 +191,9 @@ def check(
     """
     _check_valid(path, shown_as)
     original = OnnxFile.read(path, shown_as=shown_as)
+    _refuse_bfloat16(original)
+    half = reference.half_precision(call)
+    options = replace(options, tolerance=options.tolerance.with_half(half))
     input_names = {spec.name for spec in original.inputs}
     file = related(pair(original), reference, call, input_names)
     maker = CaseMaker(reference, call, file, conditions)
@@ -204,7 +209,7 @@ def check(
             "give an example with the values that it takes."
         )
     time = time_axes(reference, call, file)
-    long_cases, long_left_out = _long_cases(maker, time, options.long_steps)
+    long_cases, long_left_out = _long_cases(maker, time, options)
     plan = Plan(
         path=path,
         file=file,
@@ -220,6 +225,12 @@ def check(
     try:
         results = [run_on(provider, plan) for provider in providers]
     except LoadError as error:
+        lacking = _lacking_operator(error)
+        if half is not None and lacking:
+            raise (ExportError if exported else LoadError)(
+                f"parts of the model compute in {half}, and onnxruntime has no {lacking} for it: let the model compute "
+                "in float32, by its `.float()` and without torch.autocast."
+            ) from error
         # The file may still have a temporary name.
         raise LoadError(str(error).replace(str(path), str(shown_as))) from error
     report = _report(
@@ -258,10 +269,27 @@ def _check_valid(path: Path, shown_as: Path) -> None:
         ) from error
 
 
+def _refuse_bfloat16(file: OnnxFile) -> None:
+    for spec in (*file.inputs, *file.outputs):
+        if spec.dtype == "bfloat16":
+            what = "take" if spec in file.inputs else "return"
+            raise ExportError(
+                f"`{spec.name}` is bfloat16, which numpy lacks, and so onnxruntime in Python: let `forward` {what} "
+                "float32."
+            )
+
+
+def _lacking_operator(error: LoadError) -> str | None:
+    """The operator that onnxruntime says it lacks for a dtype; None if the error is another."""
+    match = re.search(r"Could not find an implementation for (\w+)", str(error))
+    return match[1] if match else None
+
+
 def _long_cases(
-    maker: CaseMaker, time: TimeAxes, steps: int | None
+    maker: CaseMaker, time: TimeAxes, options: CheckOptions
 ) -> tuple[list[Case], tuple[str, ...]]:
     """The case of many steps, or why there is none; neither if time is fixed, or the example is as long."""
+    steps = options.long_steps
     example_steps = [maker.example_sizes[name] for name in time.names]
     if steps is not None:
         for name in time.names:
@@ -269,7 +297,7 @@ def _long_cases(
     if steps is None or not example_steps or steps <= max(example_steps):
         return [], ()
     try:
-        return [maker.long_case(dict.fromkeys(time.names, steps))], ()
+        return [maker.long_case(dict.fromkeys(time.names, steps), options.tolerance)], ()
     except ExportError as error:
         return [], (f"{steps} steps: {error}",)
 
@@ -304,6 +332,7 @@ def _report(
         machine=provenance.machine,
         model=provenance.model,
         tolerance=str(plan.tolerance),
+        half_parts=plan.tolerance.half_parts,
         forms=forms,
     )
 
