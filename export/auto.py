@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
+from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import ExportError, LoadError
 from deploy_rnn.files import replace_file
 from deploy_rnn.runtime import open_session, specs
@@ -15,6 +16,7 @@ from deploy_rnn.timing import compare
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .verification.cases import example_feeds
+from .verification.verify import lacking_operator
 
 FIXES_STEPS = "not measured: it fixes the number of steps, which is dynamic here"
 
@@ -44,6 +46,11 @@ def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[s
             try:
                 session = open_session(path)
             except LoadError as error:
+                half = Reference(captured.model).half_precision(captured.call)
+                lacking = lacking_operator(error, half)
+                # Every form has the same parts around its layers.
+                if lacking:
+                    raise ExportError(lacking) from error
                 refusals[form] = str(error).replace(str(path), path.name)
                 continue
             runs[form] = partial(session.run, None, example_feeds(specs(session)[0], captured.call))

@@ -225,12 +225,9 @@ def check(
     try:
         results = [run_on(provider, plan) for provider in providers]
     except LoadError as error:
-        lacking = _lacking_operator(error)
-        if half is not None and lacking:
-            raise (ExportError if exported else LoadError)(
-                f"parts of the model compute in {half}, and onnxruntime has no {lacking} for it: let the model compute "
-                "in float32, by its `.float()` and without torch.autocast."
-            ) from error
+        lacking = lacking_operator(error, half)
+        if lacking:
+            raise (ExportError if exported else LoadError)(lacking) from error
         # The file may still have a temporary name.
         raise LoadError(str(error).replace(str(path), str(shown_as))) from error
     report = _report(
@@ -279,10 +276,15 @@ def _refuse_bfloat16(file: OnnxFile) -> None:
             )
 
 
-def _lacking_operator(error: LoadError) -> str | None:
-    """The operator that onnxruntime says it lacks for a dtype; None if the error is another."""
+def lacking_operator(error: LoadError, half: str | None) -> str | None:
+    """A sentence for an operator that onnxruntime lacks in half precision; None if the error is another."""
     match = re.search(r"Could not find an implementation for (\w+)", str(error))
-    return match[1] if match else None
+    if half is None or match is None:
+        return None
+    return (
+        f"parts of the model compute in {half}, and onnxruntime has no {match[1]} for it: let the model compute in "
+        "float32, by its `.float()` and without torch.autocast."
+    )
 
 
 def _long_cases(

@@ -61,7 +61,7 @@ ARROWS = {
     "export.verification": {
         "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",
     },
-    "export.auto": {"runtime", "export.capture", "export.forms", "export.verification"},
+    "export.auto": {"checking", "runtime", "export.capture", "export.forms", "export.verification"},
     "export.exporter": {
         "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.verification",
     },

@@ -131,12 +131,13 @@ def test_own_limits_hold_for_parts_in_half_precision_too(tmp_path: Path) -> None
     assert report.tolerance == "Every number may differ by 0.1."
 
 
+@pytest.mark.parametrize("form", ["scan", "auto"])
 @pytest.mark.parametrize("kind", [HalfBefore, Autocast])
 def test_what_onnxruntime_lacks_in_bfloat16_is_one_sentence(
-    kind: type[nn.Module], tmp_path: Path
+    kind: type[nn.Module], form: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as raised:
-        export_onnx(kind(torch.bfloat16), (X,), tmp_path / "model.onnx", form="scan")
+        export_onnx(kind(torch.bfloat16), (X,), tmp_path / "model.onnx", form=form)
     assert str(raised.value) == (
         "parts of the model compute in bfloat16, and onnxruntime has no MatMul for it: let the model compute in "
         "float32, by its `.float()` and without torch.autocast."
