@@ -1,11 +1,24 @@
 """`TensorSpec`: name, dtype and shape of an input or output. `SizeRange`: the sizes of a dynamic axis."""
 
+import ast
+import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DTYPES = {"float": "float32", "double": "float64"}
 """The names of ONNX and onnxruntime where they are not numpy's."""
+
+ANY_SHAPE = ("...",)
+"""The shape of an input or output of which a file does not say how many axes it has."""
+
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+}
 
 
 @dataclass(frozen=True)
@@ -15,7 +28,8 @@ class TensorSpec:
     Attributes:
         name: as in the graph.
         dtype: numpy's name, such as "float32".
-        shape: a number for each fixed axis, a name such as "B" for each dynamic one.
+        shape: a number for each fixed axis, a name such as "B" for each dynamic one; `ANY_SHAPE` if a file does not say
+            how many axes there are.
     """
 
     name: str
@@ -27,6 +41,11 @@ class TensorSpec:
         """Make a spec from a shape with `None` for a dynamic axis without a name, which is then called "x.0" here."""
         sizes = [f"{name}.{axis}" if size is None else size for axis, size in enumerate(shape)]
         return cls(name, dtype, tuple(sizes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; a shape that the file does not say is null."""
+        shape = None if self.shape == ANY_SHAPE else list(self.shape)
+        return {"name": self.name, "dtype": self.dtype, "shape": shape}
 
     def __str__(self) -> str:
         sizes = ", ".join(str(size) for size in self.shape)
@@ -89,3 +108,35 @@ Ranges = Mapping[str, SizeRange]
 def read_ranges(values: Mapping[str, Sequence[int | None]]) -> dict[str, SizeRange]:
     """From JSON. Raises: ValueError, TypeError: not an object of pairs."""
     return {name: SizeRange.of(pair) for name, pair in dict(values).items()}
+
+
+def axis_names(size: object) -> frozenset[str]:
+    """Return the names in a size: one, or those of an expression such as "4*T"; none in a number."""
+    return frozenset(re.findall(r"[A-Za-z_]\w*(?!\w*\()", str(size)))
+
+
+def size_of(axis: int | str, sizes: Mapping[str, int]) -> int | None:
+    """Return the size of an axis, which may be written with those of others; None if they do not tell it.
+
+    >>> size_of("4*T", {"T": 6})
+    24
+    """
+    if isinstance(axis, int):
+        return axis
+    if axis in sizes:
+        return sizes[axis]
+    try:
+        return _evaluated(ast.parse(axis, mode="eval").body, sizes)
+    except (SyntaxError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _evaluated(node: ast.AST, sizes: Mapping[str, int]) -> int:
+    """Raises: KeyError: an operator or a name that is unknown."""
+    if isinstance(node, ast.Constant):
+        return int(node.value)  # type: ignore[arg-type]
+    if isinstance(node, ast.BinOp):
+        compute = _OPERATORS[type(node.op)]
+        result: int = compute(_evaluated(node.left, sizes), _evaluated(node.right, sizes))
+        return result
+    return sizes[node.id if isinstance(node, ast.Name) else ast.dump(node)]

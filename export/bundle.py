@@ -1,6 +1,6 @@
 """`export_bundle`: one model as several verified graphs that share one file of weights."""
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -21,7 +21,7 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.model_errors import error_text
 from deploy_rnn.runtime import CPU
-from deploy_rnn.tensor_spec import SizeRange, TensorSpec
+from deploy_rnn.tensor_spec import SizeRange, TensorSpec, size_of
 
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
@@ -62,7 +62,8 @@ def export_bundle(
         forms: how the graphs for any number of steps are written: "scan", "native" or both. None: each of the two that
             the model allows. With "unrolled", or if neither of the two is left, there is also a graph for the example's
             number of steps.
-        buckets: numbers of steps; each gets a graph with every step written out.
+        buckets: numbers of steps; each gets a graph with every step written out. Where the model computes its steps
+            from an axis of its inputs, as a strided convolution does, they are sizes of that axis.
         name: name of the model; None for that of the folder.
 
     Returns:
@@ -232,28 +233,38 @@ def _with_fixed_steps(
     captured: CapturedModel, steps: int, options: ExportOptions, reference: Reference
 ) -> CapturedModel:
     """Capture the model again for this number of steps; its example is cut, or repeated from its beginning."""
-    time_names = captured.time_names
+    time_names = captured.input_time_names
     if not time_names:
         raise ExportError(
             f"the model fixes its steps at {captured.example_steps}; leave out `buckets`."
         )
+    sizes = dict.fromkeys(time_names, steps)
     inputs = []
     axes: list[Axes] = []
     # A streaming graph has more inputs than the example has tensors: its states come last.
     for value, tensor, asked in zip(
         captured.onnx.graph.inputs, captured.call.tensors, captured.axes, strict=False
     ):
-        sizes = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
+        shape = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
         limit = captured.metadata.lengths.get(str(value.name))
-        inputs.append(ExampleInput(str(value.name), tuple(sizes), tensor, limit))
-        dims: Axes = {}
-        for axis, size in enumerate(sizes):
-            if isinstance(size, str) and size not in time_names:
-                # A `torch.export.Dim` has a range that its name has not.
-                has_range = type(asked.get(axis)) is torch.export.Dim
-                dims[axis] = asked[axis] if has_range else size
-        axes.append(dims)
-    call = _example_with(steps, Draws(captured.call, inputs), time_names, reference)
+        # A limit that the model computes is the size of no axis.
+        if isinstance(limit, str) and limit not in time_names:
+            limit = None
+        inputs.append(ExampleInput(str(value.name), tuple(shape), tensor, limit))
+        dynamic: Axes = {}
+        for axis, size in enumerate(shape):
+            if isinstance(size, int):
+                continue
+            # Another length may be a multiple of the steps.
+            size_then = size_of(size, sizes)
+            if size_then is not None:
+                sizes[size] = size_then
+                continue
+            # A `torch.export.Dim` has a range that its name has not.
+            has_range = type(asked.get(axis)) is torch.export.Dim
+            dynamic[axis] = asked[axis] if has_range else size
+        axes.append(dynamic)
+    call = _example_with(steps, Draws(captured.call, inputs), sizes, reference)
     options = replace(options, dynamic_shapes=call.shapes(axes))
     return CapturedModel.of(
         captured.model, call.bound.args, call.bound.kwargs, options, dynamic_time=False
@@ -261,11 +272,11 @@ def _with_fixed_steps(
 
 
 def _example_with(
-    steps: int, draws: Draws, time_names: Collection[str], reference: Reference
+    steps: int, draws: Draws, sizes: Mapping[str, int], reference: Reference
 ) -> ExampleCall:
-    """An example of that many steps, as like the example as the model takes."""
+    """An example of that many steps, `sizes` of the dynamic axes, as like the example as the model takes."""
     errors = []
-    for call in draws.examples(dict.fromkeys(time_names, steps)):
+    for call in draws.examples(sizes):
         try:
             reference.outputs(call)
         except Exception as error:  # the model's own code may raise anything

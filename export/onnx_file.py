@@ -11,7 +11,7 @@ import onnx
 
 from deploy_rnn.errors import LoadError
 from deploy_rnn.metadata import PREFIX, FileMetadata
-from deploy_rnn.tensor_spec import DTYPES, Ranges, TensorSpec
+from deploy_rnn.tensor_spec import ANY_SHAPE, DTYPES, Ranges, TensorSpec
 
 SHOWN_TYPES = 10
 """How many node types `print` names; the rest are counted together."""
@@ -125,14 +125,15 @@ class OnnxFile:
         places: dict[str, tuple[str, ...]] = {}
         for spec in (*self.inputs, *self.outputs):
             for axis, size in enumerate(spec.shape):
-                if isinstance(size, str):
+                if isinstance(size, str) and spec.shape != ANY_SHAPE:
                     places[size] = (*places.get(size, ()), f"{spec.name} axis {axis}")
         return places
 
     @property
     def dynamic_inputs(self) -> list[str]:
         """The names of the dynamic axes of the inputs."""
-        sizes = [size for spec in self.inputs for size in spec.shape if isinstance(size, str)]
+        specs = [spec for spec in self.inputs if spec.shape != ANY_SHAPE]
+        sizes = [size for spec in specs for size in spec.shape if isinstance(size, str)]
         return list(dict.fromkeys(sizes))
 
     def input(self, name: str) -> TensorSpec:
@@ -149,8 +150,8 @@ class OnnxFile:
             "ranges": self.ranges,
             "producer": self.producer,
             "opsets": self.opsets,
-            "inputs": [vars(spec) for spec in self.inputs],
-            "outputs": [vars(spec) for spec in self.outputs],
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
             "dynamic": self.dynamic,
             "node_types": self.node_types,
             "bytes": self.bytes,
@@ -317,7 +318,7 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     dtype = _dtype_name(tensor.elem_type)
     if not tensor.HasField("shape"):
-        return TensorSpec(value.name, dtype, ("...",))
+        return TensorSpec(value.name, dtype, ANY_SHAPE)
     return TensorSpec.of(value.name, dtype, _sizes(tensor.shape.dim))
 
 

@@ -22,6 +22,7 @@ from deploy_rnn.model_errors import (
     quiet_loggers,
     raising_line,
 )
+from deploy_rnn.tensor_spec import size_of
 
 from .size_limits import SizeLimits
 
@@ -93,9 +94,22 @@ def _write_fixed_sizes(program: torch.onnx.ONNXProgram) -> None:
         for symbol, limits in ranges.items()
         if limits.lower == limits.upper
     }
-    for value in program.model.graph.inputs:
+    fix_sizes(program.model.graph, fixed_sizes)
+
+
+def fix_sizes(graph: ir.Graph, sizes: Mapping[str, int]) -> None:
+    """Replace these symbols by their sizes, everywhere in a graph."""
+    inner_values = [output for node in graph for output in node.outputs]
+    for value in [*graph.inputs, *inner_values]:
         if value.shape is not None:
-            value.shape = ir.Shape(fixed_sizes.get(str(size), size) for size in value.shape)
+            value.shape = ir.Shape(_fixed(size, sizes) for size in value.shape)
+
+
+def _fixed(size: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.SymbolicDim:
+    if isinstance(size, int) or size.value is None:
+        return size
+    number = size_of(size.value, sizes)
+    return size if number is None else number
 
 
 def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxisError:

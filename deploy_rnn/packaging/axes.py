@@ -44,7 +44,7 @@ class DynamicCall:
 
     @classmethod
     def of(cls, model: nn.Module, call: ExampleCall, dynamic_shapes: Any) -> "DynamicCall":
-        """Read `dynamic_shapes`, as `package` takes it; None is T and B of a bare layer, and nothing of other models.
+        """Read `dynamic_shapes`, as `package` takes it; None is T and B of a bare layer, and no axis of other models.
 
         Raises:
             ExportError: an axis without a name, an axis that does not exist, or one name for two sizes.
@@ -67,6 +67,11 @@ class DynamicCall:
         return sizes
 
     @property
+    def names(self) -> list[str]:
+        """The names of the dynamic axes."""
+        return list(dict.fromkeys(axis.name for axes in self.axes for axis in axes.values()))
+
+    @property
     def shapes(self) -> dict[str, tuple[int | str, ...]]:
         """The name of each tensor -> a number for each fixed axis, a name for each dynamic one."""
         shapes = {}
@@ -76,6 +81,13 @@ class DynamicCall:
                 shape[number] = axis.name
             shapes[name] = tuple(shape)
         return shapes
+
+    def without(self, name: str) -> "DynamicCall":
+        """The same call, the axes of that name fixed."""
+        new_axes = []
+        for axes in self.axes:
+            new_axes.append({number: axis for number, axis in axes.items() if axis.name != name})
+        return replace(self, axes=new_axes)
 
     def with_ranges(self, ranges: Mapping[Axis, Axis]) -> "DynamicCall":
         """The same call, each axis replaced by one with another range."""

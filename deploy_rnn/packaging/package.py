@@ -16,8 +16,11 @@ from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file, target
+from deploy_rnn.model_errors import warn_user
+from deploy_rnn.nn.recurrent import is_recurrent
 from deploy_rnn.packaging import aot, torchscript
 from deploy_rnn.packaging.axes import DynamicCall
+from deploy_rnn.packaging.found_axes import BATCH, STEPS, found_axes
 from deploy_rnn.packaging.trials import (
     Trial,
     largest_differences,
@@ -92,7 +95,8 @@ def package(
         path: of the file to write, ending in .pt2 or .pt; its folder must exist.
         kwargs: example keyword arguments.
         dynamic_shapes: name of each dynamic axis, such as {"tokens": {0: "B", 1: "T"}}; or a `torch.export.Dim` with
-            its range. None: T and B of a bare layer, no axis of another model.
+            its range. None: the batch and the steps of the recurrent layers, called "B" and "T", and no other axis; one
+            that the model fixes is fixed, and in a .pt2 file with a warning.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
             PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
@@ -106,6 +110,9 @@ def package(
         VerificationError: the file's numbers differ from the model's; no file is left.
         ConversionError: a recurrent layer that `convert` cannot replace, or a TorchScript module.
         ValueError, TypeError: a `model`, `atol`, `rtol` or `args` that cannot be used.
+
+    Warns:
+        UserWarning: without `dynamic_shapes`, the batch or the steps of the recurrent layers are fixed in a .pt2 file.
     """
     check_module(model)
     path = target(path, "model.pt2")
@@ -118,20 +125,66 @@ def package(
     reference = Reference(model)
     check_two_calls(reference.model, call)
     tolerance = tolerance.with_half(reference.half_precision(call))
-    example = with_least_sizes(reference, DynamicCall.of(model, call, dynamic_shapes))
-    trials = list(trials_of(reference, example))
 
-    def write_and_check(temporary: Path) -> Package:
-        function, conditions = _write(convert_for_inference(model), example, trials, temporary)
-        beyond = trials_beyond(reference, example, conditions)
-        differences = largest_differences(
-            function, [*trials, *beyond], tolerance, path.name, conditions
-        )
-        return Package(
-            str(path), temporary.stat().st_size, example.shapes, differences, tolerance.half_parts
-        )
+    def written(example: DynamicCall) -> Package:
+        example = with_least_sizes(reference, example)
+        trials = list(trials_of(reference, example))
 
-    return replace_file(path, write_and_check)
+        def write_and_check(temporary: Path) -> Package:
+            function, conditions = _write(convert_for_inference(model), example, trials, temporary)
+            beyond = trials_beyond(reference, example, conditions)
+            differences = largest_differences(
+                function, [*trials, *beyond], tolerance, path.name, conditions
+            )
+            size = temporary.stat().st_size
+            return Package(str(path), size, example.shapes, differences, tolerance.half_parts)
+
+        return replace_file(path, write_and_check)
+
+    if dynamic_shapes is not None or is_recurrent(model):
+        return written(DynamicCall.of(model, call, dynamic_shapes))
+    return _written_with_found_axes(reference, call, path, written)
+
+
+def _written_with_found_axes(
+    reference: Reference,
+    call: ExampleCall,
+    path: Path,
+    written: Callable[[DynamicCall], Package],
+) -> Package:
+    """Write the file with B and T open where the model has them, and lets them be open."""
+    shapes = call.shapes(found_axes(reference, call))
+    example = DynamicCall.of(reference.model, call, shapes)
+    reasons = {}
+    for name in (STEPS, BATCH):
+        if name not in example.names:
+            reasons[name] = "no axis of the inputs is that by itself"
+    first_error = None
+    package = None
+    while package is None:
+        try:
+            package = written(example)
+        except ExportError as error:
+            first_error = first_error or error
+            if not example.names:
+                raise first_error from None
+            name = _name_to_fix(example, error)
+            reasons[name] = str(error).partition(";")[0]
+            example = example.without(name)
+    if path.suffix == ".pt2":
+        for name, reason in reasons.items():
+            meaning = "steps" if name == STEPS else "batch"
+            warn_user(
+                f"{path.name} takes the {meaning} of the example only: {reason}; give `dynamic_shapes`, or write a "
+                ".pt file, which fixes no axis."
+            )
+    return package
+
+
+def _name_to_fix(example: DynamicCall, error: ExportError) -> str:
+    """The axis to give up after an error: the one that it names, if any; else the batch is the last."""
+    named = [name for name in example.names if f"`{name}`" in str(error)]
+    return min(named or example.names, key=lambda name: name == BATCH)
 
 
 def _write(

@@ -33,15 +33,24 @@ class Trial:
 
 
 def with_least_sizes(reference: Reference, example: DynamicCall) -> DynamicCall:
-    """Let each axis begin at 1 if the model takes that, else at 2: torch.export does not tell the two apart."""
+    """Let each axis begin at 1 if the model takes that, else at 2: torch.export does not tell the two apart.
+
+    A squeeze that drops an axis of size 1 gives other outputs than those of the file, which keep their axes.
+    """
     random = torch.Generator().manual_seed(0)
     sizes = example.sizes
     ranges = {}
+    ranks = [expected.values.ndim for expected in example_trial(reference, example).expected]
     for axis in sizes:
         taken = _first_taken(reference, example.calls(sizes | {axis: 1}, random))
-        least = 2 if taken is None else 1
+        keeps_axes = taken is not None and _ranks(taken[1]) == ranks
+        least = 1 if keeps_axes else 2
         ranges[axis] = replace(axis, least=max(axis.least, least))
     return example.with_ranges(ranges)
+
+
+def _ranks(outputs: Sequence[Tensor]) -> list[int]:
+    return [output.dim() for output in outputs]
 
 
 def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:

@@ -11,11 +11,13 @@ from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.tensor_spec import axis_names
 
 from ..stack import Stack, name_layers, stack_nodes
-from ..torch_onnx import AUTO, DYNAMIC, Traced, fixed_axis, trace
+from ..torch_onnx import AUTO, DYNAMIC, Traced, fix_sizes, fixed_axis, trace
 from .named_sizes import NamedSizes
 from .packing import Packing
+from .related_axes import with_multiples
 from .squeezing import Squeezing
 from .symbolic import make_symbolic
 from .unchanged import unchanged
@@ -79,7 +81,7 @@ class Tracer:
                 f"torch.onnx made {len(graph.inputs)} inputs of the example's {len(axes)} tensors "
                 f"({', '.join(str(value.name) for value in graph.inputs)})."
             )
-        _fix(graph, dict.fromkeys(squeezing.fixed, 1))
+        fix_sizes(graph, dict.fromkeys(squeezing.fixed, 1))
         name_layers(graph, layers)
         names = _name_axes(graph, axes)
         return Traced(captured, limits.renamed(names))
@@ -87,19 +89,23 @@ class Tracer:
     @cached_property
     def stack_axes(self) -> list[Axes]:
         """The axes of the call's tensors through which the recurrent layers get their batch, called "B", and their
-        steps, called "T" ("T1", ... if there are several); no other axis.
+        steps, called "T" ("T1", ... if there are several), and those that are computed from these, or these from them.
 
         The model is traced with every axis open; the axes that then reach a stack are looked up among the inputs.
         """
-        graph = self._open_graph()
+        graph = self.open_graph
         stacks = [Stack.of(node) for node in stack_nodes(graph)]
         names = {str(stack.batch): "B" for stack in stacks}
         different_steps = dict.fromkeys(str(stack.steps) for stack in stacks)
         for number, steps in enumerate(different_steps):
-            names.setdefault(steps, f"T{number or ''}")
-        return [_named_axes(value, names) for value in graph.inputs]
+            name = names.setdefault(steps, f"T{number or ''}")
+            # A convolution or a slice with a stride computes the steps from an axis of the input.
+            for symbol in axis_names(steps):
+                names.setdefault(symbol, name)
+        return with_multiples(graph, [_named_axes(value, names) for value in graph.inputs])
 
-    def _open_graph(self) -> ir.Graph:
+    @cached_property
+    def open_graph(self) -> ir.Graph:
         """The model with every axis open.
 
         torch.export treats an open axis as one of any size but 1, so that it refuses, for example, to broadcast it. If
@@ -149,13 +155,6 @@ def _named_axes(value: ir.Value, names: Mapping[str, str]) -> Axes:
         for axis, size in enumerate(value.shape or ())
         if isinstance(size, ir.SymbolicDim) and str(size) in names
     }
-
-
-def _fix(graph: ir.Graph, sizes: Mapping[str, int]) -> None:
-    """Replace dynamic sizes of the inputs by numbers."""
-    for value in graph.inputs:
-        if value.shape is not None:
-            value.shape = ir.Shape(sizes.get(str(size), size) for size in value.shape)
 
 
 def _name_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, str]:

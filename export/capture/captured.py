@@ -1,7 +1,7 @@
 """A model captured for every form: one graph, whose inputs and outputs have their names."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,16 +19,18 @@ from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
-from deploy_rnn.tensor_spec import SizeRange
+from deploy_rnn.tensor_spec import SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
 from ..options import ExportOptions
 from ..size_limits import size_range
 from ..stack import Stack, row_lengths, stack_nodes
+from ..torch_onnx import Traced
 from .capture import Tracer
 from .io_names import name_inputs_and_outputs
 from .packing import refuse_packed
+from .related_axes import with_free_axes
 from .result import check_result
 from .streaming import check_can_stream, open_states, refuse_lengths
 from .tied_axes import with_tied_axes
@@ -94,12 +96,10 @@ class CapturedModel:
             axes = _model_axes(tracer, call, options.dynamic_shapes, time=dynamic_time)
             input_names, output_names = None, None
         own_output_names = output_names_of(result)
-        try:
+        if is_layer(model) or options.dynamic_shapes is not None:
             onnx, limits = tracer.capture(axes)
-        except DynamicAxisError as error:
-            if options.dynamic_shapes is not None:
-                raise
-            raise _not_open(error) from error
+        else:
+            onnx, limits = _capture_found(tracer, axes)
         graph = onnx.graph
         name_inputs_and_outputs(
             graph,
@@ -131,25 +131,40 @@ class CapturedModel:
 
     @property
     def example_steps(self) -> int:
-        """T of the example; the largest where stacks differ."""
-        sizes = {}
+        """T of the example, or the size of the axis that it is computed from; the largest where stacks differ."""
+        sizes: dict[str, int] = {}
         for value, tensor in zip(self.onnx.graph.inputs, self.call.tensors, strict=False):
             for axis, size in enumerate(value.shape or ()):
-                sizes[str(size)] = tensor.size(axis)
-        steps = []
-        for stack in self._stacks:
-            if isinstance(stack.steps, int):
-                steps.append(stack.steps)
-            elif str(stack.steps) in sizes:  # not a number that the model computes
-                steps.append(sizes[str(stack.steps)])
+                sizes.setdefault(str(size), tensor.size(axis))
+        steps = [sizes[name] for name in self.input_time_names]
+        steps += [stack.steps for stack in self._stacks if isinstance(stack.steps, int)]
+        if not steps:
+            raise ExportError("the model computes its number of steps; export it for any number.")
         return max(steps)
 
     @property
     def time_names(self) -> frozenset[str]:
-        """The dynamic axes that are the steps of a stack."""
-        return frozenset(
-            str(stack.steps) for stack in self._stacks if not isinstance(stack.steps, int)
-        )
+        """The dynamic axes that are the steps of a stack, or axes of the inputs that its steps are computed from.
+
+        A strided convolution, for example, computes fewer steps than its input has.
+        """
+        input_names = self._input_names
+        names: set[str] = set()
+        for stack in self._stacks:
+            if isinstance(stack.steps, int):
+                continue
+            steps = str(stack.steps)
+            sources = (axis_names(steps) & input_names) - self.batch_names - {steps}
+            names |= sources
+            # Of T and 4*T, if both are sizes of inputs, T counts the steps.
+            if not sources or steps not in input_names:
+                names.add(steps)
+        return frozenset(names)
+
+    @property
+    def input_time_names(self) -> frozenset[str]:
+        """Those of `time_names` that are axes of the inputs: their sizes tell every number of steps."""
+        return self.time_names & self._input_names
 
     @property
     def batch_names(self) -> frozenset[str]:
@@ -157,6 +172,11 @@ class CapturedModel:
         return frozenset(
             str(stack.batch) for stack in self._stacks if not isinstance(stack.batch, int)
         )
+
+    @property
+    def _input_names(self) -> frozenset[str]:
+        sizes = [size for value in self.onnx.graph.inputs for size in value.shape or ()]
+        return frozenset(str(size) for size in sizes if not isinstance(size, int))
 
     @property
     def _stacks(self) -> list[Stack]:
@@ -273,6 +293,7 @@ def _model_axes(
     if not time:
         stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
     axes = with_tied_axes(tracer.model, call, stack_axes)
+    axes = with_free_axes(tracer.open_graph, call, axes)
     names = {name for tensor_axes in axes for name in tensor_axes.values()}
     missing = []
     if "B" not in names:
@@ -289,7 +310,7 @@ def _model_axes(
 
 
 def _not_open(error: DynamicAxisError) -> DynamicAxisError:
-    """The error for an axis that nobody has named: it is that of the recurrent layers, or has to grow with it."""
+    """The error for a batch axis that nobody has named: it is that of the recurrent layers, or goes with it."""
     fixed = str(error).partition("; leave it out")[0]
     return DynamicAxisError(
         f"{fixed}, although it is the batch or the steps of the recurrent layers, or goes with them. Is it taken "
@@ -309,6 +330,33 @@ def _asked_ranges(axes: Sequence[Axes]) -> dict[str, SizeRange]:
             if name is not None and least is not None and most is not None:
                 ranges[name] = size_range(least, most)
     return ranges
+
+
+def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
+    """Capture with axes that were found, not asked for: steps that the model fixes are fixed, with a warning.
+
+    Raises:
+        DynamicAxisError: the model fixes the batch.
+    """
+    try:
+        return tracer.capture(axes)
+    except DynamicAxisError as error:
+        first_error = error
+    names = {name for tensor_axes in axes for name in tensor_axes.values()}
+    fixed = []
+    for name in sorted(names - {"B"}):
+        fixed.append(name)
+        axes = [_without(tensor_axes, name) for tensor_axes in axes]
+        with suppress(DynamicAxisError):
+            traced = tracer.capture(axes)
+            reason = str(first_error).partition(";")[0]
+            warn_user(f"{', '.join(fixed)}: fixed at the size in the example, since {reason}.")
+            return traced
+    raise _not_open(first_error) from first_error
+
+
+def _without(axes: Axes, name: str) -> Axes:
+    return {axis: axis_name for axis, axis_name in axes.items() if axis_name != name}
 
 
 def _batch_only(axes: Axes) -> Axes:

@@ -312,6 +312,8 @@ class Report:
 
 def _to_json(value: Any) -> Any:
     """What `json` can write of a field."""
+    if isinstance(value, TensorSpec):
+        return value.to_dict()
     if is_dataclass(value):
         return {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

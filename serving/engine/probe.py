@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy_rnn.errors import DeployError
+from deploy_rnn.tensor_spec import size_of
 
 from .arrays import Outputs
 from .feeds import Feeds
@@ -122,14 +123,14 @@ def example(
 ) -> Feeds:
     """Make inputs of these sizes: random numbers, and 0 or 1 where they are whole."""
     random = np.random.default_rng(seed)
-    sizes: dict[str | None, int] = dict(signature.least_sizes.items())
-    sizes[signature.batch_axis] = rows
-    sizes |= dict.fromkeys(signature.time_axes, steps)
+    sizes = dict(signature.least_sizes.items()) | dict.fromkeys(signature.time_axes, steps)
+    if signature.batch_axis is not None:
+        sizes[signature.batch_axis] = rows
     arrays = {}
     for spec in signature.client_inputs:
         if spec.name in signature.optional:
             continue
-        shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape]
+        shape = [size_of(size, sizes) or 1 for size in spec.shape]
         is_float = np.dtype(spec.dtype).kind == "f"
         values: np.ndarray = (
             random.normal(size=shape) if is_float else random.integers(2, size=shape)

@@ -17,6 +17,7 @@ from deploy_rnn import bundle
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.errors import BundleError, ExportError
 from deploy_rnn.export import export_bundle
+from deploy_rnn.serving import Engine
 
 SCHEMA = Path(deploy_rnn.__file__).with_name("bundle.schema.json")
 MANIFESTS = Path(__file__).parent / "manifests"
@@ -180,3 +181,66 @@ def test_the_files_are_hashed_whole(tmp_path: Path) -> None:
         bundle.sha256(tmp_path / "x")
         == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
+
+
+class Strided(nn.Module):
+    """One step for four of the input's, which are its last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 5, 4, stride=4)
+        self.rnn = nn.GRU(5, 6, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(self.conv(x).transpose(1, 2))[0]
+        return output
+
+
+@pytest.mark.filterwarnings(
+    "ignore:axis 2 of `x`, W, can have a size of 4 or more only:UserWarning"
+)
+def test_steps_that_are_computed_from_an_axis_have_buckets_of_that_axis(tmp_path: Path) -> None:
+    model, x = Strided(), torch.randn(3, 3, 16)
+    axes = {"x": {0: "B", 2: "W"}}
+    manifest = export_bundle(
+        model, (x,), tmp_path / "b", forms=["scan"], buckets=[9, 16], dynamic_shapes=axes, sizes=[5]
+    )
+    assert [graph.steps for graph in manifest.graphs] == [None, 9, 16]
+    (spec,) = manifest.inputs
+    assert (spec.shape, spec.batch, spec.time) == (("B", 3, "W"), 0, 2)
+    engine = Engine(tmp_path / "b")
+    engine.warm_up()
+    for width in (9, 13, 16):
+        x = torch.randn(2, 3, width)
+        output = engine.run({"x": x.transpose(1, 2).contiguous().numpy()})["output"]
+        np.testing.assert_allclose(output, model(x).detach(), atol=1e-5)
+    # Without buckets, form "unrolled" has the example's size.
+    manifest = export_bundle(
+        model, (x,), tmp_path / "b", forms=["unrolled"], dynamic_shapes=axes, sizes=[5]
+    )
+    assert [graph.steps for graph in manifest.graphs] == [16]
+
+
+class TwoRates(nn.Module):
+    """Four samples for each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 6, batch_first=True)
+
+    def forward(self, samples: Tensor, frames: Tensor) -> Tensor:
+        frames = frames.repeat_interleave(4, 1)
+        output: Tensor = self.rnn(torch.cat([samples.unsqueeze(-1), frames], -1))[0]
+        return output
+
+
+def test_a_bucket_has_every_length_that_follows_from_its_steps(tmp_path: Path) -> None:
+    model = TwoRates()
+    example = torch.randn(3, 24), torch.randn(3, 6, 4)
+    export_bundle(model, example, tmp_path / "b", forms=["unrolled"], buckets=[2, 6])
+    engine = Engine(tmp_path / "b")
+    engine.warm_up()
+    for frames in (2, 6):
+        args = torch.randn(2, 4 * frames), torch.randn(2, frames, 4)
+        feeds = {"samples": args[0].numpy(), "frames": args[1].numpy()}
+        np.testing.assert_allclose(engine.run(feeds)["output"], model(*args).detach(), atol=1e-5)

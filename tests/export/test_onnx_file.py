@@ -195,3 +195,36 @@ def test_neither_torch_nor_onnxruntime_is_needed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"{path}: not by deploy-rnn")
+
+
+def test_an_output_without_a_shape_has_no_axes(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1])
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "yz"]
+    nodes = [helper.make_node("Squeeze", ["x"], [name]) for name in "yz"]
+    file = OnnxFile.read(saved(helper.make_graph(nodes, "g", [x], outputs), tmp_path / "m.onnx"))
+    assert "  output   y: float32 [...]" in str(file).splitlines()
+    assert file.dynamic == {"N": ("x axis 0",)}
+    assert file.to_dict()["outputs"][0] == {"name": "y", "dtype": "float32", "shape": None}
+
+
+class Positions(nn.Module):
+    """One position for each of six steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(6, 1))
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.rnn(x + self.positions)[0]
+
+
+def test_an_axis_that_the_model_fixes_is_fixed_in_the_outputs_too(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    auto = torch.export.Dim.AUTO
+    shapes = {"x": {0: auto, 1: auto}}
+    export_onnx(Positions(), torch.randn(2, 6, 3), path, form="scan", dynamic_shapes=shapes)
+    file = OnnxFile.read(path)
+    assert file.inputs[0].shape[1:] == (6, 3)
+    assert file.outputs[0].shape[1:] == (6, 4)
+    assert len(file.dynamic) == 1

@@ -230,10 +230,11 @@ def test_scripted_layers(cls: type[nn.RNNBase], options: dict[str, int], tmp_pat
 
 
 def test_a_scripted_model(tmp_path: Path) -> None:
-    """It fixes no axis; those that `dynamic_shapes` names are tried, and reported as dynamic."""
+    """It fixes no axis; the steps, and what `dynamic_shapes` names, are tried and reported as dynamic."""
     model, path = Tagger(), tmp_path / "tagger.pt"
     tokens = torch.randint(20, (3, 2, 6))
-    assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": (3, 2, 6)}
+    # The layers' batch is 2*B, which no axis of the tokens is by itself.
+    assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": (3, 2, "T")}
     dynamic_shapes = {"tokens": {0: "B", 2: "T"}}
     report = deploy_rnn.package(
         model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=dynamic_shapes
@@ -242,6 +243,46 @@ def test_a_scripted_model(tmp_path: Path) -> None:
     check_in_a_fresh_process(
         path, model, [(tokens,), (tokens[:1, :, :1],), (torch.randint(20, (5, 2, 31)),)]
     )
+
+
+class Scorer(nn.Module):
+    """Scores that lose an axis with one row; a mask that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+        self.score = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        scores: Tensor = self.score(self.rnn(x)[0].sum(1)).squeeze()
+        return scores
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_model_has_the_axes_that_an_export_has(tmp_path: Path) -> None:
+    model, path = Scorer(), tmp_path / "scorer.pt2"
+    report = deploy_rnn.package(model, (torch.randn(3, 6, 5), torch.ones(3, 6)), path)
+    assert report.inputs == {"x": ("B", "T", 5), "mask": ("B", "T")}
+    check_in_a_fresh_process(
+        path,
+        model,
+        [(torch.randn(2, 9, 5), torch.ones(2, 9)), (torch.randn(7, 1, 5), torch.ones(7, 1))],
+        {
+            "axis 0 of `x` is 1; this package takes 2 or more.": (
+                torch.randn(1, 6, 5),
+                torch.ones(1, 6),
+            )
+        },
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_an_axis_that_a_compiled_model_fixes_is_fixed_with_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="takes the steps of the example only: `T` cannot be dyn"):
+        report = deploy_rnn.package(Odd("unrolled"), X, tmp_path / "m.pt2")
+    assert report.inputs == {"x": (6, "B", 5)}
 
 
 def test_states_lengths_and_layers_without_a_batch(tmp_path: Path) -> None:

@@ -1,0 +1,174 @@
+"""The batch and the steps of a whole model: which axes of its inputs they are, found by running it at other sizes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.checking.trials import Reference, resized
+from deploy_rnn.nn.recurrent import is_recurrent
+
+BATCH = "B"
+STEPS = "T"
+
+Place = tuple[int, int]
+"""The number of a tensor of the call, and an axis of it."""
+
+
+def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
+    """For each tensor of the call: the axes that are the batch of the recurrent layers, "B", or their steps, "T".
+
+    An axis, or several of the same size, become one longer. If each layer that had this batch then has one row more,
+    they are "B"; and so for "T". An input that the model does not use, or passes on, has the axes of the others.
+    """
+    names: list[dict[int, str]] = [{} for _ in call.tensors]
+    with _Runs(reference, call) as runs:
+        example = runs.longer([])
+        if example is None:
+            return names
+        for name in (BATCH, STEPS):
+            for size in dict.fromkeys(example.layer_sizes[name]):
+                places = [
+                    (number, axis)
+                    for number, axis in runs.places(size)
+                    if axis not in names[number]
+                ]
+                for number, axis in _places_of(name, size, places, example, runs):
+                    names[number][axis] = name
+    return names
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """One run of the model.
+
+    Attributes:
+        layer_sizes: "B" and "T" -> the batch, or the steps, of each call of a recurrent layer.
+        outputs: what the model gave.
+    """
+
+    layer_sizes: Mapping[str, Sequence[int]]
+    outputs: Sequence[Tensor]
+
+    def reshaped(self, before: "_Ran") -> set[int]:
+        """The numbers of the outputs that have another shape than in the run before."""
+        pairs = enumerate(zip(before.outputs, self.outputs, strict=False))
+        return {number for number, (then, now) in pairs if then.shape != now.shape}
+
+    def changed(self, before: "_Ran") -> set[int]:
+        """The numbers of the outputs that have another shape, or other values, than in the run before."""
+        pairs = enumerate(zip(before.outputs, self.outputs, strict=False))
+        return {number for number, (then, now) in pairs if not torch.equal(then, now)}
+
+
+class _Runs:
+    """Runs a model at other sizes, and counts what its recurrent layers get."""
+
+    def __init__(self, reference: Reference, call: ExampleCall) -> None:
+        self._reference = reference
+        self._call = call
+        self._batches: list[int] = []
+        self._steps: list[int] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "_Runs":
+        for module in self._reference.model.modules():
+            if is_recurrent(module):
+                hook = module.register_forward_pre_hook(self._count, with_kwargs=True)
+                self._hooks.append(hook)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def places(self, size: int) -> list[Place]:
+        """The axes of that size in the example."""
+        return [
+            (number, axis)
+            for number, tensor in enumerate(self._call.tensors)
+            for axis, axis_size in enumerate(tensor.shape)
+            if axis_size == size
+        ]
+
+    def longer(self, places: Sequence[Place]) -> _Ran | None:
+        """Run the example with these axes longer by one; None if the model refuses."""
+        tensors = []
+        for number, tensor in enumerate(self._call.tensors):
+            shape = [size + ((number, axis) in places) for axis, size in enumerate(tensor.shape)]
+            tensors.append(resized(tensor, shape))
+        self._batches.clear()
+        self._steps.clear()
+        try:
+            outputs = self._reference.outputs(self._call.with_tensors(tensors))
+        except Exception:  # the model's own code can raise anything
+            return None
+        return _Ran({BATCH: list(self._batches), STEPS: list(self._steps)}, outputs)
+
+    def _count(self, layer: Any, args: Any, kwargs: Any) -> None:
+        input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
+        if isinstance(input, PackedSequence):
+            self._batches.append(int(input.batch_sizes[0]))
+            self._steps.append(input.batch_sizes.size(0))
+        elif input.dim() == 3:
+            time = 1 if layer.batch_first else 0
+            self._batches.append(input.size(1 - time))
+            self._steps.append(input.size(time))
+        else:
+            self._steps.append(input.size(0))
+
+
+def _places_of(
+    name: str, size: int, places: Sequence[Place], example: _Ran, runs: _Runs
+) -> list[Place]:
+    """Those of these axes, all of one size, that are the batch or the steps; empty if none are."""
+    other = STEPS if name == BATCH else BATCH
+    expected = {
+        name: [count + (count == size) for count in example.layer_sizes[name]],
+        other: example.layer_sizes[other],
+    }
+    for together in _sets(places):
+        longer = runs.longer(together)
+        if longer is not None and longer.layer_sizes == expected:
+            grown = longer.reshaped(example)
+            return [*together, *_free_places(together, places, grown, example, runs)]
+    return []
+
+
+def _sets(places: Sequence[Place]) -> Iterator[list[Place]]:
+    """Axes that may have to grow together: each by itself, those of one number in all inputs, and all."""
+    for place in places:
+        yield [place]
+    for number in sorted({axis for _, axis in places}):
+        yield [place for place in places if place[1] == number]
+    yield list(places)
+
+
+def _free_places(
+    found: Sequence[Place],
+    places: Sequence[Place],
+    grown: set[int],
+    example: _Ran,
+    runs: _Runs,
+) -> list[Place]:
+    """The further axes that change nothing, but perhaps the shape of an output of their own.
+
+    A table with as many entries as there are rows by chance changes an output that the rows change too: `grown`.
+    """
+    inputs = {number for number, _ in found}
+    axes = {axis for _, axis in found}
+    free = []
+    for number, axis in places:
+        if number in inputs or axis not in axes:
+            continue
+        alone = runs.longer([(number, axis)])
+        if alone is None or alone.layer_sizes != example.layer_sizes:
+            continue
+        reshaped = alone.reshaped(example)
+        if alone.changed(example) == reshaped and not reshaped & grown:
+            free.append((number, axis))
+    return free

@@ -1,0 +1,82 @@
+"""Which axes are the batch and the steps, found by running the model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.checking.trials import Reference
+from deploy_rnn.packaging.found_axes import found_axes
+
+
+class Model(nn.Module):
+    def __init__(self, forward: Callable[..., Any], *, batch_first: bool = True) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4, batch_first=batch_first)
+        self.code = forward
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.code(self.rnn, *inputs)
+
+
+def plain(rnn: nn.GRU, x: Tensor, *rest: Tensor) -> Any:
+    return rnn(x)[0]
+
+
+def masked(rnn: nn.GRU, x: Tensor, mask: Tensor) -> Any:
+    return rnn(x)[0] * mask.unsqueeze(2)
+
+
+def packed(rnn: nn.GRU, x: Tensor, lengths: Tensor) -> Any:
+    return pad_packed_sequence(rnn(pack_padded_sequence(x, lengths, enforce_sorted=False))[0])[0]
+
+
+def passed_on(rnn: nn.GRU, x: Tensor, ids: Tensor, table: Tensor, weights: Tensor) -> Any:
+    return rnn(x)[0] @ table.t() * weights.sum(), ids
+
+
+def doubled(rnn: nn.GRU, x: Tensor) -> Any:
+    return rnn(torch.cat([x, x]))[0]
+
+
+def two_rates(rnn: nn.GRU, x: Tensor, samples: Tensor) -> Any:
+    return rnn(x)[0] + samples.unflatten(1, (x.size(1), 4))
+
+
+@pytest.mark.parametrize(
+    ("code", "shapes", "expected"),
+    [
+        (plain, [(3, 6, 5)], [{0: "B", 1: "T"}]),
+        (plain, [(3, 3, 5)], [{0: "B", 1: "T"}]),
+        (plain, [(1, 1, 5)], [{0: "B", 1: "T"}]),
+        (plain, [(3, 6, 5), (3, 6), (7,)], [{0: "B", 1: "T"}, {0: "B", 1: "T"}, {}]),
+        (plain, [(6, 5)], [{0: "T"}]),
+        (masked, [(3, 6, 5), (3, 6)], [{0: "B", 1: "T"}, {0: "B", 1: "T"}]),
+        (passed_on, [(3, 6, 5), (3,), (3, 4), (3,)], [{0: "B", 1: "T"}, {0: "B"}, {}, {}]),
+        # Twice the rows of the input, as many samples as four times its steps.
+        (doubled, [(3, 6, 5)], [{1: "T"}]),
+        (two_rates, [(3, 6, 5), (3, 24)], [{0: "B"}, {0: "B"}]),
+    ],
+)
+def test_axes_of_a_model(code: Any, shapes: Any, expected: Any) -> None:
+    model = Model(code)
+    call = ExampleCall.of(model, tuple(torch.randn(shape) for shape in shapes))
+    assert found_axes(Reference(model), call) == expected
+
+
+def test_lengths_have_the_batch_on_another_axis_than_the_input() -> None:
+    model = Model(packed, batch_first=False)
+    call = ExampleCall.of(model, (torch.randn(6, 3, 5), torch.tensor([6, 2, 4])))
+    axes = found_axes(Reference(model), call)
+    assert axes[0][1] == "B"
+    assert axes[1] == {0: "B"}
+
+
+def test_a_model_that_fails_on_the_example_has_no_axes() -> None:
+    model = Model(plain)
+    call = ExampleCall.of(model, (torch.randn(6, 3, 7),))
+    assert found_axes(Reference(model), call) == [{}]

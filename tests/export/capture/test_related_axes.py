@@ -1,0 +1,112 @@
+"""Inputs of which no axis reaches a recurrent layer by itself, exported without `dynamic_shapes`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.export import export_onnx
+from deploy_rnn.export.capture.capture import Tracer
+from deploy_rnn.serving import Engine
+
+
+class Extra(nn.Module):
+    """A GRU, and inputs that it does not need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor, ids: Tensor, weights: Tensor, table: Tensor) -> Any:
+        output = self.rnn(x)[0] * weights.sum()  # (B, T, 6)
+        distances = output @ table.t()  # (B, T, K)
+        return distances, ids
+
+
+def test_inputs_that_are_unused_or_passed_through_have_the_axes_of_the_others(
+    tmp_path: Path,
+) -> None:
+    model, path = Extra(), tmp_path / "m.onnx"
+    args = (
+        torch.randn(3, 5, 4),
+        torch.ones(3, 5),
+        torch.tensor([7, 1, 2]),
+        torch.randn(3),
+        torch.randn(3, 6),
+    )
+    report = export_onnx(model, args, path, form="scan")
+    shapes = {spec.name: spec.shape for spec in report.inputs}
+    assert shapes == {
+        "x": ("B", "T", 4),
+        "mask": ("B", "T"),
+        "ids": ("B",),
+        # Of any size: the model adds its elements.
+        "weights": ("weights_0",),
+        # Three entries, as there are three rows by chance.
+        "table": (3, 6),
+    }
+    x, weights, ids = torch.randn(2, 7, 4), torch.randn(5), torch.tensor([4, 5])
+    other = (x, torch.ones(2, 7), ids, weights, args[-1])
+    feeds = {name: tensor.numpy() for name, tensor in zip(shapes, other, strict=True)}
+    outputs = Engine(path).run(feeds)
+    for output, expected in zip(outputs.values(), model(*other), strict=True):
+        np.testing.assert_allclose(output, expected.detach(), atol=1e-5)
+    report = export_onnx(model, args, path, form="unrolled")
+    shapes = {spec.name: spec.shape for spec in report.inputs}
+    assert shapes["x"] == ("B", 5, 4)
+    assert shapes["mask"] == ("B", 5)
+
+
+class Vocoder(nn.Module):
+    """Four samples for each frame; the layer takes one of the two as its steps."""
+
+    def __init__(self, *, steps: str) -> None:
+        super().__init__()
+        self.steps = steps
+        self.rnn = nn.GRU(5 if steps == "samples" else 8, 6, batch_first=True)
+
+    def forward(self, samples: Tensor, frames: Tensor) -> Tensor:
+        if self.steps == "samples":
+            frames = frames.repeat_interleave(4, 1)
+            inputs = torch.cat([samples.unsqueeze(-1), frames], -1)
+        else:
+            inputs = torch.cat([samples.unflatten(1, (frames.size(1), 4)), frames], -1)
+        output: Tensor = self.rnn(inputs)[0]
+        return output
+
+
+def test_a_length_and_its_multiple_are_both_dynamic() -> None:
+    args = (torch.randn(3, 24), torch.randn(3, 6, 4))
+    for steps in ("samples", "frames"):
+        model = Vocoder(steps=steps)
+        tracer = Tracer(model, ExampleCall.of(model, args), opset_version=18)
+        axes = tracer.stack_axes
+        assert axes == [{0: "B", 1: "T"}, {0: "B", 1: "T"}]
+        graph = tracer.capture(axes).model.graph
+        shapes = [[str(size) for size in value.shape or ()] for value in graph.inputs]
+        assert shapes == [["B", "4*T"], ["B", "T", "4"]]
+
+
+class EverySecondStep(nn.Module):
+    """The layer's steps are computed from an axis of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 6, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x[:, ::2])[0]
+        return output * mask[:, ::2, None]
+
+
+def test_an_axis_that_steps_are_computed_from_is_dynamic(tmp_path: Path) -> None:
+    model, path = EverySecondStep(), tmp_path / "m.onnx"
+    report = export_onnx(model, (torch.randn(3, 6, 4), torch.ones(3, 6)), path, form="scan")
+    assert [spec.shape for spec in report.inputs] == [("B", "T", 4), ("B", "T")]
+    for steps in (1, 8, 9):
+        x, mask = torch.randn(2, steps, 4), torch.randn(2, steps)
+        output = Engine(path).run({"x": x.numpy(), "mask": mask.numpy()})["output"]
+        np.testing.assert_allclose(output, model(x, mask).detach(), atol=1e-5)
