@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch._inductor
 from torch import Tensor, nn
+from torch._inductor.exc import InductorError
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -212,8 +213,19 @@ def _compile(program: ExportedProgram, path: Path) -> str:
     options = {
         "aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}
     }
+    try:
+        return torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=options
+        )
+    except InductorError as error:
+        # The C++ declares a name twice where the output of a loop is overwritten in place, as by `2 * rnn(x)[0]`
+        # (torch 2.13). Where no buffer is used again, it does not.
+        if "CppCompileError" not in str(error):
+            raise
     return torch._inductor.aoti_compile_and_package(
-        program, package_path=str(path), inductor_configs=options
+        program,
+        package_path=str(path),
+        inductor_configs=options | {"allow_buffer_reuse": False, "inplace_buffers": False},
     )
 
 

@@ -407,6 +407,26 @@ def test_what_cannot_be_made_of_a_model(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_an_operation_on_every_output_of_a_compiled_loop(tmp_path: Path) -> None:
+    """It overwrites the output of the loop in place, which PyTorch writes C++ for that no compiler takes."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = 2 * self.rnn(x)[0] + 1
+            return output
+
+    model, path = Scaled(), tmp_path / "m.pt2"
+    x = torch.randn(6, 2, 3)
+    deploy_rnn.package(model, x, path, dynamic_shapes={"x": {0: "T", 1: "B"}})
+    check_in_a_fresh_process(path, model, [(x,), (torch.randn(9, 5, 3),)])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "condition"), [("steps of a row", "T <= 6*B"), ("steps of all rows", "T*B <= 1000")]
 )
