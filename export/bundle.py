@@ -125,7 +125,7 @@ def export_bundle(
                     checks,
                     shown_as=folder / plan.file,
                     conditions=source.conditions,
-                    exported=True,
+                    axis_advice=options.axis_advice(fixed_steps=False),
                 )
             reports.append(report)
         _write_reports(temporary, reports, title)

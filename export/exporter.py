@@ -15,13 +15,11 @@ from deploy_rnn.files import replace_file, target
 from .auto import choose_form
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
-from .options import DEFAULTS, ExportOptions
+from .options import DEFAULTS, FIXED_STEPS, ExportOptions
 from .verification.report import Report
 from .verification.verify import CheckOptions, check
 
 AUTO: Final = "auto"
-
-FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
 
 
 def export_onnx(
@@ -143,7 +141,7 @@ def export_onnx(
                 checks,
                 shown_as=path,
                 forms=measured_forms,
-                exported=True,
+                axis_advice=options.axis_advice(fixed_steps=True),
                 conditions=captured.conditions,
             )
 

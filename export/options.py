@@ -14,6 +14,12 @@ from .forms.node_count import MAX_NODES
 
 OPSETS = (18, 19, 20)
 
+FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
+NAMED_AXIS = "Leave it out of `dynamic_shapes`."
+OPEN_AXIS = (
+    "Without `dynamic_shapes` the batch and the steps are dynamic; name there the axes that can be."
+)
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -44,6 +50,12 @@ class ExportOptions:
             )
         if self.precision is not None:
             check_precision(self.precision)
+
+    def axis_advice(self, fixed_steps: bool) -> str:
+        """What to do about an axis that the model fixes; `fixed_steps`: whether a file of fixed steps can be had."""
+        if self.dynamic_shapes is not None:
+            return NAMED_AXIS
+        return FIXED_STEPS if fixed_steps else OPEN_AXIS
 
     def tolerance_for(self, model: nn.Module) -> Tolerance:
         """Return how much a file of `model` may differ from it, in the precision that the file is to have.

@@ -169,7 +169,7 @@ def check(
     shown_as: Path,
     forms: Mapping[str, float | str] | None = None,
     pair: Callable[[OnnxFile], OnnxFile] = lambda file: file,
-    exported: bool = False,
+    axis_advice: str | None = None,
     conditions: Sequence[Condition] = (),
 ) -> Report:
     """`verify`, for a file that may still have a temporary name.
@@ -183,7 +183,8 @@ def check(
         forms: for the report: with form="auto", what each form took.
         pair: puts the inputs of the file in the order of the call's tensors, and its outputs in that of the model's;
             they are in order without it.
-        exported: whether the file is being exported, so that `dynamic_shapes` says what is dynamic in it.
+        axis_advice: of a file that is being exported: what to do about an axis that turns out to be fixed. None for a
+            file that exists: its report says so.
         conditions: what was true of the sizes when the file was traced, if that is known.
 
     Raises:
@@ -198,11 +199,9 @@ def check(
     file = related(pair(original), reference, call, input_names)
     maker = CaseMaker(reference, call, file, conditions)
     cases = list(maker.cases(options.sizes))
-    if exported:
+    if axis_advice is not None:
         for name, reason in maker.unchanged.items():
-            raise DynamicAxisError(
-                f"axis {name} cannot be dynamic; leave it out of `dynamic_shapes`: {reason}"
-            )
+            raise DynamicAxisError(f"axis {name} cannot be dynamic: {reason}. {axis_advice}")
     for name in maker.unvaried:
         warn_user(
             f"the example of `{name}` has one value all over, so {file.name} is checked with no other; "
@@ -227,7 +226,8 @@ def check(
     except LoadError as error:
         lacking = lacking_operator(error, half)
         if lacking:
-            raise (ExportError if exported else LoadError)(lacking) from error
+            kind = LoadError if axis_advice is None else ExportError
+            raise kind(lacking) from error
         # The file may still have a temporary name.
         raise LoadError(str(error).replace(str(path), str(shown_as))) from error
     report = _report(
