@@ -19,6 +19,7 @@ from .options import (
     CHECK_OPTIONS,
     FORM_OPTIONS,
     JSON_OPTION,
+    PAIRING_OPTIONS,
     PROVIDER_OPTION,
     REPORT_OPTION,
     WEIGHTS,
@@ -151,7 +152,9 @@ def _bundle_verdict(path: Path) -> str:
     "--against", "target", required=True, metavar="TARGET",
     help="`package.module:factory`, or the weights of one recurrent layer, as for `deploy-rnn export`.",
 )  # fmt: skip
-@with_options(CHECK_OPTIONS, [PROVIDER_OPTION], WEIGHTS_OPTIONS, [REPORT_OPTION, JSON_OPTION])
+@with_options(
+    PAIRING_OPTIONS, CHECK_OPTIONS, [PROVIDER_OPTION], WEIGHTS_OPTIONS, [REPORT_OPTION, JSON_OPTION]
+)
 def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **options: Any) -> None:
     """Run the ONNX file PATH against the model that it came from, and show where it first differs. Of a bundle, every
     graph is run, and its files must be those that were exported.
@@ -167,6 +170,10 @@ def verify(path: Path, target: str, report_to: Path | None, as_json: bool, **opt
     weights_options = pop(options, WEIGHTS)
     is_bundle = path.is_dir()
     with command_errors(as_json=as_json):
+        if is_bundle and {"input_names", "output_names"} & options.keys():
+            raise ExportError(
+                "--input-names and --output-names are for a file: a bundle has the names of its export."
+            )
         # What is missing or is neither a file nor a bundle is bad input; any other fault is a failed check.
         if is_bundle:
             Manifest.read(path)

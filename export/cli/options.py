@@ -119,6 +119,20 @@ CHECK_OPTIONS: tuple[Option, ...] = (
     ),
 )  # fmt: skip
 
+# Keyword arguments of `verify` only.
+PAIRING_OPTIONS: tuple[Option, ...] = (
+    click.option(
+        "--input-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
+        show_default="by name, else by order",
+        help="The file's name for each tensor that the model takes, in order; for a file of another maker.",
+    ),
+    click.option(
+        "--output-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
+        show_default="by name, else by order",
+        help="The file's name for each tensor that the model returns, in order.",
+    ),
+)  # fmt: skip
+
 # Keyword arguments of `export_bundle` only.
 BUNDLE_OPTIONS: tuple[Option, ...] = (
     click.option(

@@ -149,7 +149,8 @@ class Session:
         time = self._plan.time_axes.get(output)
         if time is not None and time >= errors.ndim:
             time = None  # `.squeeze()` has dropped an axis of size 1
-        if time is not None:
+        # Of one step, the differences from step to step are none.
+        if time is not None and errors.size:
             self.over_time.append(_over_time(case, output, time, errors, allowed))
         max_abs_error = float(errors.max(initial=0))
         largest_magnitude = float(magnitudes(expected.values).max(initial=0))

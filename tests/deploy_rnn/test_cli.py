@@ -602,6 +602,24 @@ def test_a_checkpoint_without_code_becomes_a_bundle_with_names_of_its_own() -> N
     )
 
 
+def test_a_file_with_other_names_is_verified_by_the_names_that_are_given() -> None:
+    torch.save(nn.GRU(3, 4).state_dict(), "gru.pt")
+    names = ("--input-names", "frames", "--output-names", "states,last")
+    assert run("export", "gru.pt", "-o", "m.onnx", "--form", "native", *names).exit_code == 0
+    model = onnx.load("m.onnx")
+    first, second = model.graph.output
+    model.graph.output.extend([second, first])
+    del model.graph.output[:2]
+    onnx.save(model, "m.onnx")
+    assert run("verify", "m.onnx", "--against", "gru.pt", *names).exit_code == 0
+    swapped = ("--output-names", "last,states")
+    assert run("verify", "m.onnx", "--against", "gru.pt", *swapped).exit_code == 1
+    run("export", "gru.pt", "-o", "m", "--form", "native")
+    assert "--input-names and --output-names are for a file" in refused(
+        "verify", "m", "--against", "gru.pt", *names
+    )
+
+
 def interrupt(*arguments: Any, **options: Any) -> None:
     raise KeyboardInterrupt
 

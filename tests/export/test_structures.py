@@ -74,6 +74,10 @@ RESULTS: dict[str, tuple[Callable[..., Any], list[str]]] = {
         ["output_0", "output_1", "output_2", "output_3", "output_4"],
     ),
     "empty": (lambda m, x, y, h: {"y": y, "none": y[:, :0]}, ["y", "none"]),
+    "empty at one step": (
+        lambda m, x, y, h: {"y": y, "pairs": y[:, 1:] - y[:, :-1]},
+        ["y", "pairs"],
+    ),
     "numbers": (
         lambda m, x, y, h: {"y": y, "size": 4, "steps": y.size(1), "rate": 0.5, "ok": True},
         ["y", "size", "steps", "rate", "ok"],

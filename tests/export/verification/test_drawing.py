@@ -99,6 +99,9 @@ def test_numbers_of_rows_that_are_not_plain_lengths(
     np.testing.assert_allclose(answers(path, x, given), expected, atol=1e-5)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:axis 1 of `x`, T, can have a size of 4 or more only:UserWarning"
+)
 def test_a_size_that_the_model_refuses_is_left_out_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     x = torch.randn(2, 16, 4)
