@@ -33,6 +33,7 @@ class Plan:
         tolerance: how much may differ.
         time_axes: for each output with a time axis, which of its axes that is.
         required: the provider that must run every node, if any.
+        branches: label of a case whose sizes take another branch of the model than the file has -> that of the file.
     """
 
     path: Path
@@ -42,6 +43,16 @@ class Plan:
     tolerance: Tolerance
     time_axes: Mapping[str, int]
     required: str | None = None
+    branches: Mapping[str, str] = field(default_factory=dict)
+
+    def about_branch(self, case: str) -> str:
+        """What to add to the error of a case: empty if it is on the file's side of every branch."""
+        if case not in self.branches:
+            return ""
+        return (
+            f" The model branches on a size, and the file has the side where {self.branches[case]}: let it compute the "
+            "same on both sides, or name in `dynamic_shapes` the axes that can be dynamic, without this one."
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,8 @@ class Session:
         try:
             outputs = case.outputs(self._run)
         except Exception as error:  # onnxruntime has a dozen types without a common base
-            raise ExportError(f"{name} fails on {case.label}: {error}") from error
+            about_branch = self._plan.about_branch(case.label)
+            raise ExportError(f"{name} fails on {case.label}: {error}{about_branch}") from error
         # A streaming file has more outputs than the model: its states.
         for spec, expected, actual in zip(
             self._plan.file.outputs, case.expected, outputs, strict=False
@@ -113,6 +125,7 @@ class Session:
                 raise VerificationError(
                     f"{name} is not the model: `{spec.name}` is {actual.dtype}{list(actual.shape)} on "
                     f"{case.label}, PyTorch gives {expected.values.dtype}{list(expected.values.shape)}."
+                    f"{self._plan.about_branch(case.label)}"
                 )
             self._compare(case.label, spec.name, expected, actual)
 

@@ -217,6 +217,7 @@ def check(
         tolerance=options.tolerance,
         time_axes=time.outputs,
         required=options.require_provider,
+        branches=maker.branches,
     )
     providers = list(PROVIDERS)
     if options.require_provider is not None and options.require_provider not in providers:
@@ -241,12 +242,8 @@ def check(
     )
     if report.failures:
         worst = _worst(report)
-        message = f"{file.name} is not the model: {_describe_failure(report, worst)}."
-        if worst.case in maker.branches:
-            message += (
-                f" The model branches on a size, and the file has the side where {maker.branches[worst.case]}: let it "
-                "compute the same on both sides, or leave the axis out of `dynamic_shapes`."
-            )
+        about_branch = plan.about_branch(worst.case)
+        message = f"{file.name} is not the model: {_describe_failure(report, worst)}.{about_branch}"
         raise VerificationError(message, report)
     return report
 

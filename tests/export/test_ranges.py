@@ -227,6 +227,20 @@ def test_a_branch_that_is_no_range_is_found(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_branch_with_another_shape_is_named(tmp_path: Path) -> None:
+    class LongerAxis(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(3, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.rnn(x)[0]
+            return output.sum(1) if x.size(1) > x.size(0) else output.sum(0)
+
+    with pytest.raises(VerificationError, match=r"PyTorch gives .* the side where B < T: let it"):
+        export_onnx(LongerAxis(), torch.randn(2, 6, 3), tmp_path / "m.onnx", form="scan")
+
+
 def test_a_branch_without_a_difference_is_allowed(tmp_path: Path) -> None:
     """As in a model that pads to a multiple and cuts again, or one that refuses some sizes."""
 
