@@ -36,6 +36,8 @@ class SizeLimits:
         ranges = {}
         sizes = {}
         for name, size, example_size in _input_sizes(program, examples):
+            if name.isdecimal():
+                continue  # the model fixes it, and the graph has a number there
             sizes[name] = size
             bounds = known_ranges.get(size.node.expr)
             if bounds is None:

@@ -32,6 +32,7 @@ def main() -> None:
     demo.run(None, Path("build/demo"), console=console, started=started, busy=busy)
     if "speed" not in console.export_text(clear=False):
         sys.exit("something disturbed the measurement; draw the picture on a quiet machine.")
+    console.print()  # rich cuts the descenders of the last line
     svg = console.export_svg(title="make demo", theme=DEFAULT_TERMINAL_THEME)
     replace_file(PICTURE, lambda path: path.write_text(FONTS.sub("", svg) + "\n", encoding="utf-8"))
 

@@ -128,7 +128,7 @@ def test_an_error_that_nobody_expected_is_a_reason(
 def test_a_model_that_fails_on_its_example_cannot_be_judged() -> None:
     with pytest.raises(ExportError, match="the model itself fails on its arguments: RuntimeError"):
         deploy_rnn.check(Tagger(), torch.randn(2, 6, 9))
-    with pytest.raises(TypeError, match=r"do not fit Tagger\.forward"):
+    with pytest.raises(TypeError, match=r"does not fit Tagger\.forward"):
         deploy_rnn.check(Tagger(), (torch.randn(2, 6, 3), 7))
 
 

@@ -195,6 +195,7 @@ class Listed(nn.Module):
         return pad_packed_sequence(output)[0], final
 
 
+@pytest.mark.filterwarnings("ignore:the lengths .2, 4, 3. are a list of numbers:UserWarning")
 @pytest.mark.parametrize("form", ["unrolled", "native"])
 def test_lengths_in_the_model_fix_the_batch(form: str, tmp_path: Path) -> None:
     model = Listed([2, 4, 3])
