@@ -77,6 +77,12 @@ BRANCH = (
     "values."
 )
 
+PACKING = (
+    "the model packs its rows here (pack_padded_sequence, pad_packed_sequence), by lengths that are values, and there "
+    "is one graph for all values. Give the `lengths` to a layer of deploy_rnn instead of packing; or call "
+    "`export_onnx`, which takes a model that packs as it is."
+)
+
 
 def data_dependence(error: BaseException) -> str | None:
     """Return what a model does with values that torch.export does not know, and what to do about it.
@@ -85,9 +91,17 @@ def data_dependence(error: BaseException) -> str | None:
     """
     if type(error).__name__ != "GuardOnDataDependentSymNode":
         return None
+    if _is_packing(error):
+        return f"{PACKING} PyTorch says: {first_paragraph(error)}"
     # A size or a number that is not known yet is asked for, not whether something is true.
     text = NUMBER if re.search("specialized|zuf", str(error)) else BRANCH
     return f"{text} PyTorch says: {first_paragraph(error)}"
+
+
+def _is_packing(error: BaseException) -> bool:
+    """Whether it was raised within PyTorch's functions for packed sequences."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(_module(frame) == "torch.nn.utils.rnn" for frame, _ in frames)
 
 
 @contextmanager
