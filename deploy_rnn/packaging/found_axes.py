@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.checking.layer_sizes import LayerSizes, layer_sizes
 from deploy_rnn.checking.trials import Reference, resized
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -26,7 +25,9 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
     they are "B"; and so for "T". An input that the model does not use, or passes on, has the axes of the others.
     """
     names: list[dict[int, str]] = [{} for _ in call.tensors]
-    with _Runs(reference, call) as runs:
+    layers = [module for module in reference.model.modules() if is_recurrent(module)]
+    with layer_sizes(layers) as calls:
+        runs = _Runs(reference, call, calls)
         example = runs.longer([])
         if example is None:
             return names
@@ -66,25 +67,17 @@ class _Ran:
 
 
 class _Runs:
-    """Runs a model at other sizes, and counts what its recurrent layers get."""
+    """Runs a model at other sizes.
 
-    def __init__(self, reference: Reference, call: ExampleCall) -> None:
+    Args:
+        reference, call: the model and its example.
+        calls: the list of `layer_sizes` for the model's recurrent layers.
+    """
+
+    def __init__(self, reference: Reference, call: ExampleCall, calls: list[LayerSizes]) -> None:
         self._reference = reference
         self._call = call
-        self._batches: list[int] = []
-        self._steps: list[int] = []
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> "_Runs":
-        for module in self._reference.model.modules():
-            if is_recurrent(module):
-                hook = module.register_forward_pre_hook(self._count, with_kwargs=True)
-                self._hooks.append(hook)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._calls = calls
 
     def places(self, size: int) -> list[Place]:
         """The axes of that size in the example."""
@@ -101,25 +94,14 @@ class _Runs:
         for number, tensor in enumerate(self._call.tensors):
             shape = [size + ((number, axis) in places) for axis, size in enumerate(tensor.shape)]
             tensors.append(resized(tensor, shape))
-        self._batches.clear()
-        self._steps.clear()
+        self._calls.clear()
         try:
             outputs = self._reference.outputs(self._call.with_tensors(tensors))
         except Exception:  # the model's own code can raise anything
             return None
-        return _Ran({BATCH: list(self._batches), STEPS: list(self._steps)}, outputs)
-
-    def _count(self, layer: Any, args: Any, kwargs: Any) -> None:
-        input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
-        if isinstance(input, PackedSequence):
-            self._batches.append(int(input.batch_sizes[0]))
-            self._steps.append(input.batch_sizes.size(0))
-        elif input.dim() == 3:
-            time = 1 if layer.batch_first else 0
-            self._batches.append(input.size(1 - time))
-            self._steps.append(input.size(time))
-        else:
-            self._steps.append(input.size(0))
+        batches = [sizes.batch for sizes in self._calls if sizes.batch is not None]
+        steps = [sizes.steps for sizes in self._calls]
+        return _Ran({BATCH: batches, STEPS: steps}, outputs)
 
 
 def _places_of(

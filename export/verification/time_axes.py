@@ -1,16 +1,14 @@
 """Which axes are time: found by running the PyTorch model with one step more or fewer, not by size or name alone."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.checking.draws import ExampleInput, with_likely_lengths
 from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.checking.layer_sizes import LayerSizes, layer_sizes
 from deploy_rnn.checking.trials import Reference, resized
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -85,13 +83,14 @@ def time_axes(reference: Reference, call: ExampleCall, file: OnnxFile) -> TimeAx
     inputs = with_likely_lengths(example_inputs(call, file))
     names = []
     outputs: dict[str, int] = {}
-    with _count_steps(reference.model) as steps, suppress(Exception):
+    layers = [module for module in reference.model.modules() if is_recurrent(module)]
+    with layer_sizes(layers) as calls, suppress(Exception):
         # Anything that the model's own code raises on the example is for the cases to report.
-        example = _run(reference, _changed(call, inputs, None), steps)
+        example = _run(reference, _changed(call, inputs, None), calls)
         for change in _changes(inputs, example.steps):
             # The model may not take the new size.
             with suppress(Exception):
-                ran = _run(reference, _changed(call, inputs, change), steps)
+                ran = _run(reference, _changed(call, inputs, change), calls)
                 if change.added not in ran.added_steps(example):
                     continue
                 if change.name is not None:
@@ -103,34 +102,12 @@ def time_axes(reference: Reference, call: ExampleCall, file: OnnxFile) -> TimeAx
     return TimeAxes(tuple(names), outputs)
 
 
-@contextmanager
-def _count_steps(model: nn.Module) -> Iterator[list[int]]:
-    """A list that gets the number of steps each time a recurrent layer of the model is called."""
-    steps: list[int] = []
-
-    def count(layer: Any, args: Any, kwargs: Any) -> None:
-        input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
-        if isinstance(input, PackedSequence):
-            steps.append(input.batch_sizes.size(0))
-            return
-        # Of one row alone, (T, I), the steps come first even with `batch_first`.
-        time = 1 if layer.batch_first and input.dim() == 3 else 0
-        steps.append(input.size(time))
-
-    layers = [module for module in model.modules() if is_recurrent(module)]
-    hooks = [layer.register_forward_pre_hook(count, with_kwargs=True) for layer in layers]
-    try:
-        yield steps
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _run(reference: Reference, call: ExampleCall, steps: list[int]) -> _Ran:
-    """`steps`: the list that `_count_steps` fills."""
-    steps.clear()
+def _run(reference: Reference, call: ExampleCall, calls: list[LayerSizes]) -> _Ran:
+    """`calls`: the list that `layer_sizes` fills."""
+    calls.clear()
     outputs = reference.outputs(call)
-    return _Ran(list(steps), [tuple(output.shape) for output in outputs])
+    steps = [sizes.steps for sizes in calls]
+    return _Ran(steps, [tuple(output.shape) for output in outputs])
 
 
 def _changes(inputs: Sequence[ExampleInput], steps: Sequence[int]) -> Iterator[_Change]:
