@@ -104,7 +104,16 @@ class ExportError(DeployError, ValueError):
 
 
 class DynamicAxisError(ExportError):
-    """An axis that was requested as dynamic, and cannot be or did not stay so."""
+    """An axis that was requested as dynamic, and cannot be or did not stay so.
+
+    Args:
+        message: the whole message.
+        reason: its first part, without what to do; for whoever knows better what to do. None if that is all of it.
+    """
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = message if reason is None else reason
 
 
 class VerificationError(ExportError):

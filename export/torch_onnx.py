@@ -114,9 +114,8 @@ def _fixed(size: int | ir.SymbolicDim, sizes: Mapping[str, int]) -> int | ir.Sym
 
 def fixed_axis(axis: int | str, name: str | None, size: int | str) -> DynamicAxisError:
     """The error for an axis that is not dynamic although it was requested."""
-    return DynamicAxisError(
-        f"axis {axis} of `{name}` cannot be dynamic: the model fixes it at {size}; leave it out of `dynamic_shapes`."
-    )
+    reason = f"axis {axis} of `{name}` cannot be dynamic: the model fixes it at {size}"
+    return DynamicAxisError(f"{reason}; leave it out of `dynamic_shapes`.", reason)
 
 
 def _format_error(error: Exception) -> ExportError:

@@ -240,16 +240,19 @@ def _format_error(error: Exception) -> ExportError:
         r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text
     )
     if fixed_axis:
+        reason = f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}"
         return DynamicAxisError(
-            f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}; leave it out of "
-            "`dynamic_shapes`, or write a .pt file, which fixes no axis."
+            f"{reason}; leave it out of `dynamic_shapes`, or write a .pt file, which fixes no axis.",
+            reason,
         )
     if "Constraints violated" in text:
         suggested_lines = re.findall(r"^  (\w+ = .*)$", text, re.MULTILINE)
         suggestion = "; ".join(suggested_lines) or text
+        reason = "an axis has sizes that the compiled model would not take"
         return DynamicAxisError(
-            f"an axis has sizes that the compiled model would not take; torch.export suggests `{suggestion}`. "
-            "Give that range in `dynamic_shapes`, leave the axis out, or write a .pt file, which fixes no axis."
+            f"{reason}; torch.export suggests `{suggestion}`. Give that range in `dynamic_shapes`, leave the axis out, "
+            "or write a .pt file, which fixes no axis.",
+            reason,
         )
     line = raising_line(error)
     dependence = data_dependence(error)

@@ -14,7 +14,7 @@ from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.conversion import convert_for_inference
-from deploy_rnn.errors import ExportError
+from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
@@ -169,7 +169,11 @@ def _written_with_found_axes(
             if not example.names:
                 raise first_error from None
             name = _name_to_fix(example, error)
-            reasons[name] = str(error).partition(";")[0]
+            reasons[name] = (
+                error.reason
+                if isinstance(error, DynamicAxisError)
+                else str(error).partition(";")[0]
+            )
             example = example.without(name)
     if path.suffix == ".pt2":
         for name, reason in reasons.items():

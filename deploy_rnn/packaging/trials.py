@@ -75,9 +75,11 @@ def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
         varied |= {axis for axis, size in sizes.items() if size not in (1, example_sizes[axis])}
     fixed_names = [axis.name for axis in example_sizes if axis not in varied]
     if fixed_names:
+        name = fixed_names[0]
+        reason = f"`{name}` cannot be dynamic: the model takes no other size than the example's"
         raise DynamicAxisError(
-            f"`{fixed_names[0]}` cannot be dynamic: the model takes no other size than the example's; leave it out of "
-            f"`dynamic_shapes`, or give its range, such as Dim('{fixed_names[0]}', min=2, max=9)."
+            f"{reason}; leave it out of `dynamic_shapes`, or give its range, such as Dim('{name}', min=2, max=9).",
+            reason,
         )
 
 

@@ -311,11 +311,10 @@ def _model_axes(
 
 def _not_open(error: DynamicAxisError) -> DynamicAxisError:
     """The error for a batch axis that nobody has named: it is that of the recurrent layers, or goes with it."""
-    fixed = str(error).partition("; leave it out")[0]
     return DynamicAxisError(
-        f"{fixed}, although it is the batch or the steps of the recurrent layers, or goes with them. Is it taken "
-        "apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes that can be "
-        "dynamic in `dynamic_shapes`."
+        f"{error.reason}, although it is the batch or the steps of the recurrent layers, or goes with them. Is it "
+        "taken apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes that "
+        "can be dynamic in `dynamic_shapes`."
     )
 
 
@@ -349,8 +348,9 @@ def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
         axes = [_without(tensor_axes, name) for tensor_axes in axes]
         with suppress(DynamicAxisError):
             traced = tracer.capture(axes)
-            reason = str(first_error).partition(";")[0]
-            warn_user(f"{', '.join(fixed)}: fixed at the size in the example, since {reason}.")
+            warn_user(
+                f"{', '.join(fixed)}: fixed at the size in the example, since {first_error.reason}."
+            )
             return traced
     raise _not_open(first_error) from first_error
 
