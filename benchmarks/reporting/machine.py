@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from deploy_rnn.runtime import usable_cores
+from deploy_rnn.runtime import processor_name, usable_cores
 
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rnn")
 
@@ -17,7 +17,7 @@ PACKAGES = ("torch", "onnxruntime", "onnx", "onnxscript", "openvino", "deploy-rn
 def describe() -> dict[str, Any]:
     """Processor, GPU and driver if there is one, and the versions of every package that is measured."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor_name() or platform.machine(),
         "cores": usable_cores(),
         **_gpu(),
         "python": platform.python_version(),
@@ -31,15 +31,6 @@ def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:
     if output:
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _gpu() -> dict[str, Any]:

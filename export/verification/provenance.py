@@ -3,7 +3,6 @@
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import onnx
 import onnxruntime
@@ -12,7 +11,7 @@ from torch import nn
 
 from deploy_rnn import __version__
 from deploy_rnn.nn.recurrent import Recurrent
-from deploy_rnn.runtime import usable_cores
+from deploy_rnn.runtime import processor_name, usable_cores
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,8 @@ class Provenance:
 def _describe_machine() -> str:
     cores = usable_cores()
     plural = "" if cores == 1 else "s"
-    return f"{_processor()}, {cores} core{plural}, {platform.system()} {platform.machine()}"
-
-
-def _processor() -> str:
-    """The name of the processor, as far as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
+    processor = processor_name() or "unknown processor"
+    return f"{processor}, {cores} core{plural}, {platform.system()} {platform.machine()}"
 
 
 def _describe_model(model: nn.Module) -> str:
