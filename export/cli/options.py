@@ -45,6 +45,18 @@ def _parse_names(
     return tuple(names)
 
 
+def _names_option(flag: str, *, default: str, help: str) -> Option:
+    """An option of names, in order; `default`: what holds if it is not given, in words."""
+    return click.option(
+        flag,
+        multiple=True,
+        callback=_parse_names,
+        metavar="NAME,NAME",
+        show_default=default,
+        help=help,
+    )
+
+
 def _check_report_path(
     ctx: click.Context, option: click.Parameter, path: Path | None
 ) -> Path | None:
@@ -83,14 +95,14 @@ FORM_OPTIONS: tuple[Option, ...] = (
         help="A dynamic axis of an argument, and its name, such as input:1=B. May be repeated; replaces the default, "
         "so that a time axis which is not named is fixed.",
     ),
-    click.option(
-        "--input-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
-        show_default="the arguments' names; of a bare layer input, h0, c0, lengths",
+    _names_option(
+        "--input-names",
+        default="the arguments' names; of a bare layer input, h0, c0, lengths",
         help="Names of the inputs, in order.",
     ),
-    click.option(
-        "--output-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
-        show_default="output, or output_0 and so on; of a bare layer output, h_n, c_n",
+    _names_option(
+        "--output-names",
+        default="output, or output_0 and so on; of a bare layer output, h_n, c_n",
         help="Names of the outputs, in order.",
     ),
     click.option(
@@ -121,14 +133,14 @@ CHECK_OPTIONS: tuple[Option, ...] = (
 
 # Keyword arguments of `verify` only.
 PAIRING_OPTIONS: tuple[Option, ...] = (
-    click.option(
-        "--input-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
-        show_default="by name, else by order",
+    _names_option(
+        "--input-names",
+        default="by name, else by order",
         help="The file's name for each tensor that the model takes, in order; for a file of another maker.",
     ),
-    click.option(
-        "--output-names", multiple=True, callback=_parse_names, metavar="NAME,NAME",
-        show_default="by name, else by order",
+    _names_option(
+        "--output-names",
+        default="by name, else by order",
         help="The file's name for each tensor that the model returns, in order.",
     ),
 )  # fmt: skip
