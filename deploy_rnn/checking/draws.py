@@ -57,11 +57,11 @@ class ExampleInput:
 
 
 def axis_sizes(inputs: Sequence[ExampleInput]) -> dict[str, int]:
-    """Return the size of each dynamic axis in the example."""
-    sizes = {}
+    """Return the size of each dynamic axis in the example; the first, if one name has several."""
+    sizes: dict[str, int] = {}
     for input in inputs:
         for number, name in input.dynamic_axes.items():
-            sizes[name] = input.tensor.size(number)
+            sizes.setdefault(name, input.tensor.size(number))
     return sizes
 
 

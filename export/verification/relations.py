@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from deploy_rnn.checking.draws import ExampleInput
+from deploy_rnn.checking.draws import ExampleInput, axis_sizes
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.nn.recurrent import Recurrent
@@ -50,7 +50,7 @@ def _with_tied_axes(file: OnnxFile, reference: Reference, call: ExampleCall) -> 
     example; those that need not are left out again.
     """
     inputs = example_inputs(call, file)
-    sizes = _example_sizes(inputs)
+    sizes = axis_sizes(inputs)
     # At size 1, an axis fits every other by broadcasting.
     grown_from_one = {name: 2 if size == 1 else size for name, size in sizes.items()}
     if _runs(reference, call, inputs, grown_from_one):
@@ -108,15 +108,6 @@ def _with_fixed_axes(file: OnnxFile, call: ExampleCall, input_names: Collection[
             shape = tuple(axis if axis in dynamic else size for axis, size in sizes)
             inputs[number] = replace(spec, shape=shape)
     return replace(file, inputs=tuple(inputs))
-
-
-def _example_sizes(inputs: Sequence[ExampleInput]) -> dict[str, int]:
-    """The size of each named axis in the example; the first, if one name has several."""
-    sizes: dict[str, int] = {}
-    for input in inputs:
-        for number, name in input.dynamic_axes.items():
-            sizes.setdefault(name, input.tensor.size(number))
-    return sizes
 
 
 def _renamed(spec: TensorSpec, new_names: Mapping[str, str]) -> TensorSpec:
@@ -209,7 +200,7 @@ def _row_lengths(file: OnnxFile, reference: Reference, call: ExampleCall) -> dic
                 continue
             steps = before[index][0]
             limits[input.name] = steps
-            for name in _example_sizes(inputs):
+            for name in axis_sizes(inputs):
                 if _grows(reference, call, packed, inputs, name, index):
                     limits[input.name] = name
     return limits
@@ -250,7 +241,7 @@ def _grows(
     index: int,
 ) -> bool:
     """Whether a packed sequence has more steps when this axis is larger."""
-    sizes = _example_sizes(inputs)
+    sizes = axis_sizes(inputs)
     steps = _pack(reference, _resized_call(call, inputs, sizes), packed)[index][0]
     for added in GROWTH:
         with suppress(Exception):

@@ -134,13 +134,10 @@ def verify(
     options = CheckOptions(
         Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
     )
-    model = with_lengths(model, kwargs)
-    model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    reference = Reference(model)
-    check_two_calls(reference.model, call)
+    reference, call = prepared(model, args, kwargs)
 
     def pair(file: OnnxFile) -> OnnxFile:
-        own_input_names, own_output_names = _own_names(model, call)
+        own_input_names, own_output_names = _own_names(reference.model, call)
         return paired(
             file,
             call,
@@ -151,6 +148,21 @@ def verify(
         )
 
     return check(path, reference, call, options, shown_as=path, pair=pair)
+
+
+def prepared(
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
+) -> tuple[Reference, ExampleCall]:
+    """Return the model and its example call as files are compared with them, on the CPU.
+
+    Raises:
+        ExportError: the model fails on the example, or gives other numbers when it is called again.
+    """
+    model = with_lengths(model, kwargs)
+    model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
+    reference = Reference(model)
+    check_two_calls(reference.model, call)
+    return reference, call
 
 
 def _own_names(model: nn.Module, call: ExampleCall) -> tuple[list[str], list[str]]:

@@ -8,18 +8,16 @@ from typing import Any
 from torch import nn
 
 from deploy_rnn.bundle import Graph, Manifest
-from deploy_rnn.checking.example_call import ExampleCall, on_cpu
+from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
-from deploy_rnn.checking.trials import SIZES, Reference, resized
-from deploy_rnn.checking.two_calls import check_two_calls
+from deploy_rnn.checking.trials import SIZES, resized
 from deploy_rnn.errors import BundleError, ExportError, LoadError, VerificationError
 from deploy_rnn.tensor_spec import TensorSpec
 
-from ..bare_layer import with_lengths
 from ..onnx_file import OnnxFile
 from .report import Report
-from .verify import LONG_STEPS, CheckOptions, check
+from .verify import LONG_STEPS, CheckOptions, check, prepared
 
 
 def verify_bundle(
@@ -60,10 +58,7 @@ def verify_bundle(
     options = CheckOptions(
         Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
     )
-    model = with_lengths(model, kwargs)
-    model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    reference = Reference(model)
-    check_two_calls(reference.model, call)
+    reference, call = prepared(model, args, kwargs)
     reports: list[Report] = []
     faults: list[str] = []
     first_failure: Report | None = None
