@@ -172,14 +172,13 @@ def test_parts_that_use_all_cores_run_on_a_core_each() -> None:
     """With more threads than there are cores, none is pinned."""
     core_ids: list[set[int]] = []  # of each run
 
-    def seconds(rows: int) -> float:
+    def one_core_seconds(rows: int) -> float:
         core_ids.append(os.sched_getaffinity(0))
         return 1.0
 
     cores = len(os.sched_getaffinity(0))
     for threads, cores_of_thread in ((cores, 1), (cores + 1, cores)):
-        runner = Cores(lambda threads: Scaled(Clock(), seconds), threads)
-        runner.tune(inputs, OUTPUTS, AXES, [1])
+        runner, _ = make_cores(lambda rows: 100.0, one_core_seconds, threads)
         core_ids.clear()
         runner._run(inputs(2 * threads), OUTPUTS, threads)
         assert [len(ids) for ids in core_ids] == [cores_of_thread] * threads
