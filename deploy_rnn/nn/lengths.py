@@ -59,8 +59,9 @@ def unpack(packed: PackedSequence) -> tuple[Tensor, Tensor]:
 
 def repack(output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
     """Pack (T, B, P) with the rows, and their order, of `packed`."""
-    if packed.sorted_indices is not None:
-        output = output.index_select(1, packed.sorted_indices)
-        lengths = lengths[packed.sorted_indices]
+    order = packed.sorted_indices
+    if order is not None:
+        output = output.index_select(1, order)
+        lengths = lengths[order]
     data = pack_padded_sequence(output, lengths.cpu()).data
-    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+    return PackedSequence(data, packed.batch_sizes, order, packed.unsorted_indices)

@@ -1,5 +1,7 @@
 """`LSTM`: `torch.nn.LSTM` in plain tensor operations."""
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.jit import is_scripting  # type: ignore[attr-defined]
@@ -52,12 +54,30 @@ class LSTM(Recurrent):
     def forward(  # type: ignore[override]
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if not is_scripting():  # noqa: SIM102
+            if isinstance(input, PackedSequence):
+                return cast(Any, self._forward_packed(input, hx, lengths))
+        return self._forward_padded(input, hx, lengths)
+
+    @torch.jit.export
+    def _forward_padded(  # type: ignore[override]
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         states: list[Tensor] | None = None
         if hx is not None:
             states = [hx[0], hx[1]]
-        if not is_scripting():  # noqa: SIM102
-            if isinstance(input, PackedSequence):
-                packed, finals = self._run_packed(input, states, lengths)
-                return packed, (finals[0], finals[1])
         output, finals = self._run(input, states, lengths)
+        return output, (finals[0], finals[1])
+
+    @torch.jit.export
+    def _forward_packed(  # type: ignore[override]
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
+        states: list[Tensor] | None = None
+        if hx is not None:
+            states = [hx[0], hx[1]]
+        output, finals = self._run_packed(input, states, lengths)
         return output, (finals[0], finals[1])

@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+from types import FrameType
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -11,7 +13,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.nn.cells import CELLS, Cell, Step
-from deploy_rnn.nn.lengths import check_lengths, reverse_rows, step_mask
+from deploy_rnn.nn.lengths import check_lengths, repack, reverse_rows, step_mask, unpack
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.scan import zeros
 from deploy_rnn.nn.torch_errors import (
@@ -271,14 +273,31 @@ class Recurrent(nn.Module):
         self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """For a cell of one state; the LSTM has its own."""
+        if not is_scripting():  # noqa: SIM102
+            if isinstance(input, PackedSequence):
+                return cast(Any, self._forward_packed(input, hx, lengths))
+        return self._forward_padded(input, hx, lengths)
+
+    # What TorchScript calls instead of `forward`, which has one signature there: see `__prepare_scriptable__`.
+
+    @torch.jit.export
+    def _forward_padded(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         states: list[Tensor] | None = None
         if hx is not None:
             states = [hx]
-        if not is_scripting():  # noqa: SIM102
-            if isinstance(input, PackedSequence):
-                packed, finals = self._run_packed(input, states, lengths)
-                return packed, finals[0]
         output, finals = self._run(input, states, lengths)
+        return output, finals[0]
+
+    @torch.jit.export
+    def _forward_packed(
+        self, input: PackedSequence, hx: Tensor | None = None, lengths: Tensor | None = None
+    ) -> tuple[PackedSequence, Tensor]:
+        states: list[Tensor] | None = None
+        if hx is not None:
+            states = [hx]
+        output, finals = self._run_packed(input, states, lengths)
         return output, finals[0]
 
     def _run(
@@ -298,18 +317,29 @@ class Recurrent(nn.Module):
 
     def _run_packed(
         self, packed: PackedSequence, states: list[Tensor] | None, lengths: Tensor | None
-    ) -> Any:
+    ) -> tuple[PackedSequence, list[Tensor]]:
         """A PackedSequence in, one with the same rows and order out; states are in the caller's order of rows."""
         if lengths is not None:
             raise ValueError("a PackedSequence has its own lengths; leave out `lengths`.")
-        check_dtype(packed.data, self._weight_dtype())
+        if not is_scripting():
+            check_dtype(packed.data, self._weight_dtype())
         check_packed_rank(packed.data)
         check_input_size(packed.data, self.input_size)
-        padded, lengths = self.recurrence.unpack(packed)
+        padded, row_lengths = self._unpack(packed)
         if states is not None:
             self._check_states(states, padded.size(1))
-        output, finals = self._run_in_autocast(padded, states, lengths)
-        return self.recurrence.repack(output, lengths, packed), finals
+        output, finals = self._run_in_autocast(padded, states, row_lengths)
+        return self._repack(output, row_lengths, packed), finals
+
+    def _unpack(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:
+        if not is_scripting():
+            return self.recurrence.unpack(packed)
+        return unpack(packed)
+
+    def _repack(self, output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
+        if not is_scripting():
+            return self.recurrence.repack(output, lengths, packed)
+        return repack(output, lengths, packed)
 
     def _run_in_autocast(
         self, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
@@ -420,10 +450,32 @@ class Recurrent(nn.Module):
         return ", ".join([str(self.input_size), str(self.hidden_size), *options])
 
     def __prepare_scriptable__(self) -> "Recurrent":
-        """What `torch.jit.script` compiles instead: a copy with the weights as a list, since it has no `getattr`."""
+        """What `torch.jit.script` compiles instead: a copy with the weights as a list, since it has no `getattr`.
+
+        Within another module it has two signatures, for a tensor and for a `PackedSequence`. By itself it has `forward`
+        alone: what has several signatures cannot be called from Python or C++.
+        """
         scriptable = copy.copy(self)
         scriptable._scripted_weights = self.ordered_weights()
+        if self._has_packed_forward() and not _is_scripted_by_itself():
+            # nn.Module says that every attribute may be a tensor.
+            signatures: Any = {"forward": ["_forward_padded", "_forward_packed"]}
+            scriptable.__overloads__ = signatures
         return scriptable
+
+    def _has_packed_forward(self) -> bool:
+        """Whether `forward` is the one that goes with `_forward_packed`, and not that of a subclass."""
+        owner = next(cls for cls in type(self).__mro__ if "forward" in vars(cls))
+        return "_forward_packed" in vars(owner)
+
+
+def _is_scripted_by_itself() -> bool:
+    """Whether `__prepare_scriptable__`, which calls this, is that of the module which `torch.jit.script` was given.
+
+    TorchScript prepares every module within that one, too, and does not say which is which.
+    """
+    frame: FrameType | None = sys._getframe(3)
+    return frame is not None and frame.f_code.co_name == "call_prepare_scriptable_func"
 
 
 def _grouped(weights: list[Tensor], groups: int) -> list[list[Tensor]]:
