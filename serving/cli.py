@@ -114,6 +114,13 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="Bytes of a request's body, and of one tensor.",
 )
 @click.option(
+    "--max-json-bytes",
+    show_default="2097152",
+    type=COUNT,
+    metavar="N",
+    help="Bytes of JSON in a request or an answer.",
+)
+@click.option(
     "--max-connections",
     show_default="1000",
     type=COUNT,

@@ -11,6 +11,8 @@ class Settings:
 
     Attributes:
         max_bytes: bytes of a request's body, before and after decompression, and of one tensor.
+        max_json_bytes: bytes of JSON in a request, after decompression, or in an answer: while Python reads or writes
+            JSON, it does nothing else.
         header_seconds: time for the first line and the headers of an HTTP request to arrive.
         body_seconds: time for its body to arrive.
         request_seconds: time for an answer; the `timeout` of a request may shorten it.
@@ -21,6 +23,7 @@ class Settings:
     """
 
     max_bytes: int = 64 * 2**20
+    max_json_bytes: int = 2 * 2**20
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     request_seconds: float = 60.0
@@ -35,5 +38,7 @@ class Settings:
             return True
         if isinstance(authorization, str):
             authorization = authorization.encode()
+        scheme, _, token = (authorization or b"").strip().partition(b" ")
         # Takes equally long for any wrong token, so that it cannot be guessed piece by piece.
-        return hmac.compare_digest(authorization or b"", b"Bearer " + self.token.encode())
+        is_token = hmac.compare_digest(token.strip(), self.token.encode())
+        return is_token and scheme.lower() == b"bearer"

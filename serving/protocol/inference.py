@@ -39,6 +39,10 @@ class InferRequest:
     binary: bool = False
     binary_outputs: Mapping[str, bool] = field(default_factory=dict)
 
+    def is_binary(self, output: str) -> bool:
+        """Over HTTP, whether an output is sent as binary data; without a choice of its own it follows the request."""
+        return self.binary_outputs.get(output, self.binary)
+
 
 @dataclass(frozen=True)
 class Submitted:

@@ -1,6 +1,8 @@
 """Tensors of the protocol to numpy and back: datatypes, shapes, bytes, JSON."""
 
+import itertools
 import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +19,13 @@ DATATYPES = {
 
 DATATYPE_OF = {dtype: name for name, dtype in DATATYPES.items()}
 
-# Kind of a dtype -> the kinds of values that it accepts from JSON.
-_ACCEPTED_KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}
+# Kind of a dtype -> the types of the values that it accepts from JSON.
+_ACCEPTED_TYPES: dict[str, frozenset[type]] = {
+    "b": frozenset({bool}),
+    "u": frozenset({int}),
+    "i": frozenset({int}),
+    "f": frozenset({int, float}),
+}
 
 MAX_RANK = 32
 """numpy's own limit before 2.0."""
@@ -56,7 +63,7 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
 
     Raises:
         InputError: it is not a list of at most 32 integers >= 0.
-        TooLargeError: the tensor would have more than `max_bytes`.
+        TooLargeError: the tensor would have more than `max_bytes`, or would but for a size of 0.
     """
     # A list of JSON, or a repeated field of protobuf; a string is a sequence too.
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_RANK:
@@ -70,7 +77,8 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
             raise InputError(
                 f"`{name}` has size {_shorten(size)} in its shape; sizes must be integers >= 0."
             )
-    if math.prod(sizes) * dtype.itemsize > max_bytes:
+    # numpy has limits for an empty tensor too, such as one of shape [2**62, 0].
+    if math.prod(size for size in sizes if size) * dtype.itemsize > max_bytes:
         text = _shorten(list(sizes))
         raise TooLargeError(
             f"`{name}` of shape {text} has more than {max_bytes} bytes, which is the limit."
@@ -115,56 +123,73 @@ def from_values(
     Raises:
         InputError: the shape needs another number of values, or the datatype cannot represent a value.
     """
-    array = _as_array(name, data, dtype)
+    values, sizes = _flatten(name, data)
+    _check_types(name, values, dtype)
     needed_values = math.prod(shape)
-    is_flat_or_nested = array.ndim == 1 or array.shape == shape
-    if array.size != needed_values or not is_flat_or_nested:
+    is_flat_or_nested = len(sizes) == 1 or sizes == shape
+    if len(values) != needed_values or not is_flat_or_nested:
         raise InputError(
-            f"`{name}` has {array.size} values in {list(array.shape)}; its shape {list(shape)} needs {needed_values}, "
+            f"`{name}` has {len(values)} values in {list(sizes)}; its shape {list(shape)} needs {needed_values}, "
             "flat or nested like it."
         )
-    return _convert(name, array, dtype).reshape(shape)
+    return _convert(name, values, dtype).reshape(shape)
 
 
-def _as_array(name: str, data: object, dtype: np.dtype[Any]) -> np.ndarray:
-    """`data` as an array of the dtype that numpy finds in it."""
-    if not isinstance(data, Sequence) or isinstance(data, str | bytes):
+def _flatten(name: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
+    """The values in nested lists, row by row, and the shape that the lists have."""
+    if not isinstance(data, list):
         raise InputError(f"`{name}` has data {_shorten(data)}; must be a list of values.")
-    try:
-        array = np.asarray(data)
-        # numpy makes floats of integers of which some need int64 and others uint64.
-        if dtype == np.uint64 and array.dtype.kind == "f":
-            values = np.asarray(data, dtype=object)
-            if all(type(value) is int and 0 <= value < 2**64 for value in values.flat):
-                array = values.astype(np.uint64)
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"`{name}` has data that is not a tensor: {error}.") from None
-    return array
+    values: list[Any] = data
+    sizes = [len(values)]
+    while set(map(type, values)) == {list}:
+        lengths = set(map(len, values))
+        if len(lengths) > 1 or len(sizes) == MAX_RANK:
+            problem = "nested too deeply" if len(lengths) == 1 else "lists of different lengths"
+            raise InputError(f"`{name}` has data that is not a tensor: {problem}.")
+        sizes += lengths
+        values = list(itertools.chain.from_iterable(values))
+    return values, tuple(sizes)
 
 
-def _convert(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """`array` as `dtype`, if no value changes by more than rounding."""
+def _check_types(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> None:
+    """Check that all values are of a kind that the dtype accepts.
+
+    This is done before numpy sees them: it would make every one as wide as the longest text among them.
+    """
+    accepted_types = _ACCEPTED_TYPES[dtype.kind]
+    if accepted_types.issuperset(map(type, values)):
+        return
+    wrong_value = next(value for value in values if type(value) not in accepted_types)
+    if isinstance(wrong_value, list):
+        raise InputError(
+            f"`{name}` has data that is not a tensor: lists and values next to each other."
+        )
     datatype = DATATYPE_OF[dtype.name]
-    if array.size == 0:
-        return array.astype(dtype)
-    if array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
-        # As Python has it: numpy would write "np.float64(2.5)".
-        (first,) = array.reshape(-1)[:1].tolist()
-        example = _shorten(first)
-        raise InputError(f"`{name}` contains values that are not {datatype}, such as {example}.")
-    if dtype.kind in "iu":
+    example = _shorten(wrong_value)
+    raise InputError(f"`{name}` contains values that are not {datatype}, such as {example}.")
+
+
+def _convert(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
+    """`values` as an array, if none changes by more than rounding."""
+    datatype = DATATYPE_OF[dtype.name]
+    if dtype.kind in "iu" and values:
         limits = np.iinfo(dtype)
-        if array.min() < limits.min or array.max() > limits.max:
+        if min(values) < limits.min or max(values) > limits.max:
             raise InputError(
                 f"`{name}` contains values out of range for {datatype}, {limits.min} to {limits.max}."
             )
+    if dtype.kind != "f":
+        return np.array(values, dtype)
+    try:
+        array = np.array(values, np.float64)
+    except OverflowError:  # an integer beyond float64
+        raise InputError(f"`{name}` contains values out of range for {datatype}.") from None
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
-    if dtype.kind == "f":
-        # A finite value that became infinite was too large.
-        was_finite = np.isfinite(array)
-        if not np.isfinite(converted[was_finite]).all():
-            raise InputError(f"`{name}` contains values out of range for {datatype}.")
+    # A finite value that became infinite was too large.
+    was_finite = np.isfinite(array)
+    if not np.isfinite(converted[was_finite]).all():
+        raise InputError(f"`{name}` contains values out of range for {datatype}.")
     return converted
 
 
@@ -173,7 +198,14 @@ def _shorten(value: object) -> str:
     # `repr` of a huge integer takes long, or fails.
     if isinstance(value, int) and abs(value) >= 10**40:
         return "a huge number"
-    text = repr(value)
+    text = _REPR.repr(value)
     if len(text) > 80:
         text = f"{text[:77]}..."
     return text
+
+
+# The built-in `repr` would write all of a value before it is cut, and fails where lists are nested deeply.
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 3
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = MAX_RANK
+_REPR.maxstring = _REPR.maxother = 80

@@ -24,7 +24,7 @@ from ..repository import Repository
 from ..scheduling.request import Response as ModelResponse
 from ..settings import Settings
 from . import page
-from .binary import HEADER_LENGTH, parse_json
+from .binary import HEADER_LENGTH, parse_json, too_much_json
 from .compression import choose_encoding, compress, decompress
 from .messages import read, write
 
@@ -190,8 +190,10 @@ class Endpoints:
     async def infer(self, http_request: HTTPRequest) -> Response:
         name, version = _model(http_request)
         self._inference.check_model(name, version)
-        body = await self._body(http_request)
         header_length = http_request.headers.get(HEADER_LENGTH)
+        if header_length is not None:
+            header_length = header_length.strip()  # a parser may leave spaces at the end of a value
+        body = await self._body(http_request, only_json=header_length is None)
 
         def decode() -> InferRequest:
             return read(body, header_length, self._settings)
@@ -201,17 +203,38 @@ class Endpoints:
         size = sum(array.nbytes for array in response.outputs.values())
         accepted = http_request.headers.get("Accept-Encoding", "")
         return await in_thread_if_large(
-            size, _encode, submitted.infer_request, name, response, accepted
+            size, self._encode, submitted.infer_request, name, response, accepted
         )
+
+    def _encode(
+        self, infer_request: InferRequest, model_name: str, response: ModelResponse, accepted: str
+    ) -> Response:
+        """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
+        body, headers = write(infer_request, model_name, response, self._settings)
+        encoding = None
+        if len(body) >= MIN_COMPRESSED_BYTES:
+            encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
+        if encoding:
+            body = compress(body, encoding)
+            headers["Content-Encoding"] = encoding
+        return Response(body, headers=headers)
 
     async def _fields(self, http_request: HTTPRequest) -> dict[str, Any]:
         """The JSON object of a body; an empty body counts as an empty object."""
         body = await self._body(http_request)
-        return parse_json(body) if body.strip() else {}
+        return parse_json(body, self._settings.max_json_bytes) if body.strip() else {}
 
-    async def _body(self, http_request: HTTPRequest) -> bytes:
-        """The body of a request, decompressed."""
-        max_bytes = self._settings.max_bytes
+    async def _body(self, http_request: HTTPRequest, *, only_json: bool = True) -> bytes:
+        """The body of a request, decompressed; `only_json`: nothing but JSON is expected in it."""
+        if not only_json:
+            return await self._body_within(http_request, self._settings.max_bytes)
+        max_bytes = self._settings.max_json_bytes
+        try:
+            return await self._body_within(http_request, max_bytes)
+        except TooLargeError:
+            raise TooLargeError(too_much_json("the body has more", max_bytes)) from None
+
+    async def _body_within(self, http_request: HTTPRequest, max_bytes: int) -> bytes:
         encoding = http_request.headers.get("Content-Encoding", "").strip().lower()
         async with deadline(self._settings.body_seconds, "the body took"):
             body = await _receive_body(http_request, max_bytes)
@@ -239,20 +262,6 @@ async def _receive_body(http_request: HTTPRequest, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise TooLargeError(f"the body has more than {max_bytes} bytes, which is the limit.")
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _encode(
-    infer_request: InferRequest, model_name: str, response: ModelResponse, accepted: str
-) -> Response:
-    """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
-    body, headers = write(infer_request, model_name, response)
-    encoding = None
-    if len(body) >= MIN_COMPRESSED_BYTES:
-        encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
-    if encoding:
-        body = compress(body, encoding)
-        headers["Content-Encoding"] = encoding
-    return Response(body, headers=headers)
 
 
 async def _not_implemented(http_request: HTTPRequest) -> Response:

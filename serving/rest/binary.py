@@ -4,25 +4,28 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from deploy_rnn.errors import InputError
+from deploy_rnn.errors import InputError, TooLargeError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header with the number of bytes that are JSON."""
 
 
-def split(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
+def split(
+    body: bytes, header_length: str | None, max_json_bytes: int
+) -> tuple[dict[str, Any], memoryview]:
     """The JSON of a body, and the bytes after it.
 
     Args:
         header_length: the value of `Inference-Header-Content-Length`; None if the body is all JSON.
 
     Raises:
+        TooLargeError: the JSON has more than `max_json_bytes`.
         InputError: a length that this body cannot have, or JSON that is invalid, not an object, or nested too deeply.
     """
     length = len(body)
     if header_length is not None:
         length = _parse_length(header_length, len(body))
-    return parse_json(body[:length]), memoryview(body)[length:]
+    return parse_json(body[:length], max_json_bytes), memoryview(body)[length:]
 
 
 def _parse_length(header: str, body_length: int) -> int:
@@ -36,11 +39,14 @@ def _parse_length(header: str, body_length: int) -> int:
     return int(header)
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
+def parse_json(text: bytes, max_bytes: int) -> dict[str, Any]:
     """
     Raises:
+        TooLargeError: `text` has more than `max_bytes`.
         InputError: `text` is not JSON, not an object, or nested too deeply.
     """
+    if len(text) > max_bytes:
+        raise TooLargeError(too_much_json("the request has more", max_bytes))
     try:
         fields = json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
@@ -50,6 +56,11 @@ def parse_json(text: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InputError(f"the request's JSON must be an object, got {type(fields).__name__}.")
     return fields
+
+
+def too_much_json(subject: str, max_bytes: int) -> str:
+    """The message of a TooLargeError about JSON."""
+    return f"{subject} than {max_bytes} bytes of JSON, which is the limit; use binary tensors."
 
 
 def _refuse_constant(constant: str) -> NoReturn:

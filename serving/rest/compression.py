@@ -1,12 +1,16 @@
 """gzip and deflate, as in HTTP's `Content-Encoding`; the size after decompression is limited."""
 
 import gzip
+import re
 import zlib
 
 from deploy_rnn.errors import InputError, TooLargeError, UnsupportedError
 
 # zlib's `wbits`; 16 more means a gzip header.
 _WBITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+
+_REFUSED = re.compile(r"\s*q=0(\.0*)?\s*", re.IGNORECASE)
+"""The weight of an encoding that a client does not accept."""
 
 # Numbers hardly compress: a higher level takes longer and gains a few percent.
 _LEVEL = 1
@@ -58,9 +62,9 @@ def choose_encoding(accepted: str, *, binary: bool) -> str | None:
     """
     encodings = []
     for item in accepted.split(","):
-        # An encoding with weight 0 is one that the client does not accept.
-        if "q=0" not in item.split():
-            encodings.append(item.partition(";")[0].strip().lower())
+        encoding, _, weight = item.partition(";")
+        if not _REFUSED.fullmatch(weight):
+            encodings.append(encoding.strip().lower())
     if binary and len(encodings) != 1:
         return None
     return next((encoding for encoding in encodings if encoding in _WBITS), None)

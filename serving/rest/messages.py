@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from deploy_rnn.errors import InputError
+from deploy_rnn.errors import InputError, TooLargeError
 
 from ..protocol import oip
 from ..protocol.inference import InferRequest
 from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
 from ..scheduling.request import Response
 from ..settings import Settings
-from .binary import BinaryData, join, split
+from .binary import BinaryData, join, split, too_much_json
+
+JSON_BYTES_OF_A_VALUE = 16
+"""What a number in an answer counts, before it is written: one of FP32 takes up to 24 bytes, an integer often 2."""
 
 
 def read(body: bytes, header_length: str | None, settings: Settings) -> InferRequest:
@@ -22,10 +25,10 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
 
     Raises:
         InputError: the body is not an inference request.
-        TooLargeError: a tensor is too large.
+        TooLargeError: a tensor, or the JSON, is too large.
         UnsupportedError: the request needs an extension that is not implemented.
     """
-    fields, remaining_bytes = split(body, header_length)
+    fields, remaining_bytes = split(body, header_length, settings.max_json_bytes)
     binary_data = BinaryData(remaining_bytes)
     inputs = []
     for input_fields in _objects(fields, "inputs"):
@@ -56,13 +59,15 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
 
 
 def write(
-    infer_request: InferRequest, model_name: str, response: Response
+    infer_request: InferRequest, model_name: str, response: Response, settings: Settings
 ) -> tuple[bytes, dict[str, str]]:
     """The body of an answer, and the headers that describe it.
 
     Raises:
         InputError: JSON cannot represent an output.
+        TooLargeError: the outputs that are to be JSON are too large for it.
     """
+    _check_json_size(infer_request, response, settings.max_json_bytes)
     outputs = []
     binary_data = []
     for name, array in response.outputs.items():
@@ -71,8 +76,7 @@ def write(
             "datatype": datatype(array.dtype.name),
             "shape": list(array.shape),
         }
-        is_binary = infer_request.binary_outputs.get(name, infer_request.binary)
-        if is_binary:
+        if infer_request.is_binary(name):
             binary_data.append(to_bytes(array))
             output["parameters"] = {"binary_data_size": array.nbytes}
         else:
@@ -84,6 +88,15 @@ def write(
         fields["id"] = infer_request.id
     fields["outputs"] = outputs
     return join(fields, binary_data)
+
+
+def _check_json_size(infer_request: InferRequest, response: Response, max_bytes: int) -> None:
+    values = 0
+    for name, array in response.outputs.items():
+        if not infer_request.is_binary(name):
+            values += array.size
+    if values * JSON_BYTES_OF_A_VALUE > max_bytes:
+        raise TooLargeError(too_much_json(f"an answer of {values} numbers takes more", max_bytes))
 
 
 def _values(name: str, array: np.ndarray) -> Any:
@@ -105,6 +118,9 @@ def _input(
     shape = check_shape(name, fields.get("shape"), dtype, settings.max_bytes)
     if "binary_data_size" not in parameters:
         array = from_values(name, dtype, shape, fields.get("data"))
+        # Python reads 1e400 as infinity, which JSON itself cannot represent.
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"`{name}` contains values out of range for {fields['datatype']}.")
     elif "data" in fields:
         raise InputError(f"`{name}` has both `data` and binary_data_size; use only one of them.")
     else:
@@ -131,4 +147,10 @@ def _string(fields: Mapping[str, Any], key: str, default: str | None = None) -> 
     value = fields.get(key, default)
     if not isinstance(value, str):
         raise InputError(f"`{key}` must be a string, got {type(value).__name__}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"`{key}` (={value[:40]!a}) must be text; it contains half of a surrogate pair."
+        ) from None
     return value

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from deploy_rnn.errors import InputError, TooLargeError, UnsupportedError
-from deploy_rnn.serving.protocol.tensors import DATATYPES, dtype_of, from_values
+from deploy_rnn.serving.protocol.tensors import DATATYPES, check_shape, dtype_of, from_values
 from deploy_rnn.serving.rest import messages
 from deploy_rnn.serving.rest.binary import HEADER_LENGTH
 from deploy_rnn.serving.scheduling.request import Response
@@ -66,7 +67,9 @@ def test_binary_there_and_back(array: np.ndarray) -> None:
         raw,
         True,
     )
-    body, headers = messages.write(infer_request, "m", Response({"x": array_read}, 0, 0, 1))
+    body, headers = messages.write(
+        infer_request, "m", Response({"x": array_read}, 0, 0, 1), Settings()
+    )
     length = int(headers[HEADER_LENGTH])
     output = json.loads(body[:length])["outputs"][0]
     assert (output["shape"], output["datatype"]) == (list(array.shape), NAMES[array.dtype.name])
@@ -82,7 +85,7 @@ def test_json_there_and_back(array: np.ndarray, flat: bool) -> None:
     array_read = infer_request.request.inputs["x"]
     assert array_read.dtype == array.dtype
     np.testing.assert_array_equal(array_read, array)
-    body, _ = messages.write(infer_request, "m", Response({"x": array_read}, 0, 0, 1))
+    body, _ = messages.write(infer_request, "m", Response({"x": array_read}, 0, 0, 1), Settings())
     np.testing.assert_array_equal(
         np.array(json.loads(body)["outputs"][0]["data"], array.dtype).reshape(array.shape), array
     )
@@ -168,19 +171,58 @@ def test_a_bool_is_0_or_1() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "accepted"),
+    ("values", "error"),
     [
-        ([0, 2**63], True), ([2**64 - 1, 1], True), ([-1, 2**63], False), ([0, 2**64], False), ([0.5, 2**63], False),
-        (["a", 2**63], False), ([None, 2**63], False),
+        ([0, 2**63], ""), ([2**64 - 1, 1], ""),
+        ([-1, 2**63], "out of range for UINT64, 0 to"), ([0, 2**64], "out of range for UINT64, 0 to"),
+        ([0.5, 2**63], "that are not UINT64, such as 0.5."), (["a", 2**63], "that are not UINT64, such as 'a'."),
+        ([2**63, None], "that are not UINT64, such as None."),
     ],
 )  # fmt: skip
-def test_the_upper_half_of_uint64(values: list[Any], accepted: bool) -> None:
+def test_the_upper_half_of_uint64(values: list[Any], error: str) -> None:
     """numpy makes floats of integers of which some need int64 and others uint64."""
-    if accepted:
+    if not error:
         assert from_values("x", dtype_of("x", "UINT64"), (2,), values).tolist() == values
     else:
-        with pytest.raises(InputError, match="`x` contains values that are not UINT64"):
+        with pytest.raises(InputError, match=f"`x` contains values {error}"):
             from_values("x", dtype_of("x", "UINT64"), (2,), values)
+
+
+def test_a_text_among_numbers_takes_no_more_memory() -> None:
+    """numpy would make every number as wide as the text: 800 MB."""
+    values = ["x" * 50_000, *[1] * 4000]
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="`x` contains values that are not FP32, such as 'xxx"):
+            from_values("x", dtype_of("x", "FP32"), (4001,), values)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ([[1, 2], 3], "lists and values next to each other"),
+        ([3, [1, 2]], "lists and values next to each other"),
+        ([[1], [2, 3]], "lists of different lengths"),
+        (
+            [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]],
+            "nested too deeply",
+        ),
+        ({"a": [1]}, "must be a list of values"),
+        ([{}, {}], "that are not FP32, such as {}"),
+    ],
+)
+def test_data_that_is_not_a_tensor(data: Any, error: str) -> None:
+    with pytest.raises(InputError, match=error):
+        from_values("x", dtype_of("x", "FP32"), (2,), data)
+
+
+@pytest.mark.parametrize("shape", [[2**62, 0], [0, 2**40, 2**40]])
+def test_an_empty_tensor_of_huge_sizes(shape: list[int]) -> None:
+    with pytest.raises(TooLargeError, match="more than 1000 bytes"):
+        check_shape("x", shape, dtype_of("x", "FP32"), 1000)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from deploy_rnn.errors import DeadlineError, TooLargeError
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import make_app
-from deploy_rnn.serving.rest.compression import decompress
+from deploy_rnn.serving.rest.compression import choose_encoding, decompress
 from deploy_rnn.serving.settings import Settings
 
 INFER = "/v2/models/sum/infer"
@@ -99,6 +99,17 @@ def test_binary_tensors_are_not_compressed_for_a_client_that_names_two_encodings
     assert "Content-Encoding" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip;q=0", None), ("gzip; q=0", None), ("gzip ;Q=0.000 , deflate", "deflate"), ("identity", None),
+        ("gzip;q=0.001", "gzip"), ("GZIP", "gzip"), ("br, deflate;q=1.0", "deflate"), ("", None),
+    ],
+)  # fmt: skip
+def test_an_encoding_with_weight_0_is_not_used(accepted: str, encoding: str | None) -> None:
+    assert choose_encoding(accepted, binary=False) == encoding
+
+
 def test_a_stream_by_number_and_by_name(client: Any) -> None:
     for sequence in (5, "five"):
         sums = []
@@ -123,6 +134,7 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ({"inputs": 3}, "`inputs` must be a list of objects."),
         ({"inputs": [tensor(), tensor()]}, "an input appears twice; the inputs are x, x."),
         ({"id": 3}, "`id` must be a string, got int."),
+        ({"inputs": [tensor(shape=[[[1]] * 9, 3])]}, "`x` has size [[1], [1],"),
         ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; must be one of BOOL,"),
         (
             {"inputs": [tensor(datatype="BYTES", data=["a"])]},
@@ -139,7 +151,7 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ),
         (
             {"inputs": [tensor(data=[1, "2", 3])]},
-            "`x` contains values that are not FP32, such as '1'.",
+            "`x` contains values that are not FP32, such as '2'.",
         ),
         ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is not a tensor: "),
         ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` contains values out of range for FP32."),
@@ -175,6 +187,44 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
 )
 def test_the_message_says_what_is_wrong(change: dict[str, Any], message: str, client: Any) -> None:
     answer = client.post(INFER, json=infer_body() | change)
+    assert answer.status_code == 400
+    assert message in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            r'"id": "a\ud800"',
+            r"`id` (='a\ud800') must be text; it contains half of a surrogate pair.",
+        ),
+        (r'"outputs": [{"name": "\ud800"}]', r"`name` (='\ud800') must be text;"),
+        (r'"parameters": {"sequence_id": "\ud800"}', r"there is no stream '\ud800'."),
+        (
+            '"parameters": {"sequence_id": 1e400}',
+            "`sequence_id` must be an integer or a string, got float.",
+        ),
+        ('"parameters": {"timeout": 1e400}', "must be a number of microseconds"),
+        (
+            '"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1e400]}]',
+            "`x` contains values out of range for FP32.",
+        ),
+        (
+            '"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [%s]}]'
+            % ("9" * 400),
+            "`x` contains values out of range for FP32.",
+        ),
+        (
+            '"inputs": [{"name": "x", "datatype": "FP32", "shape": ' + "[" * 500 + "]" * 500 + "}]",
+            "`x` has size [[[[...]]]] in its shape",
+        ),
+    ],
+)
+def test_values_that_python_reads_and_json_or_text_has_not(
+    change: str, message: str, client: Any
+) -> None:
+    body = json.dumps(infer_body())[:-1] + ", " + change + "}"
+    answer = client.post(INFER, content=body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]
 
@@ -270,14 +320,45 @@ def test_extensions_that_are_not_supported(
 def test_too_large(repository: Repository, make_client: Any) -> None:
     client = make_client(make_app(repository, Settings(max_bytes=1000)))
     for answer in (
-        client.post(INFER, content=b" " * 1001),
+        client.post(INFER, **binary_request({}, b" " * 1001)),
         client.post(
-            INFER, content=gzip.compress(b" " * 100_000), headers={"Content-Encoding": "gzip"}
+            INFER,
+            content=gzip.compress(b" " * 100_000),
+            headers={"Content-Encoding": "gzip", "Inference-Header-Content-Length": "9"},
         ),
         client.post(INFER, json=infer_body(tensor(shape=[2**40, 2**40]))),
     ):
         assert answer.status_code == 413
         assert "1000 bytes" in answer.json()["error"]
+
+
+def test_json_has_a_limit_of_its_own(repository: Repository, make_client: Any) -> None:
+    client = make_client(make_app(repository, Settings(max_json_bytes=1000)))
+    raw = np.ones(500, np.float32).tobytes()
+    head = {
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [1, 500],
+        "parameters": {"binary_data_size": len(raw)},
+    }
+    as_binary = {"binary_data_output": True}
+    bodies = {
+        "a request": {"json": infer_body(tensor(np.ones((1, 500))), parameters=as_binary)},
+        "one that is small until it is decompressed": {
+            "content": gzip.compress(json.dumps(infer_body(id="x" * 1000)).encode()),
+            "headers": {"Content-Encoding": "gzip"},
+        },
+        "the part before binary tensors": binary_request(infer_body(head, id="x" * 1000), raw),
+        "an answer": binary_request(infer_body(head), raw),
+    }
+    for label, body in bodies.items():
+        answer = client.post(INFER, **body)
+        assert answer.status_code == 413, label
+        assert "1000 bytes of JSON, which is the limit; use binary tensors." in answer.text
+    answer = client.post(INFER, **binary_request(infer_body(head, parameters=as_binary), raw))
+    assert answer.status_code == 200
+    answer = client.post("/v2/repository/index", content=b" " * 1001)
+    assert answer.status_code == 413
 
 
 def test_a_bomb_is_not_unpacked() -> None:
@@ -354,10 +435,14 @@ def test_nan_is_sent_as_binary_only(client: Any) -> None:
 def test_a_token(repository: Repository, make_client: Any) -> None:
     client = make_client(make_app(repository, Settings(token="secret")))
     assert client.get("/v2/health/ready").status_code == 200
-    for wrong in ({}, {"Authorization": "Bearer secre"}, {"Authorization": "secret"}):
+    for wrong in (
+        {},
+        *({"Authorization": text} for text in ("Bearer secre", "secret", "Bearer", "Basic secret")),
+    ):
         answer = client.get("/v2", headers=wrong)
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert client.get("/v2", headers={"Authorization": "Bearer secret"}).status_code == 200
+    for right in ("Bearer secret", "bearer secret", "BEARER  secret "):
+        assert client.get("/v2", headers={"Authorization": right}).status_code == 200
 
 
 def test_health_follows_the_repository(folder: Path, make_client: Any, sum_model: Any) -> None:
