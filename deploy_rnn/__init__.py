@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from deploy_rnn.nn.lstm import LSTM
     from deploy_rnn.nn.recurrent import Recurrent
     from deploy_rnn.nn.rnn import RNN
+    from deploy_rnn.nn.single_step import GRUCell, LSTMCell, RNNCell
     from deploy_rnn.packaging.package import Package, package
 
 __all__ = [
-    "GRU", "LSTM", "RNN", "Cell", "Check", "DeployError", "Package", "Recurrent", "__version__", "check", "compile",
-    "convert", "export", "package", "serving",
+    "GRU", "LSTM", "RNN", "Cell", "Check", "DeployError", "GRUCell", "LSTMCell", "Package", "RNNCell", "Recurrent",
+    "__version__", "check", "compile", "convert", "export", "package", "serving",
 ]  # fmt: skip
 
 __version__ = metadata.version("deploy-rnn")
@@ -35,8 +36,11 @@ __getattr__ = lazy_names(
         "Cell": "nn.cells",
         "Check": "export.ways",
         "GRU": "nn.gru",
+        "GRUCell": "nn.single_step",
         "LSTM": "nn.lstm",
+        "LSTMCell": "nn.single_step",
         "RNN": "nn.rnn",
+        "RNNCell": "nn.single_step",
         "Recurrent": "nn.recurrent",
         "check": "export.ways",
         "compile": "compilation",

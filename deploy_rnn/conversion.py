@@ -18,6 +18,7 @@ from deploy_rnn.nn.gru import GRU
 from deploy_rnn.nn.lstm import LSTM
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.nn.rnn import RNN
+from deploy_rnn.nn.single_step import CELL_MODULES
 from deploy_rnn.type_tests import Layer, type_tests
 
 LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
@@ -56,15 +57,16 @@ SCRIPTED_LAYER = re.compile(r"\baten::(lstm|gru|rnn_tanh|rnn_relu)\(")
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Copy `model`, with every `torch.nn.RNN`, `GRU` and `LSTM` replaced by ours, with the same weights.
+    """Copy `model`, with every `torch.nn.RNN`, `GRU` and `LSTM`, and their cells, replaced by ours.
 
-    Parameter names, values and `requires_grad`, train/eval mode, hooks, parametrisations and the helpers of a subclass
+    Weights, their names and `requires_grad`, train/eval mode, hooks, parametrisations and the helpers of a subclass
     stay as they are; a layer that occurs twice stays one layer, also in a list, a dict or another object that a module
     holds. `model` itself is not changed.
 
     A replaced layer is no `torch.nn.LSTM`, so that a model which asks `isinstance(self.rnn, nn.LSTM)` while it runs
     would take another branch. Such a question is looked for in the code of the model, and refused; `self.rnn.mode`,
-    here "LSTM", stays as it is.
+    here "LSTM", stays as it is. A replaced cell does inherit from that of `torch.nn`. A subclass of a cell, and one
+    with parametrised weights, stays as it is: every way out of PyTorch takes it.
 
     What is gained is what `torch.nn`'s layers refuse, such as `torch.compile(fullgraph=True)` and `torch.func.vmap`.
     Speed is not: an LSTM on a CPU is slower than `nn.LSTM`, which has a fused kernel there.
@@ -85,14 +87,27 @@ def convert(model: nn.Module) -> nn.Module:
         for path, module in model.named_modules()
         if isinstance(module, nn.RNNBase)
     }
-    for test in type_tests(model, layers):
+    cells = {
+        id(module): Layer(path, module, CELL_MODULES[type(module)])
+        for path, module in model.named_modules()
+        if _is_plain_cell(module)
+    }
+    for test in type_tests(model, layers | cells):
         layer = test.layer
+        if isinstance(layer.module, nn.RNNCellBase):
+            advice = "Use `isinstance` there, which stays true."
+        else:
+            advice = f"Ask for the layer's `mode` there, which stays {layer.module.mode!r}."
         raise ConversionError(
             f"{_describe(layer.path)} would no longer be a {_qualified_name(type(layer.module))}, and the model asks "
-            f"for that: `{test.question}` at {test.place}. Ask for the layer's `mode` there, which stays "
-            f"{layer.module.mode!r}."
+            f"for that: `{test.question}` at {test.place}. {advice}"
         )
-    return _replace_layers(copy_model(model))
+    converted = _replace_layers(copy_model(model))
+    for module in converted.modules():
+        if _is_plain_cell(module):
+            # It has all that ours has.
+            module.__class__ = CELL_MODULES[type(module)]
+    return converted
 
 
 def convert_for_inference(model: nn.Module) -> nn.Module:
@@ -100,6 +115,11 @@ def convert_for_inference(model: nn.Module) -> nn.Module:
     converted = convert(model).eval()
     fold_computed_weights(converted)
     return converted
+
+
+def _is_plain_cell(module: nn.Module) -> bool:
+    """Whether this is a cell of torch.nn itself, with its forward."""
+    return type(module) in CELL_MODULES and "forward" not in vars(module)
 
 
 def _refuse_scripted_layers(model: nn.Module) -> None:

@@ -18,6 +18,9 @@ LAZY = {
     "RNN": "deploy_rnn.nn.rnn",
     "GRU": "deploy_rnn.nn.gru",
     "LSTM": "deploy_rnn.nn.lstm",
+    "RNNCell": "deploy_rnn.nn.single_step",
+    "GRUCell": "deploy_rnn.nn.single_step",
+    "LSTMCell": "deploy_rnn.nn.single_step",
     "Cell": "deploy_rnn.nn.cells",
     "Recurrent": "deploy_rnn.nn.recurrent",
     "convert": "deploy_rnn.conversion",
@@ -275,8 +278,8 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 
 def test_public_names() -> None:
     assert dir(deploy_rnn) == [
-        "Cell", "Check", "DeployError", "GRU", "LSTM", "Package", "RNN", "Recurrent", "__version__", "check", "compile",
-        "convert", "export", "package", "serving",
+        "Cell", "Check", "DeployError", "GRU", "GRUCell", "LSTM", "LSTMCell", "Package", "RNN", "RNNCell", "Recurrent",
+        "__version__", "check", "compile", "convert", "export", "package", "serving",
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
