@@ -17,6 +17,7 @@ from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
 from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text
+from deploy_rnn.nn.recurrent import is_plain_layer
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -99,11 +100,11 @@ def _format_error(error: Exception) -> CompilationError:
 
 
 def _has_code_around_layers(model: nn.Module) -> bool:
-    """Whether a layer or cell of torch.nn is a part of `model`."""
+    """Whether a layer or cell of torch.nn is a part of `model`, or the `forward` of a layer is its own."""
     layers = (nn.RNNBase, nn.RNNCellBase)
-    return not isinstance(model, layers) and any(
-        isinstance(part, layers) for part in model.modules()
-    )
+    if isinstance(model, nn.RNNCellBase) or is_plain_layer(model):
+        return False
+    return any(isinstance(part, layers) for part in model.modules())
 
 
 class _NoDuckShapes:

@@ -1,10 +1,8 @@
 """`convert`: any model, with its `torch.nn` recurrent layers replaced by ours."""
 
-import functools
+import itertools
 import re
 from collections.abc import Mapping
-from types import CellType, FunctionType
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,26 +17,20 @@ from deploy_rnn.nn.lstm import LSTM
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.nn.rnn import RNN
 from deploy_rnn.nn.single_step import CELL_MODULES
-from deploy_rnn.type_tests import Layer, type_tests
+from deploy_rnn.subclasses import classes_above, rebuilt
+from deploy_rnn.type_tests import Layer, described, qualified_name, type_tests
 
 LAYERS: Mapping[type[nn.RNNBase], type[Recurrent]] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 """What each layer of `torch.nn` becomes."""
 
-HARMLESS = {
-    "__init__", "__doc__", "__module__", "__annotations__", "__constants__", "__jit_unused_properties__", "__repr__",
-    "__dict__", "__weakref__", "__slots__", "__init_subclass__", "__orig_bases__", "__parameters__", "__firstlineno__",
-    "__static_attributes__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_get_name", "extra_repr",
-    "flatten_parameters", "reset_parameters",
+CALLED_BY_TORCH = {
+    "check_forward_args", "check_hidden_size", "check_input", "get_expected_cell_size", "get_expected_hidden_size",
+    "permute_hidden",
 }  # fmt: skip
-"""What a subclass of a layer may override without changing its numbers."""
+"""Methods that the `forward` of a layer of torch.nn calls, and that of ours does not."""
 
-UNCOPIED = HARMLESS - {
-    "__repr__",
-    "_get_name",
-    "extra_repr",
-    "flatten_parameters",
-    "reset_parameters",
-}
+UNUSED_NAMES = {"mode", "num_directions"}
+"""Names of our layers that their own code does not read."""
 
 SET_ON_LAYERS = {
     "cell",
@@ -59,14 +51,15 @@ SCRIPTED_LAYER = re.compile(r"\baten::(lstm|gru|rnn_tanh|rnn_relu)\(")
 def convert(model: nn.Module) -> nn.Module:
     """Copy `model`, with every `torch.nn.RNN`, `GRU` and `LSTM`, and their cells, replaced by ours.
 
-    Weights, their names and `requires_grad`, train/eval mode, hooks, parametrisations and the helpers of a subclass
-    stay as they are; a layer that occurs twice stays one layer, also in a list, a dict or another object that a module
-    holds. `model` itself is not changed.
+    Weights, their names and `requires_grad`, train/eval mode, hooks and parametrisations stay as they are. A subclass
+    keeps its methods, also a `forward` of its own, in which `super()` then means our layer. A layer that occurs twice
+    stays one layer, also in a list, a dict or another object that a module holds. `model` itself is not changed.
 
     A replaced layer is no `torch.nn.LSTM`, so that a model which asks `isinstance(self.rnn, nn.LSTM)` while it runs
     would take another branch. Such a question is looked for in the code of the model, and refused; `self.rnn.mode`,
-    here "LSTM", stays as it is. A replaced cell does inherit from that of `torch.nn`. A subclass of a cell, and one
-    with parametrised weights, stays as it is: every way out of PyTorch takes it.
+    here "LSTM", stays as it is. So is code that runs torch.nn's own layer: `nn.LSTM.forward(self.rnn, x)`. A replaced
+    cell does inherit from that of `torch.nn`. A subclass of a cell, and one with parametrised weights, stays as it is:
+    every way out of PyTorch takes it.
 
     What is gained is what `torch.nn`'s layers refuse, such as `torch.compile(fullgraph=True)` and `torch.func.vmap`.
     Speed is not: an LSTM on a CPU is slower than `nn.LSTM`, which has a fused kernel there.
@@ -75,8 +68,8 @@ def convert(model: nn.Module) -> nn.Module:
         model: any module; a bare layer too. Our own layers, and every other `Recurrent`, are kept.
 
     Raises:
-        ConversionError: a recurrent layer is scripted, or its class computes something else than torch.nn's; the model
-            asks for the class of a layer; or it cannot be copied.
+        ConversionError: a recurrent layer is scripted, or its class overrides what only torch.nn's `forward` calls; the
+            model asks for the class of a layer, or runs torch.nn's own; or it cannot be copied.
         TypeError: `model` is not a module.
     """
     check_is_module(model)
@@ -92,16 +85,8 @@ def convert(model: nn.Module) -> nn.Module:
         for path, module in model.named_modules()
         if _is_plain_cell(module)
     }
-    for test in type_tests(model, layers | cells):
-        layer = test.layer
-        if isinstance(layer.module, nn.RNNCellBase):
-            advice = "Use `isinstance` there, which stays true."
-        else:
-            advice = f"Ask for the layer's `mode` there, which stays {layer.module.mode!r}."
-        raise ConversionError(
-            f"{_describe(layer.path)} would no longer be a {_qualified_name(type(layer.module))}, and the model asks "
-            f"for that: `{test.question}` at {test.place}. {advice}"
-        )
+    for found in type_tests(model, layers | cells):
+        raise ConversionError(str(found))
     converted = _replace_layers(copy_model(model))
     for module in converted.modules():
         if _is_plain_cell(module):
@@ -130,7 +115,7 @@ def _refuse_scripted_layers(model: nn.Module) -> None:
         name = getattr(module, "original_name", "")
         if name in scripted_layers or SCRIPTED_LAYER.search(_graph_text(module)):
             raise ConversionError(
-                f"{_describe(path)} is scripted, with a recurrent layer in it; convert it first, and script the result."
+                f"{described(path)} is scripted, with a recurrent layer in it; convert it first, and script the result."
             )
 
 
@@ -178,114 +163,36 @@ def _next_class(path: str, module: nn.RNNBase) -> type[Recurrent]:
     """
     torch_class = next((cls for cls in LAYERS if isinstance(module, cls)), None)
     if torch_class is None:
-        convertible = ", ".join(_qualified_name(cls) for cls in LAYERS)
+        convertible = ", ".join(qualified_name(cls) for cls in LAYERS)
         raise ConversionError(
-            f"{_describe(path)} is a {_qualified_name(type(module))}; only {convertible} can be converted."
+            f"{described(path)} is a {qualified_name(type(module))}; only {convertible} can be converted."
         )
     if "forward" in vars(module):
         raise ConversionError(
-            f"{_describe(path)} has a `forward` of its own, set on the object, and that would be lost; let a module "
-            f"around the {_qualified_name(torch_class)} do it."
+            f"{described(path)} has a `forward` of its own, set on the object, and that would be lost; let a module "
+            f"around the {qualified_name(torch_class)} do it."
         )
-    subclasses = _subclasses(module, torch_class)
-    overridden = _names(subclasses) & set(dir(torch_class)) - HARMLESS
-    if overridden:
-        name = "forward" if "forward" in overridden else min(overridden)
+    cls = _own_class(module)
+    subclasses = [*itertools.chain(*classes_above(cls, torch_class))]
+    names = {name for subclass in subclasses for name in vars(subclass)}
+    lost = names & CALLED_BY_TORCH
+    if lost:
         raise ConversionError(
-            f"{_describe(path)} is a {_qualified_name(type(module))}, which defines `{name}`, and that "
-            f"would be lost; let it hold a {_qualified_name(torch_class)} instead of inheriting from it."
+            f"{described(path)} is a {qualified_name(cls)}, which defines `{min(lost)}`, and that would be lost: "
+            f"only the `forward` of {qualified_name(torch_class)} calls it. Do the same in a `forward` of the class."
         )
     ours = LAYERS[torch_class]
-    reserved = (set(dir(ours)) | SET_ON_LAYERS) - set(dir(torch_class)) - {"mode"}
-    taken = (_names(subclasses) | set(vars(module))) & reserved
+    reserved = (set(dir(ours)) | SET_ON_LAYERS) - set(dir(torch_class)) - UNUSED_NAMES
+    taken = (names | set(vars(module))) & reserved
     if taken:
         raise ConversionError(
-            f"{_describe(path)} has its own `{min(taken)}`, a name that {ours.__module__.partition('.')[0]}."
+            f"{described(path)} has its own `{min(taken)}`, a name that {ours.__module__.partition('.')[0]}."
             f"{ours.__name__} needs for itself; rename it."
         )
-    return _with_helpers(ours, tuple(subclasses))
+    return rebuilt(ours, cls, torch_class)
 
 
-def _subclasses(module: nn.RNNBase, torch_class: type[nn.RNNBase]) -> list[type]:
-    """The classes between that of `module` and that of torch, the most derived first."""
-    mro = type(module).__mro__
-    classes = mro[: mro.index(torch_class)]
-    if parametrize.is_parametrized(module):
-        # The class that torch.nn.utils.parametrize puts before the module's own.
-        classes = classes[1:]
-    return [cls for cls in classes if cls.__module__ not in ("abc", "typing")]
-
-
-def _names(classes: list[type]) -> set[str]:
-    return {name for cls in classes for name in vars(cls)}
-
-
-def _with_helpers(ours: type[Recurrent], subclasses: tuple[type, ...]) -> type[Recurrent]:
-    """Our layer with what the subclasses of torch's add to it, under the name of the most derived one."""
-    if not subclasses:
-        return ours
-    made_of = (ours, subclasses)
-    if made_of not in _HELPER_CLASSES:
-        _HELPER_CLASSES[made_of] = _made_with_helpers(ours, subclasses)
-    return _HELPER_CLASSES[made_of]
-
-
-# One class for each, so that two layers of one class stay so.
-_HELPER_CLASSES: dict[tuple[type[Recurrent], tuple[type, ...]], type[Recurrent]] = {}
-
-
-def _made_with_helpers(ours: type[Recurrent], subclasses: tuple[type, ...]) -> type[Recurrent]:
-    derived: type[Recurrent] = ours
-    for subclass in reversed(subclasses):
-        # What a class without a body has, and `abc` keeps, is not copied.
-        members = {
-            name: value
-            for name, value in vars(subclass).items()
-            if name not in UNCOPIED
-            and not name.startswith("_abc_")
-            and name != "__abstractmethods__"
-        }
-        members |= {"__module__": subclass.__module__, "__qualname__": subclass.__qualname__}
-        derived = type(subclass.__name__, (derived,), members)
-        for name, value in members.items():
-            if isinstance(value, FunctionType):
-                setattr(derived, name, _method_of(derived, value))
-    derived.__reduce_ex__ = _reduce  # type: ignore[method-assign, assignment]
-    derived._made_of = (ours, subclasses)  # type: ignore[attr-defined]
-    return derived
-
-
-def _method_of(cls: type, function: FunctionType) -> FunctionType:
-    """The same function, whose `super()` begins at another class."""
-    names = function.__code__.co_freevars
-    if "__class__" not in names:
-        return function
-    cells = list(function.__closure__ or ())
-    cells[names.index("__class__")] = CellType(cls)
-    method = FunctionType(
-        function.__code__,
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        tuple(cells),
-    )
-    functools.update_wrapper(method, function)
-    return method
-
-
-def _reduce(layer: Recurrent, _: int) -> tuple[Any, ...]:
-    """How copy and pickle make such a layer: its class is nowhere by name."""
-    return _empty_layer, layer._made_of, vars(layer)
-
-
-def _empty_layer(ours: type[Recurrent], subclasses: tuple[type, ...]) -> Recurrent:
-    cls = _with_helpers(ours, subclasses)
-    return cls.__new__(cls)
-
-
-def _describe(path: str) -> str:
-    return f"`{path}`" if path else "the model"
-
-
-def _qualified_name(cls: type) -> str:
-    return f"{cls.__module__.removesuffix('.modules.rnn')}.{cls.__name__}"
+def _own_class(module: nn.RNNBase) -> type[nn.RNNBase]:
+    """The class of a layer, without the one that torch.nn.utils.parametrize puts before it."""
+    cls = type(module)
+    return cls.__mro__[1] if parametrize.is_parametrized(module) else cls

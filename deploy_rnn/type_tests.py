@@ -1,4 +1,4 @@
-"""Where a model's code asks for the class of a recurrent layer, so that another class would change what it does."""
+"""Where a model's code depends on the class of a recurrent layer, so that another class would change what it does."""
 
 import ast
 import dis
@@ -17,6 +17,9 @@ UNKNOWN = object()
 """The value of an expression that only a run of the model could tell."""
 
 QUESTIONS = {"isinstance", "issubclass", "type", "__class__"}
+
+TORCH_ONLY = {"forward", "_flat_weights"}
+"""What code may reach of torch.nn's own layers, beyond what it asks of a layer of any class."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,42 @@ class TypeTest:
     question: str
     layer: Layer
 
+    def __str__(self) -> str:
+        cls = type(self.layer.module)
+        if isinstance(self.layer.module, nn.RNNBase):
+            advice = f"Ask for the layer's `mode` there, which stays {self.layer.module.mode!r}."
+        else:
+            advice = "Use `isinstance` there, which stays true."
+        return (
+            f"{described(self.layer.path)} would no longer be a {qualified_name(cls)}, and the model asks for that: "
+            f"`{self.question}` at {self.place}. {advice}"
+        )
 
-def type_tests(model: nn.Module, layers: Mapping[int, Layer]) -> Iterator[TypeTest]:
+
+@dataclass(frozen=True)
+class TorchUse:
+    """Code that runs torch.nn's own layer, whatever took the place of it.
+
+    Attributes:
+        place: file and line.
+        code: as it is written there, such as `nn.LSTM.forward(self.rnn, x)`.
+    """
+
+    place: str
+    code: str
+
+    def __str__(self) -> str:
+        return (
+            f"`{self.code}` at {self.place} needs a layer of torch.nn, which is replaced; call the layer itself, "
+            "`layer(x)`, or `super().forward(x)` in a subclass."
+        )
+
+
+def type_tests(model: nn.Module, layers: Mapping[int, Layer]) -> Iterator[TypeTest | TorchUse]:
     """Read everything that the forwards of `model` run, as far as it can be told without running it.
 
-    A question that decides on nothing but `flatten_parameters()` is left out.
+    The text of what is found says what is wrong, and what to do. A question that decides on nothing but
+    `flatten_parameters()` is left out.
 
     Args:
         model: any module.
@@ -121,7 +155,7 @@ class _Walk:
         self._layers = layers
         self._visited: set[tuple[CodeType, int]] = set()
 
-    def function(self, function: Any, owner: Any) -> Iterator[TypeTest]:
+    def function(self, function: Any, owner: Any) -> Iterator[TypeTest | TorchUse]:
         """`owner`: what `self` is in it."""
         if isinstance(function, MethodType):
             owner = function.__self__
@@ -136,6 +170,8 @@ class _Walk:
         # `match` asks without a word of its own.
         if names & QUESTIONS or _matches(plain.__code__):
             yield from _Reader(plain, owner, self._layers).tests()
+        if names & TORCH_ONLY:
+            yield from _Reader(plain, owner, self._layers).torch_uses()
         yield from self._dispatches(plain)
         for called, called_owner in _called(plain, owner, names):
             yield from self.function(called, called_owner)
@@ -225,6 +261,26 @@ class _Reader:
                     line = first_line + question.node.lineno - 1
                     place = f"{self._function.__code__.co_filename}:{line}"
                     yield TypeTest(place, ast.unparse(question.node), layer)
+
+    def torch_uses(self) -> Iterator[TorchUse]:
+        """1. nn.LSTM.forward(layer, x), or a subclass's, of which a method of its own may call it.
+        2. layer._flat_weights, for `torch._VF.lstm(x, hx, self.rnn._flat_weights, ...)`
+        """
+        tree, first_line = _parsed(self._function)
+        for node in ast.walk(tree) if tree else ():
+            if isinstance(node, ast.Attribute) and self._is_torch_use(node):
+                line = first_line + node.lineno - 1
+                place = f"{self._function.__code__.co_filename}:{line}"
+                yield TorchUse(place, ast.unparse(node))
+
+    def _is_torch_use(self, node: ast.Attribute) -> bool:
+        value = self._value(node.value)
+        # Case 1.
+        if node.attr == "forward" and isinstance(value, type) and issubclass(value, nn.RNNBase):
+            is_torchs_own = value.__module__.startswith("torch.")
+            return is_torchs_own or not isinstance(self._owner, value)
+        # Case 2.
+        return node.attr == "_flat_weights" and id(value) in self._layers
 
     def _changed(self, question: "_Question") -> Layer | None:
         """A layer for which the answer changes, if there is one."""
@@ -401,6 +457,16 @@ def _item(value: Any, index: Any) -> Any:
         return value[index]  # type: ignore[index]
     except (LookupError, TypeError):
         return UNKNOWN
+
+
+def described(path: str) -> str:
+    """A part of a model, in words."""
+    return f"`{path}`" if path else "the model"
+
+
+def qualified_name(cls: type) -> str:
+    """Such as torch.nn.LSTM."""
+    return f"{cls.__module__.removesuffix('.modules.rnn')}.{cls.__name__}"
 
 
 def _answer(cls: type, classes: Any, exact: bool) -> bool:

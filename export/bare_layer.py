@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.nn.lstm import LSTM
-from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import is_plain_layer
 
 
 class WithLengths(nn.Module):
@@ -44,11 +44,7 @@ def with_lengths(model: nn.Module, kwargs: Mapping[str, Any] | None) -> nn.Modul
 
 def is_layer(model: nn.Module) -> bool:
     """Whether the model is a recurrent layer with the arguments and results of those of `torch.nn`."""
-    layer = _unwrap(model)
-    if isinstance(layer, Recurrent):
-        # A subclass may have a forward of another kind.
-        return type(layer).forward in (Recurrent.forward, LSTM.forward)
-    return isinstance(layer, (nn.RNN, nn.GRU, nn.LSTM))
+    return is_plain_layer(_unwrap(model))
 
 
 def state_names(layer: nn.Module) -> list[str]:

@@ -86,7 +86,7 @@ def export_onnx(
     Raises:
         ValueError, TypeError: a `model`, `atol`, `rtol`, `sizes`, `precision` or `args` that cannot be used.
         DynamicAxisError: an axis was asked to be dynamic that the form or the model fixes.
-        ConversionError: a recurrent layer that cannot be exported, such as a subclass with its own `forward`; or a
+        ConversionError: a recurrent layer that cannot be exported, such as one that is scripted; or a
             TorchScript module.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another; no file is left.
         VerificationError: the file's numbers differ from the model's; no file is left.

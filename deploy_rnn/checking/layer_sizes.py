@@ -26,7 +26,10 @@ def layer_sizes(layers: Iterable[nn.Module]) -> Iterator[list[LayerSizes]]:
     sizes: list[LayerSizes] = []
 
     def note(layer: Any, args: Any, kwargs: Any) -> None:
-        input: Tensor | PackedSequence = args[0] if args else kwargs["input"]
+        # A subclass may call its input something else than torch.nn.
+        input = next(iter([*args, *kwargs.values()]), None)
+        if not isinstance(input, (Tensor, PackedSequence)):
+            return
         if isinstance(input, PackedSequence):
             sizes.append(LayerSizes(int(input.batch_sizes[0]), input.batch_sizes.size(0)))
         elif input.dim() == 3:

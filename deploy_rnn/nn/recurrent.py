@@ -127,7 +127,7 @@ class Recurrent(nn.Module):
     @classmethod
     def from_torch(cls, module: nn.RNNBase) -> Self:
         """Make a layer with the parameters (the same objects), hooks, options and training mode of a `torch.nn` one."""
-        layer = cls.__new__(cls)
+        layer = object.__new__(cls)
         nn.Module.__init__(layer)
         only_in_torch = (
             "_flat_weights",
@@ -151,7 +151,7 @@ class Recurrent(nn.Module):
         input (T, B, I), states (L*D, B, P), (L*D, B, H) or None for zeros, lengths (B,) or None
         -> output (T, B, D*P), final states, shaped as states
         """
-        directions = self.num_directions()
+        directions = self._count_directions()
         weights = [
             weight if weight.dtype == input.dtype else weight.to(input.dtype)
             for weight in self.ordered_weights()
@@ -178,7 +178,7 @@ class Recurrent(nn.Module):
         return input, [torch.cat(layer_finals) for layer_finals in finals]
 
     def _zero_states(self, input: Tensor) -> list[Tensor]:
-        rows = self.num_layers * self.num_directions()
+        rows = self.num_layers * self._count_directions()
         shapes = [[rows, input.size(1), size] for size in self.state_sizes()]
         if not is_scripting():  # noqa: SIM102
             if torch.compiler.is_compiling():
@@ -384,12 +384,16 @@ class Recurrent(nn.Module):
                     check_lengths(lengths, input.size(time), batch)
 
     def _check_states(self, states: list[Tensor], batch: int) -> None:
-        check_states(states, self.num_layers * self.num_directions(), batch, self.state_sizes())
+        check_states(states, self.num_layers * self._count_directions(), batch, self.state_sizes())
 
     # What there is to compute: sizes and weights.
 
     def num_directions(self) -> int:
         """D: 2 for a bidirectional layer, else 1."""
+        return self._count_directions()
+
+    def _count_directions(self) -> int:
+        # A subclass of torch.nn's may have a number of this name, which `num_directions` then is.
         return 2 if self.bidirectional else 1
 
     def state_sizes(self) -> list[int]:
@@ -425,7 +429,7 @@ class Recurrent(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each direction of each layer, as in `torch.nn`."""
-        return _grouped(self.ordered_weights(), self.num_layers * self.num_directions())
+        return _grouped(self.ordered_weights(), self.num_layers * self._count_directions())
 
     def _weight_dtype(self) -> torch.dtype:
         return cast(Tensor, self.weight_ih_l0).dtype
@@ -508,3 +512,16 @@ def right_hand(weights: list[Tensor]) -> Tensor:
 def is_recurrent(module: nn.Module) -> bool:
     """Whether a module is a recurrent layer of torch.nn or of ours."""
     return isinstance(module, (nn.RNNBase, Recurrent))
+
+
+def is_plain_layer(module: nn.Module) -> bool:
+    """Whether a module is a recurrent layer, and has the arguments and results of those of torch.nn.
+
+    A subclass may have a `forward` of another kind.
+    """
+    if not is_recurrent(module) or "forward" in vars(module):
+        return False
+    return type(module).forward.__module__ in _MODULES_OF_LAYERS
+
+
+_MODULES_OF_LAYERS = ("torch.nn.modules.rnn", "deploy_rnn.nn.recurrent", "deploy_rnn.nn.lstm")

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.checking.draws import Draws, ExampleInput
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import ExportError
-from deploy_rnn.nn.recurrent import is_recurrent
+from deploy_rnn.nn.recurrent import is_plain_layer
 
 NO_LIMIT = 2**63 - 1
 
@@ -49,7 +49,7 @@ class DynamicCall:
         Raises:
             ExportError: an axis without a name, an axis that does not exist, or one name for two sizes.
         """
-        if dynamic_shapes is None and is_recurrent(model):
+        if dynamic_shapes is None and is_plain_layer(model):
             dynamic_shapes = _layer_shapes(model, call)
         axes = []
         for requested_dims in call.axes(dynamic_shapes):
@@ -108,7 +108,7 @@ class DynamicCall:
 
     def _length_limit(self, name: str) -> int | str | None:
         """The steps of a bare layer, by name or number, for its lengths; None for any other tensor."""
-        if name != "lengths" or not is_recurrent(self.model):
+        if name != "lengths" or not is_plain_layer(self.model):
             return None
         time_axis = 1 if self.model.batch_first else 0
         return self.shapes["input"][time_axis]

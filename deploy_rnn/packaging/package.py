@@ -17,7 +17,7 @@ from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 from deploy_rnn.model_errors import warn_user
-from deploy_rnn.nn.recurrent import is_recurrent
+from deploy_rnn.nn.recurrent import is_plain_layer
 from deploy_rnn.packaging import aot, torchscript
 from deploy_rnn.packaging.axes import DynamicCall
 from deploy_rnn.packaging.found_axes import BATCH, STEPS, found_axes
@@ -141,7 +141,7 @@ def package(
 
         return replace_file(path, write_and_check)
 
-    if dynamic_shapes is not None or is_recurrent(model):
+    if dynamic_shapes is not None or is_plain_layer(model):
         return written(DynamicCall.of(model, call, dynamic_shapes))
     return _written_with_found_axes(reference, call, path, written)
 

@@ -36,11 +36,12 @@ class SymbolicRecurrence(Recurrence):
         if lengths is not None and lengths.size(0) != batch:
             raise ExportError(f"`lengths` has {lengths.size(0)} rows, the input {batch}.")
         sizes = layer.state_sizes()
+        directions = 2 if layer.bidirectional else 1
         state_inputs: list[Tensor | None] = [None] * len(sizes)
         if states is not None:
             state_inputs = [*states]
-        output_shape = (steps, batch, layer.num_directions() * sizes[0])
-        state_shapes = [(layer.num_layers * layer.num_directions(), batch, size) for size in sizes]
+        output_shape = (steps, batch, directions * sizes[0])
+        state_shapes = [(layer.num_layers * directions, batch, size) for size in sizes]
         output, *finals = torch.onnx.ops.symbolic_multi_out(
             f"{DOMAIN}::{OP_TYPE}",
             [input, lengths, *state_inputs, *layer.ordered_weights()],

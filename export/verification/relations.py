@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from deploy_rnn.checking.draws import ExampleInput, axis_sizes
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import Reference
-from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import Recurrent, is_plain_layer
 from deploy_rnn.tensor_spec import TensorSpec
 
 from ..onnx_file import OnnxFile
@@ -174,7 +174,11 @@ def _watched(model: nn.Module) -> Iterator[Packed]:
         if isinstance(lengths, Tensor) and isinstance(input, Tensor):
             packed.append((input.size(1 if layer.batch_first else 0), lengths.tolist()))
 
-    layers = [module for module in model.modules() if isinstance(module, Recurrent)]
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, Recurrent) and is_plain_layer(module)
+    ]
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         with _PackingWatch(packed):

@@ -113,12 +113,6 @@ class Inherited(nn.RNN):
     """It adds nothing."""
 
 
-class Overridden(nn.RNN):
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        output, h_n = super().forward(input, hx)
-        return 2 * output, h_n
-
-
 class Helpful(nn.RNN):
     def last(self, x: Tensor) -> Tensor:
         state: Tensor = self(x)[1]
@@ -130,25 +124,14 @@ class Checked(nn.RNN):
         """No check at all."""
 
 
-class Doubles(ABC):  # noqa: B024
-    """As forecasting libraries have it."""
-
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
-        return super().forward(2 * input, hx)  # type: ignore[misc]
-
-
-class Mixed(Doubles, nn.LSTM):
-    pass
-
-
 class Taken(nn.GRU):
-    num_directions = 1
+    ordered_weights = ()
 
 
 class TakenInstance(nn.GRU):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.num_directions = 1
+        self.cell = None
 
 
 class Abstract(ABC):  # noqa: B024
@@ -342,11 +325,12 @@ def test_a_computed_tensor_is_refused_with_a_remedy() -> None:
             nn.Sequential(nn.Linear(3, 3), nn.RNNBase("GRU", 3, 4)),
             "`1` is a torch.nn.RNNBase; only torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM can be converted.",
         ),
-        (nn.Sequential(Overridden(3, 4)), "which defines `forward`, and that would be lost"),
-        (Checked(3, 4), "which defines `check_forward_args`, and that would be lost"),
-        (Mixed(3, 4), "which defines `forward`, and that would be lost"),
-        (Taken(3, 4), "has its own `num_directions`, a name that deploy_rnn.GRU needs"),
-        (TakenInstance(3, 4), "has its own `num_directions`, a name that deploy_rnn.GRU needs"),
+        (
+            Checked(3, 4),
+            "which defines `check_forward_args`, and that would be lost: only the `forward` of torch.nn.RNN calls it.",
+        ),
+        (Taken(3, 4), "has its own `ordered_weights`, a name that deploy_rnn.GRU needs"),
+        (TakenInstance(3, 4), "has its own `cell`, a name that deploy_rnn.GRU needs"),
     ],
 )
 def test_what_cannot_be_converted_is_named(model: nn.Module, message: str) -> None:
