@@ -2,11 +2,14 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import cache
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch.onnx._internal.exporter import _registration
 
 from deploy_rnn.runtime import CUDA
 
@@ -20,6 +23,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 # On a machine that also does other work, the threads of a small operation wait for each other: up to 25 times slower.
 torch.set_num_threads(1)
+
+# Each `torch.onnx.export` asks for the list of its operators, which takes half a second to build.
+torchlib: Any = _registration.onnxscript_apis
+torchlib.get_torchlib_ops = cache(torchlib.get_torchlib_ops)
 
 # Nor does it say anything about an example of hypothesis that it took long.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
