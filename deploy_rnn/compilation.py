@@ -1,6 +1,7 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
 import copy
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -18,6 +19,7 @@ from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
 from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text
 from deploy_rnn.nn.recurrent import is_plain_layer
+from deploy_rnn.packing.tracing import packing_traced
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -32,6 +34,9 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
     and batch sizes do not compile again, except T=1 and B=1, once each. Compilation happens at the first call; it
     needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and faster.
+
+    A model may pack its rows (`pack_padded_sequence`, `pad_packed_sequence`) by lengths that are a tensor: there is one
+    graph for all lengths, and lengths that PyTorch refuses are refused with its error.
 
     On a CPU, an RNN or a GRU becomes faster than that of `torch.nn`, and an LSTM slower: there `nn.LSTM` has a fused
     kernel, which `torch.compile` does not reach. Export an LSTM instead, or compile it for what surrounds it.
@@ -60,7 +65,9 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
             "use an nn.ModuleList or nn.ModuleDict, or assign the layer to an attribute."
         )
     compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=_backend)
-    forward = compiled.forward
+    forward = torch.compile(
+        packing_traced(converted), fullgraph=True, dynamic=True, backend=_backend
+    )
     first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
     def forward_without_duck_shapes(*args: Any, **kwargs: Any) -> Any:
@@ -71,8 +78,10 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
                 return forward(*args, **kwargs)
         except Exception as error:
             # Some errors of its tracing keep the type that Python would raise.
-            if not isinstance(error, TorchDynamoException) and "\nfrom user code:" not in str(
-                error
+            if not (
+                isinstance(error, TorchDynamoException)
+                or "\nfrom user code:" in str(error)
+                or _is_broken_promise(error)
             ):
                 raise
             refuse_failing(converted, args, kwargs)
@@ -97,6 +106,14 @@ def _format_error(error: Exception) -> CompilationError:
     return CompilationError(
         f"{start}torch.compile cannot take this: {reason} Write it in another way, or use the model uncompiled."
     )
+
+
+def _is_broken_promise(error: Exception) -> bool:
+    """Whether a compiled graph found a value that it was not made for, such as lengths out of order.
+
+    It says so of a number that it has a name for, as in "u1 <= 0".
+    """
+    return isinstance(error, RuntimeError) and re.search(r"\bu\d+\b", str(error)) is not None
 
 
 def _has_code_around_layers(model: nn.Module) -> bool:

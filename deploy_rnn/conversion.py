@@ -61,6 +61,8 @@ def convert(model: nn.Module) -> nn.Module:
     cell does inherit from that of `torch.nn`. A subclass of a cell, and one with parametrised weights, stays as it is:
     every way out of PyTorch takes it.
 
+    A model that packs its rows stays as it is, also in TorchScript: a layer takes a `PackedSequence` and returns one.
+
     What is gained is what `torch.nn`'s layers refuse, such as `torch.compile(fullgraph=True)` and `torch.func.vmap`.
     Speed is not: an LSTM on a CPU is slower than `nn.LSTM`, which has a fused kernel there.
 

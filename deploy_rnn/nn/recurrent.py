@@ -327,6 +327,10 @@ class Recurrent(nn.Module):
         check_input_size(packed.data, self.input_size)
         padded, row_lengths = self._unpack(packed)
         if states is not None:
+            if not is_scripting():  # noqa: SIM102
+                if torch.compiler.is_compiling():
+                    # A tracer may know the number of rows from the states alone.
+                    torch._check(states[0].size(-2) == padded.size(1))
             self._check_states(states, padded.size(1))
         output, finals = self._run_in_autocast(padded, states, row_lengths)
         return self._repack(output, row_lengths, packed), finals

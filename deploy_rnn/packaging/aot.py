@@ -33,6 +33,7 @@ from deploy_rnn.model_errors import (
     raising_line,
 )
 from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
+from deploy_rnn.packing.tracing import packing_exported
 
 # A logger that reports what an error says again.
 _REMARKS = ("torch.fx.experimental.symbolic_shapes",)
@@ -183,9 +184,10 @@ def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Export
                 dims[axis] = _dim(axis)
         tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
     shapes = call.shapes(tensor_dims)
-    return torch.export.export(
-        model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
-    )
+    with packing_exported(model):
+        return torch.export.export(
+            model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
+        )
 
 
 def _sizes(program: ExportedProgram, axes: Sequence[Axes]) -> dict[str, torch.SymInt]:
@@ -254,7 +256,13 @@ def _format_error(error: Exception) -> ExportError:
             "or write a .pt file, which fixes no axis.",
             reason,
         )
+    if "PackedSequence" in text and "TreeSpec" in text:
+        return ExportError(
+            "the model returns a PackedSequence, which no file does; return what pad_packed_sequence makes of it."
+        )
     line = raising_line(error)
+    if isinstance(error, ExportError):
+        return ExportError(f"{line}: {error}" if line else text)
     dependence = data_dependence(error)
     if dependence:
         return ExportError(f"{line}: {dependence}" if line else dependence)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deploy_rnn.checking.draws import stretched
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.layer_sizes import LayerSizes, layer_sizes
+from deploy_rnn.checking.layer_sizes import LayerSizes, PaddedSteps, layer_sizes
 from deploy_rnn.checking.trials import Reference, resized
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -26,7 +27,7 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
     """
     names: list[dict[int, str]] = [{} for _ in call.tensors]
     layers = [module for module in reference.model.modules() if is_recurrent(module)]
-    with layer_sizes(layers) as calls:
+    with PaddedSteps() as padded, layer_sizes(layers, padded) as calls:
         runs = _Runs(reference, call, calls)
         example = runs.longer([])
         if example is None:
@@ -89,14 +90,26 @@ class _Runs:
         ]
 
     def longer(self, places: Sequence[Place]) -> _Ran | None:
-        """Run the example with these axes longer by one; None if the model refuses."""
-        tensors = []
-        for number, tensor in enumerate(self._call.tensors):
-            shape = [size + ((number, axis) in places) for axis, size in enumerate(tensor.shape)]
-            tensors.append(resized(tensor, shape))
+        """Run the example with these axes longer by one; None if the model refuses.
+
+        What is new is the first element again; or each is where it belongs in the order of the example, as rows from
+        the longest to the shortest want it.
+        """
+        for lengthened in (resized, stretched):
+            tensors = []
+            for number, tensor in enumerate(self._call.tensors):
+                sizes = enumerate(tensor.shape)
+                shape = [size + ((number, axis) in places) for axis, size in sizes]
+                tensors.append(lengthened(tensor, shape))
+            ran = self._run(self._call.with_tensors(tensors))
+            if ran is not None or not places:
+                return ran
+        return None
+
+    def _run(self, call: ExampleCall) -> _Ran | None:
         self._calls.clear()
         try:
-            outputs = self._reference.outputs(self._call.with_tensors(tensors))
+            outputs = self._reference.outputs(call)
         except Exception:  # the model's own code can raise anything
             return None
         batches = [sizes.batch for sizes in self._calls if sizes.batch is not None]

@@ -85,6 +85,8 @@ def package(
        torch >= 2.13; it runs on the kind of processor that it was written on.
     2. `.pt`: scripted and frozen by TorchScript; `torch.jit.load(path)` loads it, or C++. It fixes no axis.
 
+    Both take a model that packs its rows (`pack_padded_sequence`, `pad_packed_sequence`) by lengths that are a tensor.
+
     The file is written as the model computes in evaluation mode on the CPU, under a temporary name; it is loaded again
     and compared with `model`, on the example and on random inputs of other sizes; then it is moved to `path`. An older
     file stays until then.

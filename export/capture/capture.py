@@ -11,12 +11,13 @@ from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.packing.tracing import installed
 from deploy_rnn.tensor_spec import axis_names
 
 from ..stack import Stack, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, Traced, fix_sizes, fixed_axis, trace
 from .named_sizes import NamedSizes
-from .packing import Packing
+from .packing import OnnxPacking
 from .related_axes import with_multiples
 from .squeezing import Squeezing
 from .symbolic import make_symbolic
@@ -33,7 +34,7 @@ class Tracer:
 
     Attributes:
         squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
-        fixed_lengths: of the last trace, lengths that are constants of the graph (`Packing.fixed_lengths`).
+        fixed_lengths: of the last trace, lengths that are constants of the graph (`OnnxPacking.fixed_lengths`).
 
     Raises:
         ConversionError: a recurrent layer that cannot be replaced.
@@ -61,10 +62,10 @@ class Tracer:
             if isinstance(module, Recurrent)
         }
         sizes = NamedSizes(self.call, axes)
-        packing = Packing(sizes.same)
+        packing = OnnxPacking(sizes.same)
         squeezing = Squeezing()
         noted = sizes.noted(self.model)
-        with unchanged(self.model), noted, packing.installed(), squeezing:
+        with unchanged(self.model), noted, installed(packing), squeezing:
             make_symbolic([*layers.values()], packing)
             captured, limits = trace(
                 self.model,

@@ -9,9 +9,9 @@ from torch.nn.utils.rnn import PackedSequence
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.packing.packing import Packing
 
 from ..stack import DOMAIN, OP_TYPE
-from .packing import Packing
 
 
 def make_symbolic(layers: Sequence[Recurrent], packing: Packing) -> None:

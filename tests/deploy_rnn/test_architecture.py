@@ -47,8 +47,9 @@ ARROWS = {
     "runtime": set(),
     "conversion": {"nn", "checking", "copying", "held_layers", "subclasses", "type_tests"},
     "first_call": {"copying", "random_state", "half_precision"},
-    "compilation": {"nn", "conversion", "first_call", "held_layers"},
-    "packaging": {"nn", "conversion", "compilation", "checking"},
+    "packing": {"nn"},
+    "compilation": {"nn", "conversion", "first_call", "held_layers", "packing"},
+    "packaging": {"nn", "conversion", "compilation", "checking", "packing"},
     "cli": {"examples"},
     "export.stack": {"nn"},
     "export.size_limits": {"checking"},
@@ -60,7 +61,7 @@ ARROWS = {
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
-        "export.bare_layer", "export.options", "export.size_limits",
+        "export.bare_layer", "export.options", "export.size_limits", "packing",
     },
     "export.verification": {
         "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",

@@ -68,12 +68,19 @@ def test_axes_of_a_model(code: Any, shapes: Any, expected: Any) -> None:
     assert found_axes(Reference(model), call) == expected
 
 
-def test_lengths_have_the_batch_on_another_axis_than_the_input() -> None:
-    model = Model(packed, batch_first=False)
-    call = ExampleCall.of(model, (torch.randn(6, 3, 5), torch.tensor([6, 2, 4])))
-    axes = found_axes(Reference(model), call)
-    assert axes[0][1] == "B"
-    assert axes[1] == {0: "B"}
+def packed_in_order(rnn: nn.GRU, x: Tensor, lengths: Tensor) -> Any:
+    return rnn(pack_padded_sequence(x, lengths))[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "lengths"),
+    [(packed, [6, 2, 4]), (packed, [5, 2, 4]), (packed_in_order, [5, 3, 2])],
+)
+def test_the_axes_of_a_model_that_packs(code: Any, lengths: list[int]) -> None:
+    """The lengths have the batch on another axis than the input; the longest row may have fewer steps than that."""
+    model = Model(code, batch_first=False)
+    call = ExampleCall.of(model, (torch.randn(6, 3, 5), torch.tensor(lengths)))
+    assert found_axes(Reference(model), call) == [{0: "T", 1: "B"}, {0: "B"}]
 
 
 def test_a_model_that_fails_on_the_example_has_no_axes() -> None:

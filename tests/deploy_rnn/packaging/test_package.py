@@ -13,7 +13,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
@@ -515,21 +515,3 @@ def test_lengths_are_tried_within_the_steps() -> None:
     assert {axis.least for axis in example.sizes} == {1}
     tried = [tuple(trial.sizes.values()) for trial in trials_of(reference, example)]
     assert tried == [(3, 8), (1, 2), (2, 3), (3, 7), (7, 33), (33, 1)]
-
-
-class Packing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(3, 4, batch_first=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        output: Tensor = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
-        return output
-
-
-def test_a_model_that_packs_is_told_of_lengths(tmp_path: Path) -> None:
-    args = (torch.randn(3, 5, 3), torch.tensor([5, 2, 4]))
-    with pytest.raises(ExportError, match=r"the model packs its rows here .* Give the `lengths`"):
-        deploy_rnn.package(Packing(), args, tmp_path / "m.pt2", dynamic_shapes={"x": {0: "B"}})
-    assert not list(tmp_path.iterdir())
