@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from deploy_rnn.export.ways import Check, check
     from deploy_rnn.nn.cells import Cell
     from deploy_rnn.nn.gru import GRU
+    from deploy_rnn.nn.loops import scan
     from deploy_rnn.nn.lstm import LSTM
     from deploy_rnn.nn.recurrent import Recurrent
     from deploy_rnn.nn.rnn import RNN
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GRU", "LSTM", "RNN", "Cell", "Check", "DeployError", "GRUCell", "LSTMCell", "Package", "RNNCell", "Recurrent",
-    "__version__", "check", "compile", "convert", "export", "package", "serving",
+    "__version__", "check", "compile", "convert", "export", "package", "scan", "serving",
 ]  # fmt: skip
 
 __version__ = metadata.version("deploy-rnn")
@@ -47,6 +48,7 @@ __getattr__ = lazy_names(
         "convert": "conversion",
         "Package": "packaging.package",
         "package": "packaging.package",
+        "scan": "nn.loops",
     },
     "torch",
     other_extras=dict.fromkeys(("Check", "check"), "export,onnxruntime"),

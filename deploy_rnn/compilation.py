@@ -70,12 +70,28 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     )
     first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
+    fixed_numbers = False
+
+    def call(args: Any, kwargs: Any) -> Any:
+        nonlocal fixed_numbers
+        with _NO_DUCK_SHAPES:
+            if not fixed_numbers:
+                try:
+                    return forward(*args, **kwargs)
+                except Exception as error:
+                    # A loop of `scan` takes no number that is to be any, as are those that a module within it has, such
+                    # as the eps of a norm: the code is then for the numbers of the call.
+                    if "torch.SymFloat" not in str(error):
+                        raise
+                    fixed_numbers = True
+            with torch._dynamo.config.patch(specialize_float=True):
+                return forward(*args, **kwargs)
+
     def forward_without_duck_shapes(*args: Any, **kwargs: Any) -> Any:
         if first_call is not None:
             first_call.check(args, kwargs)
         try:
-            with _NO_DUCK_SHAPES:
-                return forward(*args, **kwargs)
+            return call(args, kwargs)
         except Exception as error:
             # Some errors of its tracing keep the type that Python would raise.
             if not (

@@ -2,7 +2,6 @@
 
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
 from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.half_precision import half_precision
@@ -52,17 +52,16 @@ class FirstCall:
             if self._model is None:
                 return
             original = _copy_with_weights(self._model, self._converted)
-            counter = _count_cell_calls(original)
             try:
-                expected = _outputs(original, args, kwargs)
+                with count_cell_calls(original, __name__) as cells:
+                    expected = _outputs(original, args, kwargs)
             except Exception:  # the model's own code can raise anything
                 # It may run in training mode all the same.
                 refuse_failing(self._converted, args, kwargs)
                 return
-            calls = dict(counter)
             self._compare(original, expected, args, kwargs)
             self._model = None
-        _warn_about_loops(original, calls)
+        _warn_about_loops(cells)
 
     def _compare(
         self,
@@ -213,26 +212,10 @@ def _same_in_float64(original: nn.Module, converted: nn.Module, args: Any, kwarg
     return not _difference(expected, actual, ROUNDING)
 
 
-def _count_cell_calls(model: nn.Module) -> Counter[str]:
-    """Count from now on how often each cell of torch.nn is called."""
-    calls: Counter[str] = Counter()
-    for path, module in model.named_modules():
-        if isinstance(module, nn.RNNCellBase):
-
-            def count(*_: object, path: str = path) -> None:
-                calls[path] += 1
-
-            module.register_forward_hook(count)
-    return calls
-
-
-def _warn_about_loops(model: nn.Module, calls: Mapping[str, int]) -> None:
-    for path, number in calls.items():
-        if number > 1:
-            cell = type(model.get_submodule(path)).__name__
+def _warn_about_loops(cells: Sequence[CellCalls]) -> None:
+    for cell in cells:
+        if cell.number > 1:
             warn_user(
-                f"`{path}` is a torch.nn.{cell}, which the model calls {number} times in a loop: torch.compile unrolls "
-                "that, compiles again for every other number of steps, and fails after "
-                f"{torch._dynamo.config.recompile_limit} of them. Use torch.nn.{cell.removesuffix('Cell')}, or a "
-                "deploy_rnn.Recurrent with a cell of your own."
+                f"{cell}: torch.compile unrolls that, compiles again for every other number of steps, and fails after "
+                f"{torch._dynamo.config.recompile_limit} of them. {cell.advice}"
             )

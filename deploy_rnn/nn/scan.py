@@ -75,11 +75,11 @@ def _scan(
         new_states, copies = advance(old_states, slices, held_weights)
         return [*new_states, *copies]
 
-    results = list(scan_op(flat_body, states, sequences, (*weights, *_symbols(projected.shape))))
+    results = list(scan_op(flat_body, states, sequences, (*weights, *symbols(projected.shape))))
     return results[:number_of_states], results[number_of_states:]
 
 
-def _symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
+def symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
     """Every unknown in `shape`, by itself: s0 and s1 for an axis of s0*s1."""
     symbols: dict[Any, torch.SymInt] = {}
     for size in shape:

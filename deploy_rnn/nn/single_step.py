@@ -69,9 +69,13 @@ class GRUCell(nn.GRUCell):
         else:
             bias = right_hand([self.bias_hh])
         # Under autocast the product is in half precision; the state keeps its dtype, as in torch.nn.
-        old_h = h.unsqueeze(0).to(projected.dtype)
-        new_h = gru(projected, [old_h], [right_hand([self.weight_hh]), bias])[0]
-        return _unbatched(new_h.squeeze(0).to(h.dtype), input)
+        dtype = h.dtype
+        if dtype != projected.dtype:
+            h = h.to(projected.dtype)
+        new_h = gru(projected, [h.unsqueeze(0)], [right_hand([self.weight_hh]), bias])[0]
+        if dtype != projected.dtype:
+            new_h = new_h.to(dtype)
+        return _unbatched(new_h.squeeze(0), input)
 
 
 class LSTMCell(nn.LSTMCell):

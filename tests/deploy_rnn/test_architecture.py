@@ -24,6 +24,7 @@ LAZY = {
     "Cell": "deploy_rnn.nn.cells",
     "Recurrent": "deploy_rnn.nn.recurrent",
     "convert": "deploy_rnn.conversion",
+    "scan": "deploy_rnn.nn.loops",
     "check": "deploy_rnn.export.ways",
     "Check": "deploy_rnn.export.ways",
     "compile": "deploy_rnn.compilation",
@@ -41,12 +42,12 @@ ARROWS = {
     "held_layers": set(),
     "subclasses": {"nn"},
     "type_tests": {"held_layers"},
-    "checking": {"copying", "random_state", "half_precision"},
+    "checking": {"nn", "copying", "random_state", "half_precision"},
     "bundle": set(),
     "metadata": set(),
     "runtime": set(),
     "conversion": {"nn", "checking", "copying", "held_layers", "subclasses", "type_tests"},
-    "first_call": {"copying", "random_state", "half_precision"},
+    "first_call": {"checking", "copying", "random_state", "half_precision"},
     "packing": {"nn"},
     "compilation": {"nn", "conversion", "first_call", "held_layers", "packing"},
     "packaging": {"nn", "conversion", "compilation", "checking", "packing"},
@@ -281,7 +282,7 @@ def test_what_an_import_brings_in(module: str, absent: str) -> None:
 def test_public_names() -> None:
     assert dir(deploy_rnn) == [
         "Cell", "Check", "DeployError", "GRU", "GRUCell", "LSTM", "LSTMCell", "Package", "RNN", "RNNCell", "Recurrent",
-        "__version__", "check", "compile", "convert", "export", "package", "serving",
+        "__version__", "check", "compile", "convert", "export", "package", "scan", "serving",
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",

@@ -380,7 +380,10 @@ class Stepped(nn.Module):
 @pytest.mark.usefixtures("no_compilation")
 def test_a_cell_in_a_loop_is_warned_of() -> None:
     compiled = deploy_rnn.compile(Stepped())
-    message = r"`cell` is a torch.nn.LSTMCell, which the model calls 5 times in a loop.* Use torch.nn.LSTM, "
+    message = (
+        r"test_compilation.py:\d+: `h, c = self.cell\(step, \(h, c\)\)`: `cell` is a torch.nn.LSTMCell, which the "
+        r"model calls 5 times in a loop.* Put the loop into deploy_rnn.scan"
+    )
     with pytest.warns(UserWarning, match=message):
         compiled(torch.randn(5, 2, 3))
 
