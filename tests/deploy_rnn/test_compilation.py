@@ -475,3 +475,33 @@ def test_a_branch_on_a_size_is_compiled_on_both_sides() -> None:
             torch.testing.assert_close(compiled(x), model(x))
     # The second call is on the side of the first in each branch.
     assert graphs() == 4
+
+
+class NormedLoop(nn.Module):
+    """Its step has numbers that are no sizes: the eps of a norm, and a Python number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+        self.norm = nn.LayerNorm(4)
+        self.scale = 0.7
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(h: Tensor, slice: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.scale * self.norm(self.cell(slice, h))
+            return h, h
+
+        outputs: Tensor = deploy_rnn.scan(step, x.new_zeros(x.size(1), 4), x)[1]
+        return outputs
+
+
+def test_a_loop_of_ones_own() -> None:
+    """One compilation for every length, and no warning of a cell in a loop."""
+    model = NormedLoop().eval()
+    compiled = deploy_rnn.compile(model)
+    with torch.no_grad():
+        compiled(torch.randn(5, 2, 3))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for steps, batch in ((9, 5), (4, 3)):
+                x = torch.randn(steps, batch, 3)
+                torch.testing.assert_close(compiled(x), model(x))
