@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import onnx_ir as ir
-
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import ExportError, LoadError
 from deploy_rnn.files import replace_file
@@ -15,6 +13,7 @@ from deploy_rnn.timing import compare
 
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
+from .saving import save
 from .verification.cases import example_feeds
 from .verification.verify import lacking_operator
 
@@ -42,7 +41,7 @@ def choose_form(captured: CapturedModel, *, max_nodes: int) -> tuple[str, dict[s
                 refusals[form] = str(error)
                 continue
             path = Path(folder) / f"{form}.onnx"
-            replace_file(path, partial(ir.save, graph))
+            replace_file(path, partial(save, graph))
             try:
                 session = open_session(path)
             except LoadError as error:

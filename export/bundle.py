@@ -26,6 +26,7 @@ from deploy_rnn.tensor_spec import SizeRange, TensorSpec, size_of
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, ExportOptions
+from .saving import save
 from .shared_weights import SharedWeights
 from .verification.html import reports_html
 from .verification.report import Report
@@ -116,7 +117,7 @@ def export_bundle(
             graph = source.written(plan.form, max_nodes=max_nodes)
             weights.take(graph)
             file = temporary / plan.file
-            ir.save(graph, file)
+            save(graph, file)
             with source.naming_squeezes():
                 report = check(
                     file,

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import onnx_ir as ir
 from torch import nn
 
 from deploy_rnn.checking.module import check_module
@@ -16,6 +15,7 @@ from .auto import choose_form
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
+from .saving import save
 from .verification.report import Report
 from .verification.verify import CheckOptions, check
 
@@ -132,7 +132,7 @@ def export_onnx(
     reference = Reference(captured.model)
 
     def save_and_check(temporary: Path) -> Report:
-        ir.save(graph, temporary)
+        save(graph, temporary)
         with captured.naming_squeezes():
             return check(
                 temporary,

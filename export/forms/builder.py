@@ -146,11 +146,15 @@ class Builder:
             return values[0]
         arrays = _constants(values)
         if arrays is not None:
-            return self.constant(np.concatenate(arrays, axis))
+            key = ("concat", axis, *values)
+            return self.once(key, lambda: self.constant(np.concatenate(arrays, axis)))
         return self.op("Concat", *values, axis=axis)
 
     def stack(self, values: Sequence[ir.Value]) -> ir.Value:
-        """Join along a new first axis; constants are joined now."""
+        """Join along a new first axis, only once in a graph; constants are joined now."""
+        return self.once(("stack", *values), lambda: self._stack(values))
+
+    def _stack(self, values: Sequence[ir.Value]) -> ir.Value:
         arrays = _constants(values)
         if arrays is not None:
             return self.constant(np.stack(arrays))
@@ -159,6 +163,18 @@ class Builder:
         for number, value in enumerate(values):
             parts.append(self.scope(f".{number}").op("Unsqueeze", value, axes))
         return self.concat(parts, axis=0)
+
+    def transposed(self, value: ir.Value) -> ir.Value:
+        """Return [N, M] as [M, N], turned only once in a graph; a constant is turned now."""
+        return self.once(("transposed", value), lambda: self._transposed(value))
+
+    def _transposed(self, value: ir.Value) -> ir.Value:
+        # Outside every loop, since the next one may read it, too.
+        name = str(value.name).removeprefix(self.root._scope)
+        build = self.root.scope(f"{name}.T")
+        if value.const_value is not None:
+            return build.constant(np.ascontiguousarray(value.const_value.numpy().T))
+        return build.op("Transpose", value, perm=[1, 0])
 
     def add(self, values: Sequence[ir.Value]) -> ir.Value | None:
         """Return the sum of one or more values, computed now if all are constants; None for none."""

@@ -6,7 +6,7 @@ The weights stay outside the body, so that a runtime can prepare them once. The 
 loop for both directions has half the iterations.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ from ..stack import Stack
 from .builder import Builder
 from .cells import StepBuild, group_scope
 from .layers import DirectionBuild, Walked, write_layers
-from .shapes import batch_size, split_time
+from .shapes import batch_size, set_shapes, split_time
 
 
 def scan(build: Builder, stack: Stack) -> list[ir.Value]:
@@ -112,16 +112,22 @@ def _body(directions: Sequence[DirectionBuild]) -> ir.Graph:
         body = direction.build.scope("step.").body()
         step = _step(direction, body)
         new_states = direction.cell.write(step)
+        _set_step_shapes(direction, step.states, new_states, step.projected)
         states += [state for state in step.states if state is not None]
         sources += step.projected.values()
         finals += new_states
         # One value cannot be both a state and an output of the body.
         for index, state in enumerate(new_states[: direction.kept]):
-            kept.append(body.scope(f"kept.{index}").op("Identity", state))
+            copied = body.scope(f"kept.{index}").op("Identity", state)
+            copied.shape = state.shape
+            copied.type = state.type
+            kept.append(copied)
         nodes += body.nodes
     inputs = [*states, *sources]
     outputs = [*finals, *kept]
-    return ir.Graph(inputs, outputs, nodes=nodes, name=f"{directions[0].name}step")
+    # Not every tool reads a name with a dot here.
+    name = f"{directions[0].name}step".replace(".", "_")
+    return ir.Graph(inputs, outputs, nodes=nodes, name=name)
 
 
 def _step(direction: DirectionBuild, body: Builder) -> StepBuild:
@@ -138,3 +144,19 @@ def _step(direction: DirectionBuild, body: Builder) -> StepBuild:
         },
         states=[body.scope(f"{name}.before").input(dtype) for name in direction.stack.state_names],
     )
+
+
+def _set_step_shapes(
+    direction: DirectionBuild,
+    before: Sequence[ir.Value | None],
+    after: Sequence[ir.Value],
+    projected: Mapping[str, ir.Value],
+) -> None:
+    """Note in the file what the inputs and outputs of the body are: tools that cannot infer it need it."""
+    stack = direction.stack
+    direction_axis = direction.cell.direction_axis
+    for old, new, width in zip(before, after, stack.sizes, strict=True):
+        states = [new] if old is None else [old, new]
+        set_shapes(states, stack, width, direction_axis=direction_axis)
+    for group, value in projected.items():
+        set_shapes([value], stack, direction.width(group), direction_axis=direction_axis)
