@@ -59,6 +59,7 @@ ARROWS = {
     "export.bare_layer": {"nn", "checking"},
     "export.options": {"checking", "export.forms"},
     "export.shared_weights": set(),
+    "export.saving": set(),
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
@@ -67,13 +68,16 @@ ARROWS = {
     "export.verification": {
         "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",
     },
-    "export.auto": {"checking", "runtime", "export.capture", "export.forms", "export.verification"},
+    "export.auto": {
+        "checking", "runtime", "export.capture", "export.forms", "export.saving", "export.verification",
+    },
     "export.exporter": {
-        "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.verification",
+        "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.saving",
+        "export.verification",
     },
     "export.bundle": {
-        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.shared_weights",
-        "export.verification",
+        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.saving",
+        "export.shared_weights", "export.verification",
     },
     "export.ways": {
         "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",
