@@ -39,6 +39,7 @@ SET_ON_LAYERS = {
     "_gates",
     "_states",
     "_bias_in_step",
+    "_own_parameters",
     "_scripted_weights",
     "_made_of",
 }

@@ -11,7 +11,7 @@ operators. The node has
 `name_layers` notes on each node which layer wrote it, and `Stack.of` reads both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -56,7 +56,8 @@ def layer_path(node: ir.Node) -> str:
 class DirectionWeights:
     """The weights of one direction of one layer; None for those that it does not have.
 
-    weight_ih (G*H, I or D*P), weight_hh (G*H, P) or (G*H,), biases (G*H,), weight_hr (P, H)
+    weight_ih (G*H, I or D*P), weight_hh (G*H, P) or (G*H,), biases (G*H,), weight_hr (P, H); `own`: the cell's own
+    parameters, in its order.
     """
 
     weight_ih: ir.Value
@@ -64,20 +65,25 @@ class DirectionWeights:
     bias_ih: ir.Value | None
     bias_hh: ir.Value | None
     weight_hr: ir.Value | None
+    own: tuple[ir.Value, ...]
 
     @classmethod
-    def of(cls, weights: Mapping[str, ir.Value | None], suffix: str) -> "DirectionWeights":
+    def of(
+        cls, weights: Mapping[str, ir.Value | None], suffix: str, own_names: Iterable[str]
+    ) -> "DirectionWeights":
         """Pick from the weights of a stack, by name, those that end in `suffix`, such as "_l0_reverse"."""
         weight_ih = weights[f"weight_ih{suffix}"]
         weight_hh = weights[f"weight_hh{suffix}"]
         assert weight_ih is not None
         assert weight_hh is not None
+        own_weights = [weights[f"{name}{suffix}"] for name in own_names]
         return cls(
             weight_ih=weight_ih,
             weight_hh=weight_hh,
             bias_ih=weights.get(f"bias_ih{suffix}"),
             bias_hh=weights.get(f"bias_hh{suffix}"),
             weight_hr=weights.get(f"weight_hr{suffix}"),
+            own=tuple(weight for weight in own_weights if weight is not None),
         )
 
 
@@ -116,7 +122,8 @@ class Stack:
         layers = []
         for number in range(layer.num_layers):
             directions = [
-                DirectionWeights.of(weights, f"_l{number}{suffix}") for suffix in suffixes
+                DirectionWeights.of(weights, f"_l{number}{suffix}", layer.cell.parameters)
+                for suffix in suffixes
             ]
             layers.append(tuple(directions))
         finals_after_h = node.outputs[FIRST_FINAL + 1 :]

@@ -7,17 +7,24 @@ directions of a layer, so that both run in one product. With G gates and output 
     projected (D, B, G*H), states [(D, B, P), (D, B, H) ...], weights [W_hh (D, P, G*H), ...] -> states
 
 Weights are transposed for a right-hand product; a vector is (D, 1, G*H). After W_hh comes b_hh (D, 1, G*H) for a cell
-that adds it within the step, then W_hr (D, H, P) where there is a projection. All are plain differentiable tensor
+that adds it within the step, then the cell's own parameters, in the order in which it names them, and last W_hr
+(D, H, P) where there is a projection. All are plain differentiable tensor
 operations that `torch.jit.script` compiles; `docs/adding-a-cell.md` shows how to add one.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+Shape = Callable[[int], tuple[int, ...]]
+"""H -> the shape of a parameter."""
+
 Step = Callable[[Tensor, list[Tensor], list[Tensor]], list[Tensor]]
+
+TORCH_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+"""The weights of each direction of each layer of torch.nn."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,15 @@ class Cell:
         name: what errors call the layer; that of its class if empty.
         autocast_on_cpu: whether the layer computes in autocast's dtype on the CPU too, as RNN and LSTM of `torch.nn`
             do; its GRU keeps the dtype of the weights there.
+        parameters: what a step needs besides W_hh and the biases, such as the gain of a layer norm: a name -> its
+            shape, as a function of H. Each direction of each layer has its own, called `gain_l0`, `gain_l0_reverse` and
+            so on. A vector (N,) reaches the step as (D, 1, N), a matrix (N, M) as (D, M, N).
+        initial: a name among `parameters` -> the number that all its elements start from; without one, they are drawn
+            as all weights are.
+
+    Raises:
+        ValueError: a name in `parameters` that is not a Python name, or is that of another weight; a name in `initial`
+            that is not in `parameters`.
     """
 
     step: Step
@@ -44,6 +60,19 @@ class Cell:
     projection: bool = False
     name: str = ""
     autocast_on_cpu: bool = True
+    parameters: Mapping[str, Shape] = field(default_factory=dict, hash=False)
+    initial: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for name in self.parameters:
+            if not name.isidentifier() or name in TORCH_WEIGHTS:
+                taken = ", ".join(TORCH_WEIGHTS)
+                raise ValueError(
+                    f"`parameters` has {name!r}, which must be a Python name, and not one of {taken}."
+                )
+        for name in self.initial:
+            if name not in self.parameters:
+                raise ValueError(f"`initial` has {name!r}, which must be one of `parameters`.")
 
 
 def tanh(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:

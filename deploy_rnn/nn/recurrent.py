@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.nn.cells import CELLS, Cell, Step
+from deploy_rnn.nn.cells import CELLS, Cell, Shape, Step
 from deploy_rnn.nn.lengths import check_lengths, repack, reverse_rows, step_mask, unpack
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.scan import zeros
@@ -117,12 +117,15 @@ class Recurrent(nn.Module):
 
     def _set_cell(self, cell: Cell) -> None:
         """Keep what TorchScript needs as plain attributes: it has no dataclass with a function in it."""
-        self.cell = cell
+        if getattr(type(self), "cell", None) is not cell:
+            # Otherwise a layer could be saved only if everything in its cell can.
+            self.cell = cell
         self._name = cell.name or type(self).__name__
         self._step = cell.step
         self._gates = cell.gates
         self._states = cell.states
         self._bias_in_step = cell.bias_in_step
+        self._own_parameters = len(cell.parameters)
 
     @classmethod
     def from_torch(cls, module: nn.RNNBase) -> Self:
@@ -195,7 +198,7 @@ class Recurrent(nn.Module):
         """Run one layer.
 
         input (T, B, I), states (D, B, P) ..., lengths (B,) or None,
-        weights: for each direction weight_ih, weight_hh (, bias_ih, bias_hh) (, weight_hr)
+        weights: for each direction weight_ih, weight_hh (, bias_ih, bias_hh) (, the cell's own) (, weight_hr)
         -> output (T, B, D*P), final states (D, B, P) ...
         """
         steps = input.size(0)
@@ -230,7 +233,7 @@ class Recurrent(nn.Module):
         return direction[2] + direction[3]
 
     def _step_weights(self, weights: list[list[Tensor]]) -> list[Tensor]:
-        """What a step multiplies its state by, as `cells` describes it: W_hh, then b_hh and W_hr if it has them."""
+        """What a step multiplies its state by, as `cells` describes it: W_hh, b_hh, the cell's own parameters, W_hr."""
         step_weights = [right_hand([direction[1] for direction in weights])]  # (D, P, G*H)
         if self._bias_in_step:
             if self.bias:
@@ -240,6 +243,9 @@ class Recurrent(nn.Module):
             else:
                 shape = [len(weights), 1, self._gates * self.hidden_size]
                 step_weights.append(weights[0][0].new_zeros(shape))
+        first_own = 4 if self.bias else 2
+        for number in range(first_own, first_own + self._own_parameters):
+            step_weights.append(right_hand([direction[number] for direction in weights]))
         if self.proj_size > 0:
             step_weights.append(right_hand([direction[-1] for direction in weights]))  # (D, H, P)
         return step_weights
@@ -406,7 +412,7 @@ class Recurrent(nn.Module):
         return [output_size] + [self.hidden_size] * (self._states - 1)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every parameter, in the order of `torch.nn`: layer, direction, ih, hh, biases, hr."""
+        """Name and shape of every parameter, by layer and direction: ih, hh, biases, the cell's own, hr."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
         rows = self._gates * self.hidden_size
         output_size = self.state_sizes()[0]
@@ -420,9 +426,20 @@ class Recurrent(nn.Module):
                 if self.bias:
                     shapes[f"bias_ih_{name}"] = (rows,)
                     shapes[f"bias_hh_{name}"] = (rows,)
+                for own, shape in self.cell.parameters.items():
+                    shapes[f"{own}_{name}"] = self._own_shape(own, shape)
                 if self.proj_size:
                     shapes[f"weight_hr_{name}"] = (output_size, self.hidden_size)
         return shapes
+
+    def _own_shape(self, name: str, shape: Shape) -> tuple[int, ...]:
+        """The shape of one of the cell's own parameters."""
+        sizes = tuple(shape(self.hidden_size))
+        if len(sizes) not in (1, 2):
+            raise ValueError(
+                f"`{name}` has the shape {list(sizes)}; a parameter of a cell must be a vector or a matrix."
+            )
+        return sizes
 
     def ordered_weights(self) -> list[Tensor]:
         """Every parameter, in the order of `weight_shapes()`."""
@@ -441,10 +458,17 @@ class Recurrent(nn.Module):
     # What else a module of `torch.nn` has.
 
     def reset_parameters(self) -> None:
-        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)); one seed gives the weights of the namesake."""
+        """Draw every parameter from U(-1/sqrt(H), 1/sqrt(H)); one seed gives the weights of the namesake.
+
+        A cell's own parameters start from the numbers in `Cell.initial`, where it names them.
+        """
         bound = 1.0 / math.sqrt(self.hidden_size)
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
+        for name, number in self.cell.initial.items():
+            for weight_name in self.weight_shapes():
+                if weight_name.rpartition("_l")[0] == name:
+                    nn.init.constant_(getattr(self, weight_name), number)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: there is no cuDNN buffer that the weights must lie in."""

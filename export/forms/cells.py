@@ -45,6 +45,7 @@ class StepBuild:
         direction: takes the nodes that all steps of the direction share.
         groups: the weights of each group.
         weight_hr: (P, H), or None without a projection.
+        own: the cell's own parameters.
         projected: what the input contributes to each group.
         states: before the step; None for zeros.
     """
@@ -53,6 +54,7 @@ class StepBuild:
     direction: Builder
     groups: Mapping[str, Group]
     weight_hr: ir.Value | None
+    own: Sequence[ir.Value]
     projected: Mapping[str, ir.Value]
     states: Sequence[ir.Value | None]
 

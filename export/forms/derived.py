@@ -37,7 +37,7 @@ def derived(build: Builder, stack: Stack) -> OnnxCell:
     cell = stack.cell
     direction = stack.layers[0][0]
     bias_hh = direction.bias_hh if cell.bias_in_step else None
-    weights = _recurrent_weights(direction.weight_hh, bias_hh, direction.weight_hr)
+    weights = _recurrent_weights(direction.weight_hh, bias_hh, *direction.own, direction.weight_hr)
     assert direction.weight_ih.dtype is not None
     example = _Example(
         cell,
@@ -52,7 +52,7 @@ def derived(build: Builder, stack: Stack) -> OnnxCell:
 
 
 def _recurrent_weights(*weights: ir.Value | None) -> list[ir.Value]:
-    """W_hh, b_hh, W_hr without those that are missing."""
+    """W_hh, b_hh, the cell's own, W_hr without those that are missing."""
     return [weight for weight in weights if weight is not None]
 
 
@@ -155,7 +155,7 @@ class _TracedStep:
     def write(self, step: StepBuild) -> list[ir.Value]:
         """Repeat the nodes for one step."""
         group = step.groups[""]
-        weights = _recurrent_weights(group.weight_hh, group.bias_hh, step.weight_hr)
+        weights = _recurrent_weights(group.weight_hh, group.bias_hh, *step.own, step.weight_hr)
         shared_values = step.build.once(
             (self, *weights), lambda: self._write_weight_nodes(step.direction, weights)
         )

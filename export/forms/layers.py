@@ -33,6 +33,7 @@ class DirectionBuild:
         cell: what a step is.
         groups: the weights of each group of gates.
         weight_hr: (P, H), or None without a projection.
+        own: the cell's own parameters.
         projected: what the input contributes to each group at all steps, [T*B, g*H].
         states: at the start, [B, P] ...; None for zeros.
         reverse: whether the last step is walked first.
@@ -48,6 +49,7 @@ class DirectionBuild:
     cell: OnnxCell
     groups: Mapping[str, Group]
     weight_hr: ir.Value | None
+    own: Sequence[ir.Value]
     projected: Mapping[str, ir.Value]
     states: Sequence[ir.Value | None]
     reverse: bool
@@ -154,6 +156,7 @@ def _directions(
                 cell=cell,
                 groups=groups,
                 weight_hr=weights.weight_hr,
+                own=weights.own,
                 projected=projected,
                 states=starts[index],
                 # With lengths the source is reversed already, and final states are looked up among those of all steps.

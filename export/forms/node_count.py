@@ -51,6 +51,7 @@ def _nodes(stack: Stack, opsets: Mapping[str, int]) -> int:
         direction=scratch,
         groups=groups,
         weight_hr=direction.weight_hr,
+        own=direction.own,
         projected={group: ir.Value() for group in groups},
         states=[ir.Value() for _ in stack.sizes],
     )

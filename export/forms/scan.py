@@ -139,6 +139,7 @@ def _step(direction: DirectionBuild, body: Builder) -> StepBuild:
         direction=direction.build,
         groups=direction.groups,
         weight_hr=direction.weight_hr,
+        own=direction.own,
         projected={
             group: group_scope(body, group).scope("x").input(dtype) for group in direction.projected
         },

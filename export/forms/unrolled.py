@@ -42,6 +42,7 @@ def _walk(direction: DirectionBuild) -> Walked:
             direction=direction.build,
             groups=direction.groups,
             weight_hr=direction.weight_hr,
+            own=direction.own,
             projected={group: of_steps[t] for group, of_steps in parts.items()},
             states=states,
         )
