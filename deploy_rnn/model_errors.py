@@ -79,8 +79,8 @@ BRANCH = (
 
 PACKING = (
     "the model packs its rows here (pack_padded_sequence, pad_packed_sequence), by lengths that are values, and there "
-    "is one graph for all values. Give the `lengths` to a layer of deploy_rnn instead of packing; or call "
-    "`export_onnx`, which takes a model that packs as it is."
+    "is one graph for all values. Let pad_packed_sequence have `total_length=x.size(...)`, the steps of the padded "
+    "input, and the lengths be a tensor."
 )
 
 

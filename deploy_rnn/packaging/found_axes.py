@@ -1,5 +1,6 @@
 """The batch and the steps of a whole model: which axes of its inputs they are, found by running it at other sizes."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
     """For each tensor of the call: the axes that are the batch of the recurrent layers, "B", or their steps, "T".
 
     An axis, or several of the same size, become one longer. If each layer that had this batch then has one row more,
-    they are "B"; and so for "T". An input that the model does not use, or passes on, has the axes of the others.
+    they are "B"; and so for "T". Steps of another size, such as those of a decoder, are "T1". An input that the model
+    does not use, or passes on, has the axes of the others.
     """
     names: list[dict[int, str]] = [{} for _ in call.tensors]
     layers = [module for module in reference.model.modules() if is_recurrent(module)]
@@ -32,14 +34,17 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
         example = runs.longer([])
         if example is None:
             return names
-        for name in (BATCH, STEPS):
-            for size in dict.fromkeys(example.layer_sizes[name]):
+        for meaning in (BATCH, STEPS):
+            unused_names = (f"{meaning}{count or ''}" for count in itertools.count())
+            for size in dict.fromkeys(example.layer_sizes[meaning]):
                 places = [
                     (number, axis)
                     for number, axis in runs.places(size)
                     if axis not in names[number]
                 ]
-                for number, axis in _places_of(name, size, places, example, runs):
+                found = _places_of(meaning, size, places, example, runs)
+                name = next(unused_names) if found else ""
+                for number, axis in found:
                     names[number][axis] = name
     return names
 

@@ -97,8 +97,8 @@ def package(
         path: of the file to write, ending in .pt2 or .pt; its folder must exist.
         kwargs: example keyword arguments.
         dynamic_shapes: name of each dynamic axis, such as {"tokens": {0: "B", 1: "T"}}; or a `torch.export.Dim` with
-            its range. None: the batch and the steps of the recurrent layers, called "B" and "T", and no other axis; one
-            that the model fixes is fixed, and in a .pt2 file with a warning.
+            its range. None: the batch and the steps of the recurrent layers, called "B" and "T" ("T1" where a decoder
+            has others), and no other axis; one that the model fixes is fixed, and in a .pt2 file with a warning.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
             PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
@@ -179,7 +179,7 @@ def _written_with_found_axes(
             example = example.without(name)
     if path.suffix == ".pt2":
         for name, reason in reasons.items():
-            meaning = "steps" if name == STEPS else "batch"
+            meaning = "batch" if name.startswith(BATCH) else "steps"
             warn_user(
                 f"{path.name} takes the {meaning} of the example only: {reason}; give `dynamic_shapes`, or write a "
                 ".pt file, which fixes no axis."

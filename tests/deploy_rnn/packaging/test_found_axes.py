@@ -47,6 +47,10 @@ def two_rates(rnn: nn.GRU, x: Tensor, samples: Tensor) -> Any:
     return rnn(x)[0] + samples.unflatten(1, (x.size(1), 4))
 
 
+def decoded(rnn: nn.GRU, x: Tensor, y: Tensor) -> Any:
+    return rnn(y, rnn(x)[1])[0]
+
+
 @pytest.mark.parametrize(
     ("code", "shapes", "expected"),
     [
@@ -57,6 +61,7 @@ def two_rates(rnn: nn.GRU, x: Tensor, samples: Tensor) -> Any:
         (plain, [(6, 5)], [{0: "T"}]),
         (masked, [(3, 6, 5), (3, 6)], [{0: "B", 1: "T"}, {0: "B", 1: "T"}]),
         (passed_on, [(3, 6, 5), (3,), (3, 4), (3,)], [{0: "B", 1: "T"}, {0: "B"}, {}, {}]),
+        (decoded, [(3, 6, 5), (3, 4, 5)], [{0: "B", 1: "T"}, {0: "B", 1: "T1"}]),
         # Twice the rows of the input, as many samples as four times its steps.
         (doubled, [(3, 6, 5)], [{1: "T"}]),
         (two_rates, [(3, 6, 5), (3, 24)], [{0: "B"}, {0: "B"}]),
