@@ -1,7 +1,10 @@
 """`deploy-rnn serve`. Only click is imported here; everything else is loaded when the command runs."""
 
 import asyncio
+import contextlib
+import os
 import signal
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,7 +20,10 @@ if TYPE_CHECKING:
     from .scheduling.served_model import ServedModel
     from .server import Server
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+# A terminal that closes; `nohup` has it ignored.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    SIGNALS.append(signal.SIGHUP)
 
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
@@ -149,6 +155,20 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="Time for an answer.",
 )
 @click.option(
+    "--unread-seconds",
+    show_default="10.0",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time in which a client must read some of its answer.",
+)
+@click.option(
+    "--idle-seconds",
+    show_default="75.0",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Time after which an unused HTTP connection is closed.",
+)
+@click.option(
     "--drain-seconds",
     show_default="30.0",
     type=SECONDS,
@@ -177,7 +197,23 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
             )
             raise UsageError(message) from None
         given_options = {name: value for name, value in options.items() if value is not None}
+        _let_logs_be_lost()
         asyncio.run(_serve(path, host, http_port, grpc_port, given_options, stdout))
+
+
+def _let_logs_be_lost() -> None:
+    """If nobody reads what is written to stderr, lose it: a full pipe would block the whole server."""
+    # Beside Python's logging, onnxruntime and gRPC write there too.
+    stderr = 2
+    with contextlib.suppress(OSError):
+        mode = os.fstat(stderr).st_mode
+        if stat.S_ISSOCK(mode):
+            os.set_blocking(stderr, False)
+        elif stat.S_ISFIFO(mode):
+            # Opened anew: other processes may write to the same pipe, and expect it to wait for its reader.
+            reopened = os.open(f"/dev/fd/{stderr}", os.O_WRONLY | os.O_NONBLOCK)
+            os.dup2(reopened, stderr)
+            os.close(reopened)
 
 
 async def _serve(

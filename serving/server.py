@@ -13,13 +13,9 @@ from starlette.types import ASGIApp
 from .grpc.service import Service
 from .protocol.inference import Inference
 from .repository import Repository
-from .rest.app import make_app
-from .rest.header_limits import limited_to
+from .rest.app import OPEN_PATHS, make_app
+from .rest.connection import connection_factory
 from .settings import Settings
-
-# Triton's clients reuse idle connections and do not expect them to be closed. Proxies commonly close theirs after 60 s,
-# so the server has to wait longer.
-KEEP_ALIVE_SECONDS = 75
 
 BACKLOG = 2048
 """Connections that the kernel holds until the loop accepts them; uvicorn's default."""
@@ -116,14 +112,12 @@ class _Uvicorn(uvicorn.Server):
 def _make_uvicorn(app: ASGIApp, settings: Settings) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
-        http=limited_to(settings.header_seconds),
+        http=connection_factory(settings, set(OPEN_PATHS)),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     return _Uvicorn(config)

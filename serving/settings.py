@@ -16,6 +16,9 @@ class Settings:
         header_seconds: time for the first line and the headers of an HTTP request to arrive.
         body_seconds: time for its body to arrive.
         request_seconds: time for an answer; the `timeout` of a request may shorten it.
+        unread_seconds: time in which a client must have read some of an answer; 1 KiB a second is enough.
+        idle_seconds: time without a request after which a connection is closed. Triton's clients reuse idle connections
+            and do not expect them to be closed; proxies commonly close theirs after 60 s, so the server waits longer.
         drain_seconds: time for accepted requests to be answered once the server is told to stop.
         max_connections: HTTP connections and requests at a time, and gRPC calls.
         token: what clients must send as `Authorization: Bearer TOKEN`; None if they need not.
@@ -27,6 +30,8 @@ class Settings:
     header_seconds: float = 10.0
     body_seconds: float = 30.0
     request_seconds: float = 60.0
+    unread_seconds: float = 10.0
+    idle_seconds: float = 75.0
     drain_seconds: float = 30.0
     max_connections: int = 1000
     token: str | None = None

@@ -60,6 +60,8 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
         Exception: _error,
     }
     app = Starlette(routes=[*endpoints.routes(), *page_routes], exception_handlers=handlers)
+    # Its redirect would go to whatever host the client has named.
+    app.router.redirect_slashes = False
     # Pages need no token: the server's own asks its user for one.
     return Guard(app, inference, {*OPEN_PATHS, *(route.path for route in page_routes)})
 
@@ -92,6 +94,11 @@ class Guard:
 
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) > 1 or (not hosts and scope["http_version"] == "1.1"):
+            message = f"the request has {len(hosts)} headers `Host`; must be one."
+            await JSONResponse({"error": message}, 400)(scope, receive, send)
+            return
         if scope["path"] not in self._open_paths:
             headers = dict(scope["headers"])
             try:

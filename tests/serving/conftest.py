@@ -232,7 +232,7 @@ def run_server() -> Callable[..., Any]:
     return _running
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_bundle() -> Callable[..., Path]:
     return write_bundle
 
@@ -242,7 +242,7 @@ def make_client() -> type[Client]:
     return Client
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sum_model() -> type[SumModel]:
     return SumModel
 

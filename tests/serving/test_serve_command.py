@@ -35,6 +35,7 @@ VALUES = {
     "stream_idle": 8.5, "stream_keep": 9.5,
     "max_bytes": 10, "max_json_bytes": 9,
     "header_seconds": 11.5, "body_seconds": 12.5, "request_seconds": 13.5, "drain_seconds": 14.5,
+    "unread_seconds": 7.5, "idle_seconds": 5.5,
     "max_connections": 15, "token": "secret", "pages": ("a", "b"),
 }  # fmt: skip
 

@@ -1,0 +1,662 @@
+"""A connection of HTTP/1.1, for uvicorn: httptools reads it, and all that a client may do to it has a limit.
+
+Everything that is read counts until its message ends: bytes beyond the body, such as headers, trailers and the sizes of
+chunks, and the time. What is written must be read. A request for an upgrade is answered as any other.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Set
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message
+
+from ..settings import Settings
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Of a request line and its headers, and of trailers."""
+
+MAX_CHUNK_OVERHEAD = 8
+"""Bytes that each byte of a body may take besides: a chunk of one byte takes 5, and extensions of chunks more."""
+
+MAX_PIPELINED = 16
+"""Requests that a client may send before the first of them is answered; it has to repeat further ones."""
+
+MAX_BUFFERED_BYTES = 64 * 1024
+"""Of a body that the application has not asked for yet; then reading pauses."""
+
+HEALTH_PLACES = 16
+"""Connections beyond `max_connections`; on these, only health is answered."""
+
+LINGER_SECONDS = 2.0
+"""After an early answer, such as 413, the rest of the request is read and dropped for this long: many clients read an
+answer only once they have sent everything."""
+
+LEAVING_SECONDS = 1.0
+"""A client that ends its side of the connection so soon after its request still reads; later it counts as gone."""
+
+STOPPING_SECONDS = 1.0
+"""An idle connection is kept for this long once the server stops, since its next request may be on the way."""
+
+MIN_UNREAD_RATE = 1024
+"""Bytes of an answer that a client has to take in each second."""
+
+MIN_IDLE_SECONDS = 1.0
+"""An idle connection is closed for a new one only after this time: its next request may be on the way."""
+
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+class Awaited(Enum):
+    """What a connection waits for the client to do; each has a limit of time."""
+
+    HEAD = auto()
+    BODY = auto()
+    NEXT_REQUEST = auto()
+    END = auto()
+
+
+class Exchange:
+    """One request and its answer: `receive` and `send` of an ASGI application.
+
+    Attributes:
+        keep_alive: whether the connection goes on after it.
+        received: whether all of the request has arrived.
+        answered: whether all of the answer was sent.
+        buffered: bytes of the body that the application has not asked for.
+    """
+
+    def __init__(
+        self,
+        connection: "Connection",
+        app: ASGIApp,
+        scope: dict[str, Any],
+        *,
+        keep_alive: bool,
+        expects_continue: bool,
+    ) -> None:
+        self.keep_alive = keep_alive
+        self.received = False
+        self.answered = False
+        self.buffered = bytearray()
+        self._connection = connection
+        self._app = app
+        self._scope = scope
+        self._expects_continue = expects_continue
+        self._disconnected = False
+        self._changed = asyncio.Event()
+        self._start: Message | None = None
+        self._head_sent = False
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, tasks: set[asyncio.Task[None]]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        tasks.add(self._task)
+        self._task.add_done_callback(tasks.discard)
+
+    def add_body(self, piece: bytes) -> None:
+        self.buffered += piece
+        self._changed.set()
+
+    def end_body(self) -> None:
+        self.received = True
+        self._changed.set()
+
+    def disconnect(self) -> None:
+        """The client has left: nobody waits for the answer."""
+        self._disconnected = True
+        self._changed.set()
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        try:
+            await self._app(self._scope, self._receive, self._send)
+        except Exception as error:
+            logger.error("a request failed", exc_info=error)
+            if not self._head_sent:
+                answer = JSONResponse({"error": "the server failed; its log has the reason."}, 500)
+                self.keep_alive = False
+                await answer(self._scope, self._receive, self._send)
+        except asyncio.CancelledError:
+            if not self._disconnected:
+                raise
+        finally:
+            if not self.answered and not self._disconnected:
+                self._connection.abort()
+
+    async def _receive(self) -> Message:
+        if self._expects_continue and not self.received and not self._disconnected:
+            self._expects_continue = False
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not (self.buffered or self.received or self._disconnected):
+            self._changed.clear()
+            await self._changed.wait()
+        if self._disconnected or self.answered:
+            return {"type": "http.disconnect"}
+        body = bytes(self.buffered)
+        self.buffered.clear()
+        self._connection.update()
+        return {"type": "http.request", "body": body, "more_body": not self.received}
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        assert self._start is not None, "an answer must begin with its start"
+        await self._connection.writable()
+        if self._disconnected:
+            return
+        body: bytes = b"" if self._scope["method"] == "HEAD" else message.get("body", b"")
+        if not self._head_sent:
+            self._head_sent = True
+            head = self._head(self._start["status"], self._start["headers"])
+            # One packet for a small answer; a large one is not copied.
+            if len(body) < MAX_BUFFERED_BYTES:
+                body = head + body
+            else:
+                self._connection.write(head)
+        self._connection.write(body)
+        if not message.get("more_body", False):
+            self.answered = True
+            self._connection.end_exchange(self)
+
+    def _head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        # The client may send its next request instead of a body that it was not told to send.
+        if self._expects_continue and not self.received:
+            self.keep_alive = False
+        lines = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b""))]
+        names = set()
+        for name, value in (*self._connection.default_headers, *headers):
+            if b"\n" in value or b"\r" in value:
+                raise ValueError(f"a value of header {name!r} has the end of a line in it.")
+            names.add(name)
+            if name == b"connection":
+                self.keep_alive &= value.lower() != b"close"
+            else:
+                lines.append(name + b": " + value)
+        has_body = status >= 200 and status not in (204, 304)
+        if has_body and b"content-length" not in names:
+            self.keep_alive = False  # then the end of the connection is that of the answer
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        return b"\r\n".join([*lines, b"", b""])
+
+
+class Places:
+    """The connections of a server, and which of them may ask for what.
+
+    Args:
+        health_paths: what is answered when all other places are taken.
+    """
+
+    def __init__(self, settings: Settings, health_paths: Set[str]) -> None:
+        self.settings = settings
+        self.health_paths = health_paths
+        # Connection -> since when; the one that has been idle longest comes first.
+        self._idle: dict[Connection, float] = {}
+
+    def enter(self, connection: "Connection", connections: set[Any]) -> bool:
+        """Give a new connection a place, if need be that of an idle one. False if only health may be asked for.
+
+        Where there is no place at all, the connection is closed.
+        """
+        most = self.settings.max_connections
+        if len(connections) <= most or self._evict(MIN_IDLE_SECONDS):
+            return True
+        if len(connections) > most + HEALTH_PLACES and not self._evict(0):
+            connection.abort()
+        return False
+
+    def set_idle(self, connection: "Connection", *, idle: bool) -> None:
+        if not idle:
+            self._idle.pop(connection, None)
+        elif connection not in self._idle:
+            self._idle[connection] = time.monotonic()
+
+    def _evict(self, idle_seconds: float) -> bool:
+        """Close the connection that has been idle longest, if that is at least `idle_seconds`."""
+        for connection, since in self._idle.items():
+            if time.monotonic() - since < idle_seconds:
+                return False
+            del self._idle[connection]
+            connection.abort()
+            return True
+        return False
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Requests are answered in their order, one at a time.
+
+    Args:
+        app: answers them.
+        server_state: uvicorn's; has the connections and tasks of the server.
+        places: shared by all connections.
+    """
+
+    def __init__(self, app: ASGIApp, server_state: Any, places: Places) -> None:
+        self._app = app
+        self._state = server_state
+        self._places = places
+        self._settings = places.settings
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._has_place = False
+        self._addresses: dict[str, tuple[str, int] | None] = {}
+        # The message that is being read.
+        self._messages = 0
+        self._in_message = False
+        self._in_head = False
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._reading: Exchange | None = None
+        self._overhead_bytes = 0
+        self._body_bytes = 0
+        # The requests that are to be answered; the first of them is being answered.
+        self._exchanges: deque[Exchange] = deque()
+        self._received_at = 0.0
+        # Whether nothing more is read; whether everything was answered besides; whether the client has ended its side.
+        self._ignores_input = False
+        self._ends = False
+        self._has_eof = False
+        self._stopping = False
+        self._dropped_bytes = 0
+        self._awaited: tuple[Awaited, int, bool] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._written_bytes = 0
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._addresses = {
+            "client": _address(transport, "peername"),
+            "server": _address(transport, "sockname"),
+        }
+        self._state.connections.add(self)
+        self._has_place = self._places.enter(self, self._state.connections)
+        self.update()
+
+    def data_received(self, data: bytes) -> None:
+        if self._ignores_input:
+            self._drop(len(data))
+            return
+        self._overhead_bytes += len(data)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            if not self._ignores_input:
+                self._refuse(400, "this is not a request of HTTP/1.1.")
+        allowed = MAX_HEADER_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes
+        if self._overhead_bytes > allowed and not self._ignores_input:
+            self._stop_reading()
+        self.update()
+
+    def eof_received(self) -> bool:
+        """Return whether the connection stays open for what is still to be answered."""
+        self._has_eof = True
+        if self._ends or time.monotonic() - self._received_at > LEAVING_SECONDS:
+            return False
+        self._stop_reading()
+        return not self._ends
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.connections.discard(self)
+        self._places.set_idle(self, idle=False)
+        for timer in (self._timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._ends = self._ignores_input = True
+        for exchange in self._exchanges:
+            exchange.disconnect()
+        self._exchanges.clear()
+        self._may_write.set()
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    # What uvicorn calls.
+
+    def shutdown(self) -> None:
+        """The server stops: what was accepted is answered, and then the connection ends."""
+        self._stopping = True
+        if self._exchanges:
+            self._exchanges[-1].keep_alive = False
+        self.update()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self._messages += 1
+        self._in_message = self._in_head = True
+        self._url = b""
+        self._headers = []
+        self._reading = None
+        self._dropped_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What comes after the head are trailers, which nobody asks for.
+        if self._in_head:
+            self._headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        if self._ignores_input or self._parser.should_upgrade():
+            return
+        self._in_head = False
+        version = self._parser.get_http_version()
+        head_bytes = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+        if head_bytes > MAX_HEADER_BYTES:
+            self._refuse(431, f"the headers have more than {MAX_HEADER_BYTES} bytes.")
+        elif len(self._exchanges) >= MAX_PIPELINED:
+            self._stop_reading()
+        elif version not in ("1.0", "1.1"):
+            self._refuse(505, f"HTTP/{version} is not supported; use HTTP/1.1.")
+        else:
+            self._accept(version)
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead_bytes -= len(body)
+        self._body_bytes += len(body)
+        if self._ignores_input or self._reading is None or self._reading.answered:
+            self._drop(len(body))
+        else:
+            self._reading.add_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._ignores_input or self._parser.should_upgrade():
+            return
+        self._in_message = False
+        self._overhead_bytes = self._body_bytes = 0
+        self._received_at = time.monotonic()
+        if self._reading is not None:
+            self._reading.end_body()
+
+    # What an exchange calls.
+
+    @property
+    def default_headers(self) -> Iterable[tuple[bytes, bytes]]:
+        headers: Iterable[tuple[bytes, bytes]] = self._state.default_headers
+        return headers
+
+    async def writable(self) -> None:
+        """Wait until the client has read most of what was written."""
+        await self._may_write.wait()
+
+    def write(self, data: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self._transport.write(data)
+        self._written_bytes += len(data)
+        if self._write_timer is None and self._transport.get_write_buffer_size():
+            self._watch_writing()
+
+    def end_exchange(self, exchange: Exchange) -> None:
+        """The answer was written: go on with the next request, or end the connection."""
+        self._exchanges.popleft()
+        if not exchange.keep_alive or (self._ignores_input and not self._exchanges):
+            self._end()
+        elif self._exchanges:
+            self._exchanges[0].begin(self._state.tasks)
+        self.update()
+
+    def abort(self) -> None:
+        """Hang up at once; what was written and not yet sent is lost."""
+        self._ends = self._ignores_input = True
+        self._transport.abort()
+
+    def update(self) -> None:
+        """After any change: pause or resume reading, and set the timer for what is awaited now."""
+        if self._transport.is_closing():
+            return
+        reading = self._reading
+        is_full = reading is not None and len(reading.buffered) > MAX_BUFFERED_BYTES
+        if not self._ends and (is_full or len(self._exchanges) > 1):
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+        self._await(self._next())
+        idle = self._awaited is not None and self._awaited[0] is not Awaited.BODY
+        self._places.set_idle(self, idle=idle and not self._exchanges)
+
+    # Steps of these.
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._ignores_input:
+                    return
+                if self._parser.get_method() == b"CONNECT":
+                    self._refuse(405, "CONNECT is not supported: this server is not a proxy.")
+                    return
+                (head_end,) = upgrade.args
+                data = self._head_without_upgrade() + data[head_end:]
+                self._parser = httptools.HttpRequestParser(self)
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head that was read, for another parser; any server may ignore an upgrade.
+
+        With the header, the parser would take what follows for another protocol; it is the body of the request.
+        """
+        version = self._parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self._parser.get_method(), self._url, version)]
+        lines += [b"%b: %b" % header for header in self._headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _accept(self, version: str) -> None:
+        """Make an exchange of the request whose headers are complete."""
+        try:
+            url = httptools.parse_url(self._url)
+            raw_path = url.path
+            path = unquote(raw_path.decode("ascii"))
+        except (httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError):
+            self._refuse(400, "the target of the request is not a path.")
+            return
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "scheme": "http",
+            "path": path,
+            "raw_path": raw_path,
+            "root_path": "",
+            "query_string": url.query or b"",
+            "headers": self._headers,
+            **self._addresses,
+        }
+        app = self._app
+        most = self._settings.max_connections
+        self._has_place = self._has_place or len(self._state.connections) <= most
+        if not self._has_place and path not in self._places.health_paths:
+            app = _refusal(
+                503, f"{most} connections are open, which is the limit; try again later."
+            )
+        expects_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers
+        )
+        keep_alive = version == "1.1" and self._parser.should_keep_alive()
+        exchange = Exchange(
+            self,
+            app,
+            scope,
+            keep_alive=keep_alive and self._has_place and not self._stopping,
+            expects_continue=expects_continue,
+        )
+        self._add(exchange)
+
+    def _add(self, exchange: Exchange) -> None:
+        self._reading = exchange
+        self._exchanges.append(exchange)
+        if len(self._exchanges) == 1:
+            exchange.begin(self._state.tasks)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer a request that cannot be understood, after those before it, and read no further."""
+        was_answered = self._reads_body() and self._reading is not None and self._reading.answered
+        self._ignores_input = True
+        if was_answered:
+            self._end()
+            return
+        self._drop_incomplete()
+        scope = {"type": "http", "method": "GET"}
+        app = _refusal(status, message)
+        self._add(Exchange(self, app, scope, keep_alive=False, expects_continue=False))
+
+    def _stop_reading(self) -> None:
+        """Read no further, answer what was accepted, and end the connection."""
+        self._ignores_input = True
+        self._drop_incomplete()
+        if not self._exchanges:
+            self.abort()
+
+    def _reads_body(self) -> bool:
+        return self._in_message and not self._in_head
+
+    def _drop_incomplete(self) -> None:
+        """A request whose body will not arrive needs no answer."""
+        reading = self._reading
+        if self._reads_body() and reading is not None and not reading.answered:
+            self._exchanges.remove(reading)
+            reading.disconnect()
+
+    def _drop(self, size: int) -> None:
+        self._dropped_bytes += size
+        if self._dropped_bytes > self._settings.max_bytes:
+            self.abort()
+
+    def _end(self) -> None:
+        """Everything was answered. The client sees the end, and may finish what it is sending."""
+        self._ends = self._ignores_input = True
+        if self._has_eof:
+            self._transport.close()
+        elif not self._transport.is_closing() and self._transport.can_write_eof():
+            try:
+                self._transport.write_eof()
+            except OSError:  # the client has left meanwhile
+                self.abort()
+
+    def _next(self) -> Awaited | None:
+        """What the client has to do next; None if the server has to."""
+        if self._ends:
+            return Awaited.END
+        if self._ignores_input or len(self._exchanges) > 1:
+            return None
+        if self._in_head:
+            return Awaited.HEAD
+        if self._in_message:
+            answered = self._reading is None or self._reading.answered
+            return Awaited.END if answered else Awaited.BODY
+        if self._exchanges:
+            return None
+        return Awaited.NEXT_REQUEST if self._messages else Awaited.HEAD
+
+    def _await(self, awaited: Awaited | None) -> None:
+        """Set the timer, unless it runs for the same thing: more bytes do not give more time."""
+        key = None if awaited is None else (awaited, max(self._messages, 1), self._stopping)
+        if key == self._awaited:
+            return
+        self._awaited = key
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if awaited is not None:
+            self._timer = self._loop.call_later(self._seconds(awaited), self._give_up, awaited)
+
+    def _seconds(self, awaited: Awaited) -> float:
+        if awaited is Awaited.HEAD:
+            return self._settings.header_seconds
+        if awaited is Awaited.BODY:
+            # The application has the same limit, and should have the time to say so.
+            return self._settings.body_seconds + LINGER_SECONDS
+        if awaited is Awaited.END:
+            return LINGER_SECONDS
+        return STOPPING_SECONDS if self._stopping else self._settings.idle_seconds
+
+    def _give_up(self, awaited: Awaited) -> None:
+        if awaited is Awaited.HEAD:
+            self._stop_reading()
+        elif awaited in (Awaited.NEXT_REQUEST, Awaited.END):
+            self._ends = self._ignores_input = True
+            self._transport.close()
+        else:
+            self.abort()
+
+    def _watch_writing(self) -> None:
+        """Drop the connection if the client does not read what was written."""
+        seconds = self._settings.unread_seconds
+        self._write_timer = self._loop.call_later(seconds, self._check_writing, self._read_bytes())
+
+    def _check_writing(self, read_before: int) -> None:
+        self._write_timer = None
+        if not self._transport.get_write_buffer_size():
+            return
+        if self._read_bytes() - read_before < MIN_UNREAD_RATE * self._settings.unread_seconds:
+            self.abort()
+        else:
+            self._watch_writing()
+
+    def _read_bytes(self) -> int:
+        """Bytes that have arrived at the client."""
+        unsent = self._transport.get_write_buffer_size()
+        return self._written_bytes - unsent - _unacknowledged(self._transport)
+
+
+def connection_factory(settings: Settings, health_paths: Set[str]) -> Callable[..., Connection]:
+    """What uvicorn makes each connection with: its option `http`."""
+    places = Places(settings, health_paths)
+
+    def make(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
+        return Connection(config.loaded_app, server_state, places)
+
+    return make
+
+
+def _refusal(status: int, message: str) -> ASGIApp:
+    return JSONResponse({"error": message}, status, {"Connection": "close"})
+
+
+def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+    address = transport.get_extra_info(name)
+    return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel holds until the client has taken them; 0 where it does not tell."""
+    found = transport.get_extra_info("socket")
+    if fcntl is None or found is None:
+        return 0
+    try:
+        answer = fcntl.ioctl(found.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(answer, "little")

@@ -1,0 +1,334 @@
+"""Connections over raw sockets: what a client may send, leave out, or never read."""
+
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.rest import connection
+from deploy_rnn.serving.server import Server
+from deploy_rnn.serving.settings import Settings
+
+SHORT = 0.3
+"""Seconds of the limits under test; those that a test must not reach are the defaults."""
+
+GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+LIVE = b'{"live":true}'
+BODY = json.dumps(
+    {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
+).encode()
+SUMS = b'"data":[1.0,3.0]'
+
+
+def post(*headers: str, path: str = "/v2/models/sum/infer", body: bytes = BODY) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def chunked(end: bytes, path: str = "/v2/models/sum/infer") -> bytes:
+    """A request in one chunk; `end` comes after it."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    return head + b"%x\r\n%b\r\n" % (len(BODY), BODY) + end
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, new_bundle: Any) -> Path:
+    folder = tmp_path_factory.mktemp("bundles")
+    new_bundle(folder / "sum")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def repository(folder: Path, sum_model: Any) -> Iterator[Repository]:
+    with loaded(folder, sum_model) as repository:
+        yield repository
+
+
+@pytest.fixture
+def own_repository(folder: Path, sum_model: Any) -> Iterator[Repository]:
+    """For a test that stops its server, which closes the repository."""
+    with loaded(folder, sum_model) as repository:
+        yield repository
+
+
+@contextmanager
+def loaded(folder: Path, sum_model: Any) -> Iterator[Repository]:
+    repository = Repository(folder, sum_model)
+    repository.load_all()
+    yield repository
+    for model in repository.models():
+        model.gate.set()  # type: ignore[attr-defined]
+    repository.close(5)
+
+
+@pytest.fixture(scope="module")
+def server(repository: Repository, run_server: Callable[..., Any]) -> Iterator[Server]:
+    with run_server(repository) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    host, _, port = server.http_address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def receive_all(client: socket.socket) -> bytes:
+    """Everything until the server ends the connection, in whichever way."""
+    data = b""
+    with suppress(ConnectionError):
+        while piece := client.recv(65536):
+            data += piece
+    return data
+
+
+def receive(client: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while end not in data:
+        data += client.recv(65536) or pytest.fail(f"the connection ended after {data!r}")
+    return data
+
+
+def ask(server: Server, *pieces: bytes) -> bytes:
+    """All that is answered to a client that sends `pieces`, one after the other, and then ends its side."""
+    with connect(server) as client:
+        for piece in pieces:
+            client.sendall(piece)
+            time.sleep(0.02)
+        client.shutdown(socket.SHUT_WR)
+        return receive_all(client)
+
+
+def statuses(answers: bytes) -> list[int]:
+    return [int(part[:3]) for part in answers.split(b"HTTP/1.1 ")[1:]]
+
+
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (post(*UPGRADE),),
+        (post(*UPGRADE)[: -len(BODY)], BODY),
+        (post("Connection: upgrade", "Upgrade: websocket"),),
+        (chunked(b"0\r\n\r\n").replace(b"Host: x", b"Host: x\r\nConnection: upgrade\r\nUpgrade: a"),),
+    ],
+)  # fmt: skip
+def test_a_request_for_an_upgrade_is_answered_as_any_other(
+    pieces: tuple[bytes, ...], server: Server
+) -> None:
+    answers = ask(server, *pieces, GET)
+    assert statuses(answers) == [200, 200]
+    assert SUMS in answers
+    assert answers.endswith(LIVE)
+
+
+def test_the_body_of_an_upgrade_is_not_a_request(server: Server) -> None:
+    answers = ask(server, post(*UPGRADE, body=GET))
+    assert statuses(answers) == [400]
+    assert LIVE not in answers
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (GET, [200]), (GET * 3, [200] * 3), (post() + GET, [200, 200]),
+        (post()[:-3], []), (GET + post() + GET[:20], [200, 200]), (GET + post() + post()[:-5], [200, 200]),
+        (b"", []), (GET[:20], []),
+    ],
+)  # fmt: skip
+def test_a_half_closed_connection_gets_its_answers(
+    sent: bytes, expected: list[int], server: Server
+) -> None:
+    assert statuses(ask(server, sent)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"\x16\x03\x01 TLS\r\n\r\n", [400]), (GET + b"nothing\r\n\r\n", [200, 400]),
+        (chunked(b"zz\r\n"), [400]), (chunked(b"zz\r\n", "/v2/models/no/infer"), [400]),
+        (post("Transfer-Encoding: chunked"), [400]), (post("Content-Length: 1"), [400]),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + GET, [405]), (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", [400]),
+        (GET.replace(b"1.1", b"2.0"), [505]), (GET + GET.replace(b"1.1", b"0.9"), [200, 505]),
+        (b"GET /v2/health/live HTTP/1.0\r\n\r\n", [200]), (GET.replace(b"/v2", b"http://other/v2"), [200]),
+        (GET.replace(b"Host: x\r\n", b""), [400]), (GET.replace(b"Host: x\r\n", b"Host: x\r\nHost: y\r\n"), [400]),
+        (GET.replace(b"live", b"live/").replace(b"x", b"other.example"), [404]),
+        (GET.replace(b"x", b"x\r\nA: " + b"a" * 70_000), [431]),
+        (GET.replace(b"x", b"x\r\nConnection: close") + GET, [200]), (GET.replace(b"GET", b"HEAD") + GET, [200, 200]),
+        (post("Expect: 100-continue", path="/v2/models/no/infer")[: -len(BODY)] + GET, [404]),
+        (chunked(b"0\r\nContent-Encoding: gzip\r\n\r\n") + GET, [200, 200]),
+        (GET * (connection.MAX_PIPELINED + 9), [200] * connection.MAX_PIPELINED),
+    ],
+)  # fmt: skip
+def test_one_answer_for_each_request(sent: bytes, expected: list[int], server: Server) -> None:
+    assert statuses(ask(server, sent)) == expected
+
+
+def test_a_client_may_wait_until_it_is_told_to_go_on(server: Server) -> None:
+    request = post("Expect: 100-continue")
+    with connect(server) as client:
+        client.sendall(request[: -len(BODY)])
+        receive(client, b"HTTP/1.1 100 Continue\r\n\r\n")
+        client.sendall(BODY)
+        assert SUMS in receive(client, b"]}")
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [
+        (chunked(b"0\r\n"), b"a:b\r\n"),  # trailers
+        (chunked(b"1;"), b"a" * 100),  # an extension of a chunk
+        (GET, b"\r\n"),  # what may come before a request
+        (post(path="/v2/models/no/infer", body=b"x" * 10**8)[:200], b"x" * 100),  # a body that nobody reads
+    ],
+)  # fmt: skip
+def test_no_part_of_a_message_is_endless(flood: tuple[bytes, bytes], server: Server) -> None:
+    start, more = flood
+    sent = 0
+    with connect(server) as client, suppress(ConnectionError):
+        client.sendall(start)
+        while sent < 80_000_000:
+            client.sendall(more * 20_000)
+            sent += len(more) * 20_000
+    assert sent < 80_000_000
+
+
+def test_a_client_that_sends_too_much_sees_why(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(
+            post(body=b"")[:-4].replace(b"Content-Length: 0", b"Content-Length: 9000000")
+        )
+        client.sendall(b"\r\n\r\n" + b" " * 9_000_000)
+        answer = receive_all(client)
+    assert statuses(answer) == [413]
+    assert b"use binary tensors" in answer
+
+
+@pytest.fixture(scope="module")
+def impatient(repository: Repository, run_server: Callable[..., Any]) -> Iterator[Server]:
+    settings = Settings(
+        header_seconds=SHORT, body_seconds=SHORT, idle_seconds=SHORT, unread_seconds=SHORT
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "LINGER_SECONDS", SHORT)
+        with run_server(repository, settings) as server:
+            yield server
+
+
+@pytest.mark.parametrize(
+    ("sent", "later"),
+    [
+        (GET, b"\r\n"), (GET, b""), (GET, b"GET"), (b"\r\n", b"\r\n"),
+        (post(path="/v2/models/no/infer")[:-9], b"x"),
+        (chunked(b"0\r\n"), b"a: b\r\n"), (GET + post()[:-9], b""),
+        (post("Upgrade: h2c", "Connection: upgrade")[:-9], b""),
+    ],
+)  # fmt: skip
+def test_a_client_that_stays_silent_is_hung_up_on(
+    sent: bytes, later: bytes, impatient: Server
+) -> None:
+    with connect(impatient) as client:
+        started = time.monotonic()
+        client.sendall(sent)
+        for _ in range(3):
+            time.sleep(SHORT / 4)
+            with suppress(ConnectionError):
+                client.sendall(later)
+        receive_all(client)
+    assert time.monotonic() - started < 15
+
+
+def test_a_client_that_does_not_read_is_hung_up_on(impatient: Server) -> None:
+    fields = {"name": "x", "datatype": "FP32", "shape": [8, 10_000], "data": [1] * 80_000}
+    parameters = {"binary_data_output": True}
+    body = json.dumps({"inputs": [fields], "parameters": parameters}).encode()
+    with connect(impatient) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        requests = post(body=body) * 100
+        with pytest.raises(ConnectionError):
+            client.sendall(requests)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("how", ["reset", "closed after a while"])
+def test_what_a_client_has_left_is_not_run(
+    how: str, server: Server, repository: Repository
+) -> None:
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    blocking = connect(server)
+    blocking.sendall(post())
+    wait_until(lambda: model.statistics().queued >= 1)
+    accepted = len(model._accepted)
+    client = connect(server)
+    client.sendall(post())
+    wait_until(lambda: len(model._accepted) > accepted)
+    with pytest.MonkeyPatch.context() as patch:
+        if how == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            patch.setattr(connection, "LEAVING_SECONDS", 0.0)
+        client.close()
+        wait_until(lambda: model._accepted[-1].cancelled())
+    model.gate.set()
+    with blocking:
+        assert SUMS in receive(blocking, b"]}")
+
+
+def test_a_full_server(own_repository: Repository, run_server: Callable[..., Any]) -> None:
+    """Who waits for an answer keeps its place; health has places of its own; an idle connection makes room."""
+    model: Any = own_repository.model("sum")
+    model.gate.clear()
+    accepted = len(model._accepted)
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        run_server(own_repository, Settings(max_connections=2)) as server,
+    ):
+        patch.setattr(connection, "MIN_IDLE_SECONDS", 0.1)
+        busy = [connect(server) for _ in range(2)]
+        for client in busy:
+            client.sendall(post())
+        wait_until(lambda: len(model._accepted) == accepted + 2)
+        for _ in range(2 * connection.HEALTH_PLACES):
+            assert statuses(ask(server, GET)) == [200]
+        refused = ask(server, post())
+        assert statuses(refused) == [503]
+        assert b"2 connections are open, which is the limit; try again later." in refused
+        silent = [connect(server) for _ in range(2 * connection.HEALTH_PLACES)]
+        assert statuses(ask(server, GET)) == [200]
+        model.gate.set()
+        for client in busy:
+            assert SUMS in receive(client, b"]}")
+        time.sleep(0.1)  # now they are idle
+        assert statuses(ask(server, post())) == [200]
+        for client in (*busy, *silent):
+            client.close()
+
+
+def test_a_stop_answers_requests_on_idle_connections(
+    own_repository: Repository, run_server: Callable[..., Any]
+) -> None:
+    with run_server(own_repository) as server, connect(server) as client:
+        client.sendall(GET)
+        receive(client, LIVE)
+        server._http_task.get_loop().call_soon_threadsafe(server.stop)
+        wait_until(lambda: server._http.should_exit)
+        time.sleep(0.2)
+        client.sendall(post())
+        answer = receive_all(client)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
