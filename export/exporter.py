@@ -34,6 +34,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     opset_version: int = DEFAULTS.opset_version,
+    ir_version: int | None = DEFAULTS.ir_version,
     streaming: bool = DEFAULTS.streaming,
     max_nodes: int = DEFAULTS.max_nodes,
     atol: float | None = None,
@@ -73,7 +74,8 @@ def export_onnx(
         output_names: names of the graph's outputs. Default: `output`, `h_n` and `c_n` for a bare layer; for other
             models the keys and fields of their results, such as `logits`, or for a tuple `output_0`, `output_1`, ...,
             and for a single tensor `output`. A number among the results is a tensor of no axes.
-        opset_version: 18, 19 or 20.
+        opset_version: 13 to 25. Below 18, an operator that the older opset lacks is refused, with the lowest that does.
+        ir_version: version of the format of the file; None for the lowest in which the opset may be used.
         streaming: make every state an input and an output, so that a sequence can come in chunks: `h0` and `h_n` of
             a bare layer, "encoder.rnn.h0" and so on for a layer within a model. Feed zeros to the first chunk. The
             file is then also run on a sequence in random chunks, and compared with PyTorch on the whole sequence.
@@ -108,6 +110,7 @@ def export_onnx(
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
+        ir_version=ir_version,
         precision=precision,
         streaming=streaming,
         max_nodes=max_nodes,

@@ -11,8 +11,7 @@ from deploy_rnn.checking.trials import SIZES
 from deploy_rnn.errors import ExportError
 
 from .forms.node_count import MAX_NODES
-
-OPSETS = (18, 19, 20)
+from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
 
 FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
 NAMED_AXIS = "Leave it out of `dynamic_shapes`."
@@ -28,7 +27,7 @@ class ExportOptions:
     Their docstrings say what each one means. A new option is a field here and a keyword of both functions.
 
     Raises:
-        ExportError: an `opset_version` that is not supported.
+        ExportError: an `opset_version` or `ir_version` that is not supported.
         ValueError: a `precision` that is not offered.
     """
 
@@ -37,6 +36,7 @@ class ExportOptions:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     opset_version: int = 18
+    ir_version: int | None = None
     streaming: bool = False
     max_nodes: int = MAX_NODES
     atol: float | None = None
@@ -44,9 +44,16 @@ class ExportOptions:
     sizes: Sequence[int] = SIZES
 
     def __post_init__(self) -> None:
-        if self.opset_version not in OPSETS:
+        if not isinstance(self.opset_version, int) or not OLDEST <= self.opset_version <= NEWEST:
             raise ExportError(
-                f"`opset_version` (={self.opset_version!r}) is not supported; use 18, 19 or 20."
+                f"`opset_version` (={self.opset_version!r}) must be a whole number from {OLDEST} to {NEWEST}."
+            )
+        lowest = lowest_ir_version(self.opset_version)
+        is_version = isinstance(self.ir_version, int) and lowest <= self.ir_version <= NEWEST_IR
+        if self.ir_version is not None and not is_version:
+            raise ExportError(
+                f"`ir_version` (={self.ir_version!r}) must be a whole number from {lowest}, the lowest for opset "
+                f"{self.opset_version}, to {NEWEST_IR}."
             )
         if self.precision is not None:
             check_precision(self.precision)

@@ -23,6 +23,7 @@ from deploy_rnn.tensor_spec import SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
+from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
 from ..size_limits import size_range
 from ..stack import Stack, row_lengths, stack_nodes
@@ -49,6 +50,8 @@ class CapturedModel:
         fixed_lengths: lengths that the model gave as numbers to `pack_padded_sequence`.
         axes: what was asked to be dynamic in each tensor of the call.
         conditions: what else than the ranges must be true of the sizes, or the graph may not hold.
+        opset_version: of the files; `onnx` itself has 18 or above.
+        ir_version: of the files.
     """
 
     model: nn.Module
@@ -59,6 +62,8 @@ class CapturedModel:
     fixed_lengths: Sequence[Sequence[int]]
     axes: Sequence[Axes]
     conditions: Sequence[Condition]
+    opset_version: int
+    ir_version: int
 
     @classmethod
     def of(
@@ -84,7 +89,7 @@ class CapturedModel:
         _check_layers(model)
         if options.streaming:
             check_can_stream(model)
-        tracer = Tracer(model, call, opset_version=options.opset_version)
+        tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
         _return_tensors(tracer.model, result)
         if options.streaming:
             call = with_zero_states(model, call)
@@ -127,6 +132,8 @@ class CapturedModel:
             tuple(tracer.fixed_lengths),
             axes,
             limits.conditions,
+            options.opset_version,
+            options.ir_version or lowest_ir_version(options.opset_version),
         )
 
     @property
@@ -228,10 +235,12 @@ class CapturedModel:
         """Return a copy in one form, which shares the weights.
 
         Raises:
-            ExportError: see `lower`.
+            ExportError: see `lower` and `to_opset`.
         """
         onnx = self.onnx.clone()
         lower(onnx, form, max_nodes=max_nodes)
+        to_opset(onnx, self.opset_version)
+        onnx.ir_version = self.ir_version
         onnx.metadata_props.update(replace(self.metadata, form=form).to_properties())
         return onnx
 

@@ -87,7 +87,11 @@ FORM_OPTIONS: tuple[Option, ...] = (
     ),
     click.option(
         "--opset", "opset_version", type=int, metavar="N", show_default="18",
-        help="Version of the ONNX operators, 18 to 20.",
+        help="Version of the ONNX operators, 13 to 25.",
+    ),
+    click.option(
+        "--ir-version", type=int, metavar="N", show_default="lowest for the opset",
+        help="Version of the format of the file, for runtimes that refuse a newer one.",
     ),
     click.option(
         "--dynamic", "dynamic_shapes", multiple=True, callback=_parse_dynamic, metavar="NAME:AXIS=SYMBOL",

@@ -57,13 +57,14 @@ ARROWS = {
     "export.torch_onnx": {"export.size_limits"},
     "export.onnx_file": {"metadata"},
     "export.bare_layer": {"nn", "checking"},
-    "export.options": {"checking", "export.forms"},
+    "export.options": {"checking", "export.forms", "export.opset"},
+    "export.opset": set(),
     "export.shared_weights": set(),
     "export.saving": set(),
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
-        "export.bare_layer", "export.options", "export.size_limits", "packing",
+        "export.bare_layer", "export.options", "export.opset", "export.size_limits", "packing",
     },
     "export.verification": {
         "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",

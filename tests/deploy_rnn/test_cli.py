@@ -348,7 +348,7 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
         (["-o", "m.onnx", "--form", "x"], "`--form` (='x') is unknown; use 'unrolled' or 'scan' or 'native' or"),
         (["-o", "m.onnx", "--precision", "int8"], "`--precision` (='int8') must be 'float32' or 'float64'."),
         (["-o", "m", "--precision", "float64"], "`--precision` (='float64') must be 'float32', as the model's weights"),
-        (["-o", "m.onnx", "--opset", "3"], "`--opset` (=3) is not supported; use 18, 19 or 20."),
+        (["-o", "m.onnx", "--opset", "3"], "`--opset` (=3) must be a whole number from 13 to 25."),
         (["-o", "m.onnx", "--dynamic", "y:1=B"], "`--dynamic` names `y`; the arguments are x."),
         (
             ["-o", "m.onnx", "--form", "unrolled", "--dynamic", "x:0=T"],
