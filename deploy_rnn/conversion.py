@@ -62,6 +62,10 @@ def convert(model: nn.Module) -> nn.Module:
     cell does inherit from that of `torch.nn`. A subclass of a cell, and one with parametrised weights, stays as it is:
     every way out of PyTorch takes it.
 
+    A tensor that was computed from parameters and kept, such as a weight that `forward` sets, is copied without its
+    history. What Python cannot copy, such as a lock or an open file, is shared. `nn.DataParallel` and
+    `DistributedDataParallel` are left out, and with them `module.` in the names of parameters.
+
     A model that packs its rows stays as it is, also in TorchScript: a layer takes a `PackedSequence` and returns one.
 
     What is gained is what `torch.nn`'s layers refuse, such as `torch.compile(fullgraph=True)` and `torch.func.vmap`.

@@ -1,10 +1,14 @@
-"""`copy_model`: a deep copy, also of a model whose weights are computed by hooks."""
+"""`copy_model`: a deep copy of any model, also of one that `copy.deepcopy` refuses."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+from torch._C import DisableTorchFunction
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 
 from deploy_rnn.errors import ConversionError
 
@@ -12,25 +16,58 @@ from deploy_rnn.errors import ConversionError
 def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> nn.Module:
     """Copy `model` with everything in it.
 
-    `torch.nn.utils.weight_norm`, `spectral_norm` and `prune` keep a weight as a tensor with a history, which PyTorch
-    does not copy. A hook computes it again before each call, so that the copy may begin with its values alone.
+    1. A tensor with a history, such as a weight that a hook or a `forward` computes and keeps, is copied without it.
+    2. What Python cannot copy, such as a lock, a generator or an open file, is shared with the copy.
+    3. `nn.DataParallel` and `DistributedDataParallel` are left out: the module within them takes their place.
 
     Args:
         model: any module.
         replaced: id of an object of `model` -> what takes its place in the copy.
 
     Raises:
-        ConversionError: the model cannot be copied.
+        ConversionError: a module in `model`, or a tensor, refuses to be copied.
     """
-    memo = dict(replaced or {})
-    for module in model.modules():
-        for name in computed_weights(module):
-            weight = vars(module)[name]
-            memo.setdefault(id(weight), weight.detach().clone())
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # the model's own code can raise anything
-        raise ConversionError(_why_not(model, error)) from error
+    shared: dict[int, Any] = {}
+    while True:
+        try:
+            with _CopiesWithoutHistory():
+                return _copied(model, dict(replaced or {}) | shared)
+        except Exception as error:  # the model's own code can raise anything
+            refused = _refused(error.__traceback__)
+            if isinstance(refused, (nn.Module, Tensor)) or id(refused) in shared:
+                raise ConversionError(
+                    f"the model cannot be copied: {type(error).__name__}: {error}"
+                ) from error
+            shared[id(refused)] = refused
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    # A wrapper may be within another: the inner one first.
+    for module in reversed([*model.modules()]):
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            memo[id(module)] = copy.deepcopy(module.module, memo)
+    return copy.deepcopy(model, memo)
+
+
+class _CopiesWithoutHistory(TorchFunctionMode):
+    """While it is entered, `copy.deepcopy` takes the value of a computed tensor, which it refuses otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        with DisableTorchFunction():
+            return copy.deepcopy(tensor.detach(), memo)
+
+
+def _refused(traceback: TracebackType | None) -> Any:
+    """What `copy.deepcopy` was at when it failed."""
+    refused = None
+    while traceback is not None:
+        if traceback.tb_frame.f_code is copy.deepcopy.__code__:
+            refused = traceback.tb_frame.f_locals["x"]
+        traceback = traceback.tb_next
+    return refused
 
 
 def computed_weights(module: nn.Module) -> dict[str, Any]:
@@ -54,22 +91,3 @@ def fold_computed_weights(model: nn.Module) -> None:
                 if registered is hook:
                     del module._forward_pre_hooks[key]
             module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
-
-
-def _why_not(model: nn.Module, error: Exception) -> str:
-    path = next(_uncopyable_tensors(model), None)
-    if path is None:
-        return f"the model cannot be copied: {type(error).__name__}: {error}"
-    return (
-        f"the model cannot be copied: `{path}` is a tensor computed from parameters, with their gradients. Compute it "
-        "in `forward`, or under torch.no_grad(); for a weight, use torch.nn.utils.parametrizations, or remove what "
-        "computes it (torch.nn.utils.remove_weight_norm, prune.remove)."
-    )
-
-
-def _uncopyable_tensors(model: nn.Module) -> Iterator[str]:
-    for path, module in model.named_modules():
-        computed = computed_weights(module)
-        for name, value in [*vars(module).items(), *module._buffers.items()]:
-            if isinstance(value, Tensor) and not value.is_leaf and name not in computed:
-                yield f"{path}.{name}".lstrip(".")

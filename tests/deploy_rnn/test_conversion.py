@@ -2,9 +2,11 @@
 
 import copy
 import pickle
+import threading
 from abc import ABC
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from deploy_rnn import GRU, RNN, convert
+from deploy_rnn import GRU, LSTM, RNN, convert
 from deploy_rnn.errors import ConversionError
 
 
@@ -309,13 +311,86 @@ def test_weights_that_hooks_compute(cls: type[nn.RNNBase], compute: Any) -> None
     assert all(weight.grad is not None for weight in converted.parameters())
 
 
-def test_a_computed_tensor_is_refused_with_a_remedy() -> None:
-    model = nn.Sequential(nn.GRU(3, 4))
-    model.table = model[0].weight_hh_l0 * 2  # type: ignore[assignment]
-    with pytest.raises(ConversionError) as raised:
-        convert(model)
-    assert "`table` is a tensor computed from parameters" in str(raised.value)
-    assert "torch.nn.utils.remove_weight_norm, prune.remove" in str(raised.value)
+class Dropped(nn.Module):
+    """A weight drop as of AWD-LSTM: a plain attribute of the layer that every forward computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 4, 2)
+        self.raw = nn.Parameter(self.rnn.weight_hh_l0.detach().clone())
+        del self.rnn.weight_hh_l0
+        self.rnn.flatten_parameters = self.widget_demagnetizer  # type: ignore[method-assign]
+        self._set()
+
+    def widget_demagnetizer(self) -> None:
+        pass
+
+    def _set(self) -> None:
+        self.rnn.weight_hh_l0 = nn.functional.dropout(self.raw, 0.5, self.training) * 1  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._set()
+        self.last = self.rnn(x)[0]
+        return self.last
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_tensors_with_a_history_are_copied_without_it(trained: bool) -> None:
+    """Weights that a forward sets, and what it keeps: fresh, and straight after training."""
+    model = Dropped()
+    x = torch.randn(5, 2, 3)
+    if trained:
+        model(x).sum().backward()
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    converted = convert(model).eval()
+    assert type(converted.rnn) is LSTM
+    torch.testing.assert_close(converted(x), model.eval()(x))
+    converted.zero_grad()
+    converted(x).sum().backward()
+    assert converted.raw.grad is not None
+
+
+class Logged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+        self.lock = threading.Lock()
+        self.batches = (number for number in range(3))
+        self.log = {"file": Path(__file__).open()}  # noqa: SIM115
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.lock:
+            output: Tensor = self.rnn(x)[0]
+        return output
+
+
+def test_what_python_cannot_copy_is_shared() -> None:
+    model = nn.Sequential(Logged())
+    converted = convert(model)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), model(x))
+    assert converted[0].lock is model[0].lock
+    assert converted[0].log is not model[0].log
+    assert converted[0].log["file"] is model[0].log["file"]
+    model[0].log["file"].close()  # type: ignore[union-attr, operator]
+
+
+def test_a_module_that_refuses_to_be_copied_is_named() -> None:
+    class Single(nn.GRU):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise ValueError("there is one of me")
+
+    with pytest.raises(ConversionError, match="cannot be copied: ValueError: there is one of me"):
+        convert(nn.Sequential(Single(3, 4)))
+
+
+def test_parallel_wrappers_are_left_out() -> None:
+    inner = nn.Sequential(nn.GRU(3, 4))
+    model = nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(3, 3)), inner))
+    converted = convert(model)
+    assert not any(isinstance(module, nn.DataParallel) for module in converted.modules())
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), model(x))
 
 
 @pytest.mark.parametrize(
