@@ -13,6 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.fx.experimental import _config as shape_config
 
+from deploy_rnn.checking.module import unwrapped
 from deploy_rnn.conversion import convert
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.first_call import FirstCall, refuse_failing
@@ -59,6 +60,7 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
             unrolls the loop around it, so that every number of steps compiles again.
     """
     converted = convert(model)
+    model = unwrapped(model)
     for path, layer in unregistered_layers(converted).items():
         raise ConversionError(
             f"`{path}` holds a torch.nn.{type(layer).__name__} that is not registered, so that it cannot be compiled; "

@@ -78,7 +78,7 @@ def export_bundle(
     Warns:
         UserWarning: as for `export_onnx`.
     """
-    check_module(model)
+    model = check_module(model)
     folder = folder_target(folder, bundle.MANIFEST)
     if isinstance(forms, str):
         raise ExportError(f"`forms` (={forms!r}) must be a list of names, such as [{forms!r}].")

@@ -100,7 +100,7 @@ def export_onnx(
         UserWarning: every axis is fixed although the recurrent layers have a batch; an axis may have only some sizes,
             since the model branches on its size; or see `verify`.
     """
-    check_module(model)
+    model = check_module(model)
     path = target(path, "model.onnx")
     if form not in (*FORMS, AUTO):
         offered = " or ".join(map(repr, (*FORMS, AUTO)))

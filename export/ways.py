@@ -152,7 +152,7 @@ def check(model: nn.Module, args: Any, *, kwargs: Mapping[str, Any] | None = Non
 
 def check_ways(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, step: Step) -> Check:
     """`check`, with a `step` around each way."""
-    check_module(model)
+    model = check_module(model)
     with TemporaryDirectory() as folder:
         candidate = _Candidate(model, args, kwargs, Path(folder))
         judges: dict[str, Callable[[], _Taken]] = {

@@ -1,10 +1,11 @@
 """What can be converted, exported or packaged at all: a `torch.nn.Module` with weights that are there."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from deploy_rnn.errors import ConversionError
 
@@ -12,14 +13,15 @@ QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.
 """Where torch has the modules that `torch.ao.quantization` puts into a model."""
 
 
-def check_module(model: Any) -> None:
-    """Check that `model` is a module with Python source.
+def check_module(model: Any) -> nn.Module:
+    """Check that `model` is a module with Python source, and return it, without `nn.DataParallel` around it.
 
     Raises:
         ConversionError: a TorchScript module, which has none; a quantized module; weights without values.
         TypeError: anything else that is not a module.
     """
     check_is_module(model)
+    model = unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ConversionError(
             "`model` is a TorchScript module, whose layers are compiled; give the torch.nn.Module that was scripted or "
@@ -27,6 +29,14 @@ def check_module(model: Any) -> None:
         )
     for path, module in model.named_modules():
         _check_part(path or "model", module)
+    return cast(nn.Module, model)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module in `nn.DataParallel` or `DistributedDataParallel`, whose own forward hides its arguments."""
+    while isinstance(model, (DataParallel, DistributedDataParallel)):
+        model = model.module
+    return model
 
 
 def check_is_module(model: Any) -> None:

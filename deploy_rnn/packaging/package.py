@@ -116,7 +116,7 @@ def package(
     Warns:
         UserWarning: without `dynamic_shapes`, the batch or the steps of the recurrent layers are fixed in a .pt2 file.
     """
-    check_module(model)
+    model = check_module(model)
     path = target(path, "model.pt2")
     if path.suffix not in (".pt2", ".pt"):
         raise ExportError(

@@ -130,7 +130,7 @@ def verify(
         )
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
-    check_module(model)
+    model = check_module(model)
     options = CheckOptions(
         Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
     )

@@ -52,7 +52,7 @@ def verify_bundle(
         ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
     """
     folder = Path(folder)
-    check_module(model)
+    model = check_module(model)
     manifest = Manifest.read(folder)
     manifest.check(folder)
     options = CheckOptions(

@@ -674,3 +674,10 @@ def test_weights_that_hooks_compute(compute: Any, form: str, tmp_path: Path) -> 
     report = export_onnx(model, torch.randn(2, 4, 5), tmp_path / "a.onnx", form=form)
     assert report.inputs[0].shape[0] == "B"
     assert list(model.state_dict()) == names
+
+
+def test_a_model_in_data_parallel_is_exported_without_it(tmp_path: Path) -> None:
+    """Its names are those of the module, which the wrapper hides behind `*inputs`."""
+    model = nn.DataParallel(nn.GRU(3, 4))
+    report = export_onnx(model, (torch.randn(4, 2, 3),), tmp_path / "layer.onnx", form="scan")
+    assert str(report.inputs[0]) == "input: float32 [T, B, 3]"
