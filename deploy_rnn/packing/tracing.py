@@ -116,7 +116,7 @@ _traced: Packing | None = None
 def packing_traced(model: nn.Module) -> Callable[..., Any]:
     """`model`, a converted copy, as a function for torch.compile, which then reads packing as tensor operations."""
     _substitute()
-    read_packed_by(model, lambda: _traced)
+    read_packed_by(model, _traced_packing)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling() or _traced is not None:
@@ -127,6 +127,10 @@ def packing_traced(model: nn.Module) -> Callable[..., Any]:
         return result
 
     return run
+
+
+def _traced_packing() -> Packing | None:
+    return _traced
 
 
 def _trace(packing: Packing | None) -> None:

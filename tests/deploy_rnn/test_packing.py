@@ -1,5 +1,6 @@
 """Models that pack, compiled and traced by torch.export: the numbers of PyTorch, and one graph for all lengths."""
 
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -256,3 +257,9 @@ def test_lengths_that_are_numbers_are_refused_in_a_file(tmp_path: Path) -> None:
     message = r"test_packing.py:\d+: .*lengths of pack_padded_sequence are numbers taken out of"
     with pytest.raises(ExportError, match=message):
         deploy_rnn.package(Model(numbers), args, tmp_path / "m.pt2")
+
+
+def test_a_compiled_model_can_be_saved() -> None:
+    model = Model(is_sorted, batch_first=False)
+    loaded = pickle.loads(pickle.dumps(deploy_rnn.compile(model)))
+    torch.testing.assert_close(loaded.state_dict(), deploy_rnn.compile(model).state_dict())
