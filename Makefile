@@ -2,12 +2,14 @@
 # VENV= PYTHON=python3.12 uses an interpreter that already has all packages (make cuda without a package index).
 # make bench: every way to run a recurrent layer side by side, in about five minutes.
 # make docs: the site, in build/site, from an environment of its own.
+# make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # JOBS= sets how many processes the tests run in.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= build/cuda
 DOCS_VENV ?= build/docs-venv
+ZOO_VENV ?= build/zoo-venv
 JOBS ?= 2
 
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
@@ -21,7 +23,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test lint docs bench cuda clean
+.PHONY: install demo test lint docs bench zoo cuda clean
 
 install: $(READY)
 
@@ -61,6 +63,19 @@ $(DOCS_VENV)/installed: pyproject.toml constraints.txt
 bench: $(READY)
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed and is left out."
 	@$(RUN) -m benchmarks.run
+
+# An hour or more on two cores. A run that was stopped goes on where it was.
+zoo: $(ZOO_VENV)/installed
+	@$(ZOO_VENV)/bin/python -m zoo $(MODELS)
+
+# The compiled part of torchaudio on the package index is for CUDA; its models do without.
+$(ZOO_VENV)/installed: zoo/requirements.txt constraints.txt
+	@echo "Installing into $(ZOO_VENV) ..."
+	@$(PYTHON) -m venv $(ZOO_VENV)
+	@$(ZOO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,$(ORT)]'
+	@$(ZOO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r zoo/requirements.txt
+	@rm -f $(ZOO_VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	@touch $@
 
 # Everything that needs a GPU: the tests marked cuda, and the timings. OUT gets a JSON for each part; PARTS="tests" runs
 # the tests alone.

@@ -154,19 +154,10 @@ def check_ways(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, st
     """`check`, with a `step` around each way."""
     model = check_module(model)
     with TemporaryDirectory() as folder:
-        candidate = _Candidate(model, args, kwargs, Path(folder))
-        judges: dict[str, Callable[[], _Taken]] = {
-            # The files come first: they show which axes can be open.
-            "native": partial(candidate.exported, "native", form="native"),
-            "scan": partial(candidate.exported, "scan", form="scan"),
-            "unrolled": partial(candidate.exported, "unrolled", form="unrolled"),
-            "streaming": partial(candidate.exported, "streaming", form=AUTO, streaming=True),
-            "compile": candidate.compiled,
-            ".pt": partial(candidate.packaged, ".pt", torchscript.load_file),
-            ".pt2": partial(candidate.packaged, ".pt2", aot.load_file),
-        }
+        candidate = Candidate(model, args, kwargs, Path(folder))
+        judges = candidate.judges()
         refused: dict[str, Way] = {}
-        taken: dict[str, _Taken] = {}
+        taken: dict[str, Taken] = {}
         # Compiled code goes into the folder too.
         with fresh_cache(dir=folder):
             for number, (name, judge) in enumerate(judges.items(), start=1):
@@ -174,7 +165,7 @@ def check_ways(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, st
                     try:
                         taken[name] = judge()
                     except Exception as error:  # PyTorch raises many types here
-                        refused[name] = _refused(name, error)
+                        refused[name] = refused_way(name, error)
             with step("measuring"):
                 milliseconds = _measure({"": candidate.run_itself, **_runs(taken)})
     ways = refused | {
@@ -184,7 +175,7 @@ def check_ways(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, st
 
 
 @dataclass(frozen=True)
-class _Taken:
+class Taken:
     """A way that a model went.
 
     Attributes:
@@ -198,14 +189,15 @@ class _Taken:
     ranges: Ranges = field(default_factory=dict)
 
 
-def _refused(name: str, error: Exception) -> Way:
+def refused_way(name: str, error: Exception) -> Way:
+    """A way that ended with an error."""
     message = str(error)
     if not isinstance(error, DeployError):
         message = f"{type(error).__name__}: {error}"
     return Way(name, reason=first_sentence(message), message=message)
 
 
-def _runs(taken: Mapping[str, _Taken]) -> dict[str, Callable[[], object]]:
+def _runs(taken: Mapping[str, Taken]) -> dict[str, Callable[[], object]]:
     return {name: one.run for name, one in taken.items()}
 
 
@@ -214,7 +206,7 @@ def _measure(runs: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     return {name: 1000 * timing.median for name, timing in timings.items()}
 
 
-class _Candidate:
+class Candidate:
     """A model and its example call, which are sent every way.
 
     Args:
@@ -252,11 +244,23 @@ class _Candidate:
         self._ranges: Ranges = {}
         self._sizes: dict[str, int] = {}
 
+    def judges(self) -> dict[str, Callable[[], Taken]]:
+        """A function for each way, to be called in this order: the files show which axes can be open."""
+        return {
+            "native": partial(self.exported, "native", form="native"),
+            "scan": partial(self.exported, "scan", form="scan"),
+            "unrolled": partial(self.exported, "unrolled", form="unrolled"),
+            "streaming": partial(self.exported, "streaming", form=AUTO, streaming=True),
+            "compile": self.compiled,
+            ".pt": partial(self.packaged, ".pt", torchscript.load_file),
+            ".pt2": partial(self.packaged, ".pt2", aot.load_file),
+        }
+
     def run_itself(self) -> object:
         """Call the model itself with the example."""
         return self._call.run(self._reference.model)
 
-    def exported(self, name: str, **options: Any) -> _Taken:
+    def exported(self, name: str, **options: Any) -> Taken:
         """Export to ONNX."""
         model, args, kwargs = self._given
         path = self._folder / f"{name}.onnx"
@@ -271,9 +275,9 @@ class _Candidate:
         if self._axes is None:
             self._axes, self._ranges = axes, report.ranges
         feeds = example_feeds(report.inputs, self._call)
-        return _Taken(partial(open_session(path).run, None, feeds), axes, report.ranges)
+        return Taken(partial(open_session(path).run, None, feeds), axes, report.ranges)
 
-    def compiled(self) -> _Taken:
+    def compiled(self) -> Taken:
         """Compile, and run on the example and on another size of every axis."""
         compiled = compile(copy_model(self._model).eval())
         axes, trials = self._trials()
@@ -288,9 +292,9 @@ class _Candidate:
         except Exception as error:  # PyTorch raises many types here
             raise _compile_error(error) from error
         largest_differences(compiled, trials, self._tolerance, "the compiled model")
-        return _Taken(partial(self._call.run, compiled), axes)
+        return Taken(partial(self._call.run, compiled), axes)
 
-    def packaged(self, suffix: str, load: Callable[[Path], Callable[..., Any]]) -> _Taken:
+    def packaged(self, suffix: str, load: Callable[[Path], Callable[..., Any]]) -> Taken:
         """Package, with the axes open that a file leaves open if that is possible."""
         path = self._folder / f"model{suffix}"
         axes = self._axes
@@ -303,9 +307,9 @@ class _Candidate:
                 raise
             axes, ranges = [{} for _ in axes], {}
             self._package(path, axes, ranges)
-        return _Taken(partial(self._call.run, load(path)), axes, ranges)
+        return Taken(partial(self._call.run, load(path)), axes, ranges)
 
-    def way(self, name: str, milliseconds: float, taken: _Taken) -> Way:
+    def way(self, name: str, milliseconds: float, taken: Taken) -> Way:
         """A way that the model went, with the sizes that it takes there."""
         if taken.axes is None:
             return Way(name, milliseconds)
@@ -317,22 +321,23 @@ class _Candidate:
         return Way(name, milliseconds, open=tuple(open_names), fixed=fixed, ranges=ranges)
 
     def _package(self, path: Path, axes: Sequence[Axes] | None, ranges: Ranges) -> None:
-        shapes = None
-        if axes is not None:
-            dims = {name: Dim(name, min=least, max=most) for name, (least, most) in ranges.items()}
-            tensor_dims = []
-            for tensor_axes in axes:
-                tensor_dims.append(
-                    {number: dims.get(name, name) for number, name in tensor_axes.items()}
-                )
-            shapes = self._call.shapes(tensor_dims)
         package(
             self._model,
             self._call.bound.args,
             path,
             kwargs=self._call.bound.kwargs,
-            dynamic_shapes=shapes,
+            dynamic_shapes=None if axes is None else self._shapes(axes, ranges),
         )
+
+    def _shapes(self, axes: Sequence[Axes], ranges: Ranges) -> Any:
+        """`dynamic_shapes` that opens these axes of each tensor, in their ranges."""
+        dims = {name: Dim(name, min=least, max=most) for name, (least, most) in ranges.items()}
+        tensor_dims = []
+        for tensor_axes in axes:
+            tensor_dims.append(
+                {number: dims.get(name, name) for number, name in tensor_axes.items()}
+            )
+        return self._call.shapes(tensor_dims)
 
     def _trials(self) -> tuple[list[Axes] | None, list[Trial]]:
         """The example, and another size of every axis that a file leaves open; and these axes, if they are known."""

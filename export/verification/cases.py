@@ -53,6 +53,10 @@ class Case:
         return run(self.feeds)
 
 
+IN_CHUNKS = "a sequence in chunks of"
+"""How the labels of cases in chunks begin."""
+
+
 @dataclass(frozen=True)
 class InChunks(Case):
     """A whole sequence that a streaming file gets chunk by chunk.
@@ -376,7 +380,7 @@ class CaseMaker:
         return kept
 
     def _chunked(self, chunks: Sequence[int], random: torch.Generator) -> InChunks:
-        label = f"a sequence in chunks of {', '.join(map(str, chunks))}"
+        label = f"{IN_CHUNKS} {', '.join(map(str, chunks))}"
         calls = ((label, call) for call in self._sequences(sum(chunks), random))
         _, case = self._first_taken(calls)
         return InChunks(case.label, case.feeds, case.expected, self._file, chunks)

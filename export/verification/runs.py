@@ -12,7 +12,7 @@ from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.timing import compare
 
 from ..onnx_file import OnnxFile
-from .cases import Case, Run
+from .cases import IN_CHUNKS, Case, Run
 from .report import Comparison, ErrorOverTime, Placement
 
 # Seconds for the timing of one case, since it is part of every export.
@@ -45,8 +45,13 @@ class Plan:
     required: str | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
 
-    def about_branch(self, case: str) -> str:
-        """What to add to the error of a case: empty if it is on the file's side of every branch."""
+    def advice(self, case: str) -> str:
+        """What to add to the error of a case: empty unless it is in chunks, or beyond a branch."""
+        if case.startswith(IN_CHUNKS):
+            return (
+                " A chunk is not enough for what the model computes around its recurrent layers, such as a convolution "
+                "or a mean over the steps: export without `streaming`, or export the recurrent part by itself."
+            )
         if case not in self.branches:
             return ""
         return (
@@ -113,8 +118,8 @@ class Session:
         try:
             outputs = case.outputs(self._run)
         except Exception as error:  # onnxruntime has a dozen types without a common base
-            about_branch = self._plan.about_branch(case.label)
-            raise ExportError(f"{name} fails on {case.label}: {error}{about_branch}") from error
+            advice = self._plan.advice(case.label)
+            raise ExportError(f"{name} fails on {case.label}: {error}{advice}") from error
         # A streaming file has more outputs than the model: its states.
         for spec, expected, actual in zip(
             self._plan.file.outputs, case.expected, outputs, strict=False
@@ -125,7 +130,7 @@ class Session:
                 raise VerificationError(
                     f"{name} is not the model: `{spec.name}` is {actual.dtype}{list(actual.shape)} on "
                     f"{case.label}, PyTorch gives {expected.values.dtype}{list(expected.values.shape)}."
-                    f"{self._plan.about_branch(case.label)}"
+                    f"{self._plan.advice(case.label)}"
                 )
             self._compare(case.label, spec.name, expected, actual)
 

@@ -254,8 +254,8 @@ def check(
     )
     if report.failures:
         worst = _worst(report)
-        about_branch = plan.about_branch(worst.case)
-        message = f"{file.name} is not the model: {_describe_failure(report, worst)}.{about_branch}"
+        advice = plan.advice(worst.case)
+        message = f"{file.name} is not the model: {_describe_failure(report, worst)}.{advice}"
         raise VerificationError(message, report)
     return report
 
