@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import stat
@@ -25,9 +26,23 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     SIGNALS.append(signal.SIGHUP)
 
+
+class _Seconds(click.FloatRange):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # it is within any range
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
-SECONDS = click.FloatRange(0)
+# The most that gRPC takes.
+BYTES = click.IntRange(1, 2**31 - 1)
+CONNECTIONS = click.IntRange(1, 1_000_000)
+SECONDS = _Seconds(0)
+# Some ten days; the clock of an event loop does not take an infinite time.
+FINITE_SECONDS = _Seconds(0, 1e6)
 SHARE = click.FloatRange(0, 1, max_open=True)
 
 
@@ -92,6 +107,20 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     "--max-steps", show_default="100000", type=COUNT, metavar="N", help="Steps in one request."
 )
 @click.option(
+    "--max-row-steps",
+    show_default="131072",
+    type=COUNT,
+    metavar="N",
+    help="Rows times steps in one request or run.",
+)
+@click.option(
+    "--max-output-bytes",
+    show_default="268435456",
+    type=COUNT,
+    metavar="N",
+    help="Bytes of the outputs of one request.",
+)
+@click.option(
     "--max-streams",
     show_default="4096",
     type=COUNT,
@@ -115,63 +144,63 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option(
     "--max-bytes",
     show_default="67108864",
-    type=COUNT,
+    type=BYTES,
     metavar="N",
     help="Bytes of a request's body, and of one tensor.",
 )
 @click.option(
     "--max-json-bytes",
     show_default="2097152",
-    type=COUNT,
+    type=BYTES,
     metavar="N",
     help="Bytes of JSON in a request or an answer.",
 )
 @click.option(
     "--max-connections",
     show_default="1000",
-    type=COUNT,
+    type=CONNECTIONS,
     metavar="N",
     help="HTTP connections, and gRPC calls.",
 )
 @click.option(
     "--header-seconds",
     show_default="10.0",
-    type=SECONDS,
+    type=FINITE_SECONDS,
     metavar="SECONDS",
     help="Time for the headers of a request to arrive.",
 )
 @click.option(
     "--body-seconds",
     show_default="30.0",
-    type=SECONDS,
+    type=FINITE_SECONDS,
     metavar="SECONDS",
     help="Time for the body of a request to arrive.",
 )
 @click.option(
     "--request-seconds",
     show_default="60.0",
-    type=SECONDS,
+    type=FINITE_SECONDS,
     metavar="SECONDS",
     help="Time for an answer.",
 )
 @click.option(
     "--unread-seconds",
     show_default="10.0",
-    type=SECONDS,
+    type=FINITE_SECONDS,
     metavar="SECONDS",
     help="Time in which a client must read some of its answer.",
 )
 @click.option(
     "--idle-seconds",
     show_default="75.0",
-    type=SECONDS,
+    type=FINITE_SECONDS,
     metavar="SECONDS",
     help="Time after which an unused HTTP connection is closed.",
 )
 @click.option(
     "--drain-seconds",
     show_default="30.0",
-    type=SECONDS,
+    type=FINITE_SECONDS,
     metavar="SECONDS",
     help="Time for accepted requests when stopping.",
 )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 
+import numpy as np
+
 from deploy_rnn.errors import InputError
 from deploy_rnn.tensor_spec import SizeRange
 from deploy_rnn.timing import quickest
@@ -81,6 +83,24 @@ class BatchEngine:
                     f"there is no output `{name}`; the outputs are {', '.join(names)}."
                 )
         return list(outputs)
+
+    def output_bytes(self, feeds: Feeds, outputs: Sequence[str]) -> int:
+        """Return the bytes of these outputs of a request; a size that the inputs do not tell counts as 1."""
+        sizes = dict(feeds.other_sizes)
+        total = 0
+        for tensor in self.signature.client_outputs:
+            if tensor.name not in outputs:
+                continue
+            count = 1
+            for axis, size in enumerate(tensor.shape):
+                if axis == tensor.batch:
+                    count *= feeds.rows
+                elif axis == tensor.time:
+                    count *= feeds.steps or 1
+                else:
+                    count *= size if isinstance(size, int) else sizes.get(size, 1)
+            total += count * np.dtype(tensor.dtype).itemsize
+        return total
 
     def choose(self, batch: Batch) -> GraphChoice:
         """Choose the graph for a run of these requests, and its steps.

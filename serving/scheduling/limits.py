@@ -14,6 +14,9 @@ class Limits:
             what has come in meanwhile.
         max_waste: share of a run's steps that may be padding.
         max_steps: steps of one request, and of chunks of a stream that are run as one.
+        max_row_steps: rows times steps of one request, and of one run of several: memory and time grow with them, and a
+            run cannot be stopped. 131,072 of them take about 200 MB in a bidirectional LSTM of 32 units.
+        max_output_bytes: bytes of the outputs of one request.
         max_streams: streams that are held at once.
         stream_idle: seconds without a chunk after which a stream is dropped.
         stream_keep: seconds for which a stream is safe from being dropped for a new one when the table is full.
@@ -27,6 +30,8 @@ class Limits:
     max_wait: float = 0.0
     max_waste: float = 0.15
     max_steps: int = 100_000
+    max_row_steps: int = 131_072
+    max_output_bytes: int = 256 * 2**20
     max_streams: int = 4096
     stream_idle: float = 300.0
     stream_keep: float = 10.0

@@ -7,7 +7,14 @@ from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread, current_thread
 from typing import Self
 
-from deploy_rnn.errors import BusyError, ClosedError, DeployError, InputError, StreamError
+from deploy_rnn.errors import (
+    BusyError,
+    ClosedError,
+    DeployError,
+    InputError,
+    StreamError,
+    TooLargeError,
+)
 from deploy_rnn.runtime import CPU, TensorSpec
 
 from ..engine.batch_engine import BatchEngine
@@ -92,6 +99,7 @@ class Model:
 
         Raises:
             InputError: inputs that the model does not take, or too many rows or steps.
+            TooLargeError: too many rows times steps, or outputs that are too large.
             StreamError: a stream that is unknown or gone, or started twice.
             BusyError: the queue is full, or the table of streams.
             ClosedError: the model takes no more requests.
@@ -150,7 +158,19 @@ class Model:
             raise InputError(
                 f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}."
             )
+        row_steps = feeds.rows * (feeds.steps or 1)
+        if row_steps > self._limits.max_row_steps:
+            raise TooLargeError(
+                f"the request has {feeds.rows} rows of {feeds.steps} steps, which is {row_steps}; send at most "
+                f"{self._limits.max_row_steps} rows times steps at once."
+            )
         outputs = self._engine.check_outputs(self._output_names(request))
+        output_bytes = self._engine.output_bytes(feeds, outputs)
+        if output_bytes > self._limits.max_output_bytes:
+            raise TooLargeError(
+                f"the outputs would have {output_bytes} bytes; the limit is {self._limits.max_output_bytes}: ask for "
+                "fewer outputs, rows or steps."
+            )
         joins = self._engine.can_join_chunks(outputs)
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout

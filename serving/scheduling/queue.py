@@ -85,6 +85,7 @@ class RequestQueue:
         self._max_waste = limits.max_waste if engine.padding_is_harmless() else 0.0
         max_segment_steps = limits.max_steps if engine.takes_any_steps else 0
         self._max_segment_steps = lower(max_segment_steps, engine.most_steps)
+        self._max_row_steps = limits.max_row_steps
         self._jobs: list[Job] = []
 
     def __len__(self) -> int:
@@ -146,7 +147,8 @@ class RequestQueue:
         candidates = self._jobs[:WINDOW]
         if not self._streaming:
             indices = choose_rows(candidates, self._max_rows, self._max_waste)
-            return [[candidates[index]] for index in indices]
+            chosen = [candidates[index] for index in sorted(indices)]
+            return [[job] for job in self._within_row_steps(chosen)]
         # A request of no stream is a backlog by itself.
         by_stream: dict[Stream | Job, list[Job]] = {}
         for job in candidates:
@@ -154,6 +156,19 @@ class RequestQueue:
         backlogs = list(by_stream.values())
         segments = choose_segments(backlogs, self._max_rows, self._max_segment_steps)
         return [backlogs[segment.backlog][: segment.chunks] for segment in segments]
+
+    def _within_row_steps(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return as many of the jobs, the oldest first, as one run may have; each takes the steps of the longest."""
+        kept: list[Job] = []
+        rows = 0
+        steps = 0
+        for job in jobs:
+            if kept and (rows + job.rows) * max(steps, job.steps) > self._max_row_steps:
+                continue
+            kept.append(job)
+            rows += job.rows
+            steps = max(steps, job.steps)
+        return kept
 
 
 def _expired(job: Job, now: float) -> Exception | None:

@@ -32,6 +32,7 @@ def test_it_listens_to_this_machine_only_by_default() -> None:
 
 VALUES = {
     "max_rows": 3, "max_queue": 4, "max_wait": 0.5, "max_waste": 0.25, "max_steps": 6, "max_streams": 7,
+    "max_row_steps": 16, "max_output_bytes": 17,
     "stream_idle": 8.5, "stream_keep": 9.5,
     "max_bytes": 10, "max_json_bytes": 9,
     "header_seconds": 11.5, "body_seconds": 12.5, "request_seconds": 13.5, "drain_seconds": 14.5,
@@ -65,6 +66,20 @@ def test_every_limit_and_setting_has_an_option(
     assert {*limit_names, *setting_names} == expected.keys()
     assert seen["limits"] == Limits(**{name: expected[name] for name in limit_names})  # type: ignore[arg-type]
     assert seen["settings"] == Settings(**{name: expected[name] for name in setting_names})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--max-bytes", "2147483648"), ("--max-json-bytes", "0"), ("--max-connections", "3000000000"),
+        ("--drain-seconds", "inf"), ("--drain-seconds", "nan"), ("--idle-seconds", "1e300"), ("--stream-idle", "nan"),
+        ("--max-row-steps", "0"),
+    ],
+)  # fmt: skip
+def test_an_option_that_no_server_can_have(option: str, value: str, real_bundles: Path) -> None:
+    result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, option, value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.output
 
 
 @pytest.mark.parametrize("path", ["nothing", "empty"])

@@ -15,7 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploy_rnn.errors import BusyError, ClosedError, DeadlineError, InputError, StreamError
+from deploy_rnn.errors import (
+    BusyError,
+    ClosedError,
+    DeadlineError,
+    InputError,
+    StreamError,
+    TooLargeError,
+)
 from deploy_rnn.export import export_onnx
 from deploy_rnn.serving.scheduling import model as module
 from deploy_rnn.serving.scheduling.limits import Limits
@@ -212,6 +219,35 @@ def test_what_it_cannot_take_is_refused_at_once(
     with pytest.raises(error, match=message):
         model.submit(request_)
     assert model.statistics().failures == 1
+
+
+def test_a_request_of_too_many_rows_times_steps(
+    padded: Path, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded, max_row_steps=40)
+    assert model.infer(ask(tokens(2, 20))).outputs["output"].shape == (2, 20, 3)
+    with pytest.raises(TooLargeError, match="3 rows of 14 steps, which is 42; send at most 40"):
+        model.submit(ask(tokens(3, 14)))
+
+
+def test_outputs_that_are_too_large(padded: Path, open_model: Callable[..., Model]) -> None:
+    model = open_model(padded, max_output_bytes=2 * 5 * 3 * 4)
+    assert model.infer(ask(tokens(2, 5))).outputs["output"].nbytes == 120
+    with pytest.raises(TooLargeError, match="the outputs would have 144 bytes; the limit is 120"):
+        model.submit(ask(tokens(2, 6)))
+
+
+def test_requests_that_share_a_run_have_no_more_rows_times_steps_than_one(
+    padded: Path, open_model: Callable[..., Model], held: Held
+) -> None:
+    model = open_model(padded, max_row_steps=40)
+    held.gate.clear()
+    first = model.submit(ask(tokens(1, 20)))
+    held.entered.wait(30)
+    futures = [model.submit(ask(tokens(1, 20, seed))) for seed in range(5)]
+    held.gate.set()
+    wait([first, *futures])
+    assert [len(batch) for batch in held.batches] == [1, 2, 2, 1]
 
 
 def test_the_fault_of_one_is_not_that_of_the_others(
