@@ -11,6 +11,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from deploy_rnn.errors import ConversionError
+from deploy_rnn.held_layers import replace_held_layers
 
 
 def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> nn.Module:
@@ -18,7 +19,8 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
 
     1. A tensor with a history, such as a weight that a hook or a `forward` computes and keeps, is copied without it.
     2. What Python cannot copy, such as a lock, a generator or an open file, is shared with the copy.
-    3. `nn.DataParallel` and `DistributedDataParallel` are left out: the module within them takes their place.
+    3. A function with a module of `model` in its closure, such as a hook, gets the copied module.
+    4. `nn.DataParallel` and `DistributedDataParallel` are left out: the module within them takes their place.
 
     Args:
         model: any module.
@@ -31,7 +33,8 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
     while True:
         try:
             with _CopiesWithoutHistory():
-                return _copied(model, dict(replaced or {}) | shared)
+                memo = dict(replaced or {}) | shared
+                copied = _copied(model, memo)
         except Exception as error:  # the model's own code can raise anything
             refused = _refused(error.__traceback__)
             if isinstance(refused, (nn.Module, Tensor)) or id(refused) in shared:
@@ -39,6 +42,12 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
                     f"the model cannot be copied: {type(error).__name__}: {error}"
                 ) from error
             shared[id(refused)] = refused
+        else:
+            # A function is not copied: the modules in its closure are still those of the model.
+            copies = {id(part): memo[id(part)] for part in model.modules() if id(part) in memo}
+            new_ids = {id(new) for old_id, new in memo.items() if id(new) != old_id}
+            replace_held_layers(copied, copies, within=new_ids)
+            return copied
 
 
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -36,7 +36,7 @@ LAZY = {
 LIGHT = {"errors", "lazy", "files", "timing", "tensor_spec", "console", "model_errors"}
 ARROWS = {
     "nn": set(),
-    "copying": set(),
+    "copying": {"held_layers"},
     "random_state": set(),
     "half_precision": set(),
     "held_layers": set(),

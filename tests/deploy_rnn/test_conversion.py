@@ -1,6 +1,7 @@
 """`deploy_rnn.convert`: the same model with our layers in it."""
 
 import copy
+import logging
 import pickle
 import threading
 from abc import ABC
@@ -282,6 +283,64 @@ def test_a_layer_that_is_also_held_elsewhere(name: str) -> None:
     assert find(converted.held) is converted.rnn
     assert find(model.held) is model.rnn
     assert type(converted.rnn) is GRU
+
+
+def test_a_layer_in_a_closure() -> None:
+    """A function is not copied by Python: it would go on running the layer of the original."""
+
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = rnn = nn.GRU(3, 4)
+            run = self.rnn.forward
+            self.steps = [lambda x: rnn(x)[0], lambda x, layer=rnn: layer(x)[0]]
+            self.last = lambda x: run(x)[0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            total: Tensor = sum(step(x) for step in [*self.steps, self.last])
+            return total
+
+    model = Closed()
+    x = torch.randn(5, 2, 3)
+    before = model(x)
+    converted = convert(model)
+    torch.testing.assert_close(converted(x), before)
+    with torch.no_grad():
+        for weight in converted.parameters():
+            weight.zero_()
+    assert not converted(x).any()
+    torch.testing.assert_close(model(x), before)
+
+
+class Handler(logging.NullHandler):
+    """A log that knows the model."""
+
+
+def test_what_the_copy_shares_is_not_changed() -> None:
+    model = nn.Sequential(nn.GRU(3, 4))
+    logger = logging.getLogger("a_log_of_the_model")
+    handler = Handler()
+    handler.model = model  # type: ignore[attr-defined]
+    logger.addHandler(handler)
+    model.logger = logger  # type: ignore[assignment]
+    convert(model)
+    assert handler.model is model  # type: ignore[attr-defined]
+    logger.removeHandler(handler)
+
+
+def test_hooks_with_a_layer_in_their_closure() -> None:
+    model = nn.Sequential(nn.GRU(3, 4))
+    head = nn.Linear(3, 4)
+    model.head = head
+    model[0].register_forward_hook(lambda module, args, output: (output[0] + head(args[0]),))
+    model.forward = lambda x: nn.Sequential.forward(model[:1], x)  # type: ignore[method-assign]
+    converted = convert(model)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), model(x))
+    with torch.no_grad():
+        for weight in converted.parameters():
+            weight.zero_()
+    assert not converted(x)[0].any()
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm:FutureWarning")
