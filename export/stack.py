@@ -37,6 +37,24 @@ def stack_nodes(graph: ir.Graph) -> list[ir.Node]:
     return [node for node in graph if node.domain == DOMAIN]
 
 
+def loop_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The loops of `deploy_rnn.scan` in a captured graph: each is a `Scan` node."""
+    return [node for node in graph if node.op_type == "Scan" and node.domain == ""]
+
+
+def loop_states(node: ir.Node) -> int:
+    """How many states a loop has: they are its first inputs, and the sequences that it walks over the others."""
+    return len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+
+
+def loop_steps(node: ir.Node) -> int | ir.SymbolicDim:
+    """T of a loop: a number where it is fixed, else a symbol."""
+    sequence = node.inputs[loop_states(node)]
+    assert sequence is not None
+    assert sequence.shape is not None
+    return sequence.shape[0]
+
+
 def name_layers(graph: ir.Graph, layers: Mapping[str, Recurrent]) -> None:
     """Note on each captured stack which of `layers` it is, and its path in the model."""
     items = list(layers.items())

@@ -63,26 +63,44 @@ def trace(
     if args and isinstance(args[-1], dict) and not kwargs:
         # Or torch.onnx would take the last argument for the keywords.
         args = (*args, {})
-    with _quiet():
+
+    def export(*, optimize: bool) -> torch.onnx.ONNXProgram | None:
+        return torch.onnx.export(
+            module,
+            args,
+            kwargs=dict(kwargs),
+            dynamo=True,
+            dynamic_shapes=dynamic_shapes,
+            opset_version=opset_version,
+            verbose=False,
+            optimize=optimize,
+        )
+
+    # A file computes no gradients, and PyTorch would look for those of a loop.
+    with _quiet(), torch.no_grad():
         try:
             with nothing_printed_on_error():
-                program = torch.onnx.export(
-                    module,
-                    args,
-                    kwargs=dict(kwargs),
-                    dynamo=True,
-                    dynamic_shapes=dynamic_shapes,
-                    opset_version=opset_version,
-                    verbose=False,
-                )
+                program = export(optimize=True)
         except Exception as error:  # torch raises many types here
-            raise _format_error(error) from error
+            if not _is_folding(error):
+                raise _format_error(error) from error
+            # For a chunk of an axis of unknown size in a loop it looks for a number in vain (onnxscript 0.7).
+            program = export(optimize=False)
     assert program is not None
     common.InlinePass()(program.model)
     _write_fixed_sizes(program)
     leaves = pytree.tree_leaves((args, dict(kwargs)))
     examples = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     return Traced(program.model, SizeLimits.of(program, examples))
+
+
+def _is_folding(error: BaseException | None) -> bool:
+    """Whether the optimizer that torch.onnx calls stopped while it folded constants."""
+    while error is not None:
+        if "Error during constant folding" in str(error):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _write_fixed_sizes(program: torch.onnx.ONNXProgram) -> None:

@@ -243,12 +243,25 @@ def _exported(
             )
         return [*new_states, *tensors]
 
+    inits = [_with_known_sizes(_copy(state)) for state in states]
+    walked = [_with_known_sizes(sequence) for sequence in sequences]
+    used = [_with_known_sizes(tensor) for tensor in captured]
     sizes: list[Any] = []
-    for tensor in (*states, *sequences, *captured):
+    for tensor in (*inits, *walked, *used):
         sizes += tensor.shape
-    inits = [_copy(state) for state in states]
-    results = list(scan_op(flat_body, inits, sequences, (*captured, *symbols(sizes))))
+    results = list(scan_op(flat_body, inits, walked, (*used, *symbols(sizes))))
     return results[:number_of_states], results[number_of_states:]
+
+
+def _with_known_sizes(tensor: Tensor) -> Tensor:
+    """The same tensor, with a number for each unknown size that has turned out to have one value."""
+    sizes: list[Any] = list(tensor.shape)
+    for axis, size in enumerate(sizes):
+        number = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else None
+        if number is not None:
+            sizes[axis] = number
+    is_known = all(isinstance(size, int) for size in tensor.shape)
+    return tensor if is_known else tensor.view(sizes)
 
 
 class _Captured(TorchFunctionMode):

@@ -1,8 +1,10 @@
 """A PyTorch model becomes an ONNX graph in which each recurrent stack is still one node."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import onnx_ir as ir
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn.loops import LoopSizes, in_step, noted_loops
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.packing.tracing import installed
 from deploy_rnn.tensor_spec import axis_names
@@ -33,6 +36,7 @@ class Tracer:
         opset_version: of the graphs.
 
     Attributes:
+        loops: of the last trace, the sizes of each loop of `deploy_rnn.scan`, and the batch of each cell by itself.
         squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
         fixed_lengths: of the last trace, lengths that are constants of the graph (`OnnxPacking.fixed_lengths`).
 
@@ -44,6 +48,7 @@ class Tracer:
         self.model = convert_for_inference(model)
         self.call = call
         self._opset_version = opset_version
+        self.loops: list[LoopSizes] = []
         self.squeezes: list[str] = []
         self.fixed_lengths: list[list[int]] = []
 
@@ -65,7 +70,14 @@ class Tracer:
         packing = OnnxPacking(sizes.same)
         squeezing = Squeezing()
         noted = sizes.noted(self.model)
-        with unchanged(self.model), noted, installed(packing), squeezing:
+        with (
+            unchanged(self.model),
+            noted,
+            installed(packing),
+            squeezing,
+            noted_loops() as loops,
+            _noted_cells(self.model, loops),
+        ):
             make_symbolic([*layers.values()], packing)
             captured, limits = trace(
                 self.model,
@@ -74,6 +86,7 @@ class Tracer:
                 self.call.shapes(_without_names(axes)) if any(axes) else None,
                 opset_version=self._opset_version,
             )
+        self.loops = loops
         self.squeezes = squeezing.notes
         self.fixed_lengths = packing.fixed_lengths
         graph = captured.graph
@@ -97,13 +110,22 @@ class Tracer:
         graph = self.open_graph
         stacks = [Stack.of(node) for node in stack_nodes(graph)]
         names = {str(stack.batch): "B" for stack in stacks}
-        different_steps = dict.fromkeys(str(stack.steps) for stack in stacks)
+        names |= {str(loop.batch): "B" for loop in self.loops if loop.batch is not None}
+        all_steps = [str(stack.steps) for stack in stacks]
+        all_steps += [str(loop.steps) for loop in self.loops if loop.steps is not None]
+        different_steps = dict.fromkeys(all_steps)
         for number, steps in enumerate(different_steps):
             name = names.setdefault(steps, f"T{number or ''}")
             # A convolution or a slice with a stride computes the steps from an axis of the input.
             for symbol in axis_names(steps):
                 names.setdefault(symbol, name)
         return with_multiples(graph, [_named_axes(value, names) for value in graph.inputs])
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the model has steps: that of one step of a cell has none, nor has a loop that feeds itself."""
+        has_stacks = bool(stack_nodes(self.open_graph))
+        return has_stacks or any(loop.steps is not None for loop in self.loops)
 
     @cached_property
     def open_graph(self) -> ir.Graph:
@@ -127,6 +149,27 @@ class Tracer:
                     break
         assert first_error is not None
         raise first_error
+
+
+@contextmanager
+def _noted_cells(model: nn.Module, loops: list[LoopSizes]) -> Iterator[None]:
+    """Add the batch of each cell that is called outside of a loop."""
+
+    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+        input: Tensor = args[0] if args else kwargs["input"]
+        if input.dim() == 2 and not in_step():
+            loops.append(LoopSizes(None, input.size(0)))
+
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)
+        for module in model.modules()
+        if isinstance(module, nn.RNNCellBase)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _any_axis(tensor: Tensor, axis: int) -> bool:

@@ -12,12 +12,14 @@ from torch.utils import _pytree as pytree
 
 import deploy_rnn
 from deploy_rnn.checking.branches import Condition
+from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.structure import output_names_of, without_numbers
 from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
+from deploy_rnn.nn.loops import noted_loops
 from deploy_rnn.nn.recurrent import is_recurrent
 from deploy_rnn.tensor_spec import SizeRange, axis_names
 
@@ -26,7 +28,7 @@ from ..forms.lower import lower
 from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
 from ..size_limits import size_range
-from ..stack import Stack, row_lengths, stack_nodes
+from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from ..torch_onnx import Traced
 from .capture import Tracer
 from .io_names import name_inputs_and_outputs
@@ -86,7 +88,7 @@ class CapturedModel:
         # First of all: what does not run cannot be exported either, and the model's own error says why.
         result = check_two_calls(model, call)
         check_result(result)
-        _check_layers(model)
+        _check_layers(model, call)
         if options.streaming:
             check_can_stream(model)
         tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
@@ -144,7 +146,7 @@ class CapturedModel:
             for axis, size in enumerate(value.shape or ()):
                 sizes.setdefault(str(size), tensor.size(axis))
         steps = [sizes[name] for name in self.input_time_names]
-        steps += [stack.steps for stack in self._stacks if isinstance(stack.steps, int)]
+        steps += [size for size in self._steps if isinstance(size, int)]
         if not steps:
             raise ExportError("the model computes its number of steps; export it for any number.")
         return max(steps)
@@ -157,10 +159,10 @@ class CapturedModel:
         """
         input_names = self._input_names
         names: set[str] = set()
-        for stack in self._stacks:
-            if isinstance(stack.steps, int):
+        for size in self._steps:
+            if isinstance(size, int):
                 continue
-            steps = str(stack.steps)
+            steps = str(size)
             sources = (axis_names(steps) & input_names) - self.batch_names - {steps}
             names |= sources
             # Of T and 4*T, if both are sizes of inputs, T counts the steps.
@@ -184,6 +186,12 @@ class CapturedModel:
     def _input_names(self) -> frozenset[str]:
         sizes = [size for value in self.onnx.graph.inputs for size in value.shape or ()]
         return frozenset(str(size) for size in sizes if not isinstance(size, int))
+
+    @property
+    def _steps(self) -> list[int | ir.SymbolicDim]:
+        """T of every stack and of every loop."""
+        steps = [stack.steps for stack in self._stacks]
+        return steps + [loop_steps(node) for node in loop_nodes(self.onnx.graph)]
 
     @property
     def _stacks(self) -> list[Stack]:
@@ -261,15 +269,10 @@ def _return_tensors(model: nn.Module, result: Any) -> None:
         model.register_forward_hook(lambda _, args, output: without_numbers(output))
 
 
-def _check_layers(model: nn.Module) -> None:
+def _check_layers(model: nn.Module, call: ExampleCall) -> None:
     layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
     if not layers:
-        cell = _describe_cell(model)
-        if cell:
-            raise ExportError(f"{type(model).__name__} has no recurrent layer: {cell}")
-        raise ExportError(
-            f"{type(model).__name__} has no recurrent layer; use torch.onnx.export for it."
-        )
+        _check_loops(model, call)
     for name, layer in layers.items():
         dtype = next(layer.parameters()).dtype
         if dtype not in (torch.float32, torch.float64):
@@ -279,16 +282,31 @@ def _check_layers(model: nn.Module) -> None:
             )
 
 
-def _describe_cell(model: nn.Module) -> str:
-    """What a cell of torch.nn, stepped in a Python loop, means for an export; empty if there is none."""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.RNNCellBase):
-            name = type(module).__name__
-            return (
-                f"`{path or 'model'}` is a torch.nn.{name}, and PyTorch writes out the loop around it, with the number "
-                f"of steps of the example. Use torch.nn.{name.removesuffix('Cell')}, or a deploy_rnn.Recurrent with a "
-                "cell of your own."
-            )
+def _check_loops(model: nn.Module, call: ExampleCall) -> None:
+    """A model without layers has loops of `deploy_rnn.scan`, or takes one step of a cell.
+
+    Raises:
+        ExportError: it has neither, or a cell in a loop of Python.
+    """
+    name = type(model).__name__
+    with count_cell_calls(model, CALLER) as cells, noted_loops() as loops:
+        call.run(model)
+    in_loop = _described_cells(cells)
+    if in_loop and not loops:
+        raise ExportError(f"{name} has no recurrent layer: {in_loop}")
+    if not cells and not loops:
+        raise ExportError(f"{name} has no recurrent layer; use torch.onnx.export for it.")
+
+
+CALLER = "deploy_rnn.checking.example_call"
+"""The module whose code calls a model."""
+
+
+def _described_cells(cells: Sequence[CellCalls]) -> str:
+    """What a cell of torch.nn in a loop of Python means for an export; empty if there is none."""
+    for cell in cells:
+        if cell.number > 1:
+            return f"{cell}: PyTorch writes out the loop, with the number of steps of the example. {cell.advice}"
     return ""
 
 
@@ -307,13 +325,15 @@ def _model_axes(
     missing = []
     if "B" not in names:
         missing.append("a batch")
-    if time and "T" not in names:
+    if time and "T" not in names and tracer.has_steps:
         missing.append("steps")
     if missing:
+        with count_cell_calls(tracer.model, CALLER) as cells:
+            call.run(tracer.model)
         warn_user(
             f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
             "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic. "
-            f"{_describe_cell(tracer.model)}".rstrip()
+            f"{_described_cells(cells)}".rstrip()
         )
     return axes
 

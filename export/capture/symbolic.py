@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn.loops import in_step
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.packing.packing import Packing
@@ -30,6 +31,9 @@ class SymbolicRecurrence(Recurrence):
     def run(
         self, layer: Recurrent, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
+        if in_step():
+            # A layer within the step of a loop is written as it computes.
+            return super().run(layer, input, states, lengths)
         steps = input.size(0)
         batch = input.size(1)
         # The comparison makes torch.export take the two axes for one.

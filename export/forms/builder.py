@@ -54,6 +54,11 @@ class Builder:
         """The version of the graph's operators."""
         return self._graph.opset_imports[""]
 
+    @property
+    def name(self) -> str:
+        """What a value of the scope is called."""
+        return self._name()
+
     def once(self, key: Hashable, make: Callable[[], Result]) -> Result:
         """Return what `make` returns for `key`, called (and its nodes written) only once in a graph."""
         if key not in self._results:

@@ -7,11 +7,12 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from deploy_rnn.errors import DynamicAxisError
+from deploy_rnn.errors import DynamicAxisError, ExportError
 
-from ..stack import DOMAIN, Stack, stack_nodes
+from ..stack import DOMAIN, Stack, loop_nodes, loop_steps, stack_nodes
 from . import FIXED_TIME, FORMS
 from .builder import Builder
+from .loops import unroll
 from .node_count import MAX_NODES, check_node_count
 
 
@@ -23,8 +24,15 @@ def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model
         ExportError: the form would have more than `max_nodes` nodes, or lacks what the model needs.
     """
     graph = model.graph
+    loops = loop_nodes(graph)
+    if form == "native" and not stack_nodes(graph):
+        raise ExportError(
+            "form='native' writes ONNX's RNN, GRU and LSTM, and the model has no recurrent layer; use form='scan'."
+        )
     if form in FIXED_TIME:
         _check_steps(graph, form, max_nodes)
+        for number, node in enumerate(loops):
+            unroll(graph, node, _free_prefix(graph, f"loop{number}."), max_nodes)
     results: dict[Hashable, Any] = {}
     for number, node in enumerate(stack_nodes(graph)):
         # Read one at a time: the stack before may have written the input of this one.
@@ -40,9 +48,11 @@ def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model
 
 def _check_steps(graph: ir.Graph, form: str, max_nodes: int) -> None:
     stacks = [Stack.of(node) for node in stack_nodes(graph)]
-    for stack in stacks:
-        if not isinstance(stack.steps, int):
-            raise _dynamic_time(graph, stack.steps, form)
+    steps_of_all = [stack.steps for stack in stacks]
+    steps_of_all += [loop_steps(node) for node in loop_nodes(graph)]
+    for steps in steps_of_all:
+        if not isinstance(steps, int):
+            raise _dynamic_time(graph, steps, form)
     check_node_count(stacks, max_nodes, graph.opset_imports)
 
 

@@ -410,6 +410,20 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
         assert layer.training is mode
 
 
+class Stepped(nn.Module):
+    """Steps a cell in a loop of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(5, 7)
+
+    def forward(self, input: Tensor) -> Tensor:
+        h = input.new_zeros(input.size(1), 7)
+        for x in input.unbind(0):
+            h = self.cell(x, h)
+        return h
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
@@ -444,12 +458,12 @@ def test_parameters_with_gradients_and_other_modes_do_not_matter(tmp_path: Path)
             "Linear has no recurrent layer; use torch.onnx.export for it.",
         ),
         (
-            nn.Sequential(nn.Flatten(0, 1), nn.LSTMCell(5, 7)),
+            Stepped(),
             {},
             ExportError,
-            "Sequential has no recurrent layer: `1` is a torch.nn.LSTMCell, and PyTorch writes out the loop around it, "
-            "with the number of steps of the example. Use torch.nn.LSTM, or a deploy_rnn.Recurrent with a cell of your "
-            "own.",
+            "`h = self.cell(x, h)`: `cell` is a torch.nn.GRUCell, which the model calls 4 times in a loop: PyTorch "
+            "writes out the loop, with the number of steps of the example. Put the loop into deploy_rnn.scan, which "
+            "stays one, or use torch.nn.GRU.",
         ),
         (nn.RNN(5, 7).half(), {}, ExportError, "has torch.float16 weights"),
         (

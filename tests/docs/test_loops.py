@@ -1,0 +1,20 @@
+"""docs/loops.md, followed literally: its code runs, and prints what it promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGE = (Path(__file__).parents[2] / "docs/loops.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow  # it compiles twice
+def test_the_page(tmp_path: Path) -> None:
+    source = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+    (tmp_path / "page.py").write_text(source, encoding="utf-8")
+    command = [sys.executable, "-W", "ignore", "page.py"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == re.findall(r"print\(.*\)  # (\w+)", source)

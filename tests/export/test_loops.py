@@ -1,0 +1,88 @@
+"""Models of `deploy_rnn.scan`, and of cells alone, as files in every form, run at other sizes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import deploy_rnn
+from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.export import export_onnx
+from deploy_rnn.serving import Engine
+
+
+class Decoder(nn.Module):
+    """x (B, T, 3), memory (B, S, 4) -> outputs (B, T, 2), the last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(3 + 4, 4)
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Any:
+        def step(h: Tensor, slice: Tensor) -> Any:
+            weights = (h.unsqueeze(1) * memory).sum(-1).softmax(-1)
+            context = (weights.unsqueeze(-1) * memory).sum(1)
+            h = self.cell(torch.cat([slice, context], -1), h)
+            return h, self.out(h)
+
+        h, outputs = deploy_rnn.scan(step, x.new_zeros(x.size(0), 4), x.transpose(0, 1))
+        return outputs.transpose(0, 1), h
+
+
+class Step(nn.Module):
+    """One step of a stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 4)
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        return self.cell(x, (h, c))
+
+
+def assert_same(path: Path, model: nn.Module, **inputs: Tensor) -> None:
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    answer = Engine(str(path)).run(arrays)
+    with torch.no_grad():
+        expected = model(**inputs)
+    for actual, tensor in zip(answer.values(), expected, strict=True):
+        np.testing.assert_allclose(actual, tensor.numpy(), atol=1e-5)
+
+
+def test_a_loop_in_form_scan(tmp_path: Path) -> None:
+    model = Decoder().eval()
+    path = tmp_path / "a.onnx"
+    call = (torch.randn(2, 5, 3), torch.randn(2, 7, 4))
+    report = export_onnx(model, call, path, form="scan")
+    shapes = {spec.name: spec.shape for spec in report.inputs}
+    assert shapes == {"x": ("B", "T", 3), "memory": ("B", 7, 4)}
+    for batch, steps in ((1, 1), (3, 9)):
+        x = torch.randn(batch, steps, 3)
+        assert_same(path, model, x=x, memory=torch.randn(batch, 7, 4))
+
+
+def test_a_loop_in_form_unrolled(tmp_path: Path) -> None:
+    model = Decoder().eval().double()
+    path = tmp_path / "a.onnx"
+    call = (torch.randn(2, 5, 3).double(), torch.randn(2, 7, 4).double())
+    export_onnx(model, call, path, form="unrolled")
+    assert_same(path, model, x=torch.randn(4, 5, 3).double(), memory=torch.randn(4, 7, 4).double())
+    with pytest.raises(ExportError, match=r"would write 5 steps of a loop as \d+ nodes; the limit"):
+        export_onnx(model, call, path, form="unrolled", max_nodes=20)
+    with pytest.raises(DynamicAxisError, match=r"axis 1 .* of `x` is the time axis"):
+        export_onnx(model, call, path, form="unrolled", dynamic_shapes={"x": {1: "T"}})
+
+
+def test_one_step_of_a_cell(tmp_path: Path) -> None:
+    model = Step().eval()
+    path = tmp_path / "a.onnx"
+    report = export_onnx(model, (torch.randn(2, 3), *torch.randn(2, 2, 4)), path, form="scan")
+    assert [spec.shape[0] for spec in report.inputs] == ["B", "B", "B"]
+    h, c = torch.randn(2, 5, 4)
+    assert_same(path, model, x=torch.randn(5, 3), h=h, c=c)
+    with pytest.raises(ExportError, match="the model has no recurrent layer; use form='scan'"):
+        export_onnx(model, (torch.randn(2, 3), h[:2], c[:2]), path, form="native")
