@@ -15,7 +15,7 @@ from .auto import choose_form
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
-from .saving import save
+from .saving import check_weights, save
 from .verification.report import Report
 from .verification.verify import CheckOptions, check
 
@@ -94,13 +94,14 @@ def export_onnx(
         VerificationError: the file's numbers differ from the model's; no file is left.
         ExportError: the model fails on the example, draws random numbers, or keeps a state between its calls; PyTorch
             cannot export it, the form cannot express it, it cannot stream, the file would have more than `max_nodes`
-            nodes, or an argument is out of range.
+            nodes, its weights are more than 2 GB, which `export_bundle` takes, or an argument is out of range.
 
     Warns:
         UserWarning: every axis is fixed although the recurrent layers have a batch; an axis may have only some sizes,
             since the model branches on its size; or see `verify`.
     """
     model = check_module(model)
+    check_weights(model)
     path = target(path, "model.onnx")
     if form not in (*FORMS, AUTO):
         offered = " or ".join(map(repr, (*FORMS, AUTO)))
