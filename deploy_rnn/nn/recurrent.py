@@ -137,6 +137,8 @@ class Recurrent(nn.Module):
             "_flat_weight_refs",
             "_flat_weights_names",
             "_all_weights",
+            # Left by torch.jit.script: the names of the two forwards that torch.nn's GRU and LSTM have.
+            "__overloads__",
         )
         for name, value in vars(module).items():
             if name not in only_in_torch:

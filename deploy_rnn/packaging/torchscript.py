@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.jit._recursive import concrete_type_store
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.model_errors import first_paragraph, line_in_text
@@ -20,6 +21,7 @@ def script_file(model: nn.Module, path: Path) -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
+        _forget_unfinished_types(model)
         try:
             frozen = torch.jit.freeze(torch.jit.script(model))
         except Exception as error:  # torch.jit raises many types here
@@ -38,6 +40,16 @@ def script_file(model: nn.Module, path: Path) -> None:
             raise ExportError(
                 f"the file cannot be written; is there enough space? PyTorch says: {first_paragraph(error)}"
             ) from error
+
+
+def _forget_unfinished_types(model: nn.Module) -> None:
+    """Let TorchScript begin again with the classes of `model` that it once failed to compile in this process.
+
+    It would go on where it stopped, and say of any such class that its `forward` cannot be defined again.
+    """
+    for module in model.modules():
+        types = concrete_type_store.type_store.get(type(module), [])
+        types[:] = [known for known in types if known in concrete_type_store.methods_compiled]
 
 
 def load_file(path: Path) -> Callable[..., Any]:

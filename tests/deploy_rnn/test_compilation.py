@@ -1,5 +1,6 @@
 """`deploy_rnn.compile`, and `torch.compile(fullgraph=True)` on the layer itself: a loop that stays a loop."""
 
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 from torch.fx.experimental import _config as shape_config
+from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
@@ -505,3 +507,123 @@ def test_a_loop_of_ones_own() -> None:
             for steps, batch in ((9, 5), (4, 3)):
                 x = torch.randn(steps, batch, 3)
                 torch.testing.assert_close(compiled(x), model(x))
+
+
+class Resized(nn.Module):
+    """A layer over steps and rows that an operation has computed from those of x (B, T, 4)."""
+
+    def __init__(self, resize: Callable[[Tensor], Tensor], inputs: int = 4) -> None:
+        super().__init__()
+        self.resize = resize
+        self.rnn = nn.RNN(inputs, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(self.resize(x))[0]
+        return output
+
+
+def over_channels(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What takes (B, 4, T), as a function of (B, T, 4)."""
+    return lambda x: function(x.transpose(1, 2)).transpose(1, 2)
+
+
+def frames(x: Tensor) -> Tensor:
+    """(B, T, 4) -> (B*N, 4, 4): every frame is a row"""
+    return x.unfold(1, 4, 2).reshape(-1, 4, 4).transpose(1, 2)
+
+
+def columns(x: Tensor) -> Tensor:
+    """(B, T, 4) -> (4*B, T/4, 4): the steps across the chunks of 4"""
+    batch, steps = x.shape[:2]
+    chunks = functional.pad(x, (0, 0, 0, -steps % 4)).reshape(batch, -1, 4, 4)
+    return chunks.transpose(1, 2).reshape(4 * batch, -1, 4)
+
+
+RESIZES: dict[str, nn.Module] = {
+    "no padding": Resized(over_channels(lambda x: functional.conv1d(x, torch.ones(4, 4, 3)))),
+    "stride": Resized(over_channels(lambda x: functional.avg_pool1d(x, 3, 2))),
+    "twice the steps": Resized(over_channels(lambda x: functional.interpolate(x, scale_factor=2))),
+    "a token before": Resized(lambda x: torch.cat([torch.ones(x.size(0), 1, 4), x], 1)),
+    "first half": Resized(lambda x: x.chunk(2, 1)[0]),
+    "two steps in one": Resized(lambda x: x[:, : x.size(1) // 2 * 2].reshape(x.size(0), -1, 8), 8),
+    "a row for each step": Resized(lambda x: x.reshape(-1, 1, 4).expand(-1, 3, -1)),
+    "frames": Resized(frames),
+    "columns": Resized(columns),
+}
+
+
+class Branches(nn.Module):
+    """The outputs of several parts over the same input."""
+
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [part(x) for part in self.parts]
+
+
+@pytest.mark.parametrize(("names", "grad"), [(list(RESIZES), False), (["stride"], True)])
+def test_a_loop_is_given_every_unknown_of_its_shapes(names: list[str], grad: bool) -> None:
+    """Inductor computes the shapes of a loop's outputs from its inputs alone."""
+    missing: list[set[Any]] = []
+
+    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        for part in graph.modules():
+            nodes = part.graph.nodes if isinstance(part, torch.fx.GraphModule) else []
+            missing.extend(_missing_unknowns(node) for node in nodes if _is_scan(node))
+        return graph.forward
+
+    model = deploy_rnn.convert(Branches(RESIZES[name] for name in names))
+    with torch.set_grad_enabled(grad), _NO_DUCK_SHAPES:
+        compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=look)
+        compiled(torch.randn(3, 22, 4, requires_grad=grad))
+    if grad:
+        assert missing == [set(), set()]  # there, and back
+    else:
+        assert dict(zip(names, missing, strict=True)) == {name: set() for name in names}
+
+
+def _is_scan(node: torch.fx.Node) -> bool:
+    return node.target is torch.ops.higher_order.scan
+
+
+def _missing_unknowns(scan: torch.fx.Node) -> set[Any]:
+    """The unknowns in the sizes of what a loop goes over that are not inputs of it."""
+    values = [node.meta["example_value"] for node in scan.all_input_nodes if node.op != "get_attr"]
+    sizes = [size for value in values if isinstance(value, Tensor) for size in value.shape]
+    numbers = {value.node.expr for value in values if isinstance(value, torch.SymInt)}
+    unknowns = {
+        symbol
+        for size in sizes
+        if isinstance(size, torch.SymInt)
+        for symbol in size.node.expr.free_symbols
+    }
+    return unknowns - numbers
+
+
+class Listener(nn.Module):
+    """Convolutions and layers in turn, over (B, T, 4), as in speech recognition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(4, 4, 3)
+        self.rnn = nn.GRU(4, 3, batch_first=True, bidirectional=True)
+        self.second = nn.Conv1d(6, 4, 4, stride=2, padding=1)
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.rnn(self.first(x.transpose(1, 2)).transpose(1, 2))[0]
+        output: Tensor = self.lstm(self.second(x.transpose(1, 2)).transpose(1, 2))[0]
+        return output
+
+
+@pytest.mark.slow
+def test_layers_after_convolutions() -> None:
+    model = Listener()
+    compiled = deploy_rnn.compile(model)
+    with torch.no_grad():
+        for batch, steps in [(3, 12), (2, 15), (5, 22)]:
+            x = torch.randn(batch, steps, 4)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert graphs() == 1

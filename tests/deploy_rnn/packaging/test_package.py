@@ -515,3 +515,40 @@ def test_lengths_are_tried_within_the_steps() -> None:
     assert {axis.least for axis in example.sizes} == {1}
     tried = [tuple(trial.sizes.values()) for trial in trials_of(reference, example)]
     assert tried == [(3, 8), (1, 2), (2, 3), (3, 7), (7, 33), (33, 1)]
+
+
+class Scripted(nn.Module):
+    """Takes a GRU and an LSTM, whose forwards torch.nn writes once for tensors and once for packed sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(3, 4)
+        self.lstm = nn.LSTM(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.lstm(self.gru(x)[0])[0]
+        return output
+
+
+class Unscriptable(Scripted):
+    """Has one thing that TorchScript does not take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = getattr(self, "gr" + "u")(x)[0]
+        return output
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_that_the_process_has_scripted_before(tmp_path: Path) -> None:
+    model = Scripted().eval()
+    torch.jit.script(model)
+    for _ in range(2):
+        deploy_rnn.package(model, torch.randn(5, 2, 3), tmp_path / "model.pt")
+    torch.jit.script(model)
+
+
+def test_a_model_that_could_not_be_scripted_before(tmp_path: Path) -> None:
+    model = Unscriptable().eval()
+    for _ in range(2):
+        with pytest.raises(ExportError, match="argument must be a string literal"):
+            deploy_rnn.package(model, torch.randn(5, 2, 3), tmp_path / "model.pt")
