@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.errors import ExportError
@@ -88,6 +89,9 @@ class Packing:
         ends = batch_sizes.cumsum(0)
         count: Any = rows.lengths.sum().item()
         torch._check(count >= 1)
+        if torch.compiler.is_dynamo_compiling() and rows.has_several():
+            # Some functions want to know, such as a batch norm in training mode.
+            torch._check(count >= 2)
         numbers = torch.arange(count, device=ends.device)
         steps = torch.searchsorted(ends, numbers, right=True)  # (N,)
         row_numbers = numbers - (ends - batch_sizes).index_select(0, steps)
@@ -98,9 +102,7 @@ class Packing:
         if isinstance(total_length, Tensor):
             total_length = total_length.item()
         torch._check(total_length >= longest)
-        if torch.fx.experimental.symbolic_shapes.statically_known_true(
-            total_length == padded.size(0)
-        ):
+        if statically_known_true(total_length == padded.size(0)):
             return padded
         missing_steps = padded.new_full((total_length, *padded.shape[1:]), value)
         return torch.cat([padded, missing_steps])[:total_length]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.errors import ExportError
@@ -64,6 +65,10 @@ class Rows:
     def with_values(self, padded: Tensor, *, zeros: bool) -> "Rows":
         """The same rows with other values."""
         return Rows(padded, self.lengths, self.order, self.inverse_order, self.within, zeros)
+
+    def has_several(self) -> bool:
+        """Whether there are known to be two rows or more."""
+        return statically_known_true(self.within.size(1) >= 2)
 
     def fill(self, value: float) -> Tensor:
         """`padded` with `value` beyond the end of each row."""

@@ -111,6 +111,15 @@ def numbers(model: Any, tokens: Tensor, lengths: Tensor) -> Any:
     return model.rnn(pack_padded_sequence(model.embed(tokens), lengths.tolist(), True, False))[1]
 
 
+def normalised(model: Any, tokens: Tensor, lengths: Tensor) -> Any:
+    """Over the steps that count, in training mode."""
+    packed = pack_padded_sequence(model.embed(tokens), lengths, True, enforce_sorted=False)
+    output = model.rnn(packed)[0]
+    return model.after(
+        output._replace(data=nn.functional.batch_norm(output.data, None, None, training=True))
+    )[1]
+
+
 def _packed_arguments(lengths: Sequence[int]) -> tuple[PackedSequence, Tensor]:
     x = torch.randn(len(lengths), max(lengths), 4)
     packed = pack_padded_sequence(x, torch.tensor(lengths), batch_first=True)
@@ -121,6 +130,7 @@ CALLS: dict[Callable[..., Any], list[Any]] = {
     packed_argument: [_packed_arguments(lengths) for lengths in LENGTHS],
     as_list: [[torch.randint(9, (n,)) for n in rows] for rows in ([5, 3], [2, 4], [3, 3])],
 }
+CALLS[normalised] = [of_tokens(lengths, normalised) for lengths in LENGTHS]
 CALLS[numbers] = [of_tokens(lengths, numbers) for lengths in ([5, 3, 2], [2, 6, 4])]
 for _use in OF_TOKENS:
     CALLS[_use] = [of_tokens(lengths, _use) for lengths in LENGTHS]
