@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from deploy_rnn.nn.loops import in_step
+
 
 class LayerSizes(NamedTuple):
     """What one call of a recurrent layer gets.
@@ -56,7 +58,8 @@ def layer_sizes(
     def note(layer: Any, args: Any, kwargs: Any) -> None:
         # A subclass may call its input something else than torch.nn.
         input = next(iter([*args, *kwargs.values()]), None)
-        if not isinstance(input, (Tensor, PackedSequence)):
+        # The step of a loop calls a layer as often as the loop has steps, which says nothing of the layer's own.
+        if in_step() or not isinstance(input, (Tensor, PackedSequence)):
             return
         if isinstance(input, PackedSequence):
             steps = padded.of(input) if padded else input.batch_sizes.size(0)

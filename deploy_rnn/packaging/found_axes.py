@@ -11,6 +11,7 @@ from deploy_rnn.checking.draws import stretched
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.layer_sizes import LayerSizes, PaddedSteps, layer_sizes
 from deploy_rnn.checking.trials import Reference, resized
+from deploy_rnn.nn.loops import noted_loops
 from deploy_rnn.nn.recurrent import is_recurrent
 
 BATCH = "B"
@@ -114,11 +115,14 @@ class _Runs:
     def _run(self, call: ExampleCall) -> _Ran | None:
         self._calls.clear()
         try:
-            outputs = self._reference.outputs(call)
+            with noted_loops() as loops:
+                outputs = self._reference.outputs(call)
         except Exception:  # the model's own code can raise anything
             return None
         batches = [sizes.batch for sizes in self._calls if sizes.batch is not None]
         steps = [sizes.steps for sizes in self._calls]
+        batches += [loop.batch for loop in loops if loop.batch is not None]
+        steps += [loop.steps for loop in loops if loop.steps is not None]
         return _Ran({BATCH: batches, STEPS: steps}, outputs)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import deploy_rnn
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.packaging.found_axes import found_axes
@@ -92,3 +93,25 @@ def test_a_model_that_fails_on_the_example_has_no_axes() -> None:
     model = Model(plain)
     call = ExampleCall.of(model, (torch.randn(6, 3, 7),))
     assert found_axes(Reference(model), call) == [{}]
+
+
+class Loop(nn.Module):
+    """A loop over x (T, B, 3) next to a memory (B, S, 4), with a layer that takes one step in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(7, 4)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        def step(h: Tensor, slice: Tensor) -> tuple[Tensor, Tensor]:
+            _, new_h = self.gru(torch.cat([slice, memory.mean(1)], -1).unsqueeze(0), h.unsqueeze(0))
+            return new_h[0], new_h[0]
+
+        outputs: Tensor = deploy_rnn.scan(step, x.new_zeros(x.size(1), 4), x)[1]
+        return outputs
+
+
+def test_the_axes_of_a_loop() -> None:
+    model = Loop().eval()
+    call = ExampleCall.of(model, (torch.randn(5, 2, 3), torch.randn(2, 6, 4)), None)
+    assert found_axes(Reference(model), call) == [{0: "T", 1: "B"}, {0: "B"}]
