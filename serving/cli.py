@@ -227,6 +227,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
             raise UsageError(message) from None
         given_options = {name: value for name, value in options.items() if value is not None}
         _let_logs_be_lost()
+        _allow_open_files()
         asyncio.run(_serve(path, host, http_port, grpc_port, given_options, stdout))
 
 
@@ -243,6 +244,18 @@ def _let_logs_be_lost() -> None:
             reopened = os.open(f"/dev/fd/{stderr}", os.O_WRONLY | os.O_NONBLOCK)
             os.dup2(reopened, stderr)
             os.close(reopened)
+
+
+def _allow_open_files() -> None:
+    """Open as many files as the system allows: many systems start a process with fewer than it has connections."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS refuses some of the limits that it reports.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(

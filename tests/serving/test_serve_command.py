@@ -1,5 +1,8 @@
 """The options of `deploy-rnn serve`, and where it does not get as far as serving."""
 
+import os
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy_rnn.cli import main
-from deploy_rnn.serving import Limits, Settings
+from deploy_rnn.serving import Limits, Settings, cli
 from deploy_rnn.serving import server as server_module
 
 ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
@@ -80,6 +83,39 @@ def test_an_option_that_no_server_can_have(option: str, value: str, real_bundles
     result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, option, value])
     assert result.exit_code == 2
     assert f"Invalid value for '{option}'" in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes cannot be opened anew elsewhere")
+def test_what_nobody_reads_from_stderr_does_not_block() -> None:
+    code = """
+import os
+from deploy_rnn.serving.cli import _let_logs_be_lost
+_let_logs_be_lost()
+try:
+    while os.write(2, bytes(65536)):
+        pass
+except BlockingIOError:
+    print("lost")
+"""
+    command = [sys.executable, "-c", code]
+    unread, stderr = os.pipe()
+    try:
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60
+        )
+    finally:
+        os.close(unread)
+        os.close(stderr)
+    assert result.stdout == "lost\n"
+
+
+def test_it_may_open_as_many_files_as_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
+    cli._allow_open_files()
+    assert limits == [(4096, 4096)]
 
 
 @pytest.mark.parametrize("path", ["nothing", "empty"])
