@@ -174,11 +174,6 @@ def _next_class(path: str, module: nn.RNNBase) -> type[Recurrent]:
         raise ConversionError(
             f"{described(path)} is a {qualified_name(type(module))}; only {convertible} can be converted."
         )
-    if "forward" in vars(module):
-        raise ConversionError(
-            f"{described(path)} has a `forward` of its own, set on the object, and that would be lost; let a module "
-            f"around the {qualified_name(torch_class)} do it."
-        )
     cls = _own_class(module)
     subclasses = [*itertools.chain(*classes_above(cls, torch_class))]
     names = {name for subclass in subclasses for name in vars(subclass)}

@@ -104,7 +104,9 @@ class _Holders:
         elif isinstance(value, MethodType):
             owner = self.replaced(value.__self__)
             if owner is not value.__self__:
-                return getattr(owner, value.__name__)
+                # Not the owner's attribute: that may be a function which calls this method.
+                method: MethodType = getattr(type(owner), value.__name__).__get__(owner)
+                return method
         elif is_plain_object(value) and self._may_change(value):
             self.enter(vars(value))
         return value

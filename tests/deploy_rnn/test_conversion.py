@@ -238,10 +238,44 @@ def test_a_parametrised_subclass() -> None:
     torch.testing.assert_close(converted(x, converted.begin(2)), layer(x, layer.begin(2)))
 
 
-def test_a_forward_that_is_set_on_the_object() -> None:
+def with_weight_drop(layer: nn.LSTM) -> nn.LSTM:
+    """As text libraries have it: a forward on the object computes the weight, and calls the one before."""
+    raw = layer.weight_hh_l0
+    del layer._parameters["weight_hh_l0"]
+    layer.register_parameter("weight_hh_l0_raw", nn.Parameter(raw.detach()))
+    forward_before = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        dropped = nn.functional.dropout(layer.weight_hh_l0_raw, 0.5, layer.training)  # type: ignore[arg-type]
+        layer.weight_hh_l0 = 2 * dropped  # type: ignore[assignment]
+        return forward_before(*args, **kwargs)
+
+    layer.forward = forward  # type: ignore[method-assign, assignment]
+    return layer
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_forward_that_is_set_on_the_object(trained: bool) -> None:
+    model = nn.Sequential(with_weight_drop(nn.LSTM(3, 4)))
+    x = torch.randn(5, 2, 3)
+    if trained:
+        model(x)[0].sum().backward()
+    converted = convert(model).eval()
+    assert type(converted[0]) is LSTM
+    torch.testing.assert_close(converted(x), model.eval()(x))
+    with torch.no_grad():
+        for weight in converted.parameters():
+            weight.zero_()
+    assert not converted(x)[0].any()
+    assert model(x)[0].any()
+
+
+def test_a_forward_on_the_object_that_runs_the_one_of_torch() -> None:
     layer = nn.GRU(3, 4)
     layer.forward = lambda x: nn.GRU.forward(layer, 2 * x)  # type: ignore[method-assign]
-    with pytest.raises(ConversionError, match="`0` has a `forward` of its own, set on the object"):
+    with pytest.raises(
+        ConversionError, match=r"`nn\.GRU\.forward` at .*needs a layer of torch\.nn"
+    ):
         convert(nn.Sequential(layer))
 
 
