@@ -78,14 +78,16 @@ class ZooCandidate(Candidate):
 
     def engine(self) -> Taken:
         """Run that file in the engine, at the example's and at other sizes."""
-        return self._served(Engine(self._auto_path), self._auto_file())
+        file = self._auto_file()
+        return self._served(Engine(self._auto_path), file)
 
     def bundle(self) -> Taken:
         """Write a bundle, and run it in the engine at the example's and at other sizes."""
         one = self._exhibit
         path = Path(self._folder, "bundle")
         export_bundle(one.model, one.args, path, kwargs=one.kwargs)
-        return self._served(Engine(path), self._auto_file())
+        file = self._auto_file()
+        return self._served(Engine(path), file)
 
     def _auto_file(self) -> Report:
         """Raises: the error of `auto`: without its file there is nothing to serve."""

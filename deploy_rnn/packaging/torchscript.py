@@ -28,7 +28,7 @@ def script_file(model: nn.Module, path: Path) -> None:
             line = line_in_text(str(error))
             start = f"{line}: " if line else ""
             # The rest quotes the code around that line.
-            quoted = str(error).strip().partition('\n  File "')[0].rstrip(".:")
+            quoted = str(error).strip().partition('\n  File "')[0].rstrip(".:\n ")
             reason = " ".join(quoted.split())
             raise ExportError(
                 f"{start}TorchScript cannot compile {type(model).__name__}: {reason}. Write a .pt2 file instead, "
