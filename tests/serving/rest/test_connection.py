@@ -150,6 +150,21 @@ def test_a_half_closed_connection_gets_its_answers(
     assert statuses(ask(server, sent)) == expected
 
 
+def test_a_connection_may_be_half_closed_before_its_answer(
+    server: Server, repository: Repository
+) -> None:
+    model: Any = repository.model("sum")
+    model.gate.clear()
+    accepted = len(model._accepted)
+    with connect(server) as client:
+        client.sendall(post())
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: len(model._accepted) > accepted)
+        time.sleep(0.1)  # the server sees the end meanwhile
+        model.gate.set()
+        assert SUMS in receive_all(client)
+
+
 @pytest.mark.parametrize(
     ("sent", "expected"),
     [
