@@ -479,10 +479,10 @@ def test_a_torch_that_is_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_layer_that_cannot_be_converted(tmp_path: Path) -> None:
     class Own(nn.RNN):
-        def forward(self, *args: Any) -> Any:
-            return super().forward(*args)
+        def permute_hidden(self, hx: Tensor, permutation: Tensor | None) -> Tensor:
+            return hx
 
-    with pytest.raises(ConversionError):
+    with pytest.raises(ConversionError, match=r"`0` is a .*Own, which defines `permute_hidden`"):
         deploy_rnn.package(nn.Sequential(Own(5, 4)), X, tmp_path / "m.pt")
 
 
