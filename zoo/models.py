@@ -311,13 +311,24 @@ def highway_lstm() -> Exhibit:
     return Exhibit(Padded(), (torch.rand(2, 9, 6), torch.tensor([9, 5])))
 
 
-@model("fastai", "AWD_LSTM language model", "weight drop, and a state kept between calls")
+@model("fastai", "AWD_LSTM language model", "weight drop; its kept state is reset before each call")
 def awd_lstm() -> Exhibit:
     from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
     from fastai.text.models.core import get_language_model
 
     config = awd_lstm_lm_config | {"emb_sz": 6, "n_hid": 8, "n_layers": 2}
-    return Exhibit(get_language_model(AWD_LSTM, 20, config), (torch.randint(20, (2, 9)),))
+    network = get_language_model(AWD_LSTM, 20, config)
+
+    class Reset(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, tokens: Tensor) -> Any:
+            self.network.reset()
+            return self.network(tokens)[0]
+
+    return Exhibit(Reset(), (torch.randint(20, (2, 9)),))
 
 
 # Time series
@@ -337,13 +348,6 @@ def mgru_fcn() -> Exhibit:
 
     network = MGRU_FCN(3, 2, shuffle=False, hidden_size=8, conv_layers=[16, 16, 4])
     return Exhibit(network, (torch.rand(2, 3, 12),))
-
-
-@model("tsai", "LSTM", "a two-layer LSTM, the class of its last step")
-def tsai_lstm() -> Exhibit:
-    from tsai.models.RNN import LSTM
-
-    return Exhibit(LSTM(3, 2, hidden_size=8, n_layers=2), (torch.rand(2, 3, 12),))
 
 
 @model("pytorch-forecasting", "LSTM", "a subclass of nn.LSTM that takes rows of length 0")
