@@ -137,7 +137,7 @@ def _packages(result: Mapping[str, Any]) -> str:
 TEMPLATE = """\
 # Models that were tried
 
-Is it for you? These are models of public packages, as their authors ship them, sent every way out of PyTorch.
+Is it for you? These are models of public packages, sent every way out of PyTorch.
 {counts}
 
 `make zoo` installs the packages at the pinned versions, runs every model in a process of its own, and writes this page
@@ -146,6 +146,7 @@ from `benchmarks/results/zoo.json`. Nothing on it is written by hand.
 - **ok**: it went, and gave PyTorch's numbers on the example and at other sizes of every axis that is open.
 - **no**: it was refused, and no file was left. The number leads to the message.
 - **-**: there is no such thing for this model, for the reason at the number.
+- **?**: not run yet; `make zoo` runs what is missing.
 - **open** has the axes that a file leaves dynamic: B is the batch, T the steps. `unrolled` always fixes T.
 
 `deploy-rnn check` tries the same on a model of yours.
@@ -166,7 +167,8 @@ from `benchmarks/results/zoo.json`. Nothing on it is written by hand.
 ## How it was done
 
 **Sizes.** A model is made by its package's own class or function, with random weights unless the wheel carries some.
-Where the default is large, it has fewer units and layers. The example has one to three rows of 5 to 20 steps, or a
+Where the default is large, it has fewer units and layers. Some rows are a part of a larger model, such as its encoder,
+and some have a few lines around them that take tensors where the package takes something else. The example has one to three rows of 5 to 20 steps, or a
 waveform of 64 to 8,000 samples. [zoo/models.py]({source}) has each.
 
 **Numbers.** Every output is compared with PyTorch's, element by element: the difference may be 1e-5 of its size
