@@ -32,6 +32,9 @@ NOT_APPLICABLE = (
 )
 """Parts of the reasons why a model cannot go a way, by its nature or by the format's."""
 
+LONGEST = 420
+"""Letters of a reason on the page; the JSON has all of it."""
+
 Cell = Mapping[str, Any]
 
 
@@ -71,9 +74,12 @@ class Notes:
 
 
 def reason_of(message: str) -> str:
-    """A refusal as the page shows it: one line, without what PyTorch adds."""
+    """A refusal as the page shows it: one line, shortened where it is long."""
     line = " ".join(message.split())
     line = re.split(r" PyTorch says: ", line)[0]
+    if len(line) > LONGEST:
+        # What others print can be pages; our advice ends the message.
+        line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 3 :].partition(' ')[2]}"
     # Markdown would take these as its own.
     return line.replace("<", "&lt;").replace("|", "\\|")
 
@@ -168,8 +174,8 @@ from `benchmarks/results/zoo.json`. Nothing on it is written by hand.
 
 **Sizes.** A model is made by its package's own class or function, with random weights unless the wheel carries some.
 Where the default is large, it has fewer units and layers. Some rows are a part of a larger model, such as its encoder,
-and some have a few lines around them that take tensors where the package takes something else. The example has one to three rows of 5 to 20 steps, or a
-waveform of 64 to 8,000 samples. [zoo/models.py]({source}) has each.
+and some have a few lines around them that take tensors where the package takes something else. The example has one to
+three rows of 5 to 20 steps, or a waveform of 64 to 8,000 samples. [zoo/models.py]({source}) has each.
 
 **Numbers.** Every output is compared with PyTorch's, element by element: the difference may be 1e-5 of its size
 (absolute below 1), or ten times PyTorch's own distance from float64 where that is more.
@@ -182,6 +188,8 @@ that one.
 **Versions.** {packages}. {machine}
 
 ## Why not?
+
+The messages, as they are printed, some shortened where `[...]` stands.
 
 {notes}
 """.replace("{source}", "../zoo/models.py")
