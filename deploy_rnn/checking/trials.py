@@ -67,12 +67,14 @@ class Reference:
 
     Attributes:
         model: a copy of the model in evaluation mode, on the model's own device; other code may run it, too.
+        float64_error: why it did not run in float64, the last time that it did not, in one line; None if it always did.
     """
 
     def __init__(self, model: nn.Module) -> None:
         # A copy, since a forward may change the model, for example count its calls in a buffer.
         self.model = copy_model(model).eval()
         self._float64_model = copy_model(self.model).double()
+        self.float64_error: str | None = None
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         """Run the call. Raises: Exception: anything that the model's own code raises."""
@@ -108,5 +110,7 @@ class Reference:
         try:
             outputs = call.with_tensors(tensors).run(self._float64_model)
             return [as_array(output) for output in outputs]
-        except Exception:  # anything that the model's own code raises
+        except Exception as error:  # anything that the model's own code raises
+            # TorchScript has its own traceback before it.
+            self.float64_error = str(error).strip().rpartition("\n")[2] or type(error).__name__
             return None

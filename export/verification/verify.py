@@ -9,10 +9,11 @@ from typing import Any
 
 import onnx
 from torch import nn
+from torch.export import ExportedProgram
 
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
-from deploy_rnn.checking.module import check_module
+from deploy_rnn.checking.program import Program, runnable
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, Reference
 from deploy_rnn.checking.two_calls import check_two_calls
@@ -64,7 +65,7 @@ class CheckOptions:
 
 def verify(
     path: str | Path,
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     args: Any = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -89,7 +90,10 @@ def verify(
 
     Args:
         path: the .onnx file.
-        model: the original, on any device; it is run on the CPU, in evaluation mode, and left as it was.
+        model: the original, on any device; it is run on the CPU, in evaluation mode, and left as it was. It may be a
+            TorchScript module or an `ExportedProgram`, too: at sizes that this refuses, the file is not checked, and
+            where it names float32, so that it cannot run in float64, PyTorch's rounding is taken to be 0. The report's
+            `left_out` says both.
         args: example arguments, as for `torch.onnx.export`.
         kwargs: example keyword arguments, `lengths` too, as for `export_onnx`.
         input_names: the file's name for each tensor of the example, in the order of the parameters of `forward`; None
@@ -130,7 +134,7 @@ def verify(
         )
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
-    model = check_module(model)
+    model = runnable(model)
     options = CheckOptions(
         Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
     )
@@ -249,7 +253,7 @@ def check(
         results,
         Provenance.of(reference.model),
         unvaried=maker.unvaried,
-        left_out=(*maker.untried, *long_left_out),
+        left_out=(*maker.untried, *long_left_out, *_rounding_left_out(reference)),
         forms=forms or {},
     )
     if report.failures:
@@ -311,6 +315,16 @@ def _long_cases(
         return [maker.long_case(dict.fromkeys(time.names, steps), options.tolerance)], ()
     except ExportError as error:
         return [], (f"{steps} steps: {error}",)
+
+
+def _rounding_left_out(reference: Reference) -> tuple[str, ...]:
+    """Why the rounding of a program was not measured; empty if it was."""
+    if not isinstance(reference.model, Program) or reference.float64_error is None:
+        return ()
+    return (
+        "PyTorch's own rounding, which is taken to be 0: the program does not run in float64 "
+        f"({reference.float64_error})",
+    )
 
 
 def _report(

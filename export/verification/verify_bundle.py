@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from deploy_rnn.bundle import Graph, Manifest
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.checking.module import check_module
+from deploy_rnn.checking.program import runnable
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, resized
 from deploy_rnn.errors import BundleError, ExportError, LoadError, VerificationError
@@ -22,7 +23,7 @@ from .verify import LONG_STEPS, CheckOptions, check, prepared
 
 def verify_bundle(
     folder: str | Path,
-    model: nn.Module,
+    model: nn.Module | ExportedProgram,
     args: Any = (),
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -52,7 +53,7 @@ def verify_bundle(
         ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
     """
     folder = Path(folder)
-    model = check_module(model)
+    model = runnable(model)
     manifest = Manifest.read(folder)
     manifest.check(folder)
     options = CheckOptions(
