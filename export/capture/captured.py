@@ -121,6 +121,11 @@ class CapturedModel:
                 layer_axes(model, call, None, time=True) if is_layer(model) else tracer.stack_axes
             )
             time = _time_axes(graph, stack_axes)
+            if not time:
+                raise ExportError(
+                    "no input has the steps of a recurrent layer as an axis, so that none can come in chunks; "
+                    "export without `streaming`."
+                )
             states = open_states(graph)
             metadata = replace(metadata, states=states, time=time)
         onnx.producer_name = "deploy-rnn"

@@ -56,6 +56,18 @@ class Doubled(nn.Module):
         return self.rnn(x, x[:1] * 2)
 
 
+class Unfolded(nn.Module):
+    """Makes five steps of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x[0].expand(5, -1, -1))[0]
+        return output
+
+
 def in_chunks(
     path: Path, feeds: dict[str, np.ndarray], time: dict[str, int], sizes: list[int]
 ) -> list[np.ndarray]:
@@ -106,6 +118,7 @@ def test_the_states_of_a_model_are_named_after_its_layers(form: str, tmp_path: P
     assert any(label.startswith("a sequence in chunks of ") for label in labels)
 
 
+@pytest.mark.filterwarnings("ignore:an axis is fixed")
 @pytest.mark.parametrize(
     ("model", "kwargs", "error", "message"),
     [
@@ -122,6 +135,7 @@ def test_the_states_of_a_model_are_named_after_its_layers(form: str, tmp_path: P
             "a streaming file has no `lengths`",
         ),
         (Doubled(), {}, ExportError, "the first state of `rnn` is computed by the model"),
+        (Unfolded(), {}, ExportError, "no input has the steps of a recurrent layer as an axis"),
         (
             Smoothed(),
             {},
