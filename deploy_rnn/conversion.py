@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from deploy_rnn.checking.module import check_is_module
+from deploy_rnn.checking.module import SCRIPTED, check_is_module
 from deploy_rnn.copying import copy_model, fold_computed_weights
 from deploy_rnn.errors import ConversionError
 from deploy_rnn.held_layers import replace_held_layers
@@ -121,6 +121,8 @@ def _refuse_scripted_layers(model: nn.Module) -> None:
             continue
         name = getattr(module, "original_name", "")
         if name in scripted_layers or SCRIPTED_LAYER.search(_graph_text(module)):
+            if not path:
+                raise ConversionError(SCRIPTED)
             raise ConversionError(
                 f"{described(path)} is scripted, with a recurrent layer in it; convert it first, and script the result."
             )

@@ -57,7 +57,13 @@ class ExampleCall:
                 f"`kwargs` must be a dict of arguments by name, got {type(kwargs).__name__}."
             )
         args = (args,) if isinstance(args, Tensor) else tuple(args)
-        signature = inspect.signature(model.forward)
+        try:
+            signature = inspect.signature(model.forward)
+        except ValueError:
+            raise TypeError(
+                "`model` has a `forward` without Python source, such as that of a TorchScript module; give the "
+                "torch.nn.Module that was scripted or traced."
+            ) from None
         # As for torch.onnx.export, a dict of parameters may end `args` instead of `kwargs`.
         if (
             kwargs is None

@@ -1,9 +1,11 @@
 """What can be converted, exported or packaged at all: a `torch.nn.Module` with weights that are there."""
 
+from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -11,6 +13,12 @@ from deploy_rnn.errors import ConversionError
 
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 """Where torch has the modules that `torch.ao.quantization` puts into a model."""
+
+SCRIPTED = (
+    "`model` is a TorchScript module, whose layers are compiled; "
+    "give the torch.nn.Module that was scripted or traced."
+)
+"""The error for a model of which only its program is there."""
 
 
 def check_module(model: Any) -> nn.Module:
@@ -23,10 +31,7 @@ def check_module(model: Any) -> nn.Module:
     check_is_module(model)
     model = unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
-        raise ConversionError(
-            "`model` is a TorchScript module, whose layers are compiled; give the torch.nn.Module that was scripted or "
-            "traced."
-        )
+        raise ConversionError(SCRIPTED)
     for path, module in model.named_modules():
         _check_part(path or "model", module)
     return cast(nn.Module, model)
@@ -41,16 +46,40 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def check_is_module(model: Any) -> None:
     """Raises: TypeError: `model` is not a module."""
+    if isinstance(model, type) or not isinstance(model, nn.Module):
+        what, advice = described_object(model)
+        raise TypeError(f"`model` must be a torch.nn.Module, got {what}; {advice}.")
+
+
+def described_object(model: Any) -> tuple[str, str]:
+    """What someone gave who did not give a module, and what to give instead."""
+    name = type(model).__name__
+    build = "build the model in Python and call its `load_state_dict`"
+    if model is None:
+        return "None", "a function that builds the model may lack its `return`"
     if isinstance(model, type):
-        raise TypeError(
-            f"`model` must be a torch.nn.Module, got the class {model.__name__}; give an instance of it."
-        )
+        return f"the class {model.__name__}", "give an instance of it"
     if isinstance(model, torch.export.ExportedProgram):
-        raise TypeError(
-            "`model` must be a torch.nn.Module, got an ExportedProgram; give the module that was exported."
-        )
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        return "an ExportedProgram", "give the module that was exported"
+    if isinstance(model, torch.jit.ScriptFunction):
+        return name, "give the torch.nn.Module that has the weights"
+    if isinstance(model, Tensor):
+        return f"a {name}", "give the model first, then its example `args`"
+    if isinstance(model, (str, bytes, PurePath)):
+        return f"{name}, which is not loaded here", f"for a file of weights, {build}"
+    if isinstance(model, Mapping):
+        return f"{name}, such as a file of weights has", build
+    if isinstance(model, (list, tuple)):
+        return name, "give one module, whose `forward` calls the others"
+    if type(model).__module__.partition(".")[0] == "onnx":
+        return f"an onnx {name}", "give the PyTorch model that it was made of"
+    owner = getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module):
+        owner_name = type(owner).__name__
+        return f"the method `{model.__name__}` of {owner_name}", f"give that {owner_name} itself"
+    if callable(model):
+        return name, "give a module whose `forward` does that, with the modules that it uses in it"
+    return name, "give the model itself"
 
 
 def _check_part(path: str, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from deploy_rnn.errors import TargetError
 from deploy_rnn.model_errors import first_paragraph, raising_line
@@ -150,7 +151,7 @@ def _get_factory(module: ModuleType, attribute: str) -> Callable[[], Any]:
     return checked
 
 
-def _check_result(name: str, result: Any) -> tuple[nn.Module, Any, Mapping[str, Any] | None]:
+def _check_result(name: str, result: Any) -> tuple[Any, Any, Mapping[str, Any] | None]:
     """Return model, args and kwargs.
 
     Raises:
@@ -163,7 +164,8 @@ def _check_result(name: str, result: Any) -> tuple[nn.Module, Any, Mapping[str, 
             f"`{name}` returned a {type(result).__name__} of length {len(result)}; {RETURNS}."
         )
     model, args, kwargs = (*result, None)[:3]
-    if not isinstance(model, nn.Module):
+    # `verify` takes a program; every other command says what it takes.
+    if not isinstance(model, (nn.Module, ExportedProgram)):
         raise TargetError(
             f"`{name}` returned {_describe_type(model)} as the model, not a torch.nn.Module; {RETURNS}."
         )

@@ -180,7 +180,9 @@ def test_a_subclass_of_our_layer_stays_what_it_is() -> None:
 def test_a_scripted_model_is_refused() -> None:
     with pytest.raises(ConversionError, match="`0` is scripted, with a recurrent layer in it"):
         convert(nn.Sequential(torch.jit.script(nn.RNN(3, 4))))
-    with pytest.raises(ConversionError, match="the model is scripted, with a recurrent layer"):
+    with pytest.raises(
+        ConversionError, match="`model` is a TorchScript module, whose layers are compiled; give"
+    ):
         convert(torch.jit.freeze(torch.jit.script(nn.Sequential(nn.LSTM(3, 4))).eval()))
 
 

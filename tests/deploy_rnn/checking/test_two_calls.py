@@ -1,5 +1,6 @@
 """A model that fails, draws random numbers or keeps a state between its calls is told apart before anything is made."""
 
+import io
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -7,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deploy_rnn import convert
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.two_calls import check_two_calls
@@ -279,15 +282,26 @@ def test_a_global_state_is_neither() -> None:
     assert "look for a global variable" in message(Model(stepping))
 
 
+GRU = nn.GRU(3, 4)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("model", "error", "text"),
     [
-        ("m.pt", TypeError, "`model` must be a torch.nn.Module, got str."),
-        (Path("m.pt"), TypeError, "`model` must be a torch.nn.Module, got "),
-        (len, TypeError, "`model` must be a torch.nn.Module, got builtin_function_or_method."),
+        (None, TypeError, "got None; a function that builds the model may lack its `return`."),
+        ("m.pt", TypeError, "got str, which is not loaded here; for a file of weights, build the"),
+        (Path("m.pt"), TypeError, "Path, which is not loaded here; for a file of weights, build"),
+        (len, TypeError, "got builtin_function_or_method; give a module whose `forward` does that"),
+        (lambda x: x, TypeError, "got function; give a module whose `forward` does that"),
+        (GRU.forward, TypeError, "got the method `forward` of GRU; give that GRU itself."),
         (nn.GRU, TypeError, "got the class GRU; give an instance of it."),
-        ({"weight": 1}, TypeError, "`model` must be a torch.nn.Module, got dict."),
+        (GRU.state_dict(), TypeError, "got OrderedDict, such as a file of weights has; build the"),
+        ({"weight": 1}, TypeError, "got dict, such as a file of weights has; build the model in"),
+        ([GRU], TypeError, "got list; give one module, whose `forward` calls the others."),
+        (torch.zeros(2), TypeError, "got a Tensor; give the model first, then its example `args`."),
+        (onnx.ModelProto(), TypeError, "got an onnx ModelProto; give the PyTorch model that it"),
+        (object(), TypeError, "got object; give the model itself."),
     ],
 )
 def test_what_is_not_a_module_is_named(model: Any, error: type[Exception], text: str) -> None:
@@ -300,6 +314,15 @@ def test_what_is_not_a_module_is_named(model: Any, error: type[Exception], text:
 def test_a_scripted_model_is_named() -> None:
     with pytest.raises(ConversionError, match="`model` is a TorchScript module"):
         check_module(torch.jit.script(nn.Linear(3, 4)))
+    with pytest.raises(ConversionError, match="`model` is a TorchScript module"):
+        convert(torch.jit.script(GRU))
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Linear(3, 4)), file)
+    file.seek(0)
+    borrowed = nn.Module()
+    borrowed.forward = torch.jit.load(file).forward
+    with pytest.raises(TypeError, match="`model` has a `forward` without Python source"):
+        ExampleCall.of(borrowed, torch.zeros(2, 3))
 
 
 def test_an_exported_program_is_named() -> None:

@@ -2,9 +2,11 @@
 
 import inspect
 import io
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -18,6 +20,7 @@ from deploy_rnn import convert
 from deploy_rnn.checking.program import runnable
 from deploy_rnn.errors import ConversionError, ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
+from deploy_rnn.export.cli.target import load_target
 
 
 class Scored(nn.Module):
@@ -140,3 +143,13 @@ def test_a_scripted_module_without_a_forward_is_refused(file: Path) -> None:
         ConversionError, match="`model` is a TorchScript module without a `forward`"
     ):
         verify(file, torch.jit.script(nn.ModuleList([nn.Linear(3, 4)])), ARGS)
+
+
+def test_the_command_line_takes_a_program_that_a_function_returns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = torch.export.export(nn.Linear(3, 4), (torch.zeros(2, 3),))
+    made = ModuleType("made_programs")
+    monkeypatch.setattr(made, "exported", lambda: (program, (torch.zeros(2, 3),)), raising=False)
+    monkeypatch.setitem(sys.modules, "made_programs", made)
+    assert load_target("made_programs:exported").model is program
