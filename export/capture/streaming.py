@@ -5,7 +5,8 @@ it computes what the whole sequence would. A reverse direction needs the end of 
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -35,40 +36,69 @@ def refuse_lengths(lengths: Mapping[str, Any]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Carried:
+    """A state of one stack.
+
+    Attributes:
+        node: the stack.
+        name: such as "encoder.rnn.h".
+        first: what the stack starts with.
+        last: the same state after the last step.
+    """
+
+    node: ir.Node
+    name: str
+    first: ir.Value
+    last: ir.Value
+
+
 def open_states(graph: ir.Graph) -> dict[str, str]:
     """Make every state an input and an output of the graph; new ones come last, named after the layer.
+
+    A model may carry several states in one tensor: each stack gets its part of the input, and an output joins what they
+    end with. Whether the output has the parts where the input has them is for the check in chunks to tell.
 
     Returns:
         The name of each input that is a state -> the output that is the same state after the chunk.
 
     Raises:
-        ExportError: a first state that the model computes.
+        ExportError: a first state that the model computes, or an input of states that no output gives back.
     """
-    states: dict[str, str] = {}
+    carried_by: dict[ir.Value, list[_Carried]] = {}
     for node in stack_nodes(graph):
         path = layer_path(node)
         scope = f"{path}." if path else ""
         for number, state_name in enumerate(Stack.of(node).state_names):
-            first = _first_state(graph, node, number, f"{scope}{state_name}0")
-            final = node.outputs[FIRST_FINAL + number]
-            if not final.is_graph_output():
-                final.name = _free_name(graph, f"{scope}{state_name}_n")
-                graph.outputs.append(final)
-            states[str(first.name)] = str(final.name)
-    return states
+            name = f"{scope}{state_name}"
+            first = _first_state(graph, node, number, f"{name}0")
+            carried = _Carried(node, name, first, node.outputs[FIRST_FINAL + number])
+            for origin in _origins(first):
+                carried_by.setdefault(origin, []).append(carried)
+    lasts: dict[ir.Value, ir.Value] = {}
+    for state, carried_states in carried_by.items():
+        if [carried.first for carried in carried_states] == [state]:
+            lasts[state] = _last_state(graph, carried_states[0])
+        else:
+            lasts[state] = _joined_state(graph, state, carried_states, used=lasts.values())
+    return {str(state.name): str(last.name) for state, last in lasts.items()}
 
 
 def _first_state(graph: ir.Graph, node: ir.Node, number: int, name: str) -> ir.Value:
-    """The input of the graph that is this state of a stack at its start; a new one if the stack starts with zeros."""
+    """This state of a stack at its start: an input of the graph or a part of some; a new one in place of zeros.
+
+    Raises:
+        ExportError: it is computed from anything else.
+    """
     slot = FIRST_STATE + number
     state = node.inputs[slot]
-    if state is None or _is_zeros(state):
-        final = node.outputs[FIRST_FINAL + number]
-        new_input = ir.Value(name=_free_name(graph, name), type=final.type, shape=final.shape)
+    if state is None or all(map(_is_zeros, _origins(state))):
+        last = node.outputs[FIRST_FINAL + number]
+        new_input = ir.Value(name=_free_name(graph, name), type=last.type, shape=last.shape)
         graph.inputs.append(new_input)
         node.replace_input_with(slot, new_input)
         return new_input
-    if not state.is_graph_input():
+    if not all(origin.is_graph_input() for origin in _origins(state)):
         raise ExportError(
             f"the first state of `{layer_path(node) or 'the layer'}` is computed by the model, so that a chunk cannot "
             "go on where the one before ended; let the model take it as an argument, or start with zeros."
@@ -76,25 +106,95 @@ def _first_state(graph: ir.Graph, node: ir.Node, number: int, name: str) -> ir.V
     return state
 
 
+def _last_state(graph: ir.Graph, carried: _Carried) -> ir.Value:
+    """What a stack ends with, as an output of the graph."""
+    last = carried.last
+    if not last.is_graph_output():
+        last.name = _free_name(graph, f"{carried.name}_n")
+        graph.outputs.append(last)
+    return last
+
+
+def _joined_state(
+    graph: ir.Graph, state: ir.Value, carried_states: Sequence[_Carried], used: Iterable[ir.Value]
+) -> ir.Value:
+    """The output that is like `state`, and has what exactly those stacks end with which start with parts of it.
+
+    Raises:
+        ExportError: there is none.
+    """
+    all_lasts = {last for node in stack_nodes(graph) for last in node.outputs[FIRST_FINAL:]}
+    lasts = {carried.last for carried in carried_states}
+    for output in graph.outputs:
+        is_alike = (output.dtype, output.shape) == (state.dtype, state.shape)
+        if is_alike and output not in used and all_lasts.intersection(_origins(output)) == lasts:
+            return output
+    paths = dict.fromkeys(f"`{layer_path(carried.node)}`" for carried in carried_states)
+    raise ExportError(
+        f"parts of `{state.name}` are the first states of {' and '.join(paths)}, and no output of its shape has the "
+        "last ones, so that a chunk cannot go on where the one before ended; let the model return them joined, as the "
+        "argument that has the first ones."
+    )
+
+
+def _origins(value: ir.Value) -> list[ir.Value]:
+    """What the elements of a value come from, unchanged, in its order: it is cut out of them, reshaped, joined."""
+    origins: dict[ir.Value, None] = {}
+    seen = {value}
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        sources = _moved(current.producer())
+        if not sources:
+            origins[current] = None
+        new_sources = [source for source in sources if source not in seen]
+        seen.update(new_sources)
+        waiting += reversed(new_sources)
+    return list(origins)
+
+
+def _moved(node: ir.Node | None) -> list[ir.Value]:
+    """The inputs of a node whose elements it moves and does not change; none for a node that computes."""
+    if node is None or node.domain:
+        return []
+    if node.op_type in _JOINING:
+        numbers = list(_JOINING[node.op_type] or range(len(node.inputs)))
+    else:
+        numbers = [0] if node.op_type in _MOVING else []
+    inputs = [node.inputs[number] for number in numbers]
+    return [value for value in inputs if value is not None]
+
+
+_MOVING = frozenset(
+    {
+        "Cast",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "SequenceAt",
+        "Slice",
+        "Split",
+        "SplitToSequence",
+        "Squeeze",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+
+# Which inputs are joined; () for all. Assigning to a part of a tensor is a scatter.
+_JOINING = {"Concat": (), "ScatterElements": (0, 2), "ScatterND": (0, 2)}
+
+
 def _is_zeros(value: ir.Value) -> bool:
-    """Whether every element is 0, for any shape."""
+    """Whether every element of a value that is not moved from another is 0, for any shape."""
     if value.const_value is not None:
         return not value.const_value.numpy().any()
     producer = value.producer()
-    if producer is None:
+    if producer is None or producer.op_type != "ConstantOfShape":
         return False
-    if producer.op_type == "ConstantOfShape":
-        element = producer.attributes.get("value")
-        return element is None or not element.as_tensor().numpy().any()
-    if producer.op_type not in _SAME_VALUES:
-        return False
-    source = producer.inputs[0]
-    return source is not None and _is_zeros(source)
-
-
-_SAME_VALUES = frozenset(
-    {"Cast", "Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
-)
+    element = producer.attributes.get("value")
+    return element is None or not element.as_tensor().numpy().any()
 
 
 def _free_name(graph: ir.Graph, name: str) -> str:

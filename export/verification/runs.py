@@ -50,7 +50,8 @@ class Plan:
         if case.startswith(IN_CHUNKS):
             return (
                 " A chunk is not enough for what the model computes around its recurrent layers, such as a convolution "
-                "or a mean over the steps: export without `streaming`, or export the recurrent part by itself."
+                "or a mean over the steps, or for states that come back in another order: export without `streaming`, "
+                "or export the recurrent part by itself."
             )
         if case not in self.branches:
             return ""

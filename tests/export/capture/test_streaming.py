@@ -68,6 +68,103 @@ class Unfolded(nn.Module):
         return output
 
 
+class Carrier(nn.Module):
+    """Two layers whose states come in one tensor and go out in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.GRU(4, 4, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor, state: Tensor) -> Any:
+        lasts = []
+        for layer, first in zip(self.layers, self.parts(state), strict=True):
+            x, last = layer(x, first)
+            lasts.append(last)
+        return x, *self.joined(lasts)
+
+    def parts(self, state: Tensor) -> list[Tensor]:
+        return [state[:1], state[1:]]
+
+    def joined(self, lasts: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(lasts)]
+
+
+class Assigned(Carrier):
+    """Takes its states apart by number, and assigns the last ones to parts of a tensor."""
+
+    def parts(self, state: Tensor) -> list[Tensor]:
+        return [part.unsqueeze(0) for part in state.unbind()]
+
+    def joined(self, lasts: list[Tensor]) -> list[Tensor]:
+        joined = torch.zeros(2, *lasts[0].shape[1:])
+        for number, last in enumerate(lasts):
+            joined[number] = last[0]
+        return [joined]
+
+
+class Flat(Carrier):
+    """The states of one row are one vector: (B, 2*H)."""
+
+    def parts(self, state: Tensor) -> list[Tensor]:
+        return list(state.view(-1, 2, 4).transpose(0, 1).contiguous().chunk(2))
+
+    def joined(self, lasts: list[Tensor]) -> list[Tensor]:
+        return [torch.stack([last[0] for last in lasts], 1).flatten(1)]
+
+
+class Swapped(Carrier):
+    """Gives its states back in another order than it takes them."""
+
+    def joined(self, lasts: list[Tensor]) -> list[Tensor]:
+        return [torch.cat(lasts[::-1])]
+
+
+class Apart(Carrier):
+    """Gives each state back by itself."""
+
+    def joined(self, lasts: list[Tensor]) -> list[Tensor]:
+        return lasts
+
+
+class StackedLSTM(nn.Module):
+    """The h and c of all layers are one tensor (L, 2, B, H)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LSTM(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor, state: Tensor) -> Any:
+        lasts = []
+        for layer, pair in zip(self.layers, state, strict=True):
+            x, last = layer(x, (pair[:1], pair[1:]))
+            lasts.append(torch.cat(last))
+        return x, torch.stack(lasts)
+
+
+class Cut(nn.Module):
+    """Takes the states of one layer in two arguments, and gives them back in two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 4, 2)
+
+    def forward(self, x: Tensor, lower: Tensor, upper: Tensor) -> Any:
+        output, last = self.rnn(x, torch.cat([lower, upper]))
+        return output, last[:1], last[1:]
+
+
+class Both(nn.Module):
+    """Two layers start with the same state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.GRU(4, 4)
+        self.right = nn.GRU(4, 4)
+
+    def forward(self, x: Tensor, state: Tensor) -> Any:
+        return self.left(x, state)[0] + self.right(x, state)[0]
+
+
 def in_chunks(
     path: Path, feeds: dict[str, np.ndarray], time: dict[str, int], sizes: list[int]
 ) -> list[np.ndarray]:
@@ -157,3 +254,65 @@ def test_what_cannot_stream_is_refused(
             streaming=True,
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_two_arguments_are_the_states_of_one_layer(tmp_path: Path) -> None:
+    args = (torch.randn(5, 3, 4), torch.zeros(1, 3, 4), torch.zeros(1, 3, 4))
+    options: dict[str, Any] = {"form": "native", "streaming": True, "sizes": (2,)}
+    report = export_onnx(Cut(), args, tmp_path / "m.onnx", **options)
+    assert report.states == {"lower": "output_1", "upper": "output_2"}
+
+
+@pytest.mark.parametrize("form", ["unrolled", "native"])
+def test_one_argument_carries_the_states_of_all_layers(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = Carrier().eval(), tmp_path / "m.onnx"
+    state = torch.randn(2, 3, 4)
+    example = (torch.randn(3, 4, 4), state)
+    report = export_onnx(model, example, path, form=form, streaming=True, sizes=(3,))
+    assert report.states == {"state": "output_1"}
+    labels = {each.case for each in report.comparisons}
+    assert any(label.startswith("a sequence in chunks of ") for label in labels)
+    x = torch.randn(3, 8, 4)
+    feeds = {"x": x.numpy(), "state": state.numpy()}
+    sizes = [4, 4] if form == "unrolled" else [1, 5, 2]
+    parts = in_chunks(path, feeds, {"x": 1}, sizes)
+    expected = model(x, state)[0].detach().numpy()
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "state", "message"),
+    [
+        (Assigned(), torch.zeros(2, 3, 4), None),
+        (Flat(), torch.zeros(3, 8), None),
+        (StackedLSTM(), torch.zeros(2, 2, 3, 4), None),
+        (
+            Swapped(),
+            torch.zeros(2, 3, 4),
+            "in chunks of .* or for states that come back in another order",
+        ),
+        (
+            Apart(),
+            torch.zeros(2, 3, 4),
+            "parts of `state` are the first states of `layers.0` and `layers.1`, and no output of its shape has",
+        ),
+        (
+            Both(),
+            torch.zeros(1, 3, 4),
+            "parts of `state` are the first states of `left` and `right`, and no output",
+        ),
+    ],
+)
+def test_how_a_state_is_cut_and_joined(
+    model: Any, state: Tensor, message: str | None, tmp_path: Path
+) -> None:
+    steps_first = not isinstance(model, Carrier)
+    x = torch.randn(5, 3, 4) if steps_first else torch.randn(3, 5, 4)
+    arguments: dict[str, Any] = {"form": "scan", "streaming": True, "sizes": (2,)}
+    if message is None:
+        report = export_onnx(model.eval(), (x, state), tmp_path / "m.onnx", **arguments)
+        assert report.states == {"state": "output_1"}
+        return
+    with pytest.raises(ExportError, match=message):
+        export_onnx(model.eval(), (x, state), tmp_path / "m.onnx", **arguments)
