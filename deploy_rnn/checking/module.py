@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -45,10 +45,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_is_module(model: Any) -> None:
-    """Raises: TypeError: `model` is not a module."""
+    """Raises: TypeError: `model` is not a module, or one of a graph alone."""
     if isinstance(model, type) or not isinstance(model, nn.Module):
         what, advice = described_object(model)
         raise TypeError(f"`model` must be a torch.nn.Module, got {what}; {advice}.")
+    if is_exported_graph(model):
+        raise TypeError(
+            "`model` is the `.module()` of an ExportedProgram, in which a layer is an operator; give the module that "
+            "was exported."
+        )
+
+
+def is_exported_graph(model: nn.Module) -> bool:
+    """Whether this is the `.module()` of an `ExportedProgram`: PyTorch gives it an `eval` of its own, which refuses."""
+    return isinstance(model, fx.GraphModule) and "eval" in vars(model)
 
 
 def described_object(model: Any) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.module import check_module, unwrapped
+from deploy_rnn.checking.module import check_module, is_exported_graph, unwrapped
 from deploy_rnn.errors import ConversionError
 
 Wrapped = torch.jit.ScriptModule | fx.GraphModule
@@ -24,7 +24,8 @@ def runnable(model: Any) -> nn.Module:
     """Return a module that computes what `model` does, and has a `forward` with the names of its parameters.
 
     Args:
-        model: a module with Python source, which is returned itself; a TorchScript module; or an `ExportedProgram`.
+        model: a module with Python source, which is returned itself; a TorchScript module; or an `ExportedProgram`
+            or its `.module()`.
 
     Raises:
         ConversionError, TypeError: as `check_module`; a TorchScript module without a `forward`.
@@ -32,8 +33,9 @@ def runnable(model: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         model = unwrapped(model)
     if isinstance(model, ExportedProgram):
-        module: Any = model.module()
-        return Program(module, inspect.signature(module.forward), "ExportedProgram")
+        model = model.module()
+    if is_exported_graph(model):
+        return Program(model, inspect.signature(model.forward), "ExportedProgram")
     if isinstance(model, torch.jit.ScriptModule):
         return Program(model, _scripted_signature(model), model.original_name)
     return check_module(model)

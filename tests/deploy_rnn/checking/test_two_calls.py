@@ -329,3 +329,5 @@ def test_an_exported_program_is_named() -> None:
     program = torch.export.export(nn.Linear(3, 4), (torch.zeros(2, 3),))
     with pytest.raises(TypeError, match="got an ExportedProgram; give the module"):
         check_module(program)
+    with pytest.raises(TypeError, match="of an ExportedProgram, in which a layer is an operator"):
+        convert(program.module())
