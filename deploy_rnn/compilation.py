@@ -35,6 +35,7 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
     and batch sizes do not compile again, except T=1 and B=1, once each. Compilation happens at the first call; it
     needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and faster.
+    With gradients, a convolution between two layers that changes the number of steps can end in inductor's `NameError`.
 
     A model may pack its rows (`pack_padded_sequence`, `pad_packed_sequence`) by lengths that are a tensor: there is one
     graph for all lengths, and lengths that PyTorch refuses are refused with its error.

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._higher_order_ops.scan import scan as torch_scan
 from torch._higher_order_ops.scan import scan_op
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.nn.scan import symbols
+from deploy_rnn.nn.scan import symbols, traced_scan
 
 _IN_STEP: ContextVar[bool] = ContextVar("in_step", default=False)
 
@@ -215,7 +214,7 @@ def _kept_loop(
 
     if torch.compiler.is_dynamo_compiling():
         first_states = [_own_buffer(state, [*sequences, *states]) for state in states]
-        last_states, stacked = torch_scan(body, first_states, sequences)
+        last_states, stacked = traced_scan(body, first_states, sequences, sized=states)
     else:
         last_states, stacked = _exported(body, states, sequences, captured)
     of_tensors = iter(stacked)

@@ -59,7 +59,7 @@ def _scan(
         return advance(old_states, slices, weights)
 
     if not torch.compiler.is_exporting() or torch.compiler.is_dynamo_compiling():
-        return _traced_scan(body, states, sequences)
+        return traced_scan(body, states, sequences)
 
     # torch.export: the operator itself, which is given everything that its body uses.
     # 1. `scan` would have torch.compile trace the body. The sizes that it remembers from earlier calls then fix
@@ -79,28 +79,31 @@ def _scan(
     return results[:number_of_states], results[number_of_states:]
 
 
-def _traced_scan(
+def traced_scan(
     body: Callable[[list[Tensor], list[Tensor]], tuple[list[Tensor], list[Tensor]]],
-    states: list[Tensor],
-    sequences: list[Tensor],
+    states: Sequence[Tensor],
+    sequences: Sequence[Tensor],
     *,
+    sized: Sequence[Tensor] = (),
     reverse: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Run `scan` under torch.compile, its body given every size of the sequences.
+    """Run `scan` under torch.compile, its body given every unknown size of the sequences and of `sized`.
 
     Inductor computes the shape of the outputs from those inputs of the loop that are sizes (torch 2.13). Torch.compile
     hands in the unknowns in the shape of each tensor that the body uses. Of the sequences, it uses single steps: where
-    a convolution leaves T-2 steps, T would be missing.
+    a convolution leaves T-2 steps, T would be missing. `sized` are other tensors with such sizes; none of `states`,
+    since the loop would be refused as aliasing its input.
     """
-    sequence = sequences[0]
+    whole = [*sequences, *sized]
 
     def body_with_sizes(
         old_states: list[Tensor], slices: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        sequence.detach()  # no code comes of it: only the inputs that it needs stay
+        for tensor in whole:
+            tensor.detach()  # no code comes of it: only the inputs that it needs stay
         return body(old_states, slices)
 
-    return scan(body_with_sizes, states, sequences, reverse=reverse)
+    return scan(body_with_sizes, list(states), list(sequences), reverse=reverse)
 
 
 def symbols(shape: Sequence[Any]) -> list[torch.SymInt]:
@@ -182,7 +185,7 @@ class _Differentiable(torch.autograd.Function):
         if mask is not None:
             walked.append(mask)
         no_grads = [zeros(state.shape, projected) for state in states]
-        grad_states, grads = _traced_scan(body, no_grads, walked, reverse=True)
+        grad_states, grads = traced_scan(body, no_grads, walked, reverse=True)
         # Case 2.
         if mask is not None:
             grads = [grad * mask for grad in grads]  # a row that has ended does not use the weights

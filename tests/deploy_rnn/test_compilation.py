@@ -539,6 +539,19 @@ def columns(x: Tensor) -> Tensor:
     return chunks.transpose(1, 2).reshape(4 * batch, -1, 4)
 
 
+class Fading(nn.Module):
+    """A loop of one's own, whose states are of unknown size: (B, T, 4) -> (3, B, (T-1)//2)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(states: tuple[Tensor, Tensor], _: None) -> Any:
+            level, other = states
+            return (level * 0.5, other), level + 1
+
+        wide = functional.avg_pool1d(x.sum(-1), 3, 2)
+        outputs: Tensor = deploy_rnn.scan(step, (wide, x[0, 0]), None, length=3)[1]
+        return outputs
+
+
 RESIZES: dict[str, nn.Module] = {
     "no padding": Resized(over_channels(lambda x: functional.conv1d(x, torch.ones(4, 4, 3)))),
     "stride": Resized(over_channels(lambda x: functional.avg_pool1d(x, 3, 2))),
@@ -549,6 +562,7 @@ RESIZES: dict[str, nn.Module] = {
     "a row for each step": Resized(lambda x: x.reshape(-1, 1, 4).expand(-1, 3, -1)),
     "frames": Resized(frames),
     "columns": Resized(columns),
+    "a loop of one's own": Fading(),
 }
 
 
