@@ -117,9 +117,8 @@ def _scripted_signature(model: torch.jit.ScriptModule) -> inspect.Signature:
 
 
 def _parameters(arguments: Iterable[Any]) -> Iterable[inspect.Parameter]:
-    for argument in arguments:
-        if argument.name == "self":
-            continue
+    # The first is the module itself, whatever its code calls it.
+    for argument in list(arguments)[1:]:
         parameter = inspect.Parameter(argument.name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         if argument.kwarg_only:
             parameter = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)

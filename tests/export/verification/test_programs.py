@@ -31,8 +31,8 @@ class Scored(nn.Module):
         self.rnn = nn.LSTM(3, 4, batch_first=True)
         self.head = nn.Linear(4, 2)
 
-    def forward(self, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        scores = self.head(self.rnn(x)[0]) * scale
+    def forward(me, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        scores = me.head(me.rnn(x)[0]) * scale
         if bias is not None:
             scores = scores + bias
         return scores
