@@ -13,8 +13,8 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import InductorError
 from torch.fx.experimental import _config as shape_config
 
-from deploy_rnn.checking.module import unwrapped
 from deploy_rnn.conversion import convert
+from deploy_rnn.copying import unwrapped
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers

@@ -63,8 +63,9 @@ def convert(model: nn.Module) -> nn.Module:
     every way out of PyTorch takes it.
 
     A tensor that was computed from parameters and kept, such as a weight that `forward` sets, is copied without its
-    history. What Python cannot copy, such as a lock or an open file, is shared. `nn.DataParallel` and
-    `DistributedDataParallel` are left out, and with them `module.` in the names of parameters.
+    history. What Python cannot copy, such as a lock or an open file, is shared. `nn.DataParallel`,
+    `DistributedDataParallel` and the wrapper of `torch.compile` are left out, and with them `module.` or `_orig_mod.`
+    in the names of parameters.
 
     A model that packs its rows stays as it is, also in TorchScript: a layer takes a `PackedSequence` and returns one.
 

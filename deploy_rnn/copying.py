@@ -1,9 +1,10 @@
 """`copy_model`: a deep copy of any model, also of one that `copy.deepcopy` refuses."""
 
 import copy
+import sys
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
@@ -20,7 +21,8 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
     1. A tensor with a history, such as a weight that a hook or a `forward` computes and keeps, is copied without it.
     2. What Python cannot copy, such as a lock, a generator or an open file, is shared with the copy.
     3. A function with a module of `model` in its closure, such as a hook, gets the copied module.
-    4. `nn.DataParallel` and `DistributedDataParallel` are left out: the module within them takes their place.
+    4. `nn.DataParallel`, `DistributedDataParallel` and the wrapper of `torch.compile` are left out: the module within
+       them takes their place.
 
     Args:
         model: any module.
@@ -53,9 +55,29 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     # A wrapper may be within another: the inner one first.
     for module in reversed([*model.modules()]):
-        if isinstance(module, (DataParallel, DistributedDataParallel)):
-            memo[id(module)] = copy.deepcopy(module.module, memo)
+        inner = _wrapped(module)
+        if inner is not None:
+            memo[id(module)] = copy.deepcopy(inner, memo)
     return copy.deepcopy(model, memo)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within `nn.DataParallel`, `DistributedDataParallel` or `torch.compile`, or within several of them.
+
+    Their own `forward` hides the names of its arguments.
+    """
+    inner = _wrapped(model)
+    return model if inner is None else unwrapped(inner)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """The module that this is a wrapper of; None if it is none."""
+    if isinstance(module, (DataParallel, DistributedDataParallel)):
+        return cast(nn.Module, module.module)
+    dynamo = sys.modules.get("torch._dynamo")  # where nothing was compiled, it need not be loaded
+    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
+        return cast(nn.Module, module._orig_mod)
+    return None
 
 
 class _CopiesWithoutHistory(TorchFunctionMode):

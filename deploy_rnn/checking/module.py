@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from deploy_rnn.copying import unwrapped
 from deploy_rnn.errors import ConversionError
 
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
@@ -22,7 +22,7 @@ SCRIPTED = (
 
 
 def check_module(model: Any) -> nn.Module:
-    """Check that `model` is a module with Python source, and return it, without `nn.DataParallel` around it.
+    """Check that `model` is a module with Python source, and return it, without a wrapper such as `nn.DataParallel`.
 
     Raises:
         ConversionError: a TorchScript module, which has none; a quantized module; weights without values.
@@ -35,13 +35,6 @@ def check_module(model: Any) -> nn.Module:
     for path, module in model.named_modules():
         _check_part(path or "model", module)
     return cast(nn.Module, model)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module in `nn.DataParallel` or `DistributedDataParallel`, whose own forward hides its arguments."""
-    while isinstance(model, (DataParallel, DistributedDataParallel)):
-        model = model.module
-    return model
 
 
 def check_is_module(model: Any) -> None:

@@ -14,7 +14,8 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.checking.module import check_module, is_exported_graph, unwrapped
+from deploy_rnn.checking.module import check_module, is_exported_graph
+from deploy_rnn.copying import unwrapped
 from deploy_rnn.errors import ConversionError
 
 Wrapped = torch.jit.ScriptModule | fx.GraphModule

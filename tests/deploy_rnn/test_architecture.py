@@ -49,7 +49,7 @@ ARROWS = {
     "conversion": {"nn", "checking", "copying", "held_layers", "subclasses", "type_tests"},
     "first_call": {"checking", "copying", "random_state", "half_precision"},
     "packing": {"nn"},
-    "compilation": {"checking", "nn", "conversion", "first_call", "held_layers", "packing"},
+    "compilation": {"conversion", "copying", "first_call", "held_layers", "nn", "packing"},
     "packaging": {"nn", "conversion", "compilation", "checking", "packing"},
     "cli": {"examples"},
     "export.stack": {"nn"},

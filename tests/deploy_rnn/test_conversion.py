@@ -479,6 +479,17 @@ def test_a_module_that_refuses_to_be_copied_is_named() -> None:
         convert(nn.Sequential(Single(3, 4)))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
+def test_the_wrapper_of_torch_compile_is_left_out() -> None:
+    """It would be there with `_orig_mod.` in every name."""
+    inner = nn.GRU(3, 4)
+    model: Any = torch.compile(nn.Sequential(torch.compile(inner)), backend="eager")
+    converted = convert(model)
+    assert list(converted.state_dict()) == [f"0.{name}" for name in inner.state_dict()]
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(converted(x), inner(x))
+
+
 def test_parallel_wrappers_are_left_out() -> None:
     inner = nn.Sequential(nn.GRU(3, 4))
     model = nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(3, 3)), inner))
