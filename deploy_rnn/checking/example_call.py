@@ -57,13 +57,12 @@ class ExampleCall:
                 f"`kwargs` must be a dict of arguments by name, got {type(kwargs).__name__}."
             )
         args = (args,) if isinstance(args, Tensor) else tuple(args)
-        try:
-            signature = inspect.signature(model.forward)
-        except ValueError:
+        if isinstance(model.forward, (torch.ScriptMethod, torch.ScriptFunction)):
             raise TypeError(
-                "`model` has a `forward` without Python source, such as that of a TorchScript module; give the "
-                "torch.nn.Module that was scripted or traced."
-            ) from None
+                "`model` has a `forward` without Python source, that of a TorchScript module; give the torch.nn.Module "
+                "that was scripted or traced."
+            )
+        signature = inspect.signature(model.forward)
         # As for torch.onnx.export, a dict of parameters may end `args` instead of `kwargs`.
         if (
             kwargs is None

@@ -49,15 +49,15 @@ def test_a_good_file_passes_and_is_left_alone(layer: nn.RNN, args: Any, exported
             assert comparison.max_rel_error > 0
 
 
-def one_weight_changed(graph: onnx.GraphProto, name: str = "weight_hh_l1_reverse") -> None:
+def one_weight_changed(graph: onnx.GraphProto, name: str = "rnn0.weight_hh_l1_reverse.T") -> None:
     initializer = next(tensor for tensor in graph.initializer if tensor.name == name)
     weight = numpy_helper.to_array(initializer).copy()
-    weight[3, 2] += 2e-3
+    weight[2, 3] += 2e-3
     initializer.CopyFrom(numpy_helper.from_array(weight, name))
 
 
 def one_input_weight_changed(graph: onnx.GraphProto) -> None:
-    one_weight_changed(graph, "weight_ih_l0")
+    one_weight_changed(graph, "rnn0.weight_ih_l0.T")
 
 
 def reverse_written_at_the_mirrored_step(graph: onnx.GraphProto) -> None:
@@ -428,7 +428,8 @@ def test_a_constant_example_is_not_checked_with_constants(tmp_path: Path) -> Non
     zeros = torch.zeros(4, 2, 3)
     export_onnx(layer, zeros, tmp_path / "a.onnx", form="unrolled")
     model = onnx.load(tmp_path / "a.onnx")
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_ih_l0")
+    name = "rnn0.weight_ih_l0.T"
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 2, weight.name))
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(VerificationError):
