@@ -1,7 +1,7 @@
 """Layers that a module holds outside its registered submodules: in a list, a dict, another object, a closure."""
 
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -118,7 +118,7 @@ class _Holders:
         self._functions[id(function)] = (function, function)
         cells = function.__closure__ or ()
         defaults = function.__defaults__ or ()
-        new_cells = tuple(self._cell(cell) for cell in cells)
+        new_cells = tuple(changed_cell(cell, self._in_function) for cell in cells)
         new_defaults = tuple(self._in_function(value) for value in defaults)
         pairs = zip((*cells, *defaults), (*new_cells, *new_defaults), strict=True)
         if all(new is old for old, new in pairs):
@@ -137,14 +137,6 @@ class _Holders:
         self._functions[id(function)] = (function, new_function)
         return new_function
 
-    def _cell(self, cell: CellType) -> CellType:
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not assigned yet
-            return cell
-        new_content = self._in_function(content)
-        return cell if new_content is content else CellType(new_content)
-
     def _in_function(self, value: Any) -> Any:
         """What takes the place of a value in a function, which a list or an object there may share with others."""
         if isinstance(value, (nn.Module, FunctionType)) or (
@@ -157,6 +149,16 @@ class _Holders:
         new_values = [self.replaced(value) for value in values]
         is_same = all(new is old for new, old in zip(new_values, values, strict=True))
         return values if is_same else type(values)(new_values)
+
+
+def changed_cell(cell: CellType, change: Callable[[Any], Any]) -> CellType:
+    """A cell of a closure with what `change` makes of its content; the same cell if that stays the same."""
+    try:
+        content = cell.cell_contents
+    except ValueError:  # not assigned yet
+        return cell
+    new_content = change(content)
+    return cell if new_content is content else CellType(new_content)
 
 
 def is_plain_object(value: Any) -> bool:

@@ -2,11 +2,12 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from types import CellType, FunctionType, GetSetDescriptorType, MemberDescriptorType
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
 from torch import nn
 
+from deploy_rnn.held_layers import changed_cell
 from deploy_rnn.nn.recurrent import Recurrent
 
 LEFT_OUT = {
@@ -109,7 +110,7 @@ class _Methods:
 
     def _function(self, function: FunctionType) -> FunctionType:
         cells = function.__closure__ or ()
-        new_cells = [self._cell(cell) for cell in cells]
+        new_cells = [changed_cell(cell, self._in_closure) for cell in cells]
         new_globals = self._globals(function)
         if _same(cells, new_cells) and new_globals is function.__globals__:
             return function
@@ -124,16 +125,10 @@ class _Methods:
         method.__kwdefaults__ = function.__kwdefaults__
         return method
 
-    def _cell(self, cell: CellType) -> CellType:
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not assigned yet
-            return cell
+    def _in_closure(self, content: Any) -> Any:
         if isinstance(content, type):
-            new_content: Any = self._classes.get(content, content)
-        else:
-            new_content = self.of(content) if isinstance(content, FunctionType) else content
-        return cell if new_content is content else CellType(new_content)
+            return self._classes.get(content, content)
+        return self._function(content) if isinstance(content, FunctionType) else content
 
     def _globals(self, function: FunctionType) -> dict[str, Any]:
         """Those of the function, or a copy in which the names of old classes mean the new ones."""

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
-from deploy_rnn.nn.scan import symbols, traced_scan
+from deploy_rnn.nn.scan import never, symbols, traced_scan
 
 _IN_STEP: ContextVar[bool] = ContextVar("in_step", default=False)
 
@@ -321,11 +321,9 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _own_buffer(state: Tensor, data: Sequence[Tensor]) -> Tensor:
     """A first state that the compiler does not take for a constant: see `zeros` of `deploy_rnn.nn.scan`."""
-    number = data[0].flatten()[:1].sum()  # 0 for an empty batch
-    never = torch.logical_and(number < 0, number > 0)
     if state.dtype is torch.bool:
-        return torch.logical_or(state, never)
-    return _copy(state + never.to(state.dtype))
+        return torch.logical_or(state, never(data[0]))
+    return _copy(state + never(data[0]).to(state.dtype))
 
 
 def _number_of_steps(sequences: Sequence[Tensor], length: Any) -> Any:

@@ -210,9 +210,13 @@ def zeros(shape: Sequence[int], data: Tensor) -> Tensor:
     A loop's first carry is overwritten by the loop. Inductor keeps one buffer for equal constants, so that a constant
     carry's overwritten buffer would be read wherever else the graph has zeros of that shape (torch 2.13).
     """
+    return never(data).to(data.dtype).expand(shape).clone(memory_format=torch.contiguous_format)
+
+
+def never(data: Tensor) -> Tensor:
+    """False, of no axes, which the compiler does not know to be a constant; any tensor will do as `data`."""
     number = data.flatten()[:1].sum()  # 0 for an empty batch
-    never = torch.logical_and(number != number, number == number)
-    return never.to(data.dtype).expand(shape).clone(memory_format=torch.contiguous_format)
+    return torch.logical_and(number != number, number == number)
 
 
 def _flat(sequence: Tensor) -> Tensor:

@@ -92,13 +92,14 @@ def _first_state(graph: ir.Graph, node: ir.Node, number: int, name: str) -> ir.V
     """
     slot = FIRST_STATE + number
     state = node.inputs[slot]
-    if state is None or all(map(_is_zeros, _origins(state))):
+    origins = [] if state is None else _origins(state)
+    if state is None or all(map(_is_zeros, origins)):
         last = node.outputs[FIRST_FINAL + number]
         new_input = ir.Value(name=_free_name(graph, name), type=last.type, shape=last.shape)
         graph.inputs.append(new_input)
         node.replace_input_with(slot, new_input)
         return new_input
-    if not all(origin.is_graph_input() for origin in _origins(state)):
+    if not all(origin.is_graph_input() for origin in origins):
         raise ExportError(
             f"the first state of `{layer_path(node) or 'the layer'}` is computed by the model, so that a chunk cannot "
             "go on where the one before ended; let the model take it as an argument, or start with zeros."

@@ -40,7 +40,7 @@ ARROWS = {
     "random_state": set(),
     "half_precision": set(),
     "held_layers": set(),
-    "subclasses": {"nn"},
+    "subclasses": {"held_layers", "nn"},
     "type_tests": {"held_layers"},
     "checking": {"nn", "copying", "random_state", "half_precision"},
     "bundle": set(),
