@@ -156,12 +156,24 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def repository(folder: Path) -> Iterator[Repository]:
     """Has a loaded `SumModel`, `sum`."""
+    with _loaded(folder) as repository:
+        yield repository
+
+
+@contextmanager
+def _loaded(folder: Path) -> Iterator[Repository]:
     repository = Repository(folder, SumModel)
     repository.load_all()
     yield repository
     for model in repository.models():
         model.gate.set()  # type: ignore[attr-defined]
     repository.close(5)
+
+
+@pytest.fixture(scope="session")
+def load_repository() -> Callable[..., Any]:
+    """A context manager: a folder -> its repository, of `SumModel`s."""
+    return _loaded
 
 
 class Client:

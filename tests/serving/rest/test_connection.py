@@ -5,7 +5,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory, new_bundle: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def repository(folder: Path, sum_model: Any) -> Iterator[Repository]:
-    with loaded(folder, sum_model) as repository:
+def repository(folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
+    with load_repository(folder) as repository:
         yield repository
 
 
 @pytest.fixture
-def own_repository(folder: Path, sum_model: Any) -> Iterator[Repository]:
+def own_repository(folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
     """For a test that stops its server, which closes the repository."""
-    with loaded(folder, sum_model) as repository:
+    with load_repository(folder) as repository:
         yield repository
-
-
-@contextmanager
-def loaded(folder: Path, sum_model: Any) -> Iterator[Repository]:
-    repository = Repository(folder, sum_model)
-    repository.load_all()
-    yield repository
-    for model in repository.models():
-        model.gate.set()  # type: ignore[attr-defined]
-    repository.close(5)
 
 
 @pytest.fixture(scope="module")
