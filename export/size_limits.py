@@ -33,12 +33,14 @@ class SizeLimits:
         """
         assert program.exported_program is not None
         known_ranges = program.exported_program.range_constraints
-        ranges = {}
+        ranges: dict[str, SizeRange] = {}
         sizes = {}
+        example_sizes = {}
         for name, size, example_size in _input_sizes(program, examples):
             if name.isdecimal():
                 continue  # the model fixes it, and the graph has a number there
             sizes[name] = size
+            example_sizes[name] = example_size
             bounds = known_ranges.get(size.node.expr)
             if bounds is None:
                 continue
@@ -48,7 +50,14 @@ class SizeLimits:
             is_by_example = example_size == 1 and limits.most == 2
             if limits.is_limited and limits.takes(example_size) and not is_by_example:
                 ranges[name] = limits
-        return cls(ranges, conditions_on(sizes))
+        conditions = conditions_on(sizes)
+        # What PyTorch does not resolve, as after a convolution with a stride.
+        for condition in conditions:
+            for name in condition.names:
+                found = condition.size_range(example_sizes[name])
+                if found is not None:
+                    ranges[name] = found.within(ranges.get(name, ANY_SIZE))
+        return cls(ranges, conditions)
 
     def renamed(self, names: Mapping[str, str]) -> "SizeLimits":
         """The same with other names of the axes; axes that get one name have one range."""

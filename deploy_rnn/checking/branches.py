@@ -1,8 +1,9 @@
 """Branches on a size: torch.export follows one side of each, and knows the condition under which it did."""
 
 import itertools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,17 @@ LARGEST_END = 2048
 
 SMALL_SIZES = 16
 """A size beyond a branch is looked for up to this one, and next to the numbers of the branch's condition."""
+
+
+_COMPARISONS = (
+    sympy.StrictLessThan,
+    sympy.LessThan,
+    sympy.StrictGreaterThan,
+    sympy.GreaterThan,
+)
+
+PROBED_SIZES = 256
+"""Every size up to this one is probed for the range of a condition; beyond it, one in each doubling."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,51 @@ class Condition:
                     return [found[0], found[-1]] if len(found) > 1 else found
         return []
 
+    def size_range(self, example_size: int) -> SizeRange | None:
+        """Return the sizes of its axis for which it is true, if they are a range with an end to it.
+
+        Only of comparisons, as a branch and a least size are: that a size is not 1 may be a mere note of torch.export.
+        PyTorch finds such a range itself where the expression is simple.
+
+        example_size: of the axis in the example.
+        """
+        relations = self.expression.atoms(sympy.core.relational.Relational)
+        if not all(isinstance(relation, _COMPARISONS) for relation in relations):
+            return None
+        if len(self.expression.free_symbols) != 1:
+            return None
+        holds = self._function()
+        probes = _probes(example_size)
+        runs = [(is_true, [*sizes]) for is_true, sizes in itertools.groupby(probes, key=holds)]
+        true_runs = [number for number, (is_true, _) in enumerate(runs) if is_true]
+        if len(true_runs) != 1:
+            return None
+        number = true_runs[0]
+        _, inside = runs[number]
+        if example_size not in inside:
+            return None
+        least, most = inside[0], None
+        if number > 0:
+            least = _end(holds, least, runs[number - 1][1][-1])
+        if number < len(runs) - 1:
+            most = _end(holds, inside[-1], runs[number + 1][1][0])
+        found = SizeRange(least, most)
+        return found if found.is_limited else None
+
+    def _function(self) -> Callable[[int], bool]:
+        """It as a function of the size of its one axis; true where it makes no sense, as in `holds`."""
+        compute = sympy.lambdify(
+            [*self.expression.free_symbols], self.expression, [{"math": math}], PythonPrinter()
+        )
+
+        def holds(size: int) -> bool:
+            try:
+                return bool(compute(size))
+            except (ArithmeticError, TypeError, ValueError):
+                return True
+
+        return holds
+
     def _candidates(self, limits: SizeRange) -> list[int]:
         numbers = {abs(int(number)) for number in self.expression.atoms(sympy.Integer)}
         products = {first * second for first in numbers for second in numbers}
@@ -85,6 +142,27 @@ class Condition:
     def __str__(self) -> str:
         text: str = PythonPrinter().doprint(self.expression)
         return renamed(text, self.axes)
+
+
+def _probes(example_size: int) -> list[int]:
+    """Sizes that tell the range of a condition, in order, the example's among them."""
+    sizes = {*range(1, PROBED_SIZES + 1), example_size}
+    size = PROBED_SIZES
+    while size < 2 * max(example_size, LARGEST_END):
+        size *= 2
+        sizes.add(size)
+    return sorted(sizes)
+
+
+def _end(holds: Callable[[int], bool], inside: int, outside: int) -> int:
+    """The last size for which it holds, on the way from one that it holds for to one that it does not hold for."""
+    while abs(outside - inside) > 1:
+        middle = (inside + outside) // 2
+        if holds(middle):
+            inside = middle
+        else:
+            outside = middle
+    return inside
 
 
 def conditions_on(sizes: Mapping[str, torch.SymInt]) -> list[Condition]:

@@ -1,6 +1,7 @@
 """A model that branches on a size: the file says for which sizes it is, and is checked up to the last of them."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deploy_rnn.bundle import Manifest
@@ -155,6 +157,43 @@ def test_a_range_that_is_derived(tmp_path: Path) -> None:
     for wrong in (4, 45):
         with pytest.raises(InputError, match="the model takes 5 to 44"):
             engine.run({"x": np.zeros((1, wrong, 3), np.float32)})
+
+
+class Reflecting(nn.Module):
+    """Reflects what a convolution with a stride leaves, if that is long enough, and fills it with zeros before if not.
+
+    The steps that are left are rounded up with a float, which PyTorch does not resolve.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 3, 2, stride=2)
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        x = F.pad(x, (0, 2 * math.ceil(x.size(2) / 2) - x.size(2)))
+        x = self.conv(x)
+        missing = 0
+        if x.size(2) <= 6:
+            missing = 7 - x.size(2)
+            x = F.pad(x, (0, missing))
+        x = F.pad(x, (6, 0), mode="reflect")
+        output: Tensor = self.rnn(x[..., : x.size(2) - missing].transpose(1, 2))[0]
+        return output
+
+
+def test_a_least_size_that_pytorch_does_not_resolve(tmp_path: Path) -> None:
+    model = Reflecting().eval()
+    path = tmp_path / "m.onnx"
+    report, (message,) = export(model, (torch.randn(2, 20, 3),), path)
+    assert report.ranges == {"T": SizeRange(13)}
+    assert "axis 1 of `x`, T, can have a size of 13 or more only" in message
+    engine = Engine(path)
+    for steps in (13, 31):
+        check_answers(model, engine, 2, steps, 3)
+    with pytest.raises(InputError, match="T, has size 12; the model takes 13 or more"):
+        engine.run({"x": np.zeros((1, 12, 3), np.float32)})
 
 
 def test_a_dynamic_axis_has_run_at_two_sizes(tmp_path: Path) -> None:
