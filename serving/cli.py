@@ -35,6 +35,8 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+TOKEN_VARIABLE = "DEPLOY_RNN_TOKEN"
+
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
 # The most that gRPC takes.
@@ -68,8 +70,17 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     "--threads", show_default="all", type=COUNT, metavar="N", help="Cores that one run may use."
 )
 @click.option(
-    "--token", show_default="none", envvar="DEPLOY_RNN_TOKEN", show_envvar=True,
-    help="Bearer token that clients must send. Better set in the environment: others can see a command line.",
+    "--token", show_default="none", envvar=TOKEN_VARIABLE, show_envvar=True,
+    help="Bearer token that clients must send. Better in the environment or a file: others can see a command line.",
+)  # fmt: skip
+@click.option(
+    "--token-file", show_default="none", type=click.Path(path_type=Path), metavar="FILE",
+    help="A file with that token; the end of its line does not count.",
+)  # fmt: skip
+@click.option(
+    "--allowed-host", "allowed_hosts", show_default="none", multiple=True, metavar="HOST[:PORT]",
+    help="A host, such as a proxy's, whose pages may ask; without a token, and without --host, only such hosts and "
+    "localhost are answered. May be repeated.",
 )  # fmt: skip
 @click.option(
     "--page", "pages", show_default="none", type=click.Path(path_type=Path), multiple=True, metavar="FOLDER",
@@ -225,10 +236,29 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
                 f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
             )
             raise UsageError(message) from None
+        options["token"] = _token(options["token"], options.pop("token_file"))
         given_options = {name: value for name, value in options.items() if value is not None}
         _let_logs_be_lost()
         _allow_open_files()
         asyncio.run(_serve(path, host, http_port, grpc_port, given_options, stdout))
+
+
+def _token(token: str | None, file: Path | None) -> str | None:
+    """The token, wherever it is given; None if it is nowhere.
+
+    Raises:
+        UsageError: it is given twice.
+    """
+    # click takes a variable that is empty, as that of a secret which is missing, for one that is not set.
+    if token is None:
+        token = os.environ.get(TOKEN_VARIABLE)
+    if file is None:
+        return token
+    if token is not None:
+        raise UsageError(
+            f"`--token-file` is given, and `--token` or {TOKEN_VARIABLE} too; give one."
+        )
+    return file.read_bytes().decode("latin-1").removesuffix("\n").removesuffix("\r")
 
 
 def _let_logs_be_lost() -> None:

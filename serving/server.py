@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import grpc
 import uvicorn
@@ -15,6 +16,7 @@ from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import OPEN_PATHS, make_app
 from .rest.connection import connection_factory
+from .rest.other_sites import OwnHost, parse_hosts
 from .settings import Settings
 
 BACKLOG = 2048
@@ -30,7 +32,7 @@ class Server:
         http_address, grpc_address: `host:port`, once started.
 
     Raises:
-        ValueError: a folder in `settings.pages` is not a page.
+        ValueError: a folder in `settings.pages` is not a page, or one of `settings.allowed_hosts` not a host.
     """
 
     http_address: str
@@ -50,6 +52,8 @@ class Server:
             OSError: a port is taken, or the host is not an address of this machine.
         """
         http_socket = _listen(host, http_port)
+        if self._is_for_this_machine(http_socket):
+            self._app = OwnHost(self._app, parse_hosts(self._settings.allowed_hosts))
         self.http_address = _address(host, http_socket.getsockname()[1])
         try:
             await self._start_grpc(host, grpc_port)
@@ -58,6 +62,11 @@ class Server:
             raise
         self._http = _make_uvicorn(self._app, self._settings)
         self._http_task = asyncio.create_task(self._http.serve([http_socket]))
+
+    def _is_for_this_machine(self, listener: socket.socket) -> bool:
+        """Whether whoever is on this machine may ask, and nobody else."""
+        address = ip_address(listener.getsockname()[0])
+        return address.is_loopback and self._settings.token is None
 
     async def _start_grpc(self, host: str, port: int) -> None:
         self._grpc = grpc.aio.server(

@@ -4,6 +4,9 @@ import hmac
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_TOKEN = 4096
+"""Characters; with more, gRPC would refuse the metadata of some calls."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -22,7 +25,12 @@ class Settings:
         drain_seconds: time for accepted requests to be answered once the server is told to stop.
         max_connections: HTTP connections and requests at a time, and gRPC calls.
         token: what clients must send as `Authorization: Bearer TOKEN`; None if they need not.
+        allowed_hosts: hosts, `NAME` or `NAME:PORT`, whose pages may ask, as the server's own may. A server without a
+            token that listens on loopback answers requests to these hosts and to its own machine only.
         pages: folders, each with an index.html, whose files are served to everyone at `/pages/FOLDER/`.
+
+    Raises:
+        ValueError: `token` is one that no client can send.
     """
 
     max_bytes: int = 64 * 2**20
@@ -35,7 +43,12 @@ class Settings:
     drain_seconds: float = 30.0
     max_connections: int = 1000
     token: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
     pages: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token)
 
     def is_authorized(self, authorization: str | bytes | None) -> bool:
         """Whether a client with this `Authorization` header may use the server."""
@@ -47,3 +60,24 @@ class Settings:
         # Takes equally long for any wrong token, so that it cannot be guessed piece by piece.
         is_token = hmac.compare_digest(token.strip(), self.token.encode())
         return is_token and scheme.lower() == b"bearer"
+
+
+def check_token(token: str) -> None:
+    """
+    Raises:
+        ValueError: no client can send this token. The message does not have it.
+    """
+    if not token.strip():
+        raise ValueError(
+            "the token is empty; must have characters, such as those that `openssl rand -hex 32` prints."
+        )
+    if token != token.strip():
+        raise ValueError(
+            "the token begins or ends with white space, such as the end of a line; must have none there."
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError(
+            "the token has characters that no header can have; must be printable ASCII."
+        )
+    if len(token) > MAX_TOKEN:
+        raise ValueError(f"the token has {len(token)} characters; must have at most {MAX_TOKEN}.")

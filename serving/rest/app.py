@@ -27,6 +27,7 @@ from . import page
 from .binary import HEADER_LENGTH, parse_json, too_much_json
 from .compression import choose_encoding, compress, decompress
 from .messages import read, write
+from .other_sites import OwnSite, parse_hosts
 
 # A shorter answer fits into one packet anyway.
 MIN_COMPRESSED_BYTES = 1024
@@ -47,7 +48,7 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     Any ASGI server runs it. It does nothing in its lifespan: the caller loads and closes `repository`.
 
     Raises:
-        ValueError: a folder in `settings.pages` is not a page.
+        ValueError: a folder in `settings.pages` is not a page, or one of `settings.allowed_hosts` not a host.
     """
     settings = settings or Settings()
     inference = Inference(repository, settings)
@@ -63,7 +64,9 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     # Its redirect would go to whatever host the client has named.
     app.router.redirect_slashes = False
     # Pages need no token: the server's own asks its user for one.
-    return Guard(app, inference, {*OPEN_PATHS, *(route.path for route in page_routes)})
+    page_paths = {route.path for route in page_routes}
+    own_site = OwnSite(app, page_paths, parse_hosts(settings.allowed_hosts))
+    return Guard(own_site, inference, {*OPEN_PATHS, *page_paths})
 
 
 class Guard:

@@ -41,6 +41,7 @@ VALUES = {
     "header_seconds": 11.5, "body_seconds": 12.5, "request_seconds": 13.5, "drain_seconds": 14.5,
     "unread_seconds": 7.5, "idle_seconds": 5.5,
     "max_connections": 15, "token": "secret", "pages": ("a", "b"),
+    "allowed_hosts": ("models.example.com", "10.0.0.5:8000"),
 }  # fmt: skip
 
 
@@ -148,3 +149,86 @@ def test_a_folder_that_is_not_a_page(real_bundles: Path, tmp_path: Path) -> None
     )
     assert result.exit_code == 2
     assert "is not a page: index.html is missing." in result.output
+
+
+TOKENS = {
+    "": "the token is empty",
+    "  ": "the token is empty",
+    "secret\n": "the token begins or ends with white space",
+    " secret": "the token begins or ends with white space",
+    "sec\tret": "the token has characters that no header can have",
+    "sécret": "the token has characters that no header can have",
+    "x" * 5000: "the token has 5000 characters; must have at most 4096.",
+}
+"""Tokens that no client could send -> what is said of them."""
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("where", ["option", "environment"])
+def test_a_token_that_no_client_can_send(where: str, token: str, real_bundles: Path) -> None:
+    arguments = ["--token", token] if where == "option" else []
+    environment = {"DEPLOY_RNN_TOKEN": token} if where == "environment" else {}
+    result = CliRunner().invoke(
+        main, ["serve", str(real_bundles), *ANY_PORTS, *arguments], env=environment
+    )
+    assert result.exit_code == 2
+    assert TOKENS[token] in result.output
+    assert "sécret" not in result.output
+
+
+def serve_until_stopped(
+    monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: str
+) -> Any:
+    """The result of the command, and the settings of the server that it would have started."""
+    seen = []
+
+    class Recorder:
+        def __init__(self, repository: Any, settings: Settings) -> None:
+            seen.append(settings)
+            raise ValueError("far enough.")
+
+    monkeypatch.setattr(server_module, "Server", Recorder)
+    result = CliRunner().invoke(main, ["serve", *arguments, *ANY_PORTS], env=environment)
+    return result, seen
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_token_in_a_file(
+    end: str, real_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(f"secret{end}".encode())
+    _, settings = serve_until_stopped(monkeypatch, str(real_bundles), "--token-file", str(file))
+    assert [each.token for each in settings] == ["secret"]
+
+
+def test_a_token_file_that_cannot_be_used(
+    real_bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    arguments = (str(real_bundles), "--token-file", str(file))
+    result, _ = serve_until_stopped(monkeypatch, *arguments)
+    assert (result.exit_code, "No such file" in result.output) == (2, True)
+    for content, message in (
+        (b"", "is empty"),
+        (b"\xff\xfe", "no header can have"),
+        (b"a\nb\n", "no header"),
+    ):
+        file.write_bytes(content)
+        result, _ = serve_until_stopped(monkeypatch, *arguments)
+        assert (result.exit_code, message in result.output) == (2, True)
+    file.write_text("secret", encoding="ascii")
+    for more in ({"DEPLOY_RNN_TOKEN": "other"}, {"DEPLOY_RNN_TOKEN": ""}):
+        result, _ = serve_until_stopped(monkeypatch, *arguments, **more)
+        assert (result.exit_code, "give one." in result.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "host", ["*", "", "http://models.example.com", "a b", "::1", "a:70000x", "a/b"]
+)
+def test_an_allowed_host_that_is_not_a_host(host: str, real_bundles: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["serve", str(real_bundles), *ANY_PORTS, "--allowed-host", host]
+    )
+    assert result.exit_code == 2
+    assert f"allowed host {host!r} must be a name or an address" in result.output
