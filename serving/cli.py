@@ -153,6 +153,19 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="Idle time before a new stream may replace one.",
 )
 @click.option(
+    "--refuse-restart",
+    is_flag=True,
+    show_default="False",
+    help="Refuse to start a stream that is live; otherwise it begins anew.",
+)
+@click.option(
+    "--max-replaced",
+    show_default="2",
+    type=COUNT,
+    metavar="N",
+    help="Replaced models that are kept for their streams, of each name.",
+)
+@click.option(
     "--max-bytes",
     show_default="67108864",
     type=BYTES,

@@ -24,6 +24,7 @@ COUNTERS = {
     "steps_real": ("steps_real", "Steps of sequences that were run."),
     "steps_padded": ("steps_padded", "Steps that were run only to fill shorter sequences up."),
 }
+# Those of models that were replaced count, too.
 GAUGES = {
     "queued": ("queued_requests", "Requests that wait for their run."),
     "streams": ("streams", "Streams whose state is held."),
@@ -56,10 +57,28 @@ class ModelCollector(Collector):
         for attribute, (name, text) in COUNTERS.items():
             counter = CounterMetricFamily(f"deploy_rnn_{name}", text, labels=["model"])
             yield _with_values(counter, attribute, statistics)
-        for attribute, (name, text) in GAUGES.items():
-            gauge = GaugeMetricFamily(f"deploy_rnn_{name}", text, labels=["model"])
-            yield _with_values(gauge, attribute, statistics)
         yield _batch_sizes(statistics)
+        yield from self._gauges(statistics)
+
+    def _gauges(self, statistics: Mapping[str, Statistics]) -> Iterator[Metric]:
+        """What is held now: by the models that answer, `statistics`, and by those that they replaced."""
+        held = {name: [snapshot] for name, snapshot in statistics.items()}
+        replaced = GaugeMetricFamily(
+            "deploy_rnn_replaced_models",
+            "Models that were replaced or unloaded, and hold streams or answer what they accepted.",
+            labels=["model"],
+        )
+        for name, models in self._repository.replaced().items():
+            if models:
+                held.setdefault(name, []).extend(model.statistics() for model in models)
+            if name in held:
+                replaced.add_metric([name], len(models))
+        yield replaced
+        for attribute, (metric, text) in GAUGES.items():
+            gauge = GaugeMetricFamily(f"deploy_rnn_{metric}", text, labels=["model"])
+            for name, snapshots in held.items():
+                gauge.add_metric([name], sum(getattr(each, attribute) for each in snapshots))
+            yield gauge
 
 
 def _requests(statistics: Mapping[str, Statistics]) -> Metric:
@@ -73,7 +92,7 @@ def _requests(statistics: Mapping[str, Statistics]) -> Metric:
 
 
 def _with_values(
-    family: CounterMetricFamily | GaugeMetricFamily,
+    family: CounterMetricFamily,
     attribute: str,
     statistics: Mapping[str, Statistics],
 ) -> Metric:

@@ -1,6 +1,7 @@
 """The models of a server by name: loaded, replaced while they answer, and unloaded."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -8,16 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from deploy_rnn.bundle import MANIFEST, Manifest
-from deploy_rnn.errors import BundleError, ClosedError, UnknownModelError
+from deploy_rnn.errors import (
+    BundleError,
+    BusyError,
+    ClosedError,
+    StreamError,
+    UnknownModelError,
+)
 
+from .loads import Loads
 from .scheduling.limits import Limits
 from .scheduling.request import Request, Response
 from .scheduling.served_model import ServedModel
+from .scheduling.streams import MAX_REASONS
 
 VERSION = "1"
 """The version of every model: a folder holds one. Clients may name it or leave it out."""
 
 READY = "READY"
+LOADING = "LOADING"
 UNAVAILABLE = "UNAVAILABLE"
 
 STREAM_POLL_SECONDS = 0.5
@@ -30,23 +40,23 @@ class Entry:
 
     Attributes:
         path: the bundle.
-        model: what answers now; None if unloaded.
-        retiring: what answered before, and still holds streams or finishes what it accepted.
+        model: what answers now; None if not loaded.
+        retiring: what answered before, oldest first, and still holds streams or finishes what it accepted.
         reason: why it is not loaded, or why the last attempt to replace it failed.
-        loading: held while the bundle is being loaded or unloaded.
+        ended: streams that ended with a model that was replaced or unloaded -> why; the latest of them.
     """
 
     path: Path
     model: ServedModel | None = None
     retiring: list[ServedModel] = field(default_factory=list)
     reason: str = ""
-    loading: threading.Lock = field(default_factory=threading.Lock)
+    ended: OrderedDict[int | str, str] = field(default_factory=OrderedDict)
 
 
 class Repository:
     """The bundles at `path`: one bundle, one .onnx file, or a folder of bundles, each by the name of its folder.
 
-    Thread-safe. `load` and `close` take time; everything else returns at once.
+    Thread-safe. `load`, `load_all` and `close` take time; everything else returns at once.
 
     Args:
         make: path, name -> a loaded model.
@@ -65,11 +75,10 @@ class Repository:
         self._path = Path(path)
         self._make = make
         self.limits = limits or Limits()
+        self._loads = Loads(self._load)
         self._loaded = threading.Event()
         self._closing = threading.Event()
-        self._lock = (
-            threading.Lock()
-        )  # guards what follows, and the fields of every entry but `loading`
+        self._lock = threading.Lock()  # guards what follows, and the fields of every entry
         self._retirements: list[threading.Thread] = []
         self._entries: dict[str, Entry] = {}
         self._discover()
@@ -82,79 +91,131 @@ class Repository:
         """Load every bundle.
 
         Raises:
-            DeployError: a model cannot be loaded.
+            DeployError: a model cannot be loaded; the first by name.
+            ClosedError: the server stopped first.
         """
-        for name in list(self._entries):
-            self.load(name)
+        loads = [self.start_load(name) for name in list(self._entries)]
+        for load in loads:
+            load.result()
         self._loaded.set()
 
     def load(self, name: str) -> None:
-        """Load a model, or replace it: the new one takes over once it is ready, and the old one keeps its streams until
-        they end.
+        """`start_load`, and wait; a load that fails raises its error here."""
+        self.start_load(name).result()
+
+    def start_load(self, name: str) -> "Future[None]":
+        """Begin to load a model, or to replace it: the new one takes over once it is ready, and the old one keeps its
+        streams until they end.
+
+        The bundle is read as it is now, or later: while the model is being loaded already, it is loaded once more after
+        that, for all who ask meanwhile. The future gets the error if it cannot be loaded (what was loaded before goes
+        on), if it is unloaded meanwhile, or if the server stops.
 
         Raises:
             UnknownModelError: there is no such bundle.
-            DeployError: it cannot be loaded; what was loaded before goes on.
         """
-        entry = self._entry(name)
-        with entry.loading:
-            try:
-                model = self._make(entry.path, name)
-            except Exception as error:
-                entry.reason = str(error)
-                raise
-            self._replace(entry, model)
+        self._entry(name)
+        return self._loads.ask(name)
 
     def unload(self, name: str) -> None:
-        """Unload a model; what it has accepted is still answered.
+        """Unload a model, and end its streams and those of the models that it replaced; what they have accepted is
+        still answered. A load that has not ended is given up.
 
         Raises:
             UnknownModelError: there is no such bundle.
         """
         entry = self._entry(name)
-        with entry.loading:
-            self._replace(entry, None, "unloaded")
-
-    def _replace(self, entry: Entry, model: ServedModel | None, reason: str = "") -> None:
         with self._lock:
-            closing = self._closing.is_set()
-            if not closing:
-                old = entry.model
-                entry.model = model
-                entry.reason = reason
-                if old is not None:
-                    self._retire(entry, old, keep_streams=model is not None)
-        # `close` closes the models that it finds; this one came too late.
-        if closing and model is not None:
+            self._loads.give_up(
+                name,
+                UnknownModelError(f"`{name}` was unloaded before it was loaded; load it again."),
+            )
+            self._replace(entry, None, "unloaded")
+            retiring = list(entry.retiring)
+        for model in retiring:
+            self._end_streams(entry, model, "was ended: its model was unloaded; start it again")
+
+    def _load(self, name: str, wanted: Callable[[], bool]) -> None:
+        """Load a model in the thread that is calling, and let it take over if it is still wanted."""
+        entry = self._entries[name]
+        try:
+            model = self._make(entry.path, name)
+        except Exception as error:
+            with self._lock:
+                if wanted():
+                    entry.reason = str(error) or type(error).__name__
+            raise
+        with self._lock:
+            takes_over = wanted()
+            if takes_over:
+                self._replace(entry, model, "")
+        if not takes_over:
             model.close()
 
-    def _retire(self, entry: Entry, model: ServedModel, *, keep_streams: bool) -> None:
+    def _replace(self, entry: Entry, model: ServedModel | None, reason: str) -> None:
+        """Let a model take over, or none; the lock is held."""
+        old = entry.model
+        # First: whom the old model refuses is sent to the one that is there then.
+        entry.model = model
+        entry.reason = reason
+        if old is not None:
+            self._retire(entry, old)
+
+    def _retire(self, entry: Entry, model: ServedModel) -> None:
+        """Close a model once its streams have ended; the lock is held."""
         entry.retiring.append(model)
-        arguments = (entry, model, keep_streams)
-        thread = threading.Thread(target=self._close_retired, args=arguments, daemon=True)
+        thread = threading.Thread(target=self._close_retired, args=(entry, model), daemon=True)
         running = [retirement for retirement in self._retirements if retirement.is_alive()]
         self._retirements = [*running, thread]
         thread.start()
 
-    def _close_retired(self, entry: Entry, model: ServedModel, keep_streams: bool) -> None:
-        if keep_streams:
+    def _close_retired(self, entry: Entry, model: ServedModel) -> None:
+        try:
+            model.retire()
+            self._keep_few(entry)
             while model.statistics().streams and not self._closing.wait(STREAM_POLL_SECONDS):
                 pass
-        model.close()
+            model.close()
+        finally:
+            with self._lock:
+                entry.retiring.remove(model)
+
+    def _keep_few(self, entry: Entry) -> None:
+        """End the streams of the oldest replaced models, if more than a few are kept for their streams."""
         with self._lock:
-            entry.retiring.remove(model)
+            retiring = list(entry.retiring)
+        kept = [model for model in retiring if model.statistics().streams]
+        for model in kept[: -self.limits.max_replaced]:
+            reason = (
+                "was ended: its model was replaced, and of replaced models only the latest "
+                f"{self.limits.max_replaced} are kept for their streams; start it again"
+            )
+            self._end_streams(entry, model, reason)
+
+    def _end_streams(self, entry: Entry, model: ServedModel, reason: str) -> None:
+        """End all streams of a model, and remember why."""
+        names = model.end_streams(reason)
+        with self._lock:
+            for name in names:
+                entry.ended[name] = reason
+                entry.ended.move_to_end(name)
+            while len(entry.ended) > MAX_REASONS:
+                entry.ended.popitem(last=False)
 
     def model(self, name: str, version: str = "") -> ServedModel:
         """The model that answers.
 
         Raises:
             UnknownModelError: it is not there, not loaded, or has no such version.
+            BusyError: it is being loaded.
         """
         entry = self._entries.get(name)
         if entry is None:
             raise self._unknown(name)
         # Read once: it may be replaced at any moment.
         model = entry.model
+        if model is None and name in self._loads:
+            raise BusyError(f"`{name}` is being loaded; try again later.")
         if model is None:
             reason = f" ({entry.reason})" if entry.reason else ""
             raise UnknownModelError(f"unknown model: `{name}` is not loaded{reason}.")
@@ -166,37 +227,60 @@ class Repository:
         """Ask the model, or, in the middle of a stream, the one that holds it.
 
         Raises:
-            UnknownModelError: as for `model`.
+            UnknownModelError, BusyError: as for `model`.
+            StreamError: the stream has ended together with its model.
             InputError, StreamError, BusyError, ClosedError: as for `ServedModel.submit`.
         """
         while True:
             model = self._holder(name, version, request)
             try:
-                return model.submit(request)
+                future = model.submit(request)
             except ClosedError:
                 # It may have been replaced since it was looked up; then the next one is asked.
                 if self._closing.is_set() or self._holder(name, version, request) is model:
                     raise
+            else:
+                if request.sequence is not None and request.start:
+                    self._end_elsewhere(self._entries[name], model, request.sequence)
+                return future
 
     def _holder(self, name: str, version: str, request: Request) -> ServedModel:
-        """The model that holds the stream of a request; the current one if none does, or if the stream starts."""
+        """The model that holds the stream of a request; the current one if none does, or if the stream begins anew."""
         current = self.model(name, version)
         sequence = request.sequence
-        if sequence is None or request.start or current.holds(sequence):
+        begins = request.start and not self.limits.refuse_restart
+        if sequence is None or begins or current.holds(sequence):
             return current
+        entry = self._entries[name]
         with self._lock:
-            retiring = list(self._entries[name].retiring)
+            retiring = list(entry.retiring)
         for model in reversed(retiring):
             if model.holds(sequence):
                 return model
+        reason = entry.ended.get(sequence)
+        if reason is not None and not request.start:
+            raise StreamError(f"stream {sequence!r} {reason}.")
         # No model holds it: the current one says so to the client.
         return current
+
+    def _end_elsewhere(self, entry: Entry, model: ServedModel, sequence: int | str) -> None:
+        """`model` has begun a stream: an earlier one of its name, which a replaced model holds, has ended."""
+        with self._lock:
+            entry.ended.pop(sequence, None)
+            others = [retiring for retiring in entry.retiring if retiring is not model]
+        for other in others:
+            other.end_streams("was ended: it was started again", sequence)
 
     def models(self) -> Iterator[ServedModel]:
         """The models that answer, by name."""
         with self._lock:
             models = [entry.model for _, entry in sorted(self._entries.items())]
         return iter([model for model in models if model is not None])
+
+    def replaced(self) -> dict[str, list[ServedModel]]:
+        """Name -> the models that were replaced or unloaded, and still hold streams or answer what they accepted."""
+        with self._lock:
+            return {name: list(entry.retiring) for name, entry in sorted(self._entries.items())}
 
     def ready(self) -> bool:
         """Whether all models have been loaded, and the server is not about to stop."""
@@ -211,12 +295,13 @@ class Repository:
         self._discover()
         with self._lock:
             entries = sorted(self._entries.items())
-        rows = [_index_row(name, entry) for name, entry in entries]
+        rows = [_index_row(name, entry, name in self._loads) for name, entry in entries]
         return [row for row in rows if row["state"] == READY or not ready]
 
     def drain(self) -> None:
-        """From now on nothing is ready."""
+        """From now on nothing is ready, and loads that have not ended are given up."""
         self._closing.set()
+        self._loads.close()
 
     def close(self, timeout: float | None = None) -> None:
         """Answer what was accepted, and close all models; `timeout`: seconds for each."""
@@ -262,6 +347,12 @@ def _bundles(path: Path) -> Iterator[tuple[str, Path]]:
                 yield folder.name, folder
 
 
-def _index_row(name: str, entry: Entry) -> dict[str, Any]:
-    state = UNAVAILABLE if entry.model is None else READY
-    return {"name": name, "version": VERSION, "state": state, "reason": entry.reason}
+def _index_row(name: str, entry: Entry, loading: bool) -> dict[str, Any]:
+    state = UNAVAILABLE
+    reason = entry.reason
+    if entry.model is not None:
+        state = READY
+    elif loading:
+        state = LOADING
+        reason = ""
+    return {"name": name, "version": VERSION, "state": state, "reason": reason}

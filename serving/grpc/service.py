@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.json_format import ParseDict
 
-from deploy_rnn.errors import UnknownModelError
+from deploy_rnn.errors import BusyError, UnknownModelError
 
 from ..protocol import oip
 from ..protocol.inference import Inference, InferRequest, Submitted
@@ -91,8 +91,8 @@ class Service:
     async def _model_ready(self, message: Any, context: Context) -> Any:
         try:
             ready = self._inference.model_ready(message.name, message.version)
-        except UnknownModelError:
-            # Over gRPC, Triton answers false where it answers 404 over HTTP.
+        except (UnknownModelError, BusyError):
+            # Over gRPC, Triton answers false where it answers 404 or 503 over HTTP.
             ready = False
         return CLASSES["ModelReadyResponse"](ready=ready)
 

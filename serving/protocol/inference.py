@@ -136,17 +136,19 @@ class Inference:
         return await asyncio.to_thread(self._repository.index, ready=ready)
 
     async def load(self, name: str, parameters: object) -> None:
-        """Load or replace a model.
+        """Load or replace a model; others who ask for it meanwhile may share the load, which goes on if one leaves.
 
         Raises:
             UnsupportedError: there are `parameters`.
-            DeployError: the bundle cannot be loaded.
+            DeployError: the bundle cannot be loaded, the model is unloaded meanwhile, or the server stops.
         """
         if parameters:
             raise UnsupportedError(
                 "`parameters` of a load are not supported; a model is loaded as its bundle is."
             )
-        await asyncio.to_thread(self._repository.load, name)
+        # An unknown name is looked for on the disk.
+        load = await asyncio.to_thread(self._repository.start_load, name)
+        await asyncio.wrap_future(load)
 
     async def unload(self, name: str) -> None:
         await asyncio.to_thread(self._repository.unload, name)

@@ -20,6 +20,9 @@ class Limits:
         max_streams: streams that are held at once.
         stream_idle: seconds without a chunk after which a stream is dropped.
         stream_keep: seconds for which a stream is safe from being dropped for a new one when the table is full.
+        refuse_restart: whether a start is refused while the stream of that name is live; otherwise it begins anew.
+        max_replaced: models of one name that were replaced, and are kept until their streams end; the streams of older
+            ones are ended.
 
     Raises:
         ValueError: an integer below 1, another number below 0, or a share of 1 or more.
@@ -35,6 +38,8 @@ class Limits:
     max_streams: int = 4096
     stream_idle: float = 300.0
     stream_keep: float = 10.0
+    refuse_restart: bool = False
+    max_replaced: int = 2
 
     def __post_init__(self) -> None:
         for field in fields(self):

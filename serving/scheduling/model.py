@@ -80,6 +80,7 @@ class Model:
         # Guards everything below; notified when a request arrives, and when the model closes.
         self._changed = Condition()
         self._closed = False
+        self._retired = False
         self._tally = Tally()
         self._streams = StreamTable(self._limits)
         self._queue = RequestQueue(self._engine, self._limits, self._streams)
@@ -100,7 +101,7 @@ class Model:
         Raises:
             InputError: inputs that the model does not take, or too many rows or steps.
             TooLargeError: too many rows times steps, or outputs that are too large.
-            StreamError: a stream that is unknown or gone, or started twice.
+            StreamError: a stream that is unknown or gone, or a restart that is refused.
             BusyError: the queue is full, or the table of streams.
             ClosedError: the model takes no more requests.
         """
@@ -130,6 +131,21 @@ class Model:
         with self._changed:
             self._streams.expire(self._clock())
             return self._tally.snapshot(queued=len(self._queue), streams=len(self._streams))
+
+    def retire(self) -> None:
+        """Take only chunks of the streams that live here from now on; any other request gets a ClosedError."""
+        with self._changed:
+            self._retired = True
+
+    def end_streams(self, reason: str, sequence: int | str | None = None) -> list[int | str]:
+        """End all streams, or the one of this name; their chunks that were accepted are answered, further ones are
+        refused: "stream NAME {reason}."
+
+        Returns:
+            The names of the streams that ended.
+        """
+        with self._changed:
+            return self._streams.end(reason, sequence)
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, and run those that wait.
@@ -202,7 +218,7 @@ class Model:
 
     def _enqueue(self, job: Job, request: Request) -> None:
         """Put a request into the queue; a stream starts only if there is room for its chunk."""
-        if self._closed:
+        if self._closed or (self._retired and not self._continues(request)):
             raise ClosedError(f"model {self.name!r} is being unloaded and takes no more requests.")
         if len(self._queue) >= self._limits.max_queue:
             raise BusyError(
@@ -213,6 +229,11 @@ class Model:
                 request.sequence, job.rows, start=request.start, end=request.end, now=job.arrived
             )
         self._queue.add(job)
+
+    def _continues(self, request: Request) -> bool:
+        """Whether a request is for a stream that lives here, and does not begin it anew."""
+        begins = request.start and not self._limits.refuse_restart
+        return request.sequence in self._streams and not begins
 
     def _serve(self) -> None:
         """Run what is queued until the model is closed. Even if this fails, no client waits in vain."""

@@ -1,6 +1,6 @@
 """`ServedModel`: what a server needs of a model; `Model` is the one of this process."""
 
-from collections.abc import Set
+from collections.abc import Collection, Set
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -54,6 +54,17 @@ class ServedModel(Protocol):
 
     def statistics(self) -> Statistics:
         """What the model has done so far."""
+
+    def retire(self) -> None:
+        """Take only chunks of the streams that live here from now on; any other request gets a ClosedError."""
+
+    def end_streams(self, reason: str, sequence: int | str | None = None) -> Collection[int | str]:
+        """End all streams, or the one of this name; their chunks that were accepted are answered, further ones are
+        refused: "stream NAME {reason}."
+
+        Returns:
+            The names of the streams that ended.
+        """
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, and answer those that were accepted, for at most `timeout` seconds."""

@@ -62,7 +62,7 @@ class StreamTable:
         With `end` the stream leaves the table at once: no further chunk is admitted, while this one still waits.
 
         Raises:
-            StreamError: unknown, gone, or started twice.
+            StreamError: unknown or gone; or started while it is live, if restarts are refused.
             InputError: the chunk's rows differ from those of the chunks before.
             BusyError: a new stream, and the table is full of streams in use.
         """
@@ -90,6 +90,17 @@ class StreamTable:
         # By now another stream may have the name.
         if self._live.get(stream.name) is stream:
             self._drop(stream, stream.broken)
+
+    def end(self, reason: str, name: int | str | None = None) -> list[int | str]:
+        """End all streams, or the one of this name; chunks of them that wait are still answered.
+
+        Returns:
+            The names of those that ended.
+        """
+        ended = [stream for stream in self._live.values() if name in (None, stream.name)]
+        for stream in ended:
+            self._drop(stream, reason)
+        return [stream.name for stream in ended]
 
     def expire(self, now: float) -> None:
         """Drop the streams that have been idle for too long."""
@@ -124,9 +135,12 @@ class StreamTable:
 
     def _start(self, name: int | str, rows: int, now: float) -> Stream:
         if name in self._live:
-            raise StreamError(
-                f"stream {name!r} has already started; end it first, or use another id."
-            )
+            if self._limits.refuse_restart:
+                raise StreamError(
+                    f"stream {name!r} has already started; end it first, or use another id."
+                )
+            # Its chunks that wait go on with its states: they have it, though the table does not.
+            self._drop(self._live[name], "was started again")
         if len(self._live) >= self._limits.max_streams:
             self._make_room(now)
         self._reasons.pop(name, None)

@@ -88,7 +88,8 @@ ARROWS = {
     "serving.engine": {"bundle", "metadata", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
-    "serving.repository": {"bundle", "serving.scheduling"},
+    "serving.loads": set(),
+    "serving.repository": {"bundle", "serving.loads", "serving.scheduling"},
     "serving.metrics": {"serving.repository", "serving.scheduling"},
     "serving.protocol": {"serving.repository", "serving.scheduling", "serving.settings"},
     "serving.rest": {

@@ -59,6 +59,7 @@ class SumModel:
         self.fails: Exception | None = None
         self.max_queue = 1000
         self.closed = False
+        self._retired = False
         self._streams: dict[int | str, list[np.ndarray]] = {}
         self._worker = ThreadPoolExecutor(1)
         # As in `Model`: a request is accepted before it is closed, or refused, and nothing in between.
@@ -72,7 +73,8 @@ class SumModel:
             return self._submit(request)
 
     def _submit(self, request: Request) -> "Future[Response]":
-        if self.closed:
+        begins = request.start or request.sequence not in self._streams
+        if self.closed or (self._retired and begins):
             raise ClosedError(f"model `{self.name}` is being unloaded.")
         if self._queued >= self.max_queue:
             raise BusyError("the queue is full.")
@@ -123,6 +125,17 @@ class SumModel:
 
     def holds(self, sequence: int | str) -> bool:
         return sequence in self._streams
+
+    def retire(self) -> None:
+        with self._lock:
+            self._retired = True
+
+    def end_streams(self, reason: str, sequence: int | str | None = None) -> list[int | str]:
+        with self._lock:
+            ended = [name for name in self._streams if sequence in (None, name)]
+            for name in ended:
+                del self._streams[name]
+        return ended
 
     def statistics(self) -> Statistics:
         return Statistics(

@@ -53,6 +53,15 @@ class Replica:
         answer: Statistics = self._process.submit(call, "statistics").result()
         return answer
 
+    def retire(self) -> None:
+        self._process.submit(call, "retire").result()
+
+    def end_streams(self, reason: str, sequence: int | str | None = None) -> list[int | str]:
+        ended: list[int | str] = self._process.submit(
+            call, "end_streams", reason, sequence
+        ).result()
+        return ended
+
     def close(self, timeout: float | None = None) -> None:
         self._process.submit(call, "close", timeout).result()
         self._process.shutdown()

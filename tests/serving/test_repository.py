@@ -6,12 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
-from deploy_rnn.errors import BundleError, ClosedError, LoadError, StreamError, UnknownModelError
-from deploy_rnn.serving import Repository, Request
+from deploy_rnn.errors import (
+    BundleError,
+    BusyError,
+    ClosedError,
+    LoadError,
+    StreamError,
+    UnknownModelError,
+)
+from deploy_rnn.serving import Limits, Repository, Request
 from deploy_rnn.serving import repository as module
+from deploy_rnn.serving.metrics import Metrics
 
 
 def ask(
@@ -177,5 +186,183 @@ def test_a_model_loaded_while_the_server_stops_is_closed(folder: Path, sum_model
         return models[-1]
 
     repository = Repository(folder, make)
+    with pytest.raises(ClosedError, match="the server stopped before the model was loaded"):
+        repository.load("sum")
+    wait_until(lambda: bool(models) and models[0].closed)
+
+
+class Gated:
+    """Makes models when `gate` is open."""
+
+    def __init__(self, sum_model: Any) -> None:
+        self._sum_model = sum_model
+        self.gate = threading.Event()
+        self.gate.set()
+        self.made: list[Any] = []
+
+    def __call__(self, path: Path, name: str) -> Any:
+        assert self.gate.wait(60)
+        self.made.append(self._sum_model(path, name))
+        return self.made[-1]
+
+
+def state(repository: Repository) -> tuple[str, str]:
+    (row,) = repository.index()
+    return row["state"], row["reason"]
+
+
+def test_a_model_that_is_being_loaded(folder: Path, sum_model: Any, new_bundle: Any) -> None:
+    make = Gated(sum_model)
+    repository = Repository(folder, make)
+    make.gate.clear()
+    load = repository.start_load("sum")
+    assert state(repository) == ("LOADING", "")
+    with pytest.raises(BusyError, match="`sum` is being loaded; try again later"):
+        ask(repository)
+    make.gate.set()
+    load.result(60)
+    assert ask(repository) == 1
+    make.gate.clear()
+    new_bundle(folder / "sum", "10")
+    load = repository.start_load("sum")
+    assert state(repository) == ("READY", "")
+    assert ask(repository) == 1
+    make.gate.set()
+    load.result(60)
+    assert ask(repository) == 10
+
+
+def test_unloaded_while_it_is_loaded_and_loaded_while_it_is_unloaded(
+    folder: Path, sum_model: Any
+) -> None:
+    make = Gated(sum_model)
+    repository = Repository(folder, make)
     repository.load("sum")
-    assert models[0].closed
+    old = make.made[0]
+    old.gate.clear()
+    waiting = repository.submit("sum", "", Request({"x": np.ones((1, 1), np.float32)}))
+    make.gate.clear()
+    load = repository.start_load("sum")
+    repository.unload("sum")
+    with pytest.raises(UnknownModelError, match="`sum` was unloaded before it was loaded"):
+        load.result(0)
+    # The load that was given up has not ended.
+    again = repository.start_load("sum")
+    assert state(repository) == ("LOADING", "")
+    make.gate.set()
+    again.result(60)
+    assert state(repository) == ("READY", "")
+    assert ask(repository) == 1
+    _, given_up, current = make.made
+    wait_until(lambda: given_up.closed)
+    assert repository.model("sum") is current
+    old.gate.set()
+    assert waiting.result(60).outputs["y"] == 1
+    wait_until(lambda: not repository.replaced()["sum"])
+
+
+def test_an_unload_ends_the_streams_of_replaced_models_too(
+    repository: Repository, folder: Path
+) -> None:
+    old: Any = repository.model("sum")
+    ask(repository, sequence=7, start=True)
+    repository.load("sum")
+    ask(repository, sequence=8, start=True)
+    assert repository.replaced()["sum"] == [old]
+    metrics = Metrics(repository).text().decode().splitlines()
+    assert 'deploy_rnn_streams{model="sum"} 2.0' in metrics
+    assert 'deploy_rnn_replaced_models{model="sum"} 1.0' in metrics
+    repository.unload("sum")
+    with pytest.raises(UnknownModelError, match=r"`sum` is not loaded \(unloaded\)"):
+        ask(repository, sequence=7)
+    repository.load("sum")
+    for sequence in (7, 8):
+        with pytest.raises(
+            StreamError,
+            match=f"stream {sequence} was ended: its model was unloaded; start it again",
+        ):
+            ask(repository, sequence=sequence)
+    wait_until(lambda: old.closed)
+    assert ask(repository, sequence=7, start=True) == 1
+    assert ask(repository, sequence=7) == 2
+
+
+def test_few_replaced_models_are_kept_for_their_streams(folder: Path, sum_model: Any) -> None:
+    repository = Repository(folder, sum_model, Limits(max_replaced=2))
+    models: list[Any] = []
+    for sequence in range(4):
+        repository.load("sum")
+        models.append(repository.model("sum"))
+        ask(repository, sequence=sequence, start=True)
+    wait_until(lambda: models[0].closed)
+    assert [model.closed for model in models] == [True, False, False, False]
+    with pytest.raises(
+        StreamError,
+        match="stream 0 was ended: its model was replaced, and of replaced models only the latest 2 are kept",
+    ):
+        ask(repository, sequence=0)
+    assert [ask(repository, sequence=sequence, end=True) for sequence in (1, 2, 3)] == [2, 2, 2]
+    wait_until(lambda: not repository.replaced()["sum"])
+    repository.close()
+
+
+def test_a_stream_that_starts_again_is_not_kept_by_the_model_before(
+    repository: Repository,
+) -> None:
+    old: Any = repository.model("sum")
+    ask(repository, sequence=7, start=True)
+    repository.load("sum")
+    ask(repository, sequence=7, start=True)
+    wait_until(lambda: old.closed)
+
+
+def test_a_model_that_is_replaced_while_a_stream_starts(repository: Repository) -> None:
+    """The stream would begin on a model that is about to be closed: it is sent to the next one."""
+    old: Any = repository.model("sum")
+    submit = old.submit
+
+    def submit_late(request: Request) -> Any:
+        vars(old).pop("submit")
+        repository.load("sum")
+        wait_until(lambda: old.closed)
+        return submit(request)
+
+    old.submit = submit_late
+    assert ask(repository, sequence=7, start=True) == 1
+    assert ask(repository, sequence=7) == 2
+
+
+def test_a_load_that_hangs_keeps_neither_clients_nor_the_stop_waiting(
+    folder: Path, sum_model: Any, run_server: Any, new_bundle: Any
+) -> None:
+    make = Gated(sum_model)
+    repository = Repository(folder, make)
+    repository.load_all()
+    new_bundle(folder / "other")
+    make.gate.clear()
+    answers: list[int] = []
+    try:
+        with run_server(repository) as server:
+            url = f"http://{server.http_address}"
+
+            def load(name: str) -> None:
+                answer = httpx.post(f"{url}/v2/repository/models/{name}/load", timeout=60)
+                answers.append(answer.status_code)
+
+            threads = [
+                threading.Thread(target=load, args=(name,)) for name in ("sum", "other") * 20
+            ]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: all(name in repository._loads for name in ("sum", "other")))
+            # More than is decoded on the event loop itself.
+            x = [1.0] * 50_000
+            body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 50_000], "data": x}]}
+            answer = httpx.post(f"{url}/v2/models/sum/infer", json=body, timeout=60)
+            assert answer.status_code == 200
+            assert not answers
+        for thread in threads:
+            thread.join(60)
+    finally:
+        make.gate.set()
+    assert answers == [503] * 40

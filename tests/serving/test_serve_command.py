@@ -36,7 +36,7 @@ def test_it_listens_to_this_machine_only_by_default() -> None:
 VALUES = {
     "max_rows": 3, "max_queue": 4, "max_wait": 0.5, "max_waste": 0.25, "max_steps": 6, "max_streams": 7,
     "max_row_steps": 16, "max_output_bytes": 17,
-    "stream_idle": 8.5, "stream_keep": 9.5,
+    "stream_idle": 8.5, "stream_keep": 9.5, "refuse_restart": True, "max_replaced": 18,
     "max_bytes": 10, "max_json_bytes": 9,
     "header_seconds": 11.5, "body_seconds": 12.5, "request_seconds": 13.5, "drain_seconds": 14.5,
     "unread_seconds": 7.5, "idle_seconds": 5.5,
@@ -61,7 +61,7 @@ def test_every_limit_and_setting_has_an_option(
     for option in main.get_command(None, "serve").params:  # type: ignore[arg-type]
         values = VALUES.get(option.name or "", ())
         for value in values if isinstance(values, tuple) else (values,):
-            arguments += [option.opts[0], str(value)]
+            arguments += [option.opts[0]] if value is True else [option.opts[0], str(value)]
     result = CliRunner().invoke(main, ["serve", str(real_bundles), *arguments])
     assert "far enough." in result.output
     expected = VALUES | {"pages": (Path("a"), Path("b"))}

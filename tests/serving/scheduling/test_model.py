@@ -24,6 +24,7 @@ from deploy_rnn.errors import (
     TooLargeError,
 )
 from deploy_rnn.export import export_onnx
+from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.scheduling import model as module
 from deploy_rnn.serving.scheduling.limits import Limits
 from deploy_rnn.serving.scheduling.model import Model
@@ -622,6 +623,60 @@ def test_a_stream_ends_when_its_last_chunk_is_accepted(
     np.testing.assert_allclose(
         whole(again), expected(stream_model, array[:, ::-1].copy()), atol=1e-5
     )
+
+
+def test_a_stream_begins_anew_while_a_chunk_of_it_waits(
+    streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(streaming)
+    old, new = tokens(1, 12), tokens(2, 9, seed=1)
+    first = send(model, 1, old[:, :4], start=True)
+    first.result(30)
+    with held(model, ask(tokens(1, 5))):
+        waits = [send(model, 1, old[:, 4:7]), send(model, 1, old[:, 7:])]
+        again = chunks(model, 1, new, [4, 5])
+        both = send(model, 1, old, start=True, end=True)
+    np.testing.assert_allclose(whole([first, *waits]), expected(stream_model, old), atol=1e-5)
+    np.testing.assert_allclose(whole(again), expected(stream_model, new), atol=1e-5)
+    np.testing.assert_allclose(whole([both]), expected(stream_model, old), atol=1e-5)
+    assert model.statistics().streams == 0
+
+
+def test_a_retired_model_goes_on_with_its_streams_only(
+    streaming: Path, stream_model: nn.Module, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(streaming)
+    array = tokens(1, 12)
+    first = send(model, 1, array[:, :5], start=True)
+    model.retire()
+    for request in (ask(array), ask(array, sequence=1, start=True), ask(array, sequence=2)):
+        with pytest.raises(ClosedError):
+            model.submit(request)
+    rest = send(model, 1, array[:, 5:])
+    assert model.end_streams("was ended: it is late") == [1]
+    np.testing.assert_allclose(whole([first, rest]), expected(stream_model, array), atol=1e-5)
+    with pytest.raises(ClosedError):
+        send(model, 1, array)
+
+
+def test_restarts_are_refused_of_streams_that_a_replaced_model_holds(streaming: Path) -> None:
+    def make(path: Path, name: str) -> Model:
+        return Model(path, name=name, threads=1, limits=limits)
+
+    def chunk(**options: Any) -> None:
+        request = ask(tokens(1, 2), sequence=7, **options)
+        repository.submit("streaming", "", request).result(30)
+
+    limits = Limits(refuse_restart=True)
+    repository = Repository(streaming, make, limits)
+    repository.load("streaming")
+    chunk(start=True)
+    repository.load("streaming")
+    with pytest.raises(StreamError, match="stream 7 has already started"):
+        chunk(start=True)
+    chunk(end=True)
+    chunk(start=True)
+    repository.close()
 
 
 def test_an_idle_stream_expires_by_the_clock(streaming: Path) -> None:

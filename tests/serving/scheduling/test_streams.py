@@ -39,14 +39,48 @@ def test_a_stream_lives_from_start_to_end(streams: StreamTable) -> None:
 def test_a_chunk_that_does_not_fit_is_refused(streams: StreamTable) -> None:
     chunk(streams, "a", 0.0, start=True)
     with pytest.raises(
-        StreamError, match="stream 'a' has already started; end it first, or use another id"
-    ):
-        chunk(streams, "a", 1.0, start=True)
-    with pytest.raises(
         InputError, match="stream 'a' has 1 rows, this chunk has 2; a stream keeps its rows"
     ):
         streams.admit("a", 2, start=False, end=False, now=1.0)
     chunk(streams, "a", 2.0)
+
+
+def test_a_start_of_a_live_stream_begins_anew(streams: StreamTable) -> None:
+    for name in ("a", "b", "c"):
+        chunk(streams, name, 0.0, start=True)
+    old = streams.admit("a", 1, start=False, end=False, now=1.0)
+    # The table is full, and has room for a stream that takes the place of its like; it may have other rows.
+    new = streams.admit("a", 2, start=True, end=False, now=1.0)
+    assert new is not old
+    assert (old.waiting, old.broken, len(streams)) == (1, None, 3)
+    streams.answered(old, 2.0)
+    streams.fail(old, "a chunk of the stream that had the name before")
+    streams.admit("a", 2, start=False, end=False, now=3.0)
+    assert streams.admit("a", 1, start=True, end=True, now=3.0) is not new
+    with pytest.raises(StreamError, match="stream 'a' has ended"):
+        chunk(streams, "a", 4.0)
+
+
+def test_a_start_of_a_live_stream_is_refused_if_restarts_are() -> None:
+    streams = StreamTable(Limits(refuse_restart=True))
+    stream = chunk(streams, "a", 0.0, start=True)
+    with pytest.raises(
+        StreamError, match="stream 'a' has already started; end it first, or use another id"
+    ):
+        chunk(streams, "a", 1.0, start=True)
+    assert chunk(streams, "a", 2.0, end=True) is stream
+    assert chunk(streams, "a", 3.0, start=True) is not stream
+
+
+def test_streams_that_are_ended_say_why(streams: StreamTable) -> None:
+    for name in (1, "b"):
+        chunk(streams, name, 0.0, start=True)
+    waiting = streams.admit("b", 1, start=False, end=False, now=1.0)
+    assert streams.end("was ended: it is late", "c") == []
+    assert streams.end("was ended: it is late") == [1, "b"]
+    assert (len(streams), waiting.broken) == (0, None)
+    with pytest.raises(StreamError, match=r"stream 1 was ended: it is late\."):
+        chunk(streams, 1, 2.0)
 
 
 def test_an_idle_stream_expires(streams: StreamTable) -> None:
