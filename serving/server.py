@@ -1,4 +1,4 @@
-"""HTTP and gRPC on one asyncio loop, from the first connection to a graceful stop."""
+"""HTTP and gRPC, each on an event loop of its own, from the first connection to a graceful stop."""
 
 import asyncio
 import contextlib
@@ -7,11 +7,10 @@ import socket
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-import grpc
 import uvicorn
 from starlette.types import ASGIApp
 
-from .grpc.service import Service
+from .grpc.server import GrpcServer
 from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import OPEN_PATHS, make_app
@@ -42,7 +41,6 @@ class Server:
         self._repository = repository
         self._settings = settings or Settings()
         self._app = make_app(repository, self._settings)
-        self._service = Service(Inference(repository, self._settings))
         self._stop_requested = asyncio.Event()
 
     async def start(self, host: str = "127.0.0.1", http_port: int = 0, grpc_port: int = 0) -> None:
@@ -56,10 +54,12 @@ class Server:
             self._app = OwnHost(self._app, parse_hosts(self._settings.allowed_hosts))
         self.http_address = _address(host, http_socket.getsockname()[1])
         try:
-            await self._start_grpc(host, grpc_port)
+            self._grpc = GrpcServer(Inference(self._repository, self._settings))
+            port = await self._grpc.start(_address(host, grpc_port))
         except BaseException:
             http_socket.close()
             raise
+        self.grpc_address = _address(host, port)
         self._http = _make_uvicorn(self._app, self._settings)
         self._http_task = asyncio.create_task(self._http.serve([http_socket]))
 
@@ -67,28 +67,6 @@ class Server:
         """Whether whoever is on this machine may ask, and nobody else."""
         address = ip_address(listener.getsockname()[0])
         return address.is_loopback and self._settings.token is None
-
-    async def _start_grpc(self, host: str, port: int) -> None:
-        self._grpc = grpc.aio.server(
-            maximum_concurrent_rpcs=self._settings.max_connections,
-            options=[
-                (
-                    "grpc.so_reuseport",
-                    0,
-                ),  # two servers would share the port, and each get some of the calls
-                ("grpc.max_receive_message_length", self._settings.max_bytes),
-                ("grpc.max_send_message_length", -1),
-            ],
-        )
-        self._grpc.add_generic_rpc_handlers((self._service.handler(),))
-        try:
-            bound_port = self._grpc.add_insecure_port(_address(host, port))
-        except RuntimeError:
-            raise OSError(
-                f"gRPC cannot listen on {_address(host, port)}; give another `--grpc-port`."
-            ) from None
-        self.grpc_address = _address(host, bound_port)
-        await self._grpc.start()
 
     def stop(self) -> None:
         """Begin to stop."""
@@ -104,9 +82,8 @@ class Server:
     async def _drain(self) -> None:
         drain_seconds = self._settings.drain_seconds
         self._repository.drain()
-        self._service.drain()
         self._http.should_exit = True
-        await asyncio.gather(self._http_task, self._grpc.stop(drain_seconds))
+        await asyncio.gather(self._http_task, self._grpc.stop())
         await asyncio.to_thread(self._repository.close, drain_seconds)
 
 

@@ -10,6 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from deploy_rnn.errors import InputError
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -42,3 +45,14 @@ def _load_classes() -> dict[str, Any]:
 
 CLASSES: Mapping[str, Any] = MappingProxyType(_load_classes())
 """Message -> its class; the name of a nested message contains that of the message around it."""
+
+
+def parse(name: str, data: bytes) -> Any:
+    """
+    Raises:
+        InputError: `data` is not a message of that name.
+    """
+    try:
+        return CLASSES[name].FromString(data)
+    except DecodeError:
+        raise InputError(f"the message is not a {name}.") from None

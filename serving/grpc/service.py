@@ -1,94 +1,146 @@
 """The protocol over gRPC, for `grpc.aio`; gRPC itself answers UNIMPLEMENTED to any method that is not here."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.json_format import ParseDict
 
-from deploy_rnn.errors import BusyError, UnknownModelError
+from deploy_rnn.errors import (
+    BusyError,
+    ClosedError,
+    InputError,
+    TooLargeError,
+    UnknownModelError,
+)
 
 from ..protocol import oip
-from ..protocol.inference import Inference, InferRequest, Submitted
+from ..protocol.inference import Inference, InferRequest, Submitted, deadline, in_thread_if_large
 from ..protocol.status import Status, status
-from .messages import CLASSES, SERVICE
-from .streaming_calls import StreamingCalls
-from .tensors import read, write
+from .calls import STOPPING, Calls
+from .details import details
+from .messages import CLASSES, SERVICE, parse
+from .streaming_calls import Accepted, StreamingCalls
+from .tensors import parse_request, read, write
 
 logger = logging.getLogger(__name__)
-
-OPEN_METHODS = ("ServerLive", "ServerReady")
-"""Methods for orchestrators, which have no token."""
 
 Context = Any
 """A grpc.aio.ServicerContext."""
 
+Handler = Callable[[Any, Context], Awaitable[Any]]
+"""What gRPC calls with the messages of a call, and its context."""
+
 
 class Service:
-    """The methods of `inference.GRPCInferenceService`."""
+    """The methods of `inference.GRPCInferenceService`, on one event loop.
+
+    gRPC hands over every message as bytes, once it is asked for it: nothing of a call is read before its client is
+    known, and nothing is parsed before its size is.
+    """
 
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
         self._settings = inference.settings
+        self._calls = Calls(self._settings.max_connections)
         self._streaming_calls = StreamingCalls(self._submit_in_stream, self._answer_in_stream)
 
     def handler(self) -> Any:
         """For `grpc.aio.Server.add_generic_rpc_handlers`."""
+        health = {"ServerLive": self._server_live, "ServerReady": self._server_ready}
         unary = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
             "ServerMetadata": self._server_metadata,
             "ModelReady": self._model_ready,
             "ModelMetadata": self._model_metadata,
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
-            "ModelInfer": self._model_infer,
             "RepositoryIndex": self._repository_index,
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
         }
-        methods = {name: self._unary_method(name, function) for name, function in unary.items()}
+        methods = {name: _unary(self._health_call(answer)) for name, answer in health.items()}
+        for name, function in unary.items():
+            methods[name] = _unary(self._call(self._unary_call(name, function)))
+        methods["ModelInfer"] = _unary(self._call(self._model_infer))
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._model_stream_infer,
-            request_deserializer=CLASSES["ModelInferRequest"].FromString,
-            response_serializer=CLASSES["ModelStreamInferResponse"].SerializeToString,
+            self._call(self._model_stream_infer)
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def drain(self) -> None:
-        """Read no more from streaming calls; what they have sent is answered, then they end."""
+        """Refuse new calls, and read no more from streaming ones; what they have sent is answered, then they end."""
+        self._calls.draining = True
         self._streaming_calls.drain()
 
-    def _unary_method(self, name: str, function: Callable[[Any, Context], Awaitable[Any]]) -> Any:
-        async def handle(message: Any, context: Context) -> Any:
+    async def drained(self, seconds: float) -> None:
+        """Wait until the last call has ended. Those that take more than `seconds` are told that the server stops."""
+        await self._calls.wait(seconds)
+
+    def _health_call(self, answer: Callable[[], Any]) -> Handler:
+        """Health is for orchestrators, which have no token: it needs no place, and reads nothing."""
+
+        async def handle(messages: object, context: Context) -> bytes:
+            return _serialized(answer())
+
+        return handle
+
+    def _call(self, handle: Callable[[Context], Awaitable[Any]]) -> Handler:
+        """All that comes before and after a call is handled."""
+
+        async def handle_call(messages: object, context: Context) -> Any:
             try:
-                if name not in OPEN_METHODS:
-                    self._authorize(context)
-                return await function(message, context)
+                self._authorize(context)
+                with self._calls.place():
+                    return await handle(context)
+            except grpc.aio.BaseError:
+                raise  # of the call itself, which has ended
             except Exception as error:
                 await _abort(context, error)
+            except asyncio.CancelledError:
+                if not self._calls.cut_short:
+                    raise
+                await _abort(context, ClosedError(STOPPING))
 
-        return grpc.unary_unary_rpc_method_handler(
-            handle,
-            request_deserializer=CLASSES[f"{name}Request"].FromString,
-            response_serializer=CLASSES[f"{name}Response"].SerializeToString,
-        )
+        return handle_call
+
+    def _unary_call(
+        self, name: str, function: Callable[[Any], Awaitable[Any]]
+    ) -> Callable[[Context], Awaitable[bytes]]:
+        async def handle(context: Context) -> bytes:
+            data = await self._only_message(context)
+            max_bytes = self._settings.max_json_bytes
+            if len(data) > max_bytes:
+                raise TooLargeError(
+                    f"the message has {len(data)} bytes; the limit for a {name}Request is {max_bytes}."
+                )
+            return _serialized(await function(parse(f"{name}Request", data)))
+
+        return handle
+
+    async def _only_message(self, context: Context) -> bytes:
+        """The message of a unary call."""
+        async with deadline(self._settings.body_seconds, "the message took"):
+            data: bytes = await context.read()
+        if data is grpc.aio.EOF:
+            raise InputError("the call has no message; it must have one.")
+        return data
 
     def _authorize(self, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         self._inference.authorize(metadata.get("authorization"))
 
-    async def _server_live(self, message: Any, context: Context) -> Any:
+    def _server_live(self) -> Any:
         return CLASSES["ServerLiveResponse"](live=True)
 
-    async def _server_ready(self, message: Any, context: Context) -> Any:
+    def _server_ready(self) -> Any:
         return CLASSES["ServerReadyResponse"](ready=self._inference.ready())
 
-    async def _server_metadata(self, message: Any, context: Context) -> Any:
+    async def _server_metadata(self, message: Any) -> Any:
         return CLASSES["ServerMetadataResponse"](**oip.server_metadata())
 
-    async def _model_ready(self, message: Any, context: Context) -> Any:
+    async def _model_ready(self, message: Any) -> Any:
         try:
             ready = self._inference.model_ready(message.name, message.version)
         except (UnknownModelError, BusyError):
@@ -96,85 +148,110 @@ class Service:
             ready = False
         return CLASSES["ModelReadyResponse"](ready=ready)
 
-    async def _model_metadata(self, message: Any, context: Context) -> Any:
+    async def _model_metadata(self, message: Any) -> Any:
         metadata = self._inference.model_metadata(message.name, message.version)
         return CLASSES["ModelMetadataResponse"](**metadata)
 
-    async def _model_config(self, message: Any, context: Context) -> Any:
+    async def _model_config(self, message: Any) -> Any:
         config = self._inference.model_config(message.name, message.version)
         # Its enumerations are names, which a constructor does not take.
         return ParseDict({"config": config}, CLASSES["ModelConfigResponse"]())
 
-    async def _model_statistics(self, message: Any, context: Context) -> Any:
+    async def _model_statistics(self, message: Any) -> Any:
         statistics = self._inference.model_statistics(message.name, message.version)
         return CLASSES["ModelStatisticsResponse"](model_stats=statistics)
 
-    async def _repository_index(self, message: Any, context: Context) -> Any:
+    async def _repository_index(self, message: Any) -> Any:
         return CLASSES["RepositoryIndexResponse"](
             models=await self._inference.index(ready=message.ready)
         )
 
-    async def _repository_model_load(self, message: Any, context: Context) -> Any:
+    async def _repository_model_load(self, message: Any) -> Any:
         await self._inference.load(message.model_name, message.parameters)
         return CLASSES["RepositoryModelLoadResponse"]()
 
-    async def _repository_model_unload(self, message: Any, context: Context) -> Any:
+    async def _repository_model_unload(self, message: Any) -> Any:
         await self._inference.unload(message.model_name)
         return CLASSES["RepositoryModelUnloadResponse"]()
 
-    async def _model_infer(self, message: Any, context: Context) -> Any:
+    async def _model_infer(self, context: Context) -> bytes:
+        data = await self._only_message(context)
+        size = len(data)
+        message = await self._parse(data)
+        del data  # of a large request, one copy is enough
         seconds = self._settings.request_seconds
         client_seconds = context.time_remaining()
         if client_seconds is not None:
             seconds = min(seconds, client_seconds)
-        submitted = await self._submit(message, seconds)
-        return await self._answer(message, submitted)
+        model = message.model_name
+        submitted = await self._submit(message, size, seconds)
+        del message
+        return _serialized(await self._response(model, submitted))
 
-    async def _model_stream_infer(
-        self, messages: AsyncIterator[Any], context: Context
-    ) -> AsyncIterator[Any]:
-        try:
-            self._authorize(context)
-        except Exception as error:
-            await _abort(context, error)
-        async for answer in self._streaming_calls.answers(messages):
-            yield answer
+    async def _model_stream_infer(self, context: Context) -> None:
+        async def read_next() -> bytes | None:
+            data = await context.read()
+            return None if data is grpc.aio.EOF else data
+
+        async def send(answer: Any) -> None:
+            await context.write(_serialized(answer))
+
+        await self._streaming_calls.handle(read_next, send)
         if self._streaming_calls.draining:
-            await context.abort(
-                grpc.StatusCode.UNAVAILABLE, "the server is stopping; everything sent was answered."
-            )
+            raise ClosedError("the server is stopping; everything sent was answered.")
 
-    async def _submit(self, message: Any, seconds: float) -> Submitted:
-        """Hand a ModelInferRequest, which may take `seconds`, to its model."""
+    async def _parse(self, data: bytes) -> Any:
+        """The ModelInferRequest in `data`."""
+        return await in_thread_if_large(len(data), parse_request, data, self._settings)
+
+    async def _submit(self, message: Any, size: int, seconds: float) -> Submitted:
+        """Hand a ModelInferRequest of `size` bytes, which may take `seconds`, to its model."""
 
         def decode() -> InferRequest:
             return read(message, seconds, self._settings)
 
-        return await self._inference.submit(
-            message.model_name, message.model_version, message.ByteSize(), decode
-        )
+        model, version = message.model_name, message.model_version
+        return await self._inference.submit(model, version, size, decode)
 
-    async def _answer(self, message: Any, submitted: Submitted) -> Any:
-        """The ModelInferResponse to `message`, once it is there."""
+    async def _response(self, model: str, submitted: Submitted) -> Any:
+        """The ModelInferResponse, once it is there."""
         response = await self._inference.answer(submitted.future)
-        return write(submitted.infer_request, message.model_name, response)
+        return write(submitted.infer_request, model, response)
 
-    async def _submit_in_stream(self, message: Any) -> Submitted:
+    async def _submit_in_stream(self, data: bytes) -> Accepted:
+        request_id = model = ""
         # A deadline of the call is for the stream as a whole, not for each request in it.
-        return await self._submit(message, self._settings.request_seconds)
+        seconds = self._settings.request_seconds
+        try:
+            message = await self._parse(data)
+            request_id, model = message.id, message.model_name
+            return Accepted(request_id, model, await self._submit(message, len(data), seconds))
+        except Exception as error:
+            return Accepted(request_id, model, error)
 
-    async def _answer_in_stream(self, message: Any, submitted: Submitted | Exception) -> Any:
+    async def _answer_in_stream(self, accepted: Accepted) -> Any:
         """A ModelStreamInferResponse. An error is sent in the stream, which goes on."""
         try:
-            if isinstance(submitted, Exception):
-                raise submitted
-            answer = await self._answer(message, submitted)
+            if isinstance(accepted.outcome, Exception):
+                raise accepted.outcome
+            answer = await self._response(accepted.model, accepted.outcome)
         except Exception as error:
-            failure = CLASSES["ModelStreamInferResponse"](error_message=_status(error).message)
-            failure.infer_response.id = message.id
+            message = details(_status(error).message)
+            failure = CLASSES["ModelStreamInferResponse"](error_message=message)
+            failure.infer_response.id = accepted.id
             return failure
         answer.parameters["triton_final_response"].bool_param = True
         return CLASSES["ModelStreamInferResponse"](infer_response=answer)
+
+
+def _unary(handler: Handler) -> Any:
+    """A method of one message and one answer. For gRPC it takes a stream of messages, which it may leave unread."""
+    return grpc.stream_unary_rpc_method_handler(handler)
+
+
+def _serialized(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
 
 
 def _status(error: Exception) -> Status:
@@ -188,5 +265,5 @@ def _status(error: Exception) -> Status:
 async def _abort(context: Context, error: Exception) -> NoReturn:
     """End a call with the status of `error`."""
     error_status = _status(error)
-    await context.abort(grpc.StatusCode[error_status.grpc], error_status.message)
+    await context.abort(grpc.StatusCode[error_status.grpc], details(error_status.message))
     raise AssertionError("abort raises")

@@ -1,11 +1,9 @@
 """Streaming calls: requests are submitted in the order in which they arrive, and answered in that order."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-
-from deploy_rnn.errors import ClosedError
 
 from ..protocol.inference import Submitted
 
@@ -13,8 +11,20 @@ from ..protocol.inference import Submitted
 # reading, and gRPC's flow control holds the client back.
 MAX_UNANSWERED = 64
 
-Outcome = Submitted | Exception
-"""What became of the submission of a message."""
+
+@dataclass(frozen=True)
+class Accepted:
+    """A message that is to be answered.
+
+    Attributes:
+        id: the client's name for it; "" if it has none, or cannot be read.
+        model: the name of the model that it asks.
+        outcome: the request that the model has accepted, or why there is none.
+    """
+
+    id: str
+    model: str
+    outcome: Submitted | Exception
 
 
 @dataclass
@@ -22,11 +32,13 @@ class StreamingCall:
     """One streaming call.
 
     Attributes:
-        outcomes: message and outcome, in order; None after the last.
+        read: gives the next message; None after the last.
+        unanswered: in order; None, or an error that ends the call, after the last.
         slots: one for each request that may be unanswered.
     """
 
-    outcomes: "asyncio.Queue[tuple[Any, Outcome] | None]"
+    read: Callable[[], Awaitable[bytes | None]]
+    unanswered: "asyncio.Queue[Accepted | Exception | None]"
     slots: asyncio.Semaphore
 
 
@@ -34,14 +46,14 @@ class StreamingCalls:
     """The streaming calls of a server.
 
     Args:
-        submit: hands a message to its model.
-        answer: message, its outcome -> the answer.
+        submit: hands a message to its model; does not raise.
+        answer: the answer to an accepted message.
     """
 
     def __init__(
         self,
-        submit: Callable[[Any], Awaitable[Submitted]],
-        answer: Callable[[Any, Outcome], Awaitable[Any]],
+        submit: Callable[[bytes], Awaitable[Accepted]],
+        answer: Callable[[Accepted], Awaitable[Any]],
     ) -> None:
         self._submit = submit
         self._answer = answer
@@ -54,52 +66,61 @@ class StreamingCalls:
         for reader in self._readers:
             reader.cancel()
 
-    async def answers(self, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """An answer to each of `messages`, in order."""
-        call = StreamingCall(asyncio.Queue(), asyncio.Semaphore(MAX_UNANSWERED))
-        reader = asyncio.create_task(self._read(messages, call))
+    async def handle(
+        self,
+        read: Callable[[], Awaitable[bytes | None]],
+        write: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        """Answer every message of a call, in order.
+
+        Args:
+            read: gives the next message; None after the last.
+            write: sends an answer.
+
+        Raises:
+            Exception: of `read`, after the answers to what was read before; or of `write`.
+        """
+        call = StreamingCall(read, asyncio.Queue(), asyncio.Semaphore(MAX_UNANSWERED))
+        reader = asyncio.create_task(self._read(call))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
         try:
-            while (item := await call.outcomes.get()) is not None:
-                message, outcome = item
-                yield await self._answer(message, outcome)
+            while (item := await call.unanswered.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                await write(await self._answer(item))
                 call.slots.release()
         finally:
             reader.cancel()
+            await asyncio.wait([reader])
             _cancel_unanswered(call)
 
-    async def _read(self, messages: AsyncIterator[Any], call: StreamingCall) -> None:
+    async def _read(self, call: StreamingCall) -> None:
+        end: Exception | None = None
         try:
             await call.slots.acquire()
-            async for message in messages:
+            while (message := await call.read()) is not None:
                 await self._submit_message(message, call)
                 await call.slots.acquire()
         except asyncio.CancelledError:
             pass  # the server is draining, or the client has left
-        finally:
-            call.outcomes.put_nowait(None)
-
-    async def _submit_message(self, message: Any, call: StreamingCall) -> None:
-        try:
-            outcome: Outcome = await self._submit(message)
-        except asyncio.CancelledError:
-            # The message was read, so that it has to be answered.
-            call.outcomes.put_nowait(
-                (message, ClosedError("the server is stopping; this request was not run."))
-            )
-            raise
         except Exception as error:
-            outcome = error
-        call.outcomes.put_nowait((message, outcome))
+            end = error
+        finally:
+            call.unanswered.put_nowait(end)
+
+    async def _submit_message(self, message: bytes, call: StreamingCall) -> None:
+        """Submit a message; one that was read is answered, whatever happens meanwhile."""
+        submission = asyncio.ensure_future(self._submit(message))
+        try:
+            await asyncio.shield(submission)
+        finally:
+            call.unanswered.put_nowait(await submission)
 
 
 def _cancel_unanswered(call: StreamingCall) -> None:
     """The client has left: requests that are not running yet need not run."""
-    while not call.outcomes.empty():
-        item = call.outcomes.get_nowait()
-        if item is None:
-            continue
-        _, outcome = item
-        if isinstance(outcome, Submitted):
-            outcome.future.cancel()
+    while not call.unanswered.empty():
+        item = call.unanswered.get_nowait()
+        if isinstance(item, Accepted) and isinstance(item.outcome, Submitted):
+            item.outcome.future.cancel()

@@ -12,7 +12,8 @@ from ..protocol.inference import InferRequest
 from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
 from ..scheduling.request import Response
 from ..settings import Settings
-from .messages import CLASSES
+from .messages import CLASSES, parse
+from .wire import check_size
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -21,6 +22,17 @@ CONTENTS = {
     "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
 """Datatype -> the field of InferTensorContents for its values. FP16 has none, and comes as raw bytes."""
+
+
+def parse_request(data: bytes, settings: Settings) -> Any:
+    """The ModelInferRequest in `data`.
+
+    Raises:
+        InputError: it is none.
+        TooLargeError: it has too many fields, or too much beside `raw_input_contents`.
+    """
+    check_size(data, settings.max_json_bytes)
+    return parse("ModelInferRequest", data)
 
 
 def read(message: Any, seconds: float, settings: Settings) -> InferRequest:

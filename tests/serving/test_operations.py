@@ -19,6 +19,7 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
+from tritonclient.utils import InferenceServerException
 
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.server import Server
@@ -167,18 +168,16 @@ def test_a_stop_answers_what_was_accepted(repository: Repository, run_server: An
         wait_until(lambda: not repository.ready())
         assert received.empty()
         model.gate.set()
-        answers = [received.get(timeout=20) for _ in range(7)]
-        last = received.get(
-            timeout=20
-        )  # the streaming call is ended, though its client has not finished
+        answers = [received.get(timeout=20) for _ in range(8)]
         thread.join()
         stopping.join()
         client.stop_stream()
     statuses = [answer.status_code for answer in answers if isinstance(answer, httpx.Response)]
     assert statuses == [200]
-    assert [
-        answer.as_numpy("y").item() for answer in answers if not isinstance(answer, httpx.Response)
-    ] == [1] * 6
+    results = [answer for answer in answers if isinstance(answer, triton_grpc.InferResult)]
+    assert [result.as_numpy("y").item() for result in results] == [1] * 6
+    # The streaming call is ended, though its client has not finished.
+    (last,) = [answer for answer in answers if isinstance(answer, InferenceServerException)]
     assert "the server is stopping; everything sent was answered" in str(last)
 
 

@@ -1,0 +1,63 @@
+"""The calls that are under way: how many there may be, and how they end when the server stops."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from deploy_rnn.errors import BusyError, ClosedError
+
+STOPPING = "the server is stopping."
+
+
+class Calls:
+    """The calls of a server, but for those that ask about its health. Used on one event loop.
+
+    Args:
+        most: calls at a time.
+
+    Attributes:
+        draining: whether new calls are refused.
+        cut_short: whether the calls that were left have been cancelled.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._ended = asyncio.Event()
+        self.draining = False
+        self.cut_short = False
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """The place of a call, for as long as its task handles it.
+
+        Raises:
+            BusyError: all are taken.
+            ClosedError: the server is stopping, and the call is new.
+        """
+        if self.draining:
+            raise ClosedError(STOPPING)
+        if len(self._tasks) >= self._most:
+            raise BusyError(
+                f"{self._most} calls are under way, which is the server's limit; try again later."
+            )
+        task = asyncio.current_task()
+        assert task is not None, "a call is handled in a task"
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+            self._ended.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until no call is left, for at most `seconds`; then cancel those that are."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._tasks:
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            self.cut_short = True
+            for task in self._tasks:
+                task.cancel()

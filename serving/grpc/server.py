@@ -1,0 +1,85 @@
+"""gRPC on an event loop and a thread of its own.
+
+On that of HTTP, each call would wait for several turns of the loop, and each turn serves every HTTP connection.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+
+from ..protocol.inference import Inference
+from .service import Service
+
+Result = TypeVar("Result")
+
+
+class LoopThread:
+    """An event loop that runs in a thread of its own until it is closed."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    async def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
+        """Run a coroutine there, and wait for it here."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return await asyncio.wrap_future(future)
+
+    def close(self) -> None:
+        """End the thread; what still runs in it is left where it is."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class GrpcServer:
+    """The server of the protocol over gRPC; its methods are called on another event loop than its own."""
+
+    def __init__(self, inference: Inference) -> None:
+        self._settings = inference.settings
+        self._service = Service(inference)
+        self._thread = LoopThread("deploy-rnn gRPC")
+
+    async def start(self, address: str) -> int:
+        """Listen on `address`, and return the port.
+
+        Raises:
+            OSError: the address cannot be listened on.
+        """
+        try:
+            return await self._thread.run(self._start(address))
+        except BaseException:
+            self._thread.close()
+            raise
+
+    async def _start(self, address: str) -> int:
+        self._server = grpc.aio.server(options=self._options())
+        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError:
+            raise OSError(f"gRPC cannot listen on {address}; give another `--grpc-port`.") from None
+        await self._server.start()
+        return port
+
+    def _options(self) -> list[tuple[str, int]]:
+        return [
+            # Otherwise two servers would share the port, and each would get some of the calls.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", self._settings.max_bytes),
+            ("grpc.max_send_message_length", -1),
+        ]
+
+    async def stop(self) -> None:
+        """Answer the calls that were accepted, for at most `drain_seconds`; refuse others, and then stop."""
+        await self._thread.run(self._stop())
+        self._thread.close()
+
+    async def _stop(self) -> None:
+        self._service.drain()
+        await self._service.drained(self._settings.drain_seconds)
+        await self._server.stop(1)
