@@ -3,20 +3,22 @@
 import itertools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from deploy_rnn.checking.module import SCRIPTED, check_is_module
-from deploy_rnn.copying import copy_model, fold_computed_weights
+from deploy_rnn.copying import copy_model, fold_computed_weights, unwrapped
 from deploy_rnn.errors import ConversionError
-from deploy_rnn.held_layers import replace_held_layers
+from deploy_rnn.held_layers import replace_held_layers, unregistered_layers
 from deploy_rnn.nn.gru import GRU
 from deploy_rnn.nn.lstm import LSTM
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.nn.rnn import RNN
 from deploy_rnn.nn.single_step import CELL_MODULES
+from deploy_rnn.renewed_modules import Recipes, renew_modules
 from deploy_rnn.subclasses import classes_above, rebuilt
 from deploy_rnn.type_tests import Layer, described, qualified_name, type_tests
 
@@ -56,11 +58,12 @@ def convert(model: nn.Module) -> nn.Module:
     keeps its methods, also a `forward` of its own, in which `super()` then means our layer. A layer that occurs twice
     stays one layer, also in a list, a dict or another object that a module holds. `model` itself is not changed.
 
-    A replaced layer is no `torch.nn.LSTM`, so that a model which asks `isinstance(self.rnn, nn.LSTM)` while it runs
-    would take another branch. Such a question is looked for in the code of the model, and refused; `self.rnn.mode`,
-    here "LSTM", stays as it is. So is code that runs torch.nn's own layer: `nn.LSTM.forward(self.rnn, x)`. A replaced
-    cell does inherit from that of `torch.nn`. A subclass of a cell, and one with parametrised weights, stays as it is:
-    every way out of PyTorch takes it.
+    A replaced layer is no `torch.nn.LSTM`. Code of the model that asks `isinstance(layer, nn.LSTM)`, looks up
+    `type(layer)` or calls `nn.LSTM.forward(layer, x)` is therefore made again, and means our layers there; so are the
+    functions of other packages that it calls. Such a module becomes an object of a subclass of its own class. Where
+    that is not enough, the question is refused; `layer.mode`, here "LSTM", stays as it is. So is code that takes
+    `_flat_weights` for torch's kernels. A replaced cell does inherit from that of `torch.nn`. A subclass of a cell,
+    and one with parametrised weights, stays as it is: every way out of PyTorch takes it.
 
     A tensor that was computed from parameters and kept, such as a weight that `forward` sets, is copied without its
     history. What Python cannot copy, such as a lock or an open file, is shared. `nn.DataParallel`,
@@ -77,7 +80,7 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         ConversionError: a recurrent layer is scripted, or its class overrides what only torch.nn's `forward` calls; the
-            model asks for the class of a layer, or runs torch.nn's own; or it cannot be copied.
+            model asks for the class of a layer in code that cannot be made again; or it cannot be copied.
         TypeError: `model` is not a module.
     """
     check_is_module(model)
@@ -93,14 +96,56 @@ def convert(model: nn.Module) -> nn.Module:
         for path, module in model.named_modules()
         if _is_plain_cell(module)
     }
-    for found in type_tests(model, layers | cells):
-        raise ConversionError(str(found))
+    replaced = layers | cells
     converted = _replace_layers(copy_model(model))
     for module in converted.modules():
         if _is_plain_cell(module):
             # It has all that ours has.
             module.__class__ = CELL_MODULES[type(module)]
+    if any(True for _ in type_tests(model, replaced)):
+        _renew_code(converted, model, replaced)
     return converted
+
+
+def _renew_code(converted: nn.Module, model: nn.Module, replaced: Mapping[int, Layer]) -> None:
+    """Let the code of a converted model mean our layers where it names those of torch.nn.
+
+    Raises:
+        ConversionError: it would still do something else than that of `model`.
+    """
+    copies = dict(converted.named_modules(remove_duplicate=False))
+    originals = {
+        id(copies[path]): module
+        for path, module in unwrapped(model).named_modules(remove_duplicate=False)
+        if path in copies
+    }
+    renew_modules(converted, originals, _recipes(replaced))
+    layers = {}
+    for path, module in copies.items():
+        layer = replaced.get(id(originals.get(id(module))))
+        if layer is None and isinstance(module, (nn.RNNBase, nn.RNNCellBase, Recurrent)):
+            layer = Layer(path, module, type(module))
+        if layer is not None:
+            layers[id(module)] = layer
+    for path, module in unregistered_layers(converted).items():
+        layers[id(module)] = Layer(path, module, type(module))
+    for found in type_tests(converted, layers, originals):
+        raise ConversionError(str(found))
+
+
+def _recipes(replaced: Mapping[int, Layer]) -> Recipes:
+    """What becomes of each class: those of torch.nn, and the subclasses that the model has."""
+    recipes: dict[type, tuple[type[Any], type, type[Any]]] = {
+        nn.RNNBase: (Recurrent, nn.RNNBase, nn.RNNBase)
+    }
+    for cls, ours in itertools.chain[Any](LAYERS.items(), CELL_MODULES.items()):
+        recipes[cls] = (ours, cls, cls)
+    for layer in replaced.values():
+        torch_class = _torch_class(layer.module)
+        if torch_class is not None:
+            cls = _own_class(layer.module)
+            recipes[cls] = (LAYERS[torch_class], cls, torch_class)
+    return tuple(recipes.values())
 
 
 def convert_for_inference(model: nn.Module) -> nn.Module:
@@ -171,7 +216,7 @@ def _next_class(path: str, module: nn.RNNBase) -> type[Recurrent]:
     Raises:
         ConversionError: our layer would not do all that `module` does.
     """
-    torch_class = next((cls for cls in LAYERS if isinstance(module, cls)), None)
+    torch_class = _torch_class(module)
     if torch_class is None:
         convertible = ", ".join(qualified_name(cls) for cls in LAYERS)
         raise ConversionError(
@@ -197,7 +242,12 @@ def _next_class(path: str, module: nn.RNNBase) -> type[Recurrent]:
     return rebuilt(ours, cls, torch_class)
 
 
-def _own_class(module: nn.RNNBase) -> type[nn.RNNBase]:
+def _torch_class(module: nn.Module) -> type[nn.RNNBase] | None:
+    """The layer of torch.nn that this is, or inherits from; None for a layer of another kind."""
+    return next((cls for cls in LAYERS if isinstance(module, cls)), None)
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
     """The class of a layer, without the one that torch.nn.utils.parametrize puts before it."""
     cls = type(module)
     return cls.__mro__[1] if parametrize.is_parametrized(module) else cls

@@ -4,7 +4,8 @@ import ast
 import dis
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType, UnionType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from deploy_rnn.held_layers import is_plain_object
+from deploy_rnn.renewed_code import CachedFunction, is_dispatch, names_in, original_of
 
 UNKNOWN = object()
 """The value of an expression that only a run of the model could tell."""
@@ -24,7 +26,7 @@ TORCH_ONLY = {"forward", "_flat_weights"}
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that is to become another: where it is, what it is, and its next class."""
+    """A layer that is to become another, or stays: where it is, what it is, and its next class."""
 
     path: str
     module: nn.Module
@@ -51,9 +53,12 @@ class TypeTest:
             advice = f"Ask for the layer's `mode` there, which stays {self.layer.module.mode!r}."
         else:
             advice = "Use `isinstance` there, which stays true."
+        becomes = f"would no longer be a {qualified_name(cls)}"
+        if self.layer.next_class is cls:
+            becomes = f"stays a {qualified_name(cls)}, and the other layers do not"
         return (
-            f"{described(self.layer.path)} would no longer be a {qualified_name(cls)}, and the model asks for that: "
-            f"`{self.question}` at {self.place}. {advice}"
+            f"{described(self.layer.path)} {becomes}, and the model asks for that: `{self.question}` at {self.place}. "
+            f"{advice}"
         )
 
 
@@ -76,19 +81,22 @@ class TorchUse:
         )
 
 
-def type_tests(model: nn.Module, layers: Mapping[int, Layer]) -> Iterator[TypeTest | TorchUse]:
+def type_tests(
+    model: nn.Module, layers: Mapping[int, Layer], originals: Mapping[int, Any] | None = None
+) -> Iterator[TypeTest | TorchUse]:
     """Read everything that the forwards of `model` run, as far as it can be told without running it.
 
     The text of what is found says what is wrong, and what to do. A question that decides on nothing but
     `flatten_parameters()` is left out.
 
     Args:
-        model: any module.
-        layers: id of a layer -> what becomes of it.
+        model: any module; or a converted one, whose code may mean the new layers.
+        layers: id of a layer of `model` -> what becomes, or became, of it. One that stays may be among them.
+        originals: for a converted model: id of a module -> the one that it is a copy of.
     """
     if not layers:
         return
-    walk = _Walk(layers)
+    walk = _Walk(layers, originals)
     for module in model.modules():
         for function, owner in _entrances(module):
             yield from walk.function(function, owner)
@@ -102,20 +110,33 @@ def _entrances(module: nn.Module) -> Iterator[tuple[Any, Any]]:
 
 
 def _methods(owner: Any, name: str) -> Iterator[tuple[Any, Any]]:
-    """The method of an object, with its `self`; then what `super()` means in it, and so on."""
+    """The method of an object, with its `self`."""
     own = getattr(owner, "__dict__", {}).get(name)
     if isinstance(own, (FunctionType, MethodType)):
         yield own, None
-        return
-    for cls in type(owner).__mro__:
-        if name not in vars(cls):
-            continue
-        function = _function(vars(cls)[name])
-        if function is None:
-            return
-        yield function, None if isinstance(vars(cls)[name], staticmethod) else owner
-        if "super" not in _names(function.__code__):
-            return
+    else:
+        yield from _method(owner, name, type(owner).__mro__)
+
+
+def _method(owner: Any, name: str, mro: Sequence[type]) -> Iterator[tuple[Any, Any]]:
+    """The first method of the name in these classes, with its `self`."""
+    cls = next((cls for cls in mro if name in vars(cls)), object)
+    value = vars(cls).get(name)
+    function = _function(value)
+    if function is not None:
+        yield function, None if isinstance(value, staticmethod) else owner
+
+
+def _methods_of_super(function: FunctionType, owner: Any) -> Iterator[tuple[Any, Any]]:
+    """The methods that `super()` may mean in a method of `owner`."""
+    mro = type(owner).__mro__
+    # That of `super()`, and of `super(Layer, self)`.
+    named = [_closure(function).get("__class__")]
+    named += [function.__globals__.get(name) for name in _globals(function.__code__)]
+    for start in named:
+        if isinstance(start, type) and start in mro:
+            for name in sorted(names_in(function.__code__)):
+                yield from _method(owner, name, mro[mro.index(start) + 1 :])
 
 
 def _function(value: Any) -> FunctionType | None:
@@ -130,15 +151,6 @@ def _function(value: Any) -> FunctionType | None:
     return value if isinstance(value, FunctionType) else None
 
 
-def _names(code: CodeType) -> set[str]:
-    """Every global and attribute that a function, and the functions in it, name."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names |= _names(constant)
-    return names
-
-
 def _globals(code: CodeType) -> set[str]:
     """Every global that a function, and the functions in it, name: not `scale` of `self.scale`."""
     names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
@@ -151,8 +163,9 @@ def _globals(code: CodeType) -> set[str]:
 class _Walk:
     """Goes from a function to those that it calls, to each once."""
 
-    def __init__(self, layers: Mapping[int, Layer]) -> None:
+    def __init__(self, layers: Mapping[int, Layer], originals: Mapping[int, Any] | None) -> None:
         self._layers = layers
+        self._originals = originals
         self._visited: set[tuple[CodeType, int]] = set()
 
     def function(self, function: Any, owner: Any) -> Iterator[TypeTest | TorchUse]:
@@ -166,25 +179,34 @@ class _Walk:
         if key in self._visited:
             return
         self._visited.add(key)
-        names = _names(plain.__code__)
+        names = names_in(plain.__code__)
         # `match` asks without a word of its own.
         if names & QUESTIONS or _matches(plain.__code__):
-            yield from _Reader(plain, owner, self._layers).tests()
+            yield from self._reader(plain, owner).tests()
         if names & TORCH_ONLY:
-            yield from _Reader(plain, owner, self._layers).torch_uses()
+            yield from self._reader(plain, owner).torch_uses()
         yield from self._dispatches(plain)
         for called, called_owner in _called(plain, owner, names):
             yield from self.function(called, called_owner)
+
+    def _reader(self, function: FunctionType, owner: Any) -> "_Reader":
+        before = None
+        if self._originals is not None:
+            original_owner = self._originals.get(id(owner))
+            before = _Reader(original_of(function), original_owner, self._layers)
+        return _Reader(function, owner, self._layers, before)
 
     def _dispatches(self, function: FunctionType) -> Iterator[TypeTest]:
         """Functions of `functools.singledispatch` that it names, which would choose another implementation."""
         code = function.__code__
         for name in sorted(_globals(code)):
-            dispatch = getattr(function.__globals__.get(name), "dispatch", None)
-            if not hasattr(function.__globals__.get(name), "registry") or not callable(dispatch):
+            chosen = function.__globals__.get(name)
+            before = original_of(function).__globals__.get(name)
+            if chosen is None or before is None or not is_dispatch(chosen):
                 continue
             for layer in self._layers.values():
-                if dispatch(type(layer.module)) is not dispatch(layer.next_class):
+                implementation = before.dispatch(type(layer.module))
+                if original_of(chosen.dispatch(layer.next_class)) is not implementation:
                     place = f"{code.co_filename}:{code.co_firstlineno}"
                     yield TypeTest(place, f"singledispatch of {name}", layer)
 
@@ -199,7 +221,7 @@ def _matches(code: CodeType) -> bool:
     return any(instruction.opname == "MATCH_CLASS" for instruction in dis.get_instructions(code))
 
 
-def _called(function: FunctionType, owner: Any, names: set[str]) -> Iterator[tuple[Any, Any]]:
+def _called(function: FunctionType, owner: Any, names: Set[str]) -> Iterator[tuple[Any, Any]]:
     """The functions that the names in a function may stand for, each with its `self`."""
     owners = [owner] if owner is not None else []
     if isinstance(owner, nn.Module):
@@ -208,14 +230,20 @@ def _called(function: FunctionType, owner: Any, names: set[str]) -> Iterator[tup
     for name in sorted(names):
         for candidate in owners:
             yield from _methods(candidate, name)
+    if owner is not None and "super" in names:
+        yield from _methods_of_super(function, owner)
     values = [function.__globals__.get(name) for name in sorted(_globals(function.__code__))]
-    for value in [*values, *_closure(function).values()]:
+    # The class of `super()` has its methods above.
+    values += [value for name, value in _closure(function).items() if name != "__class__"]
+    for value in values:
         if isinstance(value, (FunctionType, MethodType)):
             yield value, None
         elif isinstance(value, (ModuleType, type)):
             for name in sorted(names & vars(value).keys()):
                 # What is called on a class has no `self` that is known.
                 yield vars(value)[name], None
+        elif isinstance(value, CachedFunction):
+            yield value, None
         elif isinstance(value, dict):
             for handler in value.values():
                 yield handler, None
@@ -232,9 +260,20 @@ def _closure(function: FunctionType) -> dict[str, Any]:
 
 
 class _Reader:
-    """Reads one function."""
+    """Reads one function.
 
-    def __init__(self, function: FunctionType, owner: Any, layers: Mapping[int, Layer]) -> None:
+    Args:
+        before: of the function that it is made from, if it is a renewed one.
+    """
+
+    def __init__(
+        self,
+        function: FunctionType,
+        owner: Any,
+        layers: Mapping[int, Layer],
+        before: "_Reader | None" = None,
+    ) -> None:
+        self._before = before or self
         self._function = function
         self._owner = owner
         self._layers = layers
@@ -246,6 +285,12 @@ class _Reader:
             self._locals.discard(self_name)
             self._scope[self_name] = owner
 
+    @functools.cached_property
+    def _assigned(self) -> dict[str, ast.expr]:
+        """Local variable -> its value, of those that are assigned once."""
+        tree, _ = _parsed(self._function)
+        return {} if tree is None else dict(_assignments(tree))
+
     def tests(self) -> Iterator[TypeTest]:
         tree, first_line = _parsed(self._function)
         if tree is None:
@@ -255,7 +300,7 @@ class _Reader:
         for node in ast.walk(tree):
             if id(node) in harmless:
                 continue
-            for question in _questions(node):
+            for question in _questions(node, self._assigned):
                 layer = self._changed(question)
                 if layer is not None:
                     line = first_line + question.node.lineno - 1
@@ -285,17 +330,20 @@ class _Reader:
     def _changed(self, question: "_Question") -> Layer | None:
         """A layer for which the answer changes, if there is one."""
         value = self._value(question.subject)
-        if value is not UNKNOWN and id(value) not in self._layers:
+        if value is not UNKNOWN and (id(value) not in self._layers or not question.is_typed):
             return None
         concerned = self._layers.values() if value is UNKNOWN else [self._layers[id(value)]]
-        classes = UNKNOWN if question.classes is None else self._value(question.classes)
+        old_classes = self._before._value(question.classes)
+        classes = self._value(question.classes)
         exact = question.exact
+        # A table may have something else for the new class.
+        is_other_key = question.is_table and self._before is self and value is not UNKNOWN
         for layer in concerned:
-            if classes is UNKNOWN:
+            if classes is UNKNOWN or old_classes is UNKNOWN or is_other_key:
                 # About an unknown object, that is hardly ever a question about a layer.
                 if value is not UNKNOWN:
                     return layer
-            elif _answer(type(layer.module), classes, exact) != _answer(
+            elif _answer(type(layer.module), old_classes, exact) != _answer(
                 layer.next_class, classes, exact
             ):
                 return layer
@@ -306,6 +354,8 @@ class _Reader:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.Name):
+            if node.id in self._assigned:
+                return self._value(self._assigned[node.id])
             return UNKNOWN if node.id in self._locals else self._scope.get(node.id, UNKNOWN)
         if isinstance(node, ast.Attribute):
             return _attribute(self._value(node.value), node.attr)
@@ -313,6 +363,8 @@ class _Reader:
             return _item(self._value(node.value), self._value(node.slice))
         if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
             return tuple(self._value(element) for element in node.elts)
+        if isinstance(node, ast.Dict):
+            return tuple(self._value(key) if key else UNKNOWN for key in node.keys)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
             return (self._value(node.left), self._value(node.right))
         return UNKNOWN
@@ -320,7 +372,7 @@ class _Reader:
     def _tests_without_source(self) -> Iterator[TypeTest]:
         """The class that is named next to a question, where there is no text to read."""
         code = self._function.__code__
-        names = _names(code)
+        names = names_in(code)
         if not names & QUESTIONS:
             return
         values = [self._scope.get(name) for name in names]
@@ -349,6 +401,22 @@ def _parsed(function: FunctionType) -> tuple[ast.AST | None, int]:
         return None, 0
 
 
+def _assignments(tree: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    nodes = [*ast.walk(tree)]
+    names = Counter(
+        node.id
+        for node in nodes
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    )
+    arguments = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target = node.targets[0]
+            name = target.id if isinstance(target, ast.Name) else ""
+            if names[name] == 1 and name not in arguments:
+                yield name, node.value
+
+
 def _harmless(tree: ast.AST) -> Iterator[ast.AST]:
     """Every node of a condition on which nothing depends but `flatten_parameters()`, which ours have too."""
     for node in ast.walk(tree):
@@ -372,38 +440,45 @@ class _Question:
     Attributes:
         node: all of it.
         subject: about what.
-        classes: the classes that it names; None if it names none.
+        classes: the classes that it names, or a table with classes as its keys.
         exact: whether the class itself is compared, and not its parents.
+        is_table: whether the answer is what the table has for the class.
+        is_typed: whether the subject is the layer, and not a class that may be any layer's.
     """
 
     node: ast.expr | ast.pattern
     subject: ast.expr
-    classes: ast.expr | None
+    classes: ast.expr
     exact: bool
+    is_table: bool = False
+    is_typed: bool = True
 
 
-def _questions(node: ast.AST) -> Iterator[_Question]:
+def _questions(node: ast.AST, assigned: Mapping[str, ast.expr]) -> Iterator[_Question]:
     """The questions that a node asks.
 
     1. isinstance(x, classes), issubclass(type(x), classes)
     2. type(x) is cls, type(x) in classes; not type(x).__name__, which stays the same
-    3. table[type(x)], table.get(type(x)), where `table` is not looked at
+    3. table[type(x)], table.get(type(x))
     4. match x: case cls(): ...
 
-    `x.__class__` means the same as `type(x)`.
+    `x.__class__` means the same as `type(x)`, and so does a variable that has it. An unknown class may be any layer's.
+
+    Args:
+        assigned: local variable -> its value, of those that are assigned once.
     """
     if isinstance(node, ast.Call):
-        yield from _questions_of_call(node)
+        yield from _questions_of_call(node, assigned)
     elif isinstance(node, ast.Compare) and len(node.comparators) == 1:
         sides = [node.left, node.comparators[0]]
         for side, other in (sides, sides[::-1]):
-            subject = _typed(side)
-            if subject is not None:
-                yield _Question(node, subject, other, exact=True)
+            subject = _typed(side, assigned)
+            is_typed = subject is not None
+            yield _Question(node, subject or side, other, exact=True, is_typed=is_typed)
     elif isinstance(node, ast.Subscript):
-        subject = _typed(node.slice)
+        subject = _typed(node.slice, assigned)
         if subject is not None:
-            yield _Question(node, subject, None, exact=True)
+            yield _Question(node, subject, node.value, exact=True, is_table=True)
     elif isinstance(node, ast.Match):
         for case in node.cases:
             for pattern in ast.walk(case.pattern):
@@ -411,22 +486,24 @@ def _questions(node: ast.AST) -> Iterator[_Question]:
                     yield _Question(pattern, node.subject, pattern.cls, exact=False)
 
 
-def _questions_of_call(node: ast.Call) -> Iterator[_Question]:
+def _questions_of_call(node: ast.Call, assigned: Mapping[str, ast.expr]) -> Iterator[_Question]:
     called = node.func.id if isinstance(node.func, ast.Name) else ""
     if called == "isinstance" and len(node.args) == 2:
         yield _Question(node, node.args[0], node.args[1], exact=False)
     elif called == "issubclass" and len(node.args) == 2:
-        subject = _typed(node.args[0])
-        if subject is not None:
-            yield _Question(node, subject, node.args[1], exact=False)
+        subject = _typed(node.args[0], assigned)
+        is_typed = subject is not None
+        yield _Question(node, subject or node.args[0], node.args[1], exact=False, is_typed=is_typed)
     elif isinstance(node.func, ast.Attribute) and node.func.attr == "get" and node.args:
-        subject = _typed(node.args[0])
+        subject = _typed(node.args[0], assigned)
         if subject is not None:
-            yield _Question(node, subject, None, exact=True)
+            yield _Question(node, subject, node.func.value, exact=True, is_table=True)
 
 
-def _typed(node: ast.expr) -> ast.expr | None:
-    """x of `type(x)` or `x.__class__`."""
+def _typed(node: ast.expr, assigned: Mapping[str, ast.expr]) -> ast.expr | None:
+    """x of `type(x)` or `x.__class__`, or of a variable that has it."""
+    if isinstance(node, ast.Name):
+        node = assigned.get(node.id, node)
     if isinstance(node, ast.Attribute) and node.attr == "__class__":
         return node.value
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type":
