@@ -21,6 +21,7 @@ from torch._inductor.exc import InductorError
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.branches import Condition, conditions_on
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.compilation import CPP_WRAPPER
@@ -184,7 +185,7 @@ def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Export
                 dims[axis] = _dim(axis)
         tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
     shapes = call.shapes(tensor_dims)
-    with packing_exported(model):
+    with packing_exported(model), AnySize():
         return torch.export.export(
             model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
         )

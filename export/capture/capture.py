@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import Tensor, nn
 
+from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import ExportError
@@ -75,6 +76,7 @@ class Tracer:
             noted,
             installed(packing),
             squeezing,
+            AnySize(),
             noted_loops() as loops,
             _noted_cells(self.model, loops),
         ):

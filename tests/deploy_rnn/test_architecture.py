@@ -53,8 +53,9 @@ ARROWS = {
     },
     "first_call": {"checking", "copying", "random_state", "half_precision"},
     "packing": {"nn"},
+    "any_size": set(),
     "compilation": {"conversion", "copying", "first_call", "held_layers", "nn", "packing"},
-    "packaging": {"nn", "conversion", "compilation", "checking", "packing"},
+    "packaging": {"any_size", "nn", "conversion", "compilation", "checking", "packing"},
     "cli": {"examples"},
     "export.stack": {"nn"},
     "export.size_limits": {"checking"},
@@ -69,6 +70,7 @@ ARROWS = {
     "export.capture": {
         "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
         "export.bare_layer", "export.options", "export.opset", "export.size_limits", "packing",
+        "any_size",
     },
     "export.verification": {
         "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",

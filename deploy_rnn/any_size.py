@@ -1,0 +1,117 @@
+"""`AnySize`: functions of PyTorch that torch.export takes for the example's sizes only, or not at all, in others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class AnySize(TorchFunctionMode):
+    """While a model is traced, these of its calls become calls of other functions, with the same numbers:
+
+    1. A maximum over windows of a sequence, whose code in PyTorch reads the number of steps: over an image of height 1.
+    2. Circular padding, whose code writes into a larger tensor and asks whether there is more than one row: the ends
+       are joined to the tensor.
+    3. A clamp between a tensor of one number and a number, which PyTorch takes for two numbers, and which has no
+       operator: between two tensors.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        replacement = _REPLACEMENTS.get(func)
+        if replacement is None:
+            return func(*args, **(kwargs or {}))
+        return replacement(func, *args, **(kwargs or {}))
+
+
+def _max_pool(
+    func: Callable[..., Any],
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    # Case 1.
+    if return_indices or isinstance(input.shape[-1], int):
+        options = {"return_indices": True} if return_indices else {}
+        return func(input, kernel_size, stride, padding, dilation, ceil_mode, **options)
+    window, step = _number(kernel_size), _number(stride or kernel_size)
+    image = F.max_pool2d(
+        input.unsqueeze(-2),
+        (1, window),
+        (1, step),
+        (0, _number(padding)),
+        (1, _number(dilation)),
+        ceil_mode,
+    )
+    return image.squeeze(-2)
+
+
+def _pad(
+    func: Callable[..., Any],
+    input: Tensor,
+    pad: Sequence[int],
+    mode: str = "constant",
+    value: float | None = None,
+) -> Any:
+    is_open = any(not isinstance(size, int) for size in input.shape)
+    are_ends = all(isinstance(count, int) and count >= 0 for count in pad)
+    if mode != "circular" or not is_open or not are_ends:
+        return func(input, pad, mode, value)
+    # Case 2. The last axis comes first in `pad`.
+    for number in range(len(pad) // 2):
+        axis = input.dim() - 1 - number
+        before, after = pad[2 * number], pad[2 * number + 1]
+        size = input.size(axis)
+        torch._check(before <= size)
+        torch._check(after <= size)
+        parts = [input.narrow(axis, size - before, before)] if before else []
+        parts.append(input)
+        if after:
+            parts.append(input.narrow(axis, 0, after))
+        input = torch.cat(parts, axis)
+    return input
+
+
+def _clamp(func: Callable[..., Any], input: Tensor, min: Any = None, max: Any = None) -> Any:
+    # Case 3.
+    if isinstance(min, Tensor) != isinstance(max, Tensor) and None not in (min, max):
+        min, max = _as_tensor(min, input), _as_tensor(max, input)
+    return func(input, min, max)
+
+
+def _as_tensor(bound: Any, like: Tensor) -> Tensor:
+    if isinstance(bound, Tensor):
+        return bound
+    return torch.full((), bound, dtype=torch.result_type(like, bound), device=like.device)
+
+
+def _number(size: Any) -> int:
+    """The kernel of a pool, for example, may be 3 or (3,)."""
+    return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
+
+
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    torch.max_pool1d: _max_pool,
+    F.max_pool1d: _max_pool,
+    F.pad: _pad,
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    torch.clamp_: _clamp,
+    torch.clip_: _clamp,
+    Tensor.clamp: _clamp,
+    Tensor.clip: _clamp,
+    Tensor.clamp_: _clamp,
+    Tensor.clip_: _clamp,
+}

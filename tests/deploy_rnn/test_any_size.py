@@ -1,0 +1,117 @@
+"""Functions that torch.export takes for the example's sizes only, or not at all, and their replacements."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deploy_rnn.any_size import AnySize
+from deploy_rnn.export import export_onnx
+from deploy_rnn.tensor_spec import SizeRange
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def exported(model: nn.Module) -> torch.export.ExportedProgram:
+    dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}
+    with AnySize():
+        return torch.export.export(model, (torch.randn(2, 4, 12),), dynamic_shapes=(dims,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.MaxPool1d(2),
+        nn.MaxPool1d(3, stride=2, padding=1, dilation=2, ceil_mode=True),
+        lambda x: torch.max_pool1d(x, [3], [1], [1]),
+        lambda x: F.max_pool1d(x, kernel_size=(4,), stride=(3,)),
+        lambda x: F.max_pool1d(x[0], 2).unsqueeze(0),
+        lambda x: F.pad(x, (3, 1), mode="circular"),
+        lambda x: F.pad(x[None], (0, 2, 1, 0), mode="circular")[0],
+        nn.Conv1d(4, 2, 3, padding=1, padding_mode="circular"),
+        lambda x: F.pad(x, (3, 1), value=2.0),
+    ],
+)
+def test_the_numbers_are_the_same_for_every_size(function: Callable[[Tensor], Tensor]) -> None:
+    program = exported(Function(function))
+    for rows, steps in ((1, 7), (2, 12), (3, 31)):
+        x = torch.randn(rows, 4, steps)
+        actual, expected = program.module()(x), function(x)
+        assert actual.dtype is expected.dtype
+        torch.testing.assert_close(actual, expected)
+
+
+class Clamping(nn.Module):
+    """Clamps between numbers that are whole, or in float32, and others."""
+
+    least: Tensor
+    most: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.tensor(-1))
+        self.register_buffer("most", torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [
+            torch.clamp(x, self.least, 0.25),
+            torch.clip(x, max=self.most, min=-1),
+            x.clamp(self.least, self.most),
+            x.clip(min=self.least),
+            (x + 0).clamp_(self.least, 0.25),
+            x.double().clamp(self.least, 0.1),
+            (10 * x).long().clamp(self.least, 2),
+        ]
+
+
+# PyTorch warns of its own code.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_a_clamp_between_a_tensor_and_a_number() -> None:
+    program = exported(Clamping()).run_decompositions()
+    x = torch.randn(3, 4, 7)
+    torch.testing.assert_close(program.module()(x), Clamping()(x))
+
+
+def test_indices_of_a_maximum_are_left_to_pytorch() -> None:
+    x = torch.randn(2, 4, 12)
+    with AnySize():
+        values, indices = F.max_pool1d(x, 3, return_indices=True)
+    torch.testing.assert_close(x.gather(2, indices), values)
+
+
+class Recognizer(nn.Module):
+    """Circular convolution, a clamp between a buffer and a number, a maximum over windows, a recurrent layer."""
+
+    least: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 3, 3, padding=1, padding_mode="circular")
+        self.pool = nn.MaxPool1d(2)
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+        self.register_buffer("least", torch.tensor(-1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.clamp(self.conv(x), self.least, 0.5)
+        output: Tensor = self.rnn(self.pool(x).transpose(1, 2))[0]
+        return output
+
+
+def test_a_file_is_for_every_size(tmp_path: Path) -> None:
+    """One row, too, which PyTorch's circular padding leaves out."""
+    with pytest.warns(UserWarning, match="can have a size of 2 or more only"):
+        report = export_onnx(
+            Recognizer().eval(), torch.randn(2, 3, 10), tmp_path / "m.onnx", form="scan"
+        )
+    assert report.file.inputs[0].shape == ("B", 3, "T")
+    assert report.ranges == {"T": SizeRange(2)}
