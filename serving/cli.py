@@ -4,27 +4,23 @@ import asyncio
 import contextlib
 import math
 import os
-import signal
-import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from deploy_rnn.console import UsageError, command_errors, printable
 
+from . import process
+from .process import StopSignals
+
 if TYPE_CHECKING:
     from .repository import Repository
     from .scheduling.served_model import ServedModel
     from .server import Server
-
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
-# A terminal that closes; `nohup` has it ignored.
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-    SIGNALS.append(signal.SIGHUP)
 
 
 class _Seconds(click.FloatRange):
@@ -234,14 +230,18 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
 
     Ctrl-C or SIGTERM stops the server once it has answered all requests that it accepted.
 
-    Exit codes: 0 stopped by a signal, 1 the provider is missing, 2 bad usage, no bundle, or a port that is taken.
+    Exit codes: 0 stopped by a signal, 1 the provider is missing, 2 bad usage, no bundle, or a port that is taken. A
+    signal that comes before the server is ready ends it as that signal ends any program (143 in a shell for SIGTERM).
 
     \b
     Example:
       deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001
     """
     stdout = sys.stdout  # `command_errors` sends what is printed to stderr
-    with command_errors(as_json=False):
+    with StopSignals() as signals, command_errors(as_json=False):
+        process.keep_standard_files()
+        process.let_output_be_lost()
+        process.allow_open_files()
         try:
             from . import server  # noqa: F401
         except ModuleNotFoundError as error:
@@ -251,9 +251,8 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
             raise UsageError(message) from None
         options["token"] = _token(options["token"], options.pop("token_file"))
         given_options = {name: value for name, value in options.items() if value is not None}
-        _let_logs_be_lost()
-        _allow_open_files()
-        asyncio.run(_serve(path, host, http_port, grpc_port, given_options, stdout))
+        addresses = (host, http_port, grpc_port)
+        asyncio.run(_serve(path, addresses, given_options, signals, stdout))
 
 
 def _token(token: str | None, file: Path | None) -> str | None:
@@ -274,66 +273,40 @@ def _token(token: str | None, file: Path | None) -> str | None:
     return file.read_bytes().decode("latin-1").removesuffix("\n").removesuffix("\r")
 
 
-def _let_logs_be_lost() -> None:
-    """If nobody reads what is written to stderr, lose it: a full pipe would block the whole server."""
-    # Beside Python's logging, onnxruntime and gRPC write there too.
-    stderr = 2
-    with contextlib.suppress(OSError):
-        mode = os.fstat(stderr).st_mode
-        if stat.S_ISSOCK(mode):
-            os.set_blocking(stderr, False)
-        elif stat.S_ISFIFO(mode):
-            # Opened anew: other processes may write to the same pipe, and expect it to wait for its reader.
-            reopened = os.open(f"/dev/fd/{stderr}", os.O_WRONLY | os.O_NONBLOCK)
-            os.dup2(reopened, stderr)
-            os.close(reopened)
-
-
-def _allow_open_files() -> None:
-    """Open as many files as the system allows: many systems start a process with fewer than it has connections."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # macOS refuses some of the limits that it reports.
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 async def _serve(
-    path: Path, host: str, http_port: int, grpc_port: int, options: Mapping[str, Any], stdout: Any
-) -> None:
+    path: Path,
+    addresses: tuple[str, int, int],
+    options: Mapping[str, Any],
+    signals: StopSignals,
+    stdout: Any,
+) -> NoReturn:
+    """Serve until a signal comes, and end the process.
+
+    Args:
+        addresses: the host, and the ports of HTTP and gRPC.
+    """
     from .server import Server
     from .settings import Settings
 
     repository = _make_repository(path, options)
     server = Server(repository, Settings(**_fields_of(Settings, options)))
     # Listening comes first, so that a port that is taken is known at once.
-    await server.start(host, http_port, grpc_port)
-    _stop_on_signals(server)
+    await server.start(*addresses)
+    loop = asyncio.get_running_loop()
+    signals.ask(lambda: loop.call_soon_threadsafe(server.stop))
     server_task = asyncio.create_task(server.run())
     try:
         await asyncio.to_thread(repository.load_all)
-        _announce(repository, server, stdout)
     except BaseException:
         server.stop()
         await server_task
-        raise
+        if signals.received is None:
+            raise
+        # It was never ready: that is not an end as any other.
+        process.end_by_signal(signals.received)
+    _announce(repository, server, stdout)
     await server_task
-
-
-def _stop_on_signals(server: "Server") -> None:
-    """The first signal stops the server gracefully; a second one ends the process, as in any program."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
-        server.stop()
-
-    for number in SIGNALS:
-        loop.add_signal_handler(number, stop)
+    process.end(0)
 
 
 def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
@@ -356,9 +329,11 @@ def _fields_of(dataclass: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _announce(repository: "Repository", server: "Server", stdout: Any) -> None:
-    for model in repository.models():
-        click.echo(printable(_describe(model)), file=stdout)
-    click.echo(f"HTTP on http://{server.http_address}, gRPC on {server.grpc_address}", file=stdout)
+    lines = [printable(_describe(model)) for model in repository.models()]
+    lines.append(f"HTTP on http://{server.http_address}, gRPC on {server.grpc_address}")
+    # Whoever has started the server need not read this.
+    with contextlib.suppress(OSError):
+        click.echo("\n".join(lines), file=stdout)
 
 
 def _describe(model: "ServedModel") -> str:

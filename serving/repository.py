@@ -1,6 +1,7 @@
 """The models of a server by name: loaded, replaced while they answer, and unloaded."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -304,15 +305,16 @@ class Repository:
         self._loads.close()
 
     def close(self, timeout: float | None = None) -> None:
-        """Answer what was accepted, and close all models; `timeout`: seconds for each."""
+        """Answer what was accepted, and close all models; `timeout`: seconds for all of them together."""
+        ends_at = None if timeout is None else time.monotonic() + timeout
         self.drain()
         with self._lock:
             models = [entry.model for entry in self._entries.values() if entry.model is not None]
             retirements = list(self._retirements)
         for model in models:
-            model.close(timeout)
+            model.close(_seconds_until(ends_at))
         for thread in retirements:
-            thread.join(timeout)
+            thread.join(_seconds_until(ends_at))
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
@@ -333,6 +335,10 @@ class Repository:
         for name, path in _bundles(self._path):
             with self._lock:
                 self._entries.setdefault(name, Entry(path))
+
+
+def _seconds_until(moment: float | None) -> float | None:
+    return None if moment is None else max(0.0, moment - time.monotonic())
 
 
 def _bundles(path: Path) -> Iterator[tuple[str, Path]]:

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,12 +16,15 @@ from .grpc.server import GrpcServer
 from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import OPEN_PATHS, make_app
-from .rest.connection import connection_factory
+from .rest.connection import Places, connection_factory
 from .rest.other_sites import OwnHost, parse_hosts
 from .settings import Settings
 
 BACKLOG = 2048
 """Connections that the kernel holds until the loop accepts them; uvicorn's default."""
+
+LAST_SECONDS = 1.0
+"""When the time for answers is up, those that wait are told so, for which this is enough."""
 
 
 class Server:
@@ -60,7 +65,7 @@ class Server:
             http_socket.close()
             raise
         self.grpc_address = _address(host, port)
-        self._http = _make_uvicorn(self._app, self._settings)
+        self._http = _Uvicorn(self._app, self._settings)
         self._http_task = asyncio.create_task(self._http.serve([http_socket]))
 
     def _is_for_this_machine(self, listener: socket.socket) -> bool:
@@ -80,25 +85,62 @@ class Server:
         await self._drain()
 
     async def _drain(self) -> None:
-        drain_seconds = self._settings.drain_seconds
+        seconds = self._settings.drain_seconds
+        ends_at = time.monotonic() + seconds
         self._repository.drain()
-        self._http.should_exit = True
+        self._http.stop()
         await asyncio.gather(self._http_task, self._grpc.stop())
-        await asyncio.to_thread(self._repository.close, drain_seconds)
+        # Nobody waits for what is still in a queue.
+        left = max(0.0, ends_at - time.monotonic())
+        await asyncio.to_thread(self._repository.close, left)
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves the signals of the process alone; `Server.stop` decides when to stop."""
+    """Leaves the signals of the process alone; `Server.stop` decides when to stop, and nobody is cut off then."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._places = Places(settings, set(OPEN_PATHS))
+        super().__init__(_uvicorn_config(app, settings, self._places))
 
-def _make_uvicorn(app: ASGIApp, settings: Settings) -> uvicorn.Server:
-    config = uvicorn.Config(
+    def stop(self) -> None:
+        """Begin to stop."""
+        self._places.stopping = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in sockets or []:
+            await self._accept_waiting(listener)
+        await super().shutdown(sockets)
+        await self._send_last_answers()
+
+    async def _accept_waiting(self, listener: socket.socket) -> None:
+        """Take the connections that clients have already made: closing the listener would reset them."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):  # BlockingIOError: there are no more
+            for _ in range(BACKLOG):
+                connection, _ = listener.accept()
+                await loop.connect_accepted_socket(self._make_connection, connection)
+
+    def _make_connection(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        connection: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
+        return connection
+
+    async def _send_last_answers(self) -> None:
+        """Wait for the answers to those whose time was up to be on their way."""
+        ends_at = time.monotonic() + LAST_SECONDS
+        while self.server_state.connections and time.monotonic() < ends_at:
+            await asyncio.sleep(0.02)
+
+
+def _uvicorn_config(app: ASGIApp, settings: Settings, places: Places) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        http=connection_factory(settings, set(OPEN_PATHS)),  # type: ignore[arg-type]
+        http=connection_factory(places),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_config=None,
@@ -106,7 +148,6 @@ def _make_uvicorn(app: ASGIApp, settings: Settings) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
-    return _Uvicorn(config)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -15,6 +15,9 @@ from deploy_rnn.errors import (
     UnsupportedError,
 )  # fmt: skip
 
+RETRY_SECONDS = 1
+"""Time after which a client may try again what was refused with 503: queues are short, and loads take seconds."""
+
 
 @dataclass(frozen=True)
 class Status:

@@ -19,7 +19,7 @@ from deploy_rnn.errors import DeployError, TooLargeError, UnauthorizedError, Uns
 from ..metrics import CONTENT_TYPE, Metrics
 from ..protocol import oip
 from ..protocol.inference import Inference, InferRequest, deadline, in_thread_if_large
-from ..protocol.status import status
+from ..protocol.status import RETRY_SECONDS, status
 from ..repository import Repository
 from ..scheduling.request import Response as ModelResponse
 from ..settings import Settings
@@ -307,4 +307,6 @@ async def _error(http_request: HTTPRequest, error: Exception) -> Response:
     # The rest of a body that was not read to its end would be taken for the connection's next request.
     if error_status.http in (413, 504):
         headers["Connection"] = "close"
+    if error_status.http == 503:
+        headers["Retry-After"] = str(RETRY_SECONDS)
     return JSONResponse({"error": error_status.message}, error_status.http, headers)

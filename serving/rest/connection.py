@@ -18,6 +18,7 @@ import httptools
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message
 
+from ..protocol.status import RETRY_SECONDS
 from ..settings import Settings
 
 try:
@@ -130,16 +131,18 @@ class Exchange:
             await self._app(self._scope, self._receive, self._send)
         except Exception as error:
             logger.error("a request failed", exc_info=error)
-            if not self._head_sent:
-                answer = JSONResponse({"error": "the server failed; its log has the reason."}, 500)
-                self.keep_alive = False
-                await answer(self._scope, self._receive, self._send)
+            await self._refuse(500, "the server failed; its log has the reason.")
         except asyncio.CancelledError:
-            if not self._disconnected:
-                raise
+            # If the client has not left, the server has waited long enough.
+            await self._refuse(503, "the server stopped before the request had arrived.")
         finally:
             if not self.answered and not self._disconnected:
                 self._connection.abort()
+
+    async def _refuse(self, status: int, message: str) -> None:
+        """Answer that there is no answer, unless it has begun."""
+        if not self._head_sent and not self._disconnected:
+            await _refusal(status, message)(self._scope, self._receive, self._send)
 
     async def _receive(self) -> Message:
         if self._expects_continue and not self.received and not self._disconnected:
@@ -204,11 +207,15 @@ class Places:
 
     Args:
         health_paths: what is answered when all other places are taken.
+
+    Attributes:
+        stopping: whether the server stops: every answer is then the last of its connection.
     """
 
     def __init__(self, settings: Settings, health_paths: Set[str]) -> None:
         self.settings = settings
         self.health_paths = health_paths
+        self.stopping = False
         # Connection -> since when; the one that has been idle longest comes first.
         self._idle: dict[Connection, float] = {}
 
@@ -276,7 +283,6 @@ class Connection(asyncio.Protocol):
         self._ignores_input = False
         self._ends = False
         self._has_eof = False
-        self._stopping = False
         self._dropped_bytes = 0
         self._awaited: tuple[Awaited, int, bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -343,7 +349,6 @@ class Connection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """The server stops: what was accepted is answered, and then the connection ends."""
-        self._stopping = True
         if self._exchanges:
             self._exchanges[-1].keep_alive = False
         self.update()
@@ -509,7 +514,7 @@ class Connection(asyncio.Protocol):
             self,
             app,
             scope,
-            keep_alive=keep_alive and self._has_place and not self._stopping,
+            keep_alive=keep_alive and self._has_place and not self._places.stopping,
             expects_continue=expects_continue,
         )
         self._add(exchange)
@@ -578,11 +583,12 @@ class Connection(asyncio.Protocol):
             return Awaited.END if answered else Awaited.BODY
         if self._exchanges:
             return None
-        return Awaited.NEXT_REQUEST if self._messages else Awaited.HEAD
+        # When the server stops, a connection that has never been used is as idle as any other.
+        return Awaited.NEXT_REQUEST if self._messages or self._places.stopping else Awaited.HEAD
 
     def _await(self, awaited: Awaited | None) -> None:
         """Set the timer, unless it runs for the same thing: more bytes do not give more time."""
-        key = None if awaited is None else (awaited, max(self._messages, 1), self._stopping)
+        key = None if awaited is None else (awaited, max(self._messages, 1), self._places.stopping)
         if key == self._awaited:
             return
         self._awaited = key
@@ -600,7 +606,7 @@ class Connection(asyncio.Protocol):
             return self._settings.body_seconds + LINGER_SECONDS
         if awaited is Awaited.END:
             return LINGER_SECONDS
-        return STOPPING_SECONDS if self._stopping else self._settings.idle_seconds
+        return STOPPING_SECONDS if self._places.stopping else self._settings.idle_seconds
 
     def _give_up(self, awaited: Awaited) -> None:
         if awaited is Awaited.HEAD:
@@ -631,9 +637,8 @@ class Connection(asyncio.Protocol):
         return self._written_bytes - unsent - _unacknowledged(self._transport)
 
 
-def connection_factory(settings: Settings, health_paths: Set[str]) -> Callable[..., Connection]:
+def connection_factory(places: Places) -> Callable[..., Connection]:
     """What uvicorn makes each connection with: its option `http`."""
-    places = Places(settings, health_paths)
 
     def make(config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> Connection:
         return Connection(config.loaded_app, server_state, places)
@@ -642,7 +647,10 @@ def connection_factory(settings: Settings, health_paths: Set[str]) -> Callable[.
 
 
 def _refusal(status: int, message: str) -> ASGIApp:
-    return JSONResponse({"error": message}, status, {"Connection": "close"})
+    headers = {"Connection": "close"}
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_SECONDS)
+    return JSONResponse({"error": message}, status, headers)
 
 
 def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:

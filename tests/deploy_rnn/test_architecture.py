@@ -103,7 +103,10 @@ ARROWS = {
     },
     "serving.grpc": {"serving.protocol", "serving.scheduling", "serving.settings"},
     "serving.server": {"serving.protocol", "serving.rest", "serving.grpc", "serving.repository", "serving.settings"},
-    "serving.cli": {"serving", "serving.server", "serving.repository", "serving.scheduling", "serving.settings"},
+    "serving.process": set(),
+    "serving.cli": {
+        "serving", "serving.process", "serving.server", "serving.repository", "serving.scheduling", "serving.settings",
+    },
 }  # fmt: skip
 FOREIGN = {
     "deploy_rnn": set(),

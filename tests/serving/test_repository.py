@@ -361,8 +361,28 @@ def test_a_load_that_hangs_keeps_neither_clients_nor_the_stop_waiting(
             answer = httpx.post(f"{url}/v2/models/sum/infer", json=body, timeout=60)
             assert answer.status_code == 200
             assert not answers
+            # Nobody comes too late to be answered.
+            wait_until(lambda: len(server._http.server_state.tasks) == len(threads))
         for thread in threads:
             thread.join(60)
     finally:
         make.gate.set()
     assert answers == [503] * 40
+
+
+def test_all_models_share_the_time_of_a_close(
+    tmp_path: Path, new_bundle: Any, sum_model: Any
+) -> None:
+    for number in range(20):
+        new_bundle(tmp_path / f"sum{number}")
+    repository = Repository(tmp_path, sum_model)
+    repository.load_all()
+    models: list[Any] = list(repository.models())
+    for model in models:
+        model.gate.clear()
+        repository.submit(model.name, "", Request({"x": np.ones((1, 1), np.float32)}))
+    started = time.monotonic()
+    repository.close(0.3)
+    assert 0.3 <= time.monotonic() - started < 3
+    for model in models:
+        model.gate.set()

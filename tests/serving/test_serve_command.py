@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from deploy_rnn.cli import main
-from deploy_rnn.serving import Limits, Settings, cli
+from deploy_rnn.serving import Limits, Settings, process
 from deploy_rnn.serving import server as server_module
 
 ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
@@ -90,8 +90,8 @@ def test_an_option_that_no_server_can_have(option: str, value: str, real_bundles
 def test_what_nobody_reads_from_stderr_does_not_block() -> None:
     code = """
 import os
-from deploy_rnn.serving.cli import _let_logs_be_lost
-_let_logs_be_lost()
+from deploy_rnn.serving.process import let_output_be_lost
+let_output_be_lost()
 try:
     while os.write(2, bytes(65536)):
         pass
@@ -115,7 +115,7 @@ def test_it_may_open_as_many_files_as_the_system_allows(monkeypatch: pytest.Monk
     limits = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 4096))
     monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append(pair))
-    cli._allow_open_files()
+    process.allow_open_files()
     assert limits == [(4096, 4096)]
 
 

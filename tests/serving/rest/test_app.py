@@ -395,6 +395,7 @@ def test_busy_late_and_broken(repository: Repository, make_client: Any) -> None:
     model.max_queue = 0
     answer = client.post(INFER, json=infer_body())
     assert (answer.status_code, answer.json()) == (503, {"error": "the queue is full."})
+    assert answer.headers["Retry-After"] == "1"
     model.max_queue = 9
     model.gate.set()
     model.fails = DeadlineError("too late.")

@@ -1,5 +1,6 @@
 """Connections over raw sockets: what a client may send, leave out, or never read."""
 
+import asyncio
 import json
 import socket
 import struct
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from deploy_rnn.serving import server as server_module
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest import connection
+from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
 
@@ -330,10 +333,69 @@ def test_a_stop_answers_requests_on_idle_connections(
     with run_server(own_repository) as server, connect(server) as client:
         client.sendall(GET)
         receive(client, LIVE)
-        server._http_task.get_loop().call_soon_threadsafe(server.stop)
+        stop(server)
         wait_until(lambda: server._http.should_exit)
         time.sleep(0.2)
         client.sendall(post())
         answer = receive_all(client)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
+
+
+def stop(server: Server) -> None:
+    server._http_task.get_loop().call_soon_threadsafe(server.stop)
+
+
+def test_a_stop_does_not_wait_for_connections_that_were_never_used(
+    own_repository: Repository, run_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "STOPPING_SECONDS", 0.2)
+    with run_server(own_repository) as server, connect(server) as client:
+        assert statuses(ask(server, GET)) == [200]
+        stop(server)
+        client.settimeout(3)
+        assert client.recv(1) == b""  # closed, and not reset
+
+
+def test_a_request_that_does_not_arrive_in_time_for_a_stop_may_be_sent_again(
+    own_repository: Repository, run_server: Callable[..., Any]
+) -> None:
+    with (
+        run_server(own_repository, Settings(drain_seconds=0.5)) as server,
+        connect(server) as half,
+        connect(server) as chunks,
+    ):
+        half.sendall(post()[:-5])
+        chunks.sendall(chunked(b"")[:-5])
+        assert statuses(ask(server, GET)) == [200]
+        stop(server)
+        for client in (half, chunks):
+            answer = receive_all(client)
+            assert statuses(answer) == [503]
+            assert b"retry-after: 1" in answer
+            assert b"connection: close" in answer
+            assert b"the server stopped before the request had arrived." in answer
+
+
+def test_a_stop_takes_the_connections_that_wait(repository: Repository) -> None:
+    """Closing the listener would reset them, though their clients have sent a request."""
+
+    async def answer_to_the_waiting() -> bytes:
+        listener = server_module._listen("127.0.0.1", 0)
+        listener.setblocking(False)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(GET)
+        http = server_module._Uvicorn(make_app(repository), Settings())
+        http.config.load()
+        http.lifespan = http.config.lifespan_class(http.config)
+        http.servers = []
+        http.stop()
+        shutdown = asyncio.create_task(http.shutdown([listener]))
+        answer = await reader.read()
+        writer.close()
+        await shutdown
+        return answer
+
+    answer = asyncio.run(asyncio.wait_for(answer_to_the_waiting(), 20))
     assert statuses(answer) == [200]
     assert b"connection: close" in answer

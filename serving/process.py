@@ -1,0 +1,111 @@
+"""The process of a server: its signals, its files, and how it ends. Nothing but the standard library is imported."""
+
+import contextlib
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, Self
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+# A terminal that closes; `nohup` has it ignored.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    SIGNALS.append(signal.SIGHUP)
+
+STDOUT = 1
+STDERR = 2
+
+
+class StopSignals:
+    """The first signal asks the server to stop. A second one ends the process, as does one that comes before there is a
+    server. To be entered in the main thread.
+
+    Attributes:
+        received: the first signal that asked the server; None while there was none.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._stop: Callable[[], object] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Handlers of the event loop would only be called while it turns, and Windows has none.
+        for number in SIGNALS:
+            self._handlers[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def ask(self, stop: Callable[[], object]) -> None:
+        """Call `stop` at the first signal, in the main thread and between any two steps of what that does."""
+        self._stop = stop
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._stop is None or self.received is not None:
+            end_by_signal(number)
+        self.received = number
+        self._stop()
+
+
+def end_by_signal(number: int) -> NoReturn:
+    """End the process at once as the signal would, so that whoever has started it sees that."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    # The first process of a container survives that; the exit code is the one that a shell gives to such an end.
+    os._exit(128 + number)
+
+
+def end(code: int) -> NoReturn:
+    """End the process at once, whatever its threads do: one may be in a load or a run that nobody can stop."""
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be closed, or None
+            file.flush()
+    os._exit(code)
+
+
+def keep_standard_files() -> None:
+    """Open those of stdin, stdout and stderr that are closed: the next file or connection would take their place, and
+    what is logged would be sent to a client."""
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= STDERR:
+        descriptor = os.dup(descriptor)
+    os.close(descriptor)
+
+
+def let_output_be_lost() -> None:
+    """If nobody reads what is written to stdout and stderr, lose it: a full pipe would block the whole server."""
+    # Besides Python's logging, onnxruntime and gRPC write there too.
+    for descriptor in (STDOUT, STDERR):
+        with contextlib.suppress(OSError):
+            _let_be_lost(descriptor)
+
+
+def _let_be_lost(descriptor: int) -> None:
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISSOCK(mode):
+        os.set_blocking(descriptor, False)
+    elif stat.S_ISFIFO(mode):
+        # Opened anew: other processes may write to the same pipe, and expect it to wait for its reader.
+        try:
+            reopened = os.open(f"/dev/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK)
+        except PermissionError:  # another user's, such as that of a container's runtime
+            os.set_blocking(descriptor, False)
+            return
+        os.dup2(reopened, descriptor)
+        os.close(reopened)
+
+
+def allow_open_files() -> None:
+    """Open as many files as the system allows: many systems start a process with fewer than it has connections."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS refuses some of the limits that it reports.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
