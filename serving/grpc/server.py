@@ -8,10 +8,19 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-import grpc
-
 from ..protocol.inference import Inference
+from .messages import SERVICE
 from .service import Service
+from .unknown_methods import make_server
+
+HEALTH_PLACES = 16
+"""Calls on a connection beyond `max_connections`."""
+
+PING_SECONDS = 30.0
+"""A connection with calls on which nothing has come for so long is asked whether its client is there."""
+
+MIN_PING_SECONDS = 10.0
+"""Clients must not ask more often than that."""
 
 Result = TypeVar("Result")
 
@@ -57,8 +66,8 @@ class GrpcServer:
             raise
 
     async def _start(self, address: str) -> int:
-        self._server = grpc.aio.server(options=self._options())
-        self._server.add_generic_rpc_handlers((self._service.handler(),))
+        self._server = make_server(self._options())
+        self._server.add_registered_method_handlers(SERVICE, self._service.handlers())
         try:
             port: int = self._server.add_insecure_port(address)
         except RuntimeError:
@@ -67,11 +76,24 @@ class GrpcServer:
         return port
 
     def _options(self) -> list[tuple[str, int]]:
+        settings = self._settings
         return [
             # Otherwise two servers would share the port, and each would get some of the calls.
             ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", self._settings.max_bytes),
+            ("grpc.max_receive_message_length", settings.max_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+            # Of one connection; beyond `max_connections`, only calls about health are answered.
+            ("grpc.max_concurrent_streams", settings.max_connections + HEALTH_PLACES),
+            # A connection that does not say that it speaks HTTP/2, and one without a call.
+            ("grpc.server_handshake_timeout_ms", _milliseconds(settings.header_seconds)),
+            ("grpc.max_connection_idle_ms", _milliseconds(settings.idle_seconds)),
+            # Pings find clients that have gone without a word; by default gRPC would send only two.
+            ("grpc.keepalive_time_ms", _milliseconds(PING_SECONDS)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(settings.unread_seconds)),
+            ("grpc.http2.max_pings_without_data", 0),
+            # Clients may do so too; by default gRPC drops those that ping more than every five minutes.
+            ("grpc.http2.min_ping_interval_without_data_ms", _milliseconds(MIN_PING_SECONDS)),
         ]
 
     async def stop(self) -> None:
@@ -83,3 +105,8 @@ class GrpcServer:
         self._service.drain()
         await self._service.drained(self._settings.drain_seconds)
         await self._server.stop(1)
+
+
+def _milliseconds(seconds: float) -> int:
+    """At least 1, and at most what gRPC takes."""
+    return round(min(max(seconds * 1000, 1), 2**31 - 1))

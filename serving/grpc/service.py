@@ -1,4 +1,4 @@
-"""The protocol over gRPC, for `grpc.aio`; gRPC itself answers UNIMPLEMENTED to any method that is not here."""
+"""The protocol over gRPC, for `grpc.aio`; any method that is not here is answered with UNIMPLEMENTED."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ from ..protocol.inference import Inference, InferRequest, Submitted, deadline, i
 from ..protocol.status import Status, status
 from .calls import STOPPING, Calls
 from .details import details
-from .messages import CLASSES, SERVICE, parse
+from .messages import CLASSES, parse
 from .streaming_calls import Accepted, StreamingCalls
 from .tensors import parse_request, read, write
 
@@ -47,8 +47,8 @@ class Service:
         self._calls = Calls(self._settings.max_connections)
         self._streaming_calls = StreamingCalls(self._submit_in_stream, self._answer_in_stream)
 
-    def handler(self) -> Any:
-        """For `grpc.aio.Server.add_generic_rpc_handlers`."""
+    def handlers(self) -> dict[str, Any]:
+        """Method -> its handler, for `grpc.aio.Server.add_registered_method_handlers`."""
         health = {"ServerLive": self._server_live, "ServerReady": self._server_ready}
         unary = {
             "ServerMetadata": self._server_metadata,
@@ -67,7 +67,7 @@ class Service:
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._call(self._model_stream_infer)
         )
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        return methods
 
     def drain(self) -> None:
         """Refuse new calls, and read no more from streaming ones; what they have sent is answered, then they end."""

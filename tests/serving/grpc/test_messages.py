@@ -118,13 +118,11 @@ def enum_lines(enum: EnumDescriptorProto, indent: str) -> Iterator[str]:
 
 def test_the_service_has_the_methods_of_the_proto_file(repository: Repository) -> None:
     (service,) = COMPILED.service
+    handlers = Service(Inference(repository, Settings())).handlers()
     assert f"{COMPILED.package}.{service.name}" == SERVICE
-    handler = Service(Inference(repository, Settings())).handler()
-    assert {
-        f"/{SERVICE}/{method.name}" for method in service.method
-    } == handler._method_handlers.keys()
+    assert {method.name for method in service.method} == handlers.keys()
     for method in service.method:
-        implemented: grpc.RpcMethodHandler = handler._method_handlers[f"/{SERVICE}/{method.name}"]
+        implemented: grpc.RpcMethodHandler = handlers[method.name]
         # A unary method decides itself whether it reads its one message.
         assert implemented.request_streaming
         assert implemented.response_streaming == method.server_streaming
