@@ -242,6 +242,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         process.keep_standard_files()
         process.let_output_be_lost()
         process.allow_open_files()
+        process.silence_grpc()
         try:
             from . import server  # noqa: F401
         except ModuleNotFoundError as error:

@@ -99,6 +99,12 @@ def _let_be_lost(descriptor: int) -> None:
         os.close(reopened)
 
 
+def silence_grpc() -> None:
+    """Unless the user wants it, have gRPC's core write nothing to stderr: it reports each mistake of each client."""
+    # Read when grpc is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
 def allow_open_files() -> None:
     """Open as many files as the system allows: many systems start a process with fewer than it has connections."""
     try:

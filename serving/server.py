@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from .grpc.server import GrpcServer
+from .open_files import report_rarely
 from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import OPEN_PATHS, make_app
@@ -54,6 +55,7 @@ class Server:
         Raises:
             OSError: a port is taken, or the host is not an address of this machine.
         """
+        report_rarely(asyncio.get_running_loop())
         http_socket = _listen(host, http_port)
         if self._is_for_this_machine(http_socket):
             self._app = OwnHost(self._app, parse_hosts(self._settings.allowed_hosts))

@@ -1,8 +1,6 @@
 """The calls that are under way: how many there may be, and how they end when the server stops."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from deploy_rnn.errors import BusyError, ClosedError
 
@@ -27,12 +25,11 @@ class Calls:
         self.draining = False
         self.cut_short = False
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """The place of a call, for as long as its task handles it.
+    def enter(self) -> None:
+        """Give the call that the current task handles a place, until its last byte has been taken by its client.
 
         Raises:
-            BusyError: all are taken.
+            BusyError: all places are taken.
             ClosedError: the server is stopping, and the call is new.
         """
         if self.draining:
@@ -44,11 +41,12 @@ class Calls:
         task = asyncio.current_task()
         assert task is not None, "a call is handled in a task"
         self._tasks.add(task)
-        try:
-            yield
-        finally:
-            self._tasks.discard(task)
-            self._ended.set()
+        # The task of gRPC: it goes on after the handler has returned, and sends what that returned.
+        task.add_done_callback(self._leave)
+
+    def _leave(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        self._ended.set()
 
     async def wait(self, seconds: float) -> None:
         """Wait until no call is left, for at most `seconds`; then cancel those that are."""

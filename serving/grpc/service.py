@@ -27,6 +27,9 @@ from .tensors import parse_request, read, write
 
 logger = logging.getLogger(__name__)
 
+MIN_UNREAD_RATE = 64 * 1024
+"""Bytes of an answer in a streaming call that a client has to take in each second."""
+
 Context = Any
 """A grpc.aio.ServicerContext."""
 
@@ -45,7 +48,9 @@ class Service:
         self._inference = inference
         self._settings = inference.settings
         self._calls = Calls(self._settings.max_connections)
-        self._streaming_calls = StreamingCalls(self._submit_in_stream, self._answer_in_stream)
+        self._streaming_calls = StreamingCalls(
+            self._submit_in_stream, self._answer_in_stream, self._settings.max_bytes
+        )
 
     def handlers(self) -> dict[str, Any]:
         """Method -> its handler, for `grpc.aio.Server.add_registered_method_handlers`."""
@@ -92,8 +97,8 @@ class Service:
         async def handle_call(messages: object, context: Context) -> Any:
             try:
                 self._authorize(context)
-                with self._calls.place():
-                    return await handle(context)
+                self._calls.enter()
+                return await handle(context)
             except grpc.aio.BaseError:
                 raise  # of the call itself, which has ended
             except Exception as error:
@@ -189,12 +194,18 @@ class Service:
         return _serialized(await self._response(model, submitted))
 
     async def _model_stream_infer(self, context: Context) -> None:
+        idle_seconds = self._inference.stream_idle_seconds()
+
         async def read_next() -> bytes | None:
-            data = await context.read()
+            async with deadline(idle_seconds, "the call has sent nothing for"):
+                data = await context.read()
             return None if data is grpc.aio.EOF else data
 
         async def send(answer: Any) -> None:
-            await context.write(_serialized(answer))
+            data = _serialized(answer)
+            seconds = self._settings.unread_seconds + len(data) / MIN_UNREAD_RATE
+            async with deadline(seconds, "the client has read nothing for"):
+                await context.write(data)
 
         await self._streaming_calls.handle(read_next, send)
         if self._streaming_calls.draining:

@@ -1,6 +1,7 @@
 """Streaming calls: requests are submitted in the order in which they arrive, and answered in that order."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,32 @@ class Accepted:
     outcome: Submitted | Exception
 
 
+class Room:
+    """How much of a call may be unanswered: `MAX_UNANSWERED` requests, of `max_bytes` in all but for the last."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._sizes: deque[int] = deque()
+        self._grown = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Wait until another message may be read."""
+        while len(self._sizes) >= MAX_UNANSWERED or self._bytes >= self._max_bytes:
+            self._grown.clear()
+            await self._grown.wait()
+
+    def take(self, size: int) -> None:
+        """A message of `size` bytes was read."""
+        self._sizes.append(size)
+        self._bytes += size
+
+    def give(self) -> None:
+        """The oldest message was answered."""
+        self._bytes -= self._sizes.popleft()
+        self._grown.set()
+
+
 @dataclass
 class StreamingCall:
     """One streaming call.
@@ -34,12 +61,12 @@ class StreamingCall:
     Attributes:
         read: gives the next message; None after the last.
         unanswered: in order; None, or an error that ends the call, after the last.
-        slots: one for each request that may be unanswered.
+        room: for what may be unanswered.
     """
 
     read: Callable[[], Awaitable[bytes | None]]
     unanswered: "asyncio.Queue[Accepted | Exception | None]"
-    slots: asyncio.Semaphore
+    room: Room
 
 
 class StreamingCalls:
@@ -48,15 +75,18 @@ class StreamingCalls:
     Args:
         submit: hands a message to its model; does not raise.
         answer: the answer to an accepted message.
+        max_bytes: of the messages of a call that are not answered.
     """
 
     def __init__(
         self,
         submit: Callable[[bytes], Awaitable[Accepted]],
         answer: Callable[[Accepted], Awaitable[Any]],
+        max_bytes: int,
     ) -> None:
         self._submit = submit
         self._answer = answer
+        self._max_bytes = max_bytes
         self._readers: set[asyncio.Task[None]] = set()
         self.draining = False
 
@@ -80,7 +110,7 @@ class StreamingCalls:
         Raises:
             Exception: of `read`, after the answers to what was read before; or of `write`.
         """
-        call = StreamingCall(read, asyncio.Queue(), asyncio.Semaphore(MAX_UNANSWERED))
+        call = StreamingCall(read, asyncio.Queue(), Room(self._max_bytes))
         reader = asyncio.create_task(self._read(call))
         self._readers.add(reader)
         reader.add_done_callback(self._readers.discard)
@@ -89,7 +119,7 @@ class StreamingCalls:
                 if isinstance(item, Exception):
                     raise item
                 await write(await self._answer(item))
-                call.slots.release()
+                call.room.give()
         finally:
             reader.cancel()
             await asyncio.wait([reader])
@@ -98,10 +128,10 @@ class StreamingCalls:
     async def _read(self, call: StreamingCall) -> None:
         end: Exception | None = None
         try:
-            await call.slots.acquire()
             while (message := await call.read()) is not None:
+                call.room.take(len(message))
                 await self._submit_message(message, call)
-                await call.slots.acquire()
+                await call.room.wait()
         except asyncio.CancelledError:
             pass  # the server is draining, or the client has left
         except Exception as error:

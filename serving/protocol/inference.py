@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -76,6 +76,10 @@ class Inference:
     def ready(self) -> bool:
         """Whether all models are loaded, and the server is not stopping."""
         return self._repository.ready()
+
+    def stream_idle_seconds(self) -> float:
+        """How long the stream of a client may have no chunk; no connection for it is closed earlier."""
+        return max(self._repository.limits.stream_idle, self.settings.idle_seconds)
 
     def check_model(self, name: str, version: str) -> None:
         """Called before any work is spent on a request for the model."""
@@ -154,10 +158,14 @@ class Inference:
         await asyncio.to_thread(self._repository.unload, name)
 
 
+# Python decodes one body at a time anyway. The others wait here, and not in the threads that all else needs.
+_CODING_THREADS = ThreadPoolExecutor(2, "deploy-rnn coding")
+
+
 async def in_thread_if_large(size: int, function: Callable[..., Result], *args: Any) -> Result:
-    """Call `function` inline if it has few bytes to work on, in a worker thread otherwise."""
+    """Call `function` inline if it has few bytes to work on, in one of a few threads for this otherwise."""
     if size > MAX_INLINE_BYTES:
-        return await asyncio.to_thread(function, *args)
+        return await asyncio.get_running_loop().run_in_executor(_CODING_THREADS, function, *args)
     return function(*args)
 
 

@@ -95,6 +95,7 @@ ARROWS = {
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
     "serving.loads": set(),
+    "serving.open_files": set(),
     "serving.repository": {"bundle", "serving.loads", "serving.scheduling"},
     "serving.metrics": {"serving.repository", "serving.scheduling"},
     "serving.protocol": {"serving.repository", "serving.scheduling", "serving.settings"},
@@ -102,7 +103,10 @@ ARROWS = {
         "serving.protocol", "serving.repository", "serving.scheduling", "serving.settings", "serving.metrics",
     },
     "serving.grpc": {"serving.protocol", "serving.scheduling", "serving.settings"},
-    "serving.server": {"serving.protocol", "serving.rest", "serving.grpc", "serving.repository", "serving.settings"},
+    "serving.server": {
+        "serving.grpc", "serving.open_files", "serving.protocol", "serving.repository", "serving.rest",
+        "serving.settings",
+    },
     "serving.process": set(),
     "serving.cli": {
         "serving", "serving.process", "serving.server", "serving.repository", "serving.scheduling", "serving.settings",
