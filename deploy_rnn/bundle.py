@@ -4,21 +4,39 @@ The manifest is the contract between export and serving (docs/bundle.md; its sch
 torch nor onnx is needed to read it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from deploy_rnn.bundle_files import MANIFEST as MANIFEST
+from deploy_rnn.bundle_files import (
+    hash_file,
+    read_file,
+    read_manifest_bytes,
+    read_settled,
+)
 from deploy_rnn.errors import BundleError
-from deploy_rnn.tensor_spec import Ranges, TensorSpec, read_ranges
+from deploy_rnn.json_fields import FieldError, JsonField
+from deploy_rnn.plain_files import PlainFile, is_plain
+from deploy_rnn.tensor_spec import Ranges, SizeRange, TensorSpec
 
 VERSION = 2
 """Version of the manifest that this release writes. It reads this one and older ones."""
 
-MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
+
+DTYPES = frozenset(
+    {
+        "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
+        "bfloat16", "float16", "float32", "float64",
+    }
+)  # fmt: skip
+FORMS = frozenset({"unrolled", "scan", "native"})
+PRECISIONS = frozenset({"float32", "float64"})
 
 
 @dataclass(frozen=True)
@@ -56,11 +74,6 @@ class Graph:
     milliseconds: float
     precision: str
     ranges: Ranges = field(default_factory=dict, hash=False)
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Self:
-        """From JSON. Raises: KeyError, TypeError, ValueError: other fields than these."""
-        return cls(**{**fields, "ranges": read_ranges(fields.get("ranges", {}))})
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `ranges` only where there are some."""
@@ -128,69 +141,241 @@ class Manifest:
         """Read the manifest of a bundle. One of an older version is returned as one of this version.
 
         Raises:
-            BundleError: not a bundle, a manifest that cannot be read, or one of a later release.
+            BundleError: not a bundle, a manifest that cannot be read, or one of a later release. A field that is
+                missing or wrong is named.
         """
         path = Path(folder) / MANIFEST
+        data = read_manifest_bytes(Path(folder))
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except OSError:
-            raise BundleError(f"{str(folder)!r} is not a bundle: {MANIFEST} is missing.") from None
+            root = JsonField.parse(data)
         except ValueError as error:
             raise BundleError(f"{str(path)!r} is not JSON: {error}.") from None
-        version = fields.get("version") if isinstance(fields, dict) else None
-        if not isinstance(version, int):
-            raise BundleError(f"{str(path)!r} is not a manifest: `version` is missing.")
+        try:
+            version = _read_version(root)
+        except FieldError as error:
+            raise BundleError(f"{str(path)!r} is not a manifest: {error}.") from None
         # A later release may have changed any other field, so none of them is looked at.
         if version > VERSION:
             raise BundleError(
                 f"{str(path)!r} has version {version}; this deploy-rnn reads up to {VERSION}: install a newer one."
             )
         try:
-            if version == 1:
-                fields = _from_version_1(fields)
-            return cls._of(fields)
-        except (KeyError, TypeError, ValueError) as error:
+            return cls._of(root, version)
+        except FieldError as error:
             raise BundleError(
                 f"{str(path)!r} is not a manifest of version {version}: {error}."
             ) from None
 
     @classmethod
-    def _of(cls, fields: dict[str, Any]) -> Self:
-        parts = {
-            "inputs": tuple(_tensor(tensor) for tensor in fields["inputs"]),
-            "outputs": tuple(_tensor(tensor) for tensor in fields["outputs"]),
-            "graphs": tuple(Graph.of(graph) for graph in fields["graphs"]),
-        }
-        return cls(**fields | parts)
+    def _of(cls, root: JsonField, version: int) -> Self:
+        """From JSON. Raises: FieldError: a field that is missing, unknown or wrong."""
+        fields = root.fields([field.name for field in dataclass_fields(cls)])
+        inputs = _read_tensors(fields["inputs"])
+        outputs = _read_tensors(fields["outputs"])
+        precision = _precision_of_version_1(outputs) if version == 1 else None
+        sha256 = _read_digests(fields["sha256"])
+        return cls(
+            version=VERSION,
+            name=fields["name"].text(),
+            producer=fields["producer"].text(),
+            opset=fields["opset"].whole_number(1),
+            inputs=tuple(inputs.values()),
+            outputs=tuple(outputs.values()),
+            lengths=_read_lengths(fields["lengths"], inputs),
+            states=_read_states(fields["states"], inputs, outputs),
+            graphs=_read_graphs(fields["graphs"], sha256, precision),
+            sha256=sha256,
+        )
 
     def check(self, folder: str | Path) -> None:
-        """Raises: BundleError: a file that is missing, or is not the one that was written."""
-        for name, expected in self.sha256.items():
-            path = Path(folder) / name
-            if not path.is_file():
-                raise BundleError(f"{str(folder)!r} lacks {name!r}, which its manifest names.")
-            actual = sha256(path)
-            if actual != expected:
-                raise BundleError(
-                    f"{str(path)!r} is not the file that was exported: its sha256 is {actual[:12]}..., the manifest "
-                    f"says {expected[:12]}...; export the bundle again."
-                )
+        """Check that all files are those that were exported; none of them is kept in memory.
+
+        Raises:
+            BundleError: a file that is missing, is not the one that was written, or cannot be read.
+        """
+        for name in self.sha256:
+            self.check_file(folder, name)
+
+    def check_file(self, folder: str | Path, name: str) -> None:
+        """Check one file, as `check` does all."""
+        self._compare(folder, name, hash_file(Path(folder), name))
+
+    def read_file(self, folder: str | Path, name: str, most: int | None = None) -> PlainFile:
+        """Read one file, and check what was read.
+
+        Args:
+            folder: the bundle.
+            name: of a file that `sha256` lists.
+            most: how many bytes it may have.
+
+        Raises:
+            BundleError: as for `check`; or it is too large.
+        """
+        file = read_file(Path(folder), name, most)
+        self._compare(folder, name, file.sha256)
+        return file
+
+    def _compare(self, folder: str | Path, name: str, digest: str) -> None:
+        expected = self.sha256[name]
+        if digest != expected:
+            # Its own digest would tell something of a file that a link leads to.
+            raise BundleError(
+                f"{str(Path(folder) / name)!r} is not the file that was exported: its sha256 is not that of the "
+                f"manifest, {expected[:12]}...; export the bundle again."
+            )
 
 
-def _tensor(fields: dict[str, Any]) -> Tensor:
-    return Tensor(**fields | {"shape": tuple(fields["shape"])})
+def checked_manifest(folder: str | Path) -> Manifest:
+    """Read the manifest of a bundle, and check all its files.
+
+    Raises:
+        BundleError: as for `Manifest.read` and `Manifest.check`.
+    """
+
+    def read() -> Manifest:
+        manifest = Manifest.read(folder)
+        manifest.check(folder)
+        return manifest
+
+    return read_settled(folder, read)
 
 
-def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
+def _read_version(root: JsonField) -> int:
+    if not isinstance(root.value, dict) or "version" not in root.value:
+        raise FieldError("`version` is missing")
+    return JsonField(root.value["version"], "version").whole_number(1)
+
+
+def _read_tensors(field: JsonField) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for item in field.items(least=1):
+        tensor = _read_tensor(item)
+        if tensor.name in tensors:
+            JsonField(tensor.name, f"{item.place}.name").fail(
+                "another name than that of the others"
+            )
+        tensors[tensor.name] = tensor
+    return tensors
+
+
+def _read_tensor(field: JsonField) -> Tensor:
+    fields = field.fields(("name", "dtype", "shape", "batch", "time"))
+    shape = tuple(_read_size(item) for item in fields["shape"].items())
+
+    def read_axis(axis: JsonField) -> int:
+        if not shape:
+            axis.fail("null, as `shape` has no axes")
+        return axis.whole_number(0, len(shape) - 1)
+
+    batch = fields["batch"].or_none(read_axis)
+    time_axis = fields["time"].or_none(read_axis)
+    if time_axis is not None and time_axis == batch:
+        fields["time"].fail("another axis than `batch`")
+    return Tensor(fields["name"].text(), fields["dtype"].choice(DTYPES), shape, batch, time_axis)
+
+
+def _read_size(field: JsonField) -> int | str:
+    if isinstance(field.value, str):
+        return field.text()
+    if isinstance(field.value, bool) or not isinstance(field.value, int):
+        field.fail("a whole number or the name of an axis")
+    return field.whole_number(0)
+
+
+def _read_lengths(field: JsonField, inputs: Mapping[str, Tensor]) -> dict[str, int | str]:
+    lengths: dict[str, int | str] = {}
+    for name, limit in field.entries().items():
+        _check_name(name, inputs, field.place, "an input")
+        lengths[name] = limit.text() if isinstance(limit.value, str) else limit.whole_number(1)
+    return lengths
+
+
+def _read_states(
+    field: JsonField, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+) -> dict[str, str]:
+    states: dict[str, str] = {}
+    for name, output in field.entries().items():
+        _check_name(name, inputs, field.place, "an input")
+        first, last = inputs[name], outputs.get(output.text())
+        if last is None:
+            output.fail("the name of an output")
+        if (first.dtype, len(first.shape)) != (last.dtype, len(last.shape)):
+            output.fail(f"an output of the dtype of `{name}`, and with as many axes")
+        if last.name in states.values():
+            output.fail("an output that gives no other state")
+        states[name] = last.name
+    return states
+
+
+def _check_name(name: str, tensors: Mapping[str, Tensor], place: str, what: str) -> None:
+    if name not in tensors:
+        JsonField(name, f"a key of {place}").fail(f"the name of {what}")
+
+
+def _read_digests(field: JsonField) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for name, digest in field.entries().items():
+        if not is_plain(name) or name == MANIFEST:
+            JsonField(name, f"a key of {field.place}").fail(
+                "the plain name of a file in the folder, other than the manifest"
+            )
+        text = digest.text()
+        if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+            digest.fail("64 hexadecimal digits")
+        digests[name] = text
+    return digests
+
+
+def _read_graphs(
+    field: JsonField, sha256: Mapping[str, str], precision: str | None
+) -> tuple[Graph, ...]:
+    graphs: list[Graph] = []
+    for item in field.items(least=1):
+        graph = _read_graph(item, sha256, precision)
+        if graph.file in [other.file for other in graphs]:
+            JsonField(graph.file, f"{item.place}.file").fail("another file than that of the others")
+        graphs.append(graph)
+    return tuple(graphs)
+
+
+def _read_graph(field: JsonField, sha256: Mapping[str, str], precision: str | None) -> Graph:
+    """`precision`: that of a manifest of version 1, whose graphs have none."""
+    names = ["file", "form", "steps", "nodes", "milliseconds"]
+    if precision is None:
+        names.append("precision")
+    fields = field.fields(names, optional=["ranges"])
+    file = fields["file"].text()
+    if file not in sha256:
+        fields["file"].fail("the name of a file that `sha256` lists")
+    return Graph(
+        file=file,
+        form=fields["form"].choice(FORMS),
+        steps=fields["steps"].or_none(_read_positive),
+        nodes=fields["nodes"].whole_number(0),
+        milliseconds=fields["milliseconds"].number(),
+        precision=precision or fields["precision"].choice(PRECISIONS),
+        ranges=_read_ranges(fields["ranges"]) if "ranges" in fields else {},
+    )
+
+
+def _read_positive(field: JsonField) -> int:
+    return field.whole_number(1)
+
+
+def _read_ranges(field: JsonField) -> dict[str, SizeRange]:
+    ranges: dict[str, SizeRange] = {}
+    for name, pair in field.entries().items():
+        ends = pair.items()
+        if len(ends) != 2:
+            pair.fail("a list of two: the least and the most")
+        least = ends[0].whole_number(1)
+        most = ends[1].or_none(partial(JsonField.whole_number, least=least))
+        ranges[name] = SizeRange(least, most)
+    return ranges
+
+
+def _precision_of_version_1(outputs: Mapping[str, Tensor]) -> str:
     """Version 1 has no precision: a graph then computed in its model's own, float32 or float64, as its outputs show."""
-    dtypes = {str(tensor["dtype"]) for tensor in fields["outputs"]}
+    dtypes = {tensor.dtype for tensor in outputs.values()}
     float_dtypes = {dtype for dtype in dtypes if dtype.startswith("float")}
-    precision = "float64" if float_dtypes == {"float64"} else "float32"
-    graphs = [graph | {"precision": precision} for graph in fields["graphs"]]
-    return fields | {"version": 2, "graphs": graphs}
-
-
-def sha256(path: Path) -> str:
-    """Return the digest of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return "float64" if float_dtypes == {"float64"} else "float32"

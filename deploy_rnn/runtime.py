@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 
 from deploy_rnn.errors import LoadError, ProviderError
+from deploy_rnn.onnx_bytes import OnnxBytes
 from deploy_rnn.tensor_spec import DTYPES
 from deploy_rnn.tensor_spec import TensorSpec as TensorSpec
 
@@ -69,6 +70,7 @@ class Provider:
         threads_option: its option for the number of threads; None if it uses the threads of the session.
         arenas: the memory that it keeps between runs, as "memory.enable_memory_arena_shrinkage" names it.
         uses_cores: whether a run is computed by the cores of this machine, so that they can divide its rows.
+        shares_weights: whether its sessions can read the same weights in the memory of this process.
         present: whether the device exists; onnxruntime can have the provider without it.
         prepare: what to do before a session is opened.
     """
@@ -80,6 +82,7 @@ class Provider:
     threads_option: str | None = None
     arenas: str = "cpu:0"
     uses_cores: bool = False
+    shares_weights: bool = False
     present: Callable[[], bool] = _always_present
     prepare: Callable[[], None] = _nothing_to_prepare
 
@@ -94,7 +97,7 @@ class Provider:
 
 
 PROVIDERS: Mapping[str, Provider] = {
-    CPU: Provider(CPU, device="CPU", uses_cores=True),
+    CPU: Provider(CPU, device="CPU", uses_cores=True, shares_weights=True),
     CUDA: Provider(
         CUDA,
         device="CUDA device",
@@ -123,7 +126,7 @@ def check_threads(threads: int | None) -> None:
 
 
 def open_session(
-    model: str | Path,
+    model: str | Path | OnnxBytes,
     provider: str = CPU,
     *,
     optimize: bool = True,
@@ -135,7 +138,7 @@ def open_session(
     """Open an .onnx file on one execution provider; nodes that the provider lacks run on the CPU.
 
     Args:
-        model: the file.
+        model: the file; or one that has been read, which is then not looked at again.
         provider: an onnxruntime execution provider.
         optimize: False runs the graph node by node, as it is written.
         threads: cores for one node; None for all.
@@ -162,10 +165,19 @@ def open_session(
     if threads is not None and entry.threads_option is None:
         options.intra_op_num_threads = threads
     providers = [(provider, entry.session_options(threads, capture_runs))]
+    shown_as = str(model)
+    source: str | bytes = shown_as
+    weights = []
+    if isinstance(model, OnnxBytes):
+        shown_as = model.shown_as
+        source = model.graph
+        weights = _give_weights(options, model, shared=entry.shares_weights)
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
-        raise LoadError(f"onnxruntime cannot open {str(model)!r}: {error}") from error
+        raise LoadError(f"onnxruntime cannot open {shown_as!r}: {error}") from error
+    # onnxruntime reads them in every run, and does not keep them.
+    session.shared_weights = weights
     session.disable_fallback()
     # A provider that does not start is left out without an error, and the CPU would run everything.
     if provider not in session.get_providers():
@@ -173,6 +185,26 @@ def open_session(
             f"{provider} did not start; onnxruntime's log on stderr has the reason."
         )
     return session
+
+
+def _give_weights(
+    options: onnxruntime.SessionOptions, model: OnnxBytes, *, shared: bool
+) -> list[onnxruntime.OrtValue]:
+    """Let a session take its external weights from memory; return those that must live as long as it does."""
+    if not model.files:
+        return []
+    names = list(model.files)
+    buffers = list(model.files.values())
+    options.add_external_initializers_from_files_in_memory(
+        names, buffers, [buffer.nbytes for buffer in buffers]
+    )
+    # With these alone, each session would have a copy of the weights.
+    values = []
+    for name, array in model.shared_weights().items() if shared else ():
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        options.add_initializer(name, value)
+        values.append(value)
+    return values
 
 
 def _session_options(

@@ -1,5 +1,6 @@
 """The models of a server by name: loaded, replaced while they answer, and unloaded."""
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -136,11 +137,17 @@ class Repository:
         for model in retiring:
             self._end_streams(entry, model, "was ended: its model was unloaded; start it again")
 
+    def _made(self, path: Path, name: str) -> ServedModel:
+        try:
+            return self._make(path, name)
+        except FileNotFoundError:
+            raise BundleError(f"the bundle of `{name}` is not there any more.") from None
+
     def _load(self, name: str, wanted: Callable[[], bool]) -> None:
         """Load a model in the thread that is calling, and let it take over if it is still wanted."""
         entry = self._entries[name]
         try:
-            model = self._make(entry.path, name)
+            model = self._made(entry.path, name)
         except Exception as error:
             with self._lock:
                 if wanted():
@@ -332,7 +339,14 @@ class Repository:
         # The one bundle keeps the name that it had first, whatever its manifest says by now.
         if self._path in [entry.path for entry in self._entries.values()]:
             return
-        for name, path in _bundles(self._path):
+        try:
+            bundles = list(_bundles(self._path))
+        except BundleError:
+            # The folder is being replaced, or is gone: what was known of it stays.
+            if not self._entries:
+                raise
+            return
+        for name, path in bundles:
             with self._lock:
                 self._entries.setdefault(name, Entry(path))
 
@@ -342,15 +356,38 @@ def _seconds_until(moment: float | None) -> float | None:
 
 
 def _bundles(path: Path) -> Iterator[tuple[str, Path]]:
-    """The names and paths of the bundles at `path`."""
-    if path.is_file():
-        yield path.stem, path
-    elif (path / MANIFEST).is_file():
+    """The names and paths of the bundles at `path`. What may not be looked at, such as `lost+found`, is none.
+
+    Raises:
+        BundleError: the folder at `path` cannot be read.
+    """
+    if _is_file(path):
+        yield _sendable(path.stem), path
+    elif _is_file(path / MANIFEST):
         yield Manifest.read(path).name, path
     elif path.is_dir():
-        for folder in sorted(path.iterdir()):
-            if (folder / MANIFEST).is_file() and not folder.name.startswith("."):
-                yield folder.name, folder
+        for folder in _folders(path):
+            if _is_file(folder / MANIFEST) and not folder.name.startswith("."):
+                yield _sendable(folder.name), folder
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(path.iterdir())
+    except OSError as error:
+        raise BundleError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # of a folder that others may not enter
+        return False
+
+
+def _sendable(name: str) -> str:
+    """A name that a protocol can carry: bytes of a file name that are not UTF-8 become such as "\\xff"."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _index_row(name: str, entry: Entry, loading: bool) -> dict[str, Any]:

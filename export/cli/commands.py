@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy_rnn.bundle import MANIFEST, Manifest
+from deploy_rnn.bundle import MANIFEST, Manifest, checked_manifest
 from deploy_rnn.console import CHECKS, command_errors, printable, show_json, step
 from deploy_rnn.errors import BundleError, ExportError, VerificationError
 from deploy_rnn.files import folder_target, replace_file
@@ -213,17 +213,11 @@ def inspect(path: Path, as_json: bool) -> None:
       deploy-rnn inspect tagger.onnx
     """
     with command_errors(as_json=as_json):
-        content = _read_bundle(path) if path.is_dir() else _read_file(path)
+        content = checked_manifest(path) if path.is_dir() else _read_file(path)
     if as_json:
         show_json(content.to_dict())
     else:
         click.echo(printable(str(content)))
-
-
-def _read_bundle(path: Path) -> Manifest:
-    manifest = Manifest.read(path)
-    manifest.check(path)
-    return manifest
 
 
 def _read_file(path: Path) -> "OnnxFile":

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from deploy_rnn.bundle import Graph, Manifest
+from deploy_rnn.bundle import Graph, Manifest, checked_manifest
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.program import runnable
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
@@ -54,8 +54,7 @@ def verify_bundle(
     """
     folder = Path(folder)
     model = runnable(model)
-    manifest = Manifest.read(folder)
-    manifest.check(folder)
+    manifest = checked_manifest(folder)
     options = CheckOptions(
         Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
     )

@@ -40,7 +40,7 @@ class Cores(Runner):
         cores: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._open_for = open_for
+        self._open_for: Callable[[int], Runner] | None = open_for
         self._cores = cores
         self._clock = clock
         self._all_cores: Runner = open_for(cores)
@@ -76,8 +76,13 @@ class Cores(Runner):
         row_counts: Sequence[int],
     ) -> dict[int, float]:
         fastest: dict[int, float] = {}
-        if self._one_core is None:
+        if self._open_for is not None:
             self._one_core = self._open_for(1)
+            # It holds the bytes of the graph's file.
+            self._open_for = None
+        # An earlier call has found that it is never the faster.
+        if self._one_core is None:
+            return {}
         self._batch_axes = batch_axes
         for rows in row_counts:
             feeds = example(rows)

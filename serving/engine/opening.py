@@ -1,17 +1,21 @@
 """`open_model`: open the graphs of a bundle, or a lone .onnx file."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from deploy_rnn.bundle import Graph, Manifest
+from deploy_rnn.bundle_files import PAUSE_SECONDS
 from deploy_rnn.errors import BundleError, LoadError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.runtime import Specs, check_threads
+from deploy_rnn.tensor_spec import TensorSpec
 
 from .graphs import Graphs
 from .providers import open_runner
+from .reading import read_bundle, read_model
 from .session import Runner
 from .signature import Signature
 
@@ -38,16 +42,19 @@ def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
     """Open a model, without running it; arguments and errors are those of `Engine`."""
     check_threads(threads)
     open_graph = partial(open_runner, provider=provider, threads=threads)
-    if path.is_dir():
-        return _open_bundle(path, open_graph)
     if path.is_file():
         return _open_file(path, open_graph)
+    if not path.is_dir():
+        # Whoever replaces a folder moves the old one away first.
+        time.sleep(PAUSE_SECONDS)
+    if path.is_dir():
+        return _open_bundle(path, open_graph)
     raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file, nor the folder of a bundle.")
 
 
 def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
-    manifest = Manifest.read(folder)
-    manifest.check(folder)
+    content = read_bundle(folder)
+    manifest = content.manifest
     precisions = {graph.precision for graph in manifest.graphs}
     if len(precisions) > 1:
         # The fastest graph would win, and its numbers are not those of the others.
@@ -58,7 +65,12 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel
     signature = Signature.of_manifest(manifest)
 
     def open_row(graph: Graph) -> Runner:
-        return open_graph(folder / graph.file, fixed=graph.steps is not None)
+        try:
+            runner = open_graph(content.graphs[graph.file], fixed=graph.steps is not None)
+        except LoadError as error:
+            raise BundleError(str(error)) from error
+        _compare(manifest, graph, runner, folder)
+        return runner
 
     graphs = Graphs.of_bundle(manifest.graphs, open_row)
     return OpenedModel(
@@ -66,8 +78,43 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel
     )
 
 
+def _compare(manifest: Manifest, graph: Graph, runner: Runner, folder: Path) -> None:
+    """Raises: BundleError: a graph has other inputs or outputs than the manifest says."""
+    inputs, outputs = runner.specs()
+    for what, promised, actual in (
+        ("inputs", manifest.inputs, inputs),
+        ("outputs", manifest.outputs, outputs),
+    ):
+        names = sorted(spec.name for spec in actual)
+        if names != sorted(tensor.name for tensor in promised):
+            raise BundleError(
+                f"{str(folder / graph.file)!r} has other {what} than the manifest says: {', '.join(names)[:200]}."
+            )
+        specs = {spec.name: spec for spec in actual}
+        for tensor in promised:
+            if not _agree(tensor, specs[tensor.name]):
+                raise BundleError(
+                    f"{str(folder / graph.file)!r} has `{specs[tensor.name]}`, where the manifest says `{tensor}`."
+                )
+
+
+def _agree(tensor: TensorSpec, spec: TensorSpec) -> bool:
+    """Whether a graph can have the tensor of the manifest.
+
+    A size that only one of them knows may be one that onnxruntime has computed, or the steps of a bucket.
+    """
+    if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
+        return False
+    sizes = zip(tensor.shape, spec.shape, strict=True)
+    return all(
+        promised == actual
+        for promised, actual in sizes
+        if isinstance(promised, int) and isinstance(actual, int)
+    )
+
+
 def _open_file(path: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
-    runner = open_graph(path)
+    runner = open_graph(read_model(path))
     inputs, outputs = runner.specs()
     metadata = _read_metadata(runner, path)
     signature = Signature.of_file(inputs, outputs, metadata)

@@ -1,20 +1,22 @@
 """`open_runner`: open a graph in the way that suits its provider."""
 
 from functools import partial
-from pathlib import Path
 
 from deploy_rnn.errors import LoadError
+from deploy_rnn.onnx_bytes import OnnxBytes
 from deploy_rnn.runtime import open_session, provider_named, usable_cores
 
 from .cores import Cores
 from .session import Runner, Session
 
 
-def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool = False) -> Runner:
-    """Open a graph.
+def open_runner(
+    model: OnnxBytes, provider: str, threads: int | None, *, fixed: bool = False
+) -> Runner:
+    """Open a graph, in one session or several.
 
     Args:
-        path: the .onnx file.
+        model: the graph, and its weights.
         provider: the onnxruntime execution provider.
         threads: cores that one run may use; None for all.
         fixed: whether the graph is for one number of steps, each of which is written out; its runs are then captured
@@ -23,14 +25,14 @@ def open_runner(path: Path, provider: str, threads: int | None, *, fixed: bool =
     entry = provider_named(provider)
 
     def open_for(threads: int | None) -> Session:
-        return Session(open_session(path, provider, threads=threads, serving=True), entry.arenas)
+        return Session(open_session(model, provider, threads=threads, serving=True), entry.arenas)
 
     if fixed and entry.capture_options:
         from .cuda_graph import CudaGraph
 
         try:
             capturing = open_session(
-                path, provider, threads=threads, serving=True, capture_runs=True
+                model, provider, threads=threads, serving=True, capture_runs=True
             )
         except LoadError:
             pass  # onnxruntime does not capture a graph of which the CPU runs a node

@@ -33,7 +33,10 @@ LAZY = {
 }
 
 # The arrows of docs/architecture.md: what each room may import, besides itself and the light modules.
-LIGHT = {"errors", "lazy", "files", "timing", "tensor_spec", "console", "model_errors"}
+LIGHT = {
+    "errors", "lazy", "files", "timing", "tensor_spec", "console", "model_errors", "json_fields", "plain_files",
+    "onnx_bytes",
+}  # fmt: skip
 ARROWS = {
     "nn": set(),
     "copying": {"held_layers"},
@@ -45,7 +48,8 @@ ARROWS = {
     "subclasses": {"nn", "renewed_code"},
     "type_tests": {"held_layers", "renewed_code"},
     "checking": {"nn", "copying", "random_state", "half_precision"},
-    "bundle": set(),
+    "bundle": {"bundle_files"},
+    "bundle_files": set(),
     "metadata": set(),
     "runtime": set(),
     "conversion": {
@@ -83,15 +87,15 @@ ARROWS = {
         "export.verification",
     },
     "export.bundle": {
-        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options", "export.saving",
-        "export.shared_weights", "export.verification",
+        "bundle", "bundle_files", "checking", "runtime", "export.capture", "export.forms", "export.options",
+        "export.saving", "export.shared_weights", "export.verification",
     },
     "export.ways": {
         "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",
         "export.exporter", "export.verification",
     },
     "export.cli": {"bundle", "export", "export.onnx_file", "export.ways"},
-    "serving.engine": {"bundle", "metadata", "runtime"},
+    "serving.engine": {"bundle", "bundle_files", "metadata", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
     "serving.loads": set(),

@@ -13,7 +13,6 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 import deploy_rnn
-from deploy_rnn import bundle
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.errors import BundleError, ExportError
 from deploy_rnn.export import export_bundle
@@ -108,7 +107,9 @@ def test_a_manifest_of_version_1_is_still_read(precision: str, tmp_path: Path) -
 def test_a_manifest_of_version_2_needs_a_precision(tmp_path: Path) -> None:
     fields = json.loads((MANIFESTS / "version_1_float32.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(fields | {"version": 2}))
-    with pytest.raises(BundleError, match=r"is not a manifest of version 2: .*'precision'"):
+    with pytest.raises(
+        BundleError, match=r"is not a manifest of version 2: `graphs\[0\]\.precision` is missing"
+    ):
         Manifest.read(tmp_path)
 
 
@@ -160,7 +161,7 @@ def test_an_old_bundle_stays_until_the_new_one_is_checked(tmp_path: Path) -> Non
         (lambda folder: (folder / "manifest.json").unlink(), "is not a bundle: manifest.json is missing"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "is not JSON"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "is not a manifest: `version` is missing"),
-        (lambda folder: (folder / "manifest.json").write_text('{"version": 2}'), "a manifest of version 2: 'inputs'"),
+        (lambda folder: (folder / "manifest.json").write_text('{"version": 2}'), "of version 2: `name` is missing"),
         (lambda folder: (folder / "manifest.json").write_text('{"version": 3}'), "version 3; this deploy-rnn reads up"),
         (lambda folder: (folder / "scan.onnx").unlink(), "lacks 'scan.onnx', which its manifest names"),
         (lambda folder: (folder / "weights.bin").write_bytes(b"0"), "is not the file that was exported: its sha256 is"),
@@ -173,14 +174,6 @@ def test_a_spoilt_bundle_is_refused(spoil: Any, message: str, tmp_path: Path) ->
     spoil(folder)
     with pytest.raises(BundleError, match=message):
         Manifest.read(folder).check(folder)
-
-
-def test_the_files_are_hashed_whole(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert (
-        bundle.sha256(tmp_path / "x")
-        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
 
 
 class Strided(nn.Module):
