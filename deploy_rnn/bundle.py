@@ -21,7 +21,7 @@ from deploy_rnn.bundle_files import (
 )
 from deploy_rnn.errors import BundleError
 from deploy_rnn.json_fields import FieldError, JsonField
-from deploy_rnn.plain_files import PlainFile, is_plain
+from deploy_rnn.plain_files import PlainFile, hash_plain, is_plain
 from deploy_rnn.tensor_spec import Ranges, SizeRange, TensorSpec
 
 VERSION = 2
@@ -240,6 +240,11 @@ def checked_manifest(folder: str | Path) -> Manifest:
     return read_settled(folder, read)
 
 
+def sha256(path: Path) -> str:
+    """Return the digest of a file, in hexadecimal. Raises: OSError: it cannot be read."""
+    return hash_plain(path.parent, path.name)
+
+
 def _read_version(root: JsonField) -> int:
     if not isinstance(root.value, dict) or "version" not in root.value:
         raise FieldError("`version` is missing")
@@ -248,7 +253,7 @@ def _read_version(root: JsonField) -> int:
 
 def _read_tensors(field: JsonField) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for item in field.items(least=1):
+    for item in field.items():
         tensor = _read_tensor(item)
         if tensor.name in tensors:
             JsonField(tensor.name, f"{item.place}.name").fail(

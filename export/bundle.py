@@ -13,7 +13,6 @@ from torch import nn
 import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
-from deploy_rnn.bundle_files import hash_file
 from deploy_rnn.checking.draws import Draws, ExampleInput
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.checking.module import check_module
@@ -312,7 +311,7 @@ def _manifest(
         lengths=captured.metadata.lengths,
         states=captured.metadata.states,
         graphs=tuple(graphs),
-        sha256={path.name: hash_file(folder, path.name) for path in sorted(folder.iterdir())},
+        sha256={path.name: bundle.sha256(path) for path in sorted(folder.iterdir())},
     )
 
 

@@ -87,7 +87,7 @@ ARROWS = {
         "export.verification",
     },
     "export.bundle": {
-        "bundle", "bundle_files", "checking", "runtime", "export.capture", "export.forms", "export.options",
+        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options",
         "export.saving", "export.shared_weights", "export.verification",
     },
     "export.ways": {

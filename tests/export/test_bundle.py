@@ -13,6 +13,7 @@ from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 import deploy_rnn
+from deploy_rnn import bundle
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.errors import BundleError, ExportError
 from deploy_rnn.export import export_bundle
@@ -174,6 +175,14 @@ def test_a_spoilt_bundle_is_refused(spoil: Any, message: str, tmp_path: Path) ->
     spoil(folder)
     with pytest.raises(BundleError, match=message):
         Manifest.read(folder).check(folder)
+
+
+def test_the_files_are_hashed_whole(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert (
+        bundle.sha256(tmp_path / "x")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 class Strided(nn.Module):
