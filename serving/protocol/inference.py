@@ -13,6 +13,7 @@ from ..repository import Repository
 from ..scheduling.request import Request, Response
 from ..settings import Settings
 from . import oip
+from .deliveries import Deliveries
 
 # Decoding this many bytes of JSON, or of typed contents, takes about 2 ms. A larger body is decoded in a thread, so
 # that the event loop goes on serving other clients.
@@ -61,6 +62,7 @@ class Inference:
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository
         self.settings = settings
+        self._deliveries: Deliveries | None = None
 
     def authorize(self, authorization: str | bytes | None) -> None:
         """
@@ -128,12 +130,19 @@ class Inference:
         """
         try:
             async with deadline(self.settings.request_seconds, "the answer took"):
-                return await asyncio.wrap_future(future)
+                return await self._deliveries_here().wait(future)
         except asyncio.CancelledError:
             # Cancelled by a server that has drained long enough, or by a client that has left.
             if not self._repository.stopping():
                 raise
             raise ClosedError("the server stopped before the request was answered.") from None
+
+    def _deliveries_here(self) -> Deliveries:
+        """Those of the running event loop; a server has one for each protocol."""
+        loop = asyncio.get_running_loop()
+        if self._deliveries is None or self._deliveries.loop is not loop:
+            self._deliveries = Deliveries(loop)
+        return self._deliveries
 
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:
         """Every bundle, or with `ready` only those that answer."""
