@@ -23,7 +23,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test lint docs bench zoo cuda clean
+.PHONY: install demo test chaos lint docs bench zoo cuda clean
 
 install: $(READY)
 
@@ -38,7 +38,11 @@ demo: $(READY)
 	@$(RUN) -m deploy_rnn demo
 
 test: $(READY)
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not chaos'
+
+# A server among 300 clients for a minute; DEPLOY_RNN_CHAOS_SECONDS= and DEPLOY_RNN_CHAOS_CLIENTS= change that.
+chaos: $(READY)
+	@$(RUN) -m pytest -s -m chaos tests/serving/chaos
 
 lint: $(READY)
 	@$(RUN) -m ruff check .
