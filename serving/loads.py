@@ -1,5 +1,7 @@
 """`Loads`: models are loaded in threads of their own, so that nothing else waits for them."""
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -99,6 +101,7 @@ class Loads:
             self._load(name, lambda: not future.done())
         except BaseException as raised:  # of any type: those who wait must be told
             error = raised
+        give_memory_back()
         with self._lock:
             del self._running[name]
             self._start()
@@ -106,6 +109,17 @@ class Loads:
             _succeed(future)
         else:
             _fail(future, error)
+
+
+def give_memory_back() -> None:
+    """Give memory that has been freed back to the system.
+
+    The C library of Linux keeps some for every thread that had it. A hundred loads, each in a thread of its own, took
+    280 MB for a model of 20 kB.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _succeed(future: "Future[None]") -> None:

@@ -19,7 +19,7 @@ from deploy_rnn.errors import (
     UnknownModelError,
 )
 
-from .loads import Loads
+from .loads import Loads, give_memory_back
 from .scheduling.limits import Limits
 from .scheduling.request import Request, Response
 from .scheduling.served_model import ServedModel
@@ -80,6 +80,7 @@ class Repository:
         self._loads = Loads(self._load)
         self._loaded = threading.Event()
         self._closing = threading.Event()
+        self._closed = threading.Event()
         self._lock = threading.Lock()  # guards what follows, and the fields of every entry
         self._retirements: list[threading.Thread] = []
         self._entries: dict[str, Entry] = {}
@@ -172,16 +173,21 @@ class Repository:
     def _retire(self, entry: Entry, model: ServedModel) -> None:
         """Close a model once its streams have ended; the lock is held."""
         entry.retiring.append(model)
-        thread = threading.Thread(target=self._close_retired, args=(entry, model), daemon=True)
+        # A thread keeps its arguments: the list is emptied, so that nothing holds the model in the end.
+        thread = threading.Thread(target=self._release, args=(entry, [model]), daemon=True)
         running = [retirement for retirement in self._retirements if retirement.is_alive()]
         self._retirements = [*running, thread]
         thread.start()
+
+    def _release(self, entry: Entry, models: list[ServedModel]) -> None:
+        self._close_retired(entry, models.pop())
+        give_memory_back()
 
     def _close_retired(self, entry: Entry, model: ServedModel) -> None:
         try:
             model.retire()
             self._keep_few(entry)
-            while model.statistics().streams and not self._closing.wait(STREAM_POLL_SECONDS):
+            while model.statistics().streams and not self._closed.wait(STREAM_POLL_SECONDS):
                 pass
             model.close()
         finally:
@@ -315,6 +321,8 @@ class Repository:
         """Answer what was accepted, and close all models; `timeout`: seconds for all of them together."""
         ends_at = None if timeout is None else time.monotonic() + timeout
         self.drain()
+        # Until now, streams of replaced models went on like all others.
+        self._closed.set()
         with self._lock:
             models = [entry.model for entry in self._entries.values() if entry.model is not None]
             retirements = list(self._retirements)

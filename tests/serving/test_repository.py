@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,23 @@ def test_unload_and_close(repository: Repository) -> None:
     assert not repository.ready()
     with pytest.raises(ClosedError):
         ask(repository)
+
+
+def test_a_stop_leaves_the_streams_of_replaced_models_until_the_end(repository: Repository) -> None:
+    old: Any = repository.model("sum")
+    ask(repository, sequence=7, start=True)
+    repository.load("sum")
+    repository.drain()
+    time.sleep(10 * module.STREAM_POLL_SECONDS)
+    assert ask(repository, sequence=7) == 2
+    repository.close()
+    assert old.closed
+
+
+def test_nothing_holds_a_model_that_was_replaced(repository: Repository) -> None:
+    old = weakref.ref(repository.model("sum"))
+    repository.load("sum")
+    wait_until(lambda: old() is None)
 
 
 def test_a_model_loaded_while_the_server_stops_is_closed(folder: Path, sum_model: Any) -> None:

@@ -489,6 +489,9 @@ async def chunks_in_a_call(
                 raise
         except grpc.aio.AioRpcError as raised:
             error = grpc_error(raised, report.stopping)
+            # So grpc.aio calls it if a call is refused while it is sending: the status is lost to it.
+            if report.stopping and not answered and raised.details() == "Internal error from Core":
+                error = ("refused", None, "")
         for _ in range(len(messages) - answered):
             if cut_after is not None:
                 report.note(kind, "cut")
