@@ -17,6 +17,7 @@ import random
 import re
 import socket
 import struct
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -92,6 +93,7 @@ class Report:
         faults: what no request may come to.
         loads: of models.
         stopping: whether the server has been told to stop.
+        began: when, by the clock of `time.monotonic`.
     """
 
     sent: Counter[str] = field(default_factory=Counter)
@@ -99,14 +101,15 @@ class Report:
     faults: list[str] = field(default_factory=list)
     loads: int = 0
     stopping: bool = False
+    began: float = field(default_factory=time.monotonic)
 
     def note(self, kind: str, outcome: str) -> None:
         self.outcomes[kind, outcome] += 1
 
     def fault(self, kind: str, reason: str) -> None:
         self.outcomes[kind, "FAULT"] += 1
-        when = " (stopping)" if self.stopping else ""
-        self.faults.append(f"{kind}{when}: {reason[:300]}")
+        when = "stopping" if self.stopping else f"at {time.monotonic() - self.began:.1f} s"
+        self.faults.append(f"{kind}, {when}: {reason[:300]}")
 
     def judge(self, kind: str, answer: Answer, case: Case, versions: set[int]) -> set[int]:
         """Note what became of a request; returns the versions that give this answer."""

@@ -265,6 +265,7 @@ def test_nothing_is_wrong_lost_or_left_behind(
         asyncio.run(chaos.load(SECONDS / 4, 3, stop=True))
         exit_code = process.wait(120)
         print("\n" + chaos.table(usage, time.monotonic() - started))
+        print("\n".join(report.faults[:10]))
         errors = log.read_text(encoding="utf-8")
     faults = Counter(re.sub(r"[0-9]+", "#", fault) for fault in report.faults)
     assert not faults, "\n".join(f"{count} x {fault}" for fault, count in faults.most_common(20))
