@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +21,7 @@ from deploy_rnn.bundle_files import (
 from deploy_rnn.errors import BundleError
 from deploy_rnn.json_fields import FieldError, JsonField
 from deploy_rnn.plain_files import PlainFile, hash_plain, is_plain
-from deploy_rnn.tensor_spec import Ranges, SizeRange, TensorSpec
+from deploy_rnn.tensor_spec import Ranges, TensorSpec, read_ranges
 
 VERSION = 2
 """Version of the manifest that this release writes. It reads this one and older ones."""
@@ -232,9 +231,9 @@ def checked_manifest(folder: str | Path) -> Manifest:
         BundleError: as for `Manifest.read` and `Manifest.check`.
     """
 
-    def read() -> Manifest:
-        manifest = Manifest.read(folder)
-        manifest.check(folder)
+    def read(target: Path) -> Manifest:
+        manifest = Manifest.read(target)
+        manifest.check(target)
         return manifest
 
     return read_settled(folder, read)
@@ -265,7 +264,7 @@ def _read_tensors(field: JsonField) -> dict[str, Tensor]:
 
 def _read_tensor(field: JsonField) -> Tensor:
     fields = field.fields(("name", "dtype", "shape", "batch", "time"))
-    shape = tuple(_read_size(item) for item in fields["shape"].items())
+    shape = tuple(item.name_or_number(least=0) for item in fields["shape"].items())
 
     def read_axis(axis: JsonField) -> int:
         if not shape:
@@ -279,19 +278,11 @@ def _read_tensor(field: JsonField) -> Tensor:
     return Tensor(fields["name"].text(), fields["dtype"].choice(DTYPES), shape, batch, time_axis)
 
 
-def _read_size(field: JsonField) -> int | str:
-    if isinstance(field.value, str):
-        return field.text()
-    if isinstance(field.value, bool) or not isinstance(field.value, int):
-        field.fail("a whole number or the name of an axis")
-    return field.whole_number(0)
-
-
 def _read_lengths(field: JsonField, inputs: Mapping[str, Tensor]) -> dict[str, int | str]:
     lengths: dict[str, int | str] = {}
     for name, limit in field.entries().items():
         _check_name(name, inputs, field.place, "an input")
-        lengths[name] = limit.text() if isinstance(limit.value, str) else limit.whole_number(1)
+        lengths[name] = limit.name_or_number(least=1)
     return lengths
 
 
@@ -359,24 +350,12 @@ def _read_graph(field: JsonField, sha256: Mapping[str, str], precision: str | No
         nodes=fields["nodes"].whole_number(0),
         milliseconds=fields["milliseconds"].number(),
         precision=precision or fields["precision"].choice(PRECISIONS),
-        ranges=_read_ranges(fields["ranges"]) if "ranges" in fields else {},
+        ranges=read_ranges(fields["ranges"]) if "ranges" in fields else {},
     )
 
 
 def _read_positive(field: JsonField) -> int:
     return field.whole_number(1)
-
-
-def _read_ranges(field: JsonField) -> dict[str, SizeRange]:
-    ranges: dict[str, SizeRange] = {}
-    for name, pair in field.entries().items():
-        ends = pair.items()
-        if len(ends) != 2:
-            pair.fail("a list of two: the least and the most")
-        least = ends[0].whole_number(1)
-        most = ends[1].or_none(partial(JsonField.whole_number, least=least))
-        ranges[name] = SizeRange(least, most)
-    return ranges
 
 
 def _precision_of_version_1(outputs: Mapping[str, Tensor]) -> str:

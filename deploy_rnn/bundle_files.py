@@ -49,27 +49,41 @@ def hash_file(folder: Path, name: str) -> str:
         return hash_plain(folder, name, beside=MANIFEST)
 
 
-def read_settled(folder: str | Path, read: Callable[[], Result]) -> Result:
-    """Call `read`; if it fails while somebody writes or replaces the bundle, call it again.
+def read_settled(folder: str | Path, read: Callable[[Path], Result]) -> Result:
+    """Read a bundle; if that fails while somebody writes or replaces it, read it again.
 
     A manifest names the digest of every file, so that what is read is one bundle, the old or the new one, or an error.
+
+    Args:
+        folder: the bundle.
+        read: folder -> the result. A link is followed once for all files, so that it may move meanwhile.
 
     Raises:
         BundleError: what `read` raised last.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        before = folder_state(Path(folder))
+        target = _follow(Path(folder))
+        before = folder_state(target)
         try:
-            return read()
+            return read(target)
         except BundleError as error:
             time.sleep(PAUSE_SECONDS)
-            if folder_state(Path(folder)) == before:
+            if _follow(Path(folder)) == target and folder_state(target) == before:
                 raise
             if time.monotonic() > deadline:
                 raise BundleError(
                     f"{error} The folder was being written all the time; load it once that is done."
                 ) from None
+
+
+def _follow(folder: Path) -> Path:
+    """Where a folder really is; as it was given, if that is the same."""
+    try:
+        target = folder.resolve()
+    except (OSError, RuntimeError):
+        return folder
+    return folder if target == folder.absolute() else target
 
 
 @contextmanager

@@ -33,17 +33,18 @@ class JsonField:
     place: str = ""
 
     @classmethod
-    def parse(cls, data: bytes) -> "JsonField":
-        """Read a file.
+    def parse(cls, data: bytes, place: str = "") -> "JsonField":
+        """Read JSON.
 
         Raises:
             ValueError: not JSON in UTF-8, or an object that has a key twice.
         """
         try:
             text = data.decode("utf-8")
-            return cls(json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant))
+            value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
+        return cls(value, place)
 
     def fail(self, rule: str) -> NoReturn:
         """Raise a FieldError: the value must be what `rule` says."""
@@ -105,6 +106,14 @@ class JsonField:
             self.fail(f"a whole number, {ends}")
         number: int = self.value
         return number
+
+    def name_or_number(self, least: int) -> int | str:
+        """A size: a whole number, or the name of an axis."""
+        if isinstance(self.value, str):
+            return self.text()
+        if not _is_whole(self.value):
+            self.fail("a whole number or the name of an axis")
+        return self.whole_number(least)
 
     def number(self) -> float:
         """A finite number, 0 or more."""

@@ -3,8 +3,8 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
+from deploy_rnn.json_fields import JsonField
 from deploy_rnn.tensor_spec import Ranges, read_ranges
 
 PREFIX = "deploy_rnn."
@@ -33,17 +33,20 @@ class FileMetadata:
         """From the metadata properties of any file.
 
         Raises:
-            ValueError, TypeError: a property of deploy-rnn that is not a JSON object, or a range that is not a pair.
+            ValueError: a property of deploy-rnn that is not the JSON object that deploy-rnn writes.
         """
 
-        def read(name: str) -> dict[str, Any]:
-            return dict(json.loads(properties.get(PREFIX + name, "{}")))
+        def read(name: str) -> JsonField:
+            return JsonField.parse(properties.get(PREFIX + name, "{}").encode(), name)
 
+        lengths = read("lengths").entries()
+        states = read("states").entries()
+        time = read("time").entries()
         return cls(
             properties.get(PREFIX + "form"),
-            read("lengths"),
-            read("states"),
-            read("time"),
+            {name: limit.name_or_number(least=1) for name, limit in lengths.items()},
+            {name: output.text() for name, output in states.items()},
+            {name: axis.whole_number(0) for name, axis in time.items()},
             read_ranges(read("ranges")),
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 CHUNK_BYTES = 1 << 22
 
-FolderState = tuple[tuple[str, int, int, int], ...]
+FolderState = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +103,16 @@ def hash_plain(folder: Path, name: str, beside: str | None = None) -> str:
 
 
 def folder_state(folder: Path) -> FolderState:
-    """Return what changes when somebody writes or replaces the files of a folder; empty if it is not there."""
+    """Return what changes when somebody writes, moves or replaces the files of a folder; empty if it is not there."""
     rows = []
     try:
         folder = folder.resolve()
-        rows.append((str(folder), folder.stat().st_ino, 0, 0))
-        for entry in folder.iterdir():
-            status = entry.stat()
-            rows.append((entry.name, status.st_ino, status.st_size, status.st_mtime_ns))
-    except OSError:
+        for path in (folder, *folder.iterdir()):
+            status = path.stat()
+            # A file that is moved away and back has the same bytes, and another time of change.
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            rows.append((str(path), status.st_ino, status.st_size, *times))
+    except (OSError, RuntimeError):
         pass  # it changes at this moment, or cannot be read: then what was found says enough
     return tuple(sorted(rows))
 

@@ -3,9 +3,12 @@
 import ast
 import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
+
+from deploy_rnn.json_fields import JsonField
 
 DTYPES = {"float": "float32", "double": "float64"}
 """The names of ONNX and onnxruntime where they are not numpy's."""
@@ -63,18 +66,6 @@ class SizeRange(NamedTuple):
     least: int = 1
     most: int | None = None
 
-    @classmethod
-    def of(cls, values: Sequence[int | None]) -> "SizeRange":
-        """From a pair as JSON has it: [2, 200], or [2, null].
-
-        Raises:
-            ValueError, TypeError: not such a pair.
-        """
-        least, most = values
-        if not isinstance(least, int) or not isinstance(most, (int, type(None))):
-            raise TypeError(f"a range must be two whole numbers, got {values!r}")
-        return cls(least, most)
-
     @property
     def is_limited(self) -> bool:
         """Whether a size is left out."""
@@ -105,9 +96,17 @@ Ranges = Mapping[str, SizeRange]
 """Dynamic axis -> its range; an axis that is left out may have any size."""
 
 
-def read_ranges(values: Mapping[str, Sequence[int | None]]) -> dict[str, SizeRange]:
-    """From JSON. Raises: ValueError, TypeError: not an object of pairs."""
-    return {name: SizeRange.of(pair) for name, pair in dict(values).items()}
+def read_ranges(field: JsonField) -> dict[str, SizeRange]:
+    """From JSON: {"T": [2, 200], "B": [1, null]}. Raises: FieldError: not an object of such pairs."""
+    ranges: dict[str, SizeRange] = {}
+    for name, pair in field.entries().items():
+        ends = pair.items()
+        if len(ends) != 2:
+            pair.fail("a list of two: the least and the most")
+        least = ends[0].whole_number(1)
+        most = ends[1].or_none(partial(JsonField.whole_number, least=least))
+        ranges[name] = SizeRange(least, most)
+    return ranges
 
 
 def axis_names(size: object) -> frozenset[str]:

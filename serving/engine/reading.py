@@ -32,7 +32,7 @@ def read_bundle(folder: Path) -> BundleContent:
     Raises:
         BundleError: not a bundle, or a damaged one; or a graph whose weights are not a file of the bundle.
     """
-    return read_settled(folder, lambda: _read_bundle(folder))
+    return read_settled(folder, _read_bundle)
 
 
 def _read_bundle(folder: Path) -> BundleContent:

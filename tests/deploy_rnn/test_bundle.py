@@ -278,9 +278,9 @@ def test_a_bundle_that_is_moved_meanwhile_is_read_again(
     aside = tmp_path / "aside"
     folder.rename(aside)
 
-    def read() -> Manifest:
+    def read(target: Path) -> Manifest:
         try:
-            return Manifest.read(folder)
+            return Manifest.read(target)
         except BundleError:
             aside.rename(folder)
             raise
@@ -296,17 +296,17 @@ def test_a_bundle_that_stays_damaged_is_refused_soon(
     (folder / "weights.bin").write_bytes(WEIGHTS[:-1])
     attempts: list[int] = []
 
-    def read(*, write: bool) -> None:
+    def read(target: Path, *, write: bool) -> None:
         attempts.append(1)
         if write:
             (folder / "more").write_bytes(bytes(len(attempts)))
-        Manifest.read(folder).check(folder)
+        Manifest.read(target).check(target)
 
     with pytest.raises(BundleError, match="is not the file that was exported"):
-        read_settled(folder, lambda: read(write=False))
+        read_settled(folder, lambda target: read(target, write=False))
     assert len(attempts) == 1
     with pytest.raises(BundleError, match="was being written all the time"):
-        read_settled(folder, lambda: read(write=True))
+        read_settled(folder, lambda target: read(target, write=True))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -1,5 +1,7 @@
 """Models are loaded, replaced and unloaded while they answer, and nothing that was accepted is dropped."""
 
+import os
+import shutil
 import threading
 import time
 import weakref
@@ -64,6 +66,45 @@ def test_the_bundles_of_a_folder(repository: Repository, folder: Path, new_bundl
         match=r"there is no bundle at '.*no-bundle'; it must be a bundle, an \.onnx file",
     ):
         Repository(folder / "no-bundle", lambda *_: pytest.fail("nothing to make"))
+
+
+def test_a_folder_whose_name_is_not_utf_8(
+    repository: Repository, folder: Path, new_bundle: Any
+) -> None:
+    """Its name can be sent, and loads it."""
+    new_bundle(Path(os.fsdecode(os.fsencode(folder) + b"/bad\xff")), "3")
+    names = [row["name"] for row in repository.index()]
+    assert names == ["bad\\xff", "sum"]
+    repository.load("bad\\xff")
+    with pytest.raises(UnknownModelError) as raised:
+        repository.model("x")
+    str(raised.value).encode("utf-8")
+
+
+def test_what_may_not_be_looked_at_is_not_a_bundle(
+    repository: Repository, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many disks have a folder `lost+found` that only root may enter."""
+    (folder / "lost+found").mkdir()
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if "lost+found" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert [row["name"] for row in repository.index()] == ["sum"]
+
+
+def test_a_bundle_that_is_gone(repository: Repository, folder: Path) -> None:
+    shutil.rmtree(folder / "sum")
+    with pytest.raises(BundleError, match="the bundle of `sum` is not there any more"):
+        repository.load("sum")
+    shutil.rmtree(folder)
+    (row,) = repository.index()
+    assert (row["state"], row["reason"]) == ("READY", "the bundle of `sum` is not there any more.")
+    assert ask(repository) == 1
 
 
 def test_a_replaced_model_answers_what_it_accepted(
