@@ -142,6 +142,9 @@ def test_a_session_that_is_never_the_faster_is_closed() -> None:
     runner, sessions = make_cores(all_cores=lambda rows: 1.0, one_core=lambda rows: 5.0, cores=2)
     assert set(sessions) == {2}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
+    # What was closed is not opened again.
+    assert runner.tune(inputs, OUTPUTS, AXES, [1]) == {}
+    assert set(sessions) == {2}
 
 
 def test_rows_that_depend_on_each_other_stay_together() -> None:
