@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -63,7 +63,8 @@ def convert(model: nn.Module) -> nn.Module:
     functions of other packages that it calls. Such a module becomes an object of a subclass of its own class. Where
     that is not enough, the question is refused; `layer.mode`, here "LSTM", stays as it is. So is code that takes
     `_flat_weights` for torch's kernels. A replaced cell does inherit from that of `torch.nn`. A subclass of a cell,
-    and one with parametrised weights, stays as it is: every way out of PyTorch takes it.
+    and one with parametrised weights, stays as it is: every way out of PyTorch takes it. So does a layer that inherits
+    from `nn.RNNBase` alone, and has a loop of its own.
 
     A tensor that was computed from parameters and kept, such as a weight that `forward` sets, is copied without its
     history. What Python cannot copy, such as a lock or an open file, is shared. `nn.DataParallel`,
@@ -86,11 +87,11 @@ def convert(model: nn.Module) -> nn.Module:
     check_is_module(model)
     _refuse_scripted_layers(model)
     # A shared layer has several paths; the first names it.
-    layers = {
-        id(module): Layer(path, module, _next_class(path, module))
-        for path, module in model.named_modules()
-        if isinstance(module, nn.RNNBase)
-    }
+    layers = {}
+    for path, module in model.named_modules():
+        torch_class = _torch_class(module)
+        if torch_class is not None:
+            layers[id(module)] = Layer(path, module, _next_class(path, module, torch_class))
     cells = {
         id(module): Layer(path, module, CELL_MODULES[type(module)])
         for path, module in model.named_modules()
@@ -187,10 +188,11 @@ def _replace_layers(model: nn.Module) -> nn.Module:
     layers = []
     # A shared layer has several paths, and is replaced at each of them by the same layer.
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, nn.RNNBase):
+        torch_class = _torch_class(module)
+        if torch_class is None:
             continue
         if id(module) not in replacements:
-            replacements[id(module)] = _replacement(path, module)
+            replacements[id(module)] = _replacement(path, module, torch_class)
             layers.append(module)  # an id is one object's for as long as that lives
         if path:
             parent, _, name = path.rpartition(".")
@@ -200,9 +202,9 @@ def _replace_layers(model: nn.Module) -> nn.Module:
     return converted
 
 
-def _replacement(path: str, module: nn.RNNBase) -> Recurrent:
-    """Our layer in the place of `module`."""
-    layer = _next_class(path, module).from_torch(module)
+def _replacement(path: str, module: nn.Module, torch_class: type[nn.RNNBase]) -> Recurrent:
+    """Our layer in the place of `module`, an object of `torch_class`."""
+    layer = _next_class(path, module, torch_class).from_torch(cast(nn.RNNBase, module))
     if parametrize.is_parametrized(module):
         parametrize._inject_new_class(layer)
         for weight in layer.parametrizations:  # type: ignore[union-attr]
@@ -210,18 +212,12 @@ def _replacement(path: str, module: nn.RNNBase) -> Recurrent:
     return layer
 
 
-def _next_class(path: str, module: nn.RNNBase) -> type[Recurrent]:
-    """The class of our layer in the place of `module`.
+def _next_class(path: str, module: nn.Module, torch_class: type[nn.RNNBase]) -> type[Recurrent]:
+    """The class of our layer in the place of `module`, an object of `torch_class`.
 
     Raises:
         ConversionError: our layer would not do all that `module` does.
     """
-    torch_class = _torch_class(module)
-    if torch_class is None:
-        convertible = ", ".join(qualified_name(cls) for cls in LAYERS)
-        raise ConversionError(
-            f"{described(path)} is a {qualified_name(type(module))}; only {convertible} can be converted."
-        )
     cls = _own_class(module)
     subclasses = [*itertools.chain(*classes_above(cls, torch_class))]
     names = {name for subclass in subclasses for name in vars(subclass)}
@@ -243,7 +239,10 @@ def _next_class(path: str, module: nn.RNNBase) -> type[Recurrent]:
 
 
 def _torch_class(module: nn.Module) -> type[nn.RNNBase] | None:
-    """The layer of torch.nn that this is, or inherits from; None for a layer of another kind."""
+    """The layer of torch.nn that this is, or inherits from; None for another subclass of `nn.RNNBase`, too.
+
+    Such a layer has a loop of its own.
+    """
     return next((cls for cls in LAYERS if isinstance(module, cls)), None)
 
 

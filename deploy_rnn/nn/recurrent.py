@@ -540,8 +540,11 @@ def right_hand(weights: list[Tensor]) -> Tensor:
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    """Whether a module is a recurrent layer of torch.nn or of ours."""
-    return isinstance(module, (nn.RNNBase, Recurrent))
+    """Whether a module is a recurrent layer of torch.nn or of ours.
+
+    Another subclass of `nn.RNNBase` has a loop of its own, which stays as it is.
+    """
+    return isinstance(module, (nn.RNN, nn.GRU, nn.LSTM, Recurrent))
 
 
 def is_plain_layer(module: nn.Module) -> bool:

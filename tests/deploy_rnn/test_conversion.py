@@ -488,6 +488,35 @@ def test_the_wrapper_of_torch_compile_is_left_out() -> None:
     torch.testing.assert_close(converted(x), inner(x))
 
 
+class Hidden(nn.Module):
+    def forward(self, results: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return results[0]
+
+
+class LoopOfItsOwn(nn.RNNBase):
+    """A layer with the weights of one of torch.nn, and a loop in Python."""
+
+    def __init__(self) -> None:
+        super().__init__("RNN_TANH", 3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        h = x.new_zeros(x.size(1), 4)
+        for step in x:
+            h = torch.tanh(step @ self.weight_ih_l0.T + h @ self.weight_hh_l0.T)
+        return h
+
+
+def test_a_layer_with_a_loop_of_its_own_stays() -> None:
+    model = nn.Sequential(nn.GRU(3, 3), Hidden(), LoopOfItsOwn())
+    x = torch.randn(5, 2, 3)
+    converted = convert(model)
+    assert type(converted[2]) is LoopOfItsOwn
+    torch.testing.assert_close(converted(x), model(x))
+    compiled = torch.compile(converted, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_parallel_wrappers_are_left_out() -> None:
     inner = nn.Sequential(nn.GRU(3, 4))
     model = nn.DataParallel(nn.Sequential(nn.DataParallel(nn.Linear(3, 3)), inner))
@@ -500,10 +529,6 @@ def test_parallel_wrappers_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            nn.Sequential(nn.Linear(3, 3), nn.RNNBase("GRU", 3, 4)),
-            "`1` is a torch.nn.RNNBase; only torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM can be converted.",
-        ),
         (
             Checked(3, 4),
             "which defines `check_forward_args`, and that would be lost: only the `forward` of torch.nn.RNN calls it.",
