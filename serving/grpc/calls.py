@@ -22,6 +22,7 @@ class Calls:
         self._most = most
         self._tasks: set[asyncio.Task[object]] = set()
         self._ended = asyncio.Event()
+        self._released: asyncio.Event | None = None
         self.draining = False
         self.cut_short = False
 
@@ -47,6 +48,20 @@ class Calls:
     def _leave(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         self._ended.set()
+
+    def hold(self) -> None:
+        """Let new calls wait for `release` before they are refused: whoever is told at once may ask again at once, and
+        calls that arrive in the moment in which gRPC stops are CANCELLED, after which no client asks again."""
+        self._released = asyncio.Event()
+
+    def release(self) -> None:
+        if self._released is not None:
+            self._released.set()
+
+    async def released(self) -> None:
+        """Wait as long as new calls are held."""
+        if self._released is not None:
+            await self._released.wait()
 
     async def wait(self, seconds: float) -> None:
         """Wait until no call is left, for at most `seconds`; then cancel those that are."""

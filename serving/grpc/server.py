@@ -24,6 +24,9 @@ MIN_PING_SECONDS = 10.0
 
 Result = TypeVar("Result")
 
+HOLD_SECONDS = 0.3
+"""Time for the calls that are on their way to arrive, once all others have ended."""
+
 
 class LoopThread:
     """An event loop that runs in a thread of its own until it is closed."""
@@ -104,7 +107,12 @@ class GrpcServer:
     async def _stop(self) -> None:
         self._service.drain()
         await self._service.drained(self._settings.drain_seconds)
-        await self._server.stop(1)
+        self._service.hold()
+        await asyncio.sleep(HOLD_SECONDS)
+        stop_task = asyncio.create_task(self._server.stop(1))
+        await asyncio.sleep(0)  # from here on, gRPC takes no more calls
+        self._service.release()
+        await stop_task
 
 
 def _milliseconds(seconds: float) -> int:

@@ -83,6 +83,13 @@ class Service:
         """Wait until the last call has ended. Those that take more than `seconds` are told that the server stops."""
         await self._calls.wait(seconds)
 
+    def hold(self) -> None:
+        """Refuse new calls only once `release` is called."""
+        self._calls.hold()
+
+    def release(self) -> None:
+        self._calls.release()
+
     def _health_call(self, answer: Callable[[], Any]) -> Handler:
         """Health is for orchestrators, which have no token: it needs no place, and reads nothing."""
 
@@ -97,6 +104,7 @@ class Service:
         async def handle_call(messages: object, context: Context) -> Any:
             try:
                 self._authorize(context)
+                await self._calls.released()
                 self._calls.enter()
                 return await handle(context)
             except grpc.aio.BaseError:

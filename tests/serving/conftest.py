@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +240,8 @@ def _running(repository: Repository, settings: Settings | None = None) -> Iterat
     try:
         yield server
     finally:
-        loop.call_soon_threadsafe(server.stop)
+        with suppress(RuntimeError):  # its loop is closed: the test has stopped it
+            loop.call_soon_threadsafe(server.stop)
         thread.join(30)
         assert not thread.is_alive()
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -201,6 +202,37 @@ def test_a_stop_waits_for_a_while_only(repository: Repository, run_server: Any) 
         (503, {"error": "the server stopped before the request was answered."})
     ]
     assert not model.gate.is_set()
+
+
+def test_calls_at_the_moment_of_a_stop_are_not_cancelled(
+    repository: Repository, run_server: Any
+) -> None:
+    """gRPC cancels what it has not handed over when it stops, and no client repeats a call that was cancelled."""
+    outcomes: list[str] = []
+
+    async def ask(method: Any) -> None:
+        while True:
+            try:
+                await method(b"", timeout=20)
+                outcomes.append("OK")
+            except grpc.aio.AioRpcError as error:
+                outcomes.append(error.code().name)
+                if "failed to connect" in (error.details() or ""):
+                    return
+
+    async def load(server: Server) -> None:
+        options = [("grpc.enable_retries", 0)]
+        async with grpc.aio.insecure_channel(server.grpc_address, options) as channel:
+            method = channel.unary_unary("/inference.GRPCInferenceService/ServerMetadata")
+            clients = [asyncio.create_task(ask(method)) for _ in range(50)]
+            while outcomes.count("OK") < 100:
+                await asyncio.sleep(0.01)
+            _stop(server)
+            await asyncio.gather(*clients)
+
+    with run_server(repository) as server:
+        asyncio.run(asyncio.wait_for(load(server), 60))
+    assert set(outcomes) == {"OK", "UNAVAILABLE"}
 
 
 @contextmanager
