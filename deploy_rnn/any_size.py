@@ -46,6 +46,21 @@ def _max_pool(
     if return_indices or isinstance(input.shape[-1], int):
         options = {"return_indices": True} if return_indices else {}
         return func(input, kernel_size, stride, padding, dilation, ceil_mode, **options)
+    return max_pool_of_image(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+
+def max_pool_of_image(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`max_pool1d` over an image of height 1: torch.compile, too, fixes the steps of the other."""
+    if return_indices:
+        return F.max_pool1d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
     window, step = _number(kernel_size), _number(stride or kernel_size)
     image = F.max_pool2d(
         input.unsqueeze(-2),

@@ -1,32 +1,29 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
-import copy
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType
 from typing import Any, cast
 
 import torch
-import torch._inductor
+import torch._dynamo
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.fx.experimental import _config as shape_config
+from torch.nn import functional
 
+from deploy_rnn.any_size import max_pool_of_image
 from deploy_rnn.conversion import convert
 from deploy_rnn.copying import unwrapped
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
-from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text
+from deploy_rnn.inductor import compile_graph
+from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text, warn_user
 from deploy_rnn.nn.recurrent import is_plain_layer
 from deploy_rnn.packing.tracing import packing_traced
-
-TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
-
-# Inductor can write the driving code in C++ too, which makes a loop of small steps up to 1.7x faster
-# at B=1. It miscompiles a loop's gradient at T=1 (torch 2.13), and any loop before torch 2.13.
-CPP_WRAPPER = TORCH_VERSION >= (2, 13)
 
 
 def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
@@ -35,7 +32,8 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
     and batch sizes do not compile again, except T=1 and B=1, once each. Compilation happens at the first call; it
     needs a C++ compiler on the CPU. Gradients flow; calls under `torch.no_grad()` are compiled separately, and faster.
-    With gradients, a convolution between two layers that changes the number of steps can end in inductor's `NameError`.
+    Each kind of call is compiled once: with states or lengths or without, another dtype. Beyond
+    `torch._dynamo.config.recompile_limit` kinds (8), calls of other kinds run uncompiled.
 
     A model may pack its rows (`pack_padded_sequence`, `pad_packed_sequence`) by lengths that are a tensor: there is one
     graph for all lengths, and lengths that PyTorch refuses are refused with its error.
@@ -58,7 +56,8 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
 
     Warns:
         UserWarning: at the first call, if a cell such as `torch.nn.LSTMCell` is called more than once: torch.compile
-            unrolls the loop around it, so that every number of steps compiles again.
+            unrolls the loop around it, so that every number of steps compiles again; at the first call beyond
+            the limit.
     """
     converted = convert(model)
     model = unwrapped(model)
@@ -67,34 +66,16 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
             f"`{path}` holds a torch.nn.{type(layer).__name__} that is not registered, so that it cannot be compiled; "
             "use an nn.ModuleList or nn.ModuleDict, or assign the layer to an attribute."
         )
-    compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=_backend)
-    forward = torch.compile(
-        packing_traced(converted), fullgraph=True, dynamic=True, backend=_backend
-    )
+    compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=compile_graph)
+    _substitute_max_pool()
+    compiled_forward = _CompiledFunction(packing_traced(converted))
     first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
-    fixed_numbers = False
-
-    def call(args: Any, kwargs: Any) -> Any:
-        nonlocal fixed_numbers
-        with _NO_DUCK_SHAPES:
-            if not fixed_numbers:
-                try:
-                    return forward(*args, **kwargs)
-                except Exception as error:
-                    # A loop of `scan` takes no number that is to be any, as are those that a module within it has, such
-                    # as the eps of a norm: the code is then for the numbers of the call.
-                    if "torch.SymFloat" not in str(error):
-                        raise
-                    fixed_numbers = True
-            with torch._dynamo.config.patch(specialize_float=True):
-                return forward(*args, **kwargs)
-
-    def forward_without_duck_shapes(*args: Any, **kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         if first_call is not None:
             first_call.check(args, kwargs)
         try:
-            return call(args, kwargs)
+            return compiled_forward(*args, **kwargs)
         except Exception as error:
             # Some errors of its tracing keep the type that Python would raise.
             if not (
@@ -106,8 +87,74 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
             refuse_failing(converted, args, kwargs)
             raise _format_error(error) from error
 
-    compiled.forward = forward_without_duck_shapes
+    compiled.forward = forward
     return cast(nn.Module, compiled)
+
+
+class _CompiledFunction:
+    """A function compiled in one graph for each kind of call, as far as torch's limit on compilations goes.
+
+    A kind of call is, for example, one row without gradients and with states. Of kinds beyond the limit, calls run
+    uncompiled.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        function = _with_code_of_its_own(function)
+        self._compiled = torch.compile(
+            function, fullgraph=True, dynamic=True, backend=compile_graph
+        )
+        # The same, but what is not compiled yet runs uncompiled.
+        self._compiled_so_far = torch._dynamo.run(function)
+        self._limit_reached = 0
+        self._has_fixed_numbers = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        limit = torch._dynamo.config.recompile_limit
+        if limit > self._limit_reached:
+            try:
+                return self._compile(args, kwargs)
+            except FailOnRecompileLimitHit:
+                self._limit_reached = limit
+                warn_user(
+                    f"torch.compile has compiled this model for {limit} kinds of calls, which is its limit. Calls of "
+                    "other kinds run uncompiled: other dtypes, with or without gradients, states or lengths, one step "
+                    "or one row; in some models, every other number of steps. For more kinds, set "
+                    "torch._dynamo.config.recompile_limit."
+                )
+        return self._compiled_so_far(*args, **kwargs)
+
+    def _compile(self, args: Any, kwargs: Any) -> Any:
+        with _NO_DUCK_SHAPES:
+            if not self._has_fixed_numbers:
+                try:
+                    return self._compiled(*args, **kwargs)
+                except Exception as error:
+                    # A loop of `scan` takes no number that is to be any, as are those that a module within it has, such
+                    # as the eps of a norm: the code is then for the numbers of the call.
+                    if "torch.SymFloat" not in str(error):
+                        raise
+                    self._has_fixed_numbers = True
+            with torch._dynamo.config.patch(specialize_float=True):
+                return self._compiled(*args, **kwargs)
+
+
+@cache
+def _substitute_max_pool() -> None:
+    """Tell torch.compile to read a pool that takes any number of steps."""
+    rules = torch._dynamo.trace_rules.get_torch_obj_rule_map()
+    for function in (torch.max_pool1d, functional.max_pool1d):
+        rules.pop(function, None)  # the rule not to read it
+        torch.compiler.substitute_in_graph(function, skip_signature_check=True)(max_pool_of_image)
+
+
+def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function; torch.compile's limit on compilations is one for all functions that share their code."""
+    code = function.__code__.replace()
+    copied = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
 
 
 def _format_error(error: Exception) -> CompilationError:
@@ -170,27 +217,3 @@ class _NoDuckShapes:
 
 
 _NO_DUCK_SHAPES = _NoDuckShapes()
-
-
-def _backend(
-    graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]
-) -> Callable[..., Any]:
-    # tanh from one exponential, in one vectorised loop.
-    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
-    if CPP_WRAPPER and not torch.is_grad_enabled():
-        try:
-            return _compile(copy.deepcopy(graph), example_inputs, options | {"cpp_wrapper": True})
-        except InductorError as error:
-            # The C++ driver declares a name twice where the output of a loop is overwritten in place, as by
-            # `2 * rnn(x)[0]` (torch 2.13). The Python driver has no such names.
-            if "CppCompileError" not in str(error):
-                raise
-    return _compile(graph, example_inputs, options)
-
-
-def _compile(
-    graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor], options: dict[str, Any]
-) -> Callable[..., Any]:
-    return cast(
-        Callable[..., Any], torch._inductor.compile(graph, list(example_inputs), options=options)
-    )

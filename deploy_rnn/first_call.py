@@ -216,6 +216,6 @@ def _warn_about_loops(cells: Sequence[CellCalls]) -> None:
     for cell in cells:
         if cell.number > 1:
             warn_user(
-                f"{cell}: torch.compile unrolls that, compiles again for every other number of steps, and fails after "
-                f"{torch._dynamo.config.recompile_limit} of them. {cell.advice}"
+                f"{cell}: torch.compile unrolls that, and compiles again for every other number of steps; after "
+                f"{torch._dynamo.config.recompile_limit} of them the model runs uncompiled. {cell.advice}"
             )

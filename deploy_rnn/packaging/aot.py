@@ -24,8 +24,8 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.branches import Condition, conditions_on
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.compilation import CPP_WRAPPER
 from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.inductor import CPP_WRAPPER
 from deploy_rnn.model_errors import (
     data_dependence,
     first_paragraph,

@@ -58,8 +58,11 @@ ARROWS = {
     "first_call": {"checking", "copying", "random_state", "half_precision"},
     "packing": {"nn"},
     "any_size": set(),
-    "compilation": {"conversion", "copying", "first_call", "held_layers", "nn", "packing"},
-    "packaging": {"any_size", "nn", "conversion", "compilation", "checking", "packing"},
+    "inductor": set(),
+    "compilation": {
+        "any_size", "conversion", "copying", "first_call", "held_layers", "inductor", "nn", "packing",
+    },
+    "packaging": {"any_size", "nn", "conversion", "inductor", "checking", "packing"},
     "cli": {"examples"},
     "export.stack": {"nn"},
     "export.size_limits": {"checking"},

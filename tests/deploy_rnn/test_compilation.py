@@ -241,7 +241,7 @@ class Branching(nn.Module):
 @pytest.fixture
 def no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is compiled runs as it is."""
-    monkeypatch.setattr(deploy_rnn.compilation, "_backend", lambda graph, _: graph.forward)
+    monkeypatch.setattr(deploy_rnn.compilation, "compile_graph", lambda graph, _: graph.forward)
 
 
 @pytest.mark.usefixtures("no_compilation")
@@ -451,6 +451,57 @@ def test_an_operation_on_every_output_of_the_loop() -> None:
             torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.usefixtures("no_compilation")
+def test_calls_beyond_the_limit_run_uncompiled() -> None:
+    """Torch's limit is 8 kinds of calls, and raises an error at the ninth."""
+    model = nn.GRU(3, 4).eval()
+    compiled = deploy_rnn.compile(model)
+    calls = [torch.randn(5, 2, 3), torch.randn(1, 2, 3), torch.randn(5, 1, 3), torch.randn(1, 1, 3)]
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        for x in calls[:2]:
+            torch.testing.assert_close(compiled(x), model(x))
+        with pytest.warns(UserWarning, match=r"for 2 kinds of calls, which is its limit"):
+            torch.testing.assert_close(compiled(calls[2]), model(calls[2]))
+        for x in calls:  # without another warning
+            torch.testing.assert_close(compiled(x), model(x))
+        assert graphs() == 2
+        with torch._dynamo.config.patch(recompile_limit=3):
+            torch.testing.assert_close(compiled(calls[3]), model(calls[3]))
+        assert graphs() == 3
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_each_model_has_a_limit_of_its_own() -> None:
+    with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():
+        for size in range(2, 6):
+            deploy_rnn.compile(nn.GRU(3, size))(torch.randn(5, 2, 3))
+    assert graphs() == 4
+
+
+class Pooled(nn.Module):
+    """Every second step, the larger of two, as a network of convolutions has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool1d(3, 2, padding=1, ceil_mode=True)
+        self.rnn = nn.RNN(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(self.pool(x.transpose(1, 2)).transpose(1, 2))[0]
+        return output
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_a_maximum_over_windows_of_any_number_of_steps() -> None:
+    model = Pooled().eval()
+    compiled = deploy_rnn.compile(model)
+    with torch.no_grad():
+        for steps in (10, 14, 22):
+            x = torch.randn(2, steps, 4)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert graphs() == 1
+
+
 class Deciding(nn.Module):
     """Another output for even steps, for more than twenty, and for more than three to a row."""
 
@@ -640,4 +691,40 @@ def test_layers_after_convolutions() -> None:
         for batch, steps in [(3, 12), (2, 15), (5, 22)]:
             x = torch.randn(batch, steps, 4)
             torch.testing.assert_close(compiled(x), model(x))
+    assert graphs() == 1
+
+
+class Resampling(nn.Module):
+    """Fewer steps, and then more, between two layers over (B, T, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.RNN(4, 3, batch_first=True)
+        self.conv = nn.Conv1d(3, 4, 3, stride=2)
+        self.second = nn.RNN(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.first(x)[0].transpose(1, 2))
+        y = functional.avg_pool1d(y, 3, 2, ceil_mode=True)
+        y = functional.interpolate(y, scale_factor=2)
+        output: Tensor = self.second(y.transpose(1, 2))[0]
+        return output
+
+
+@pytest.mark.slow
+def test_gradients_of_layers_around_what_changes_the_steps() -> None:
+    """Inductor fixes the steps in some of the gradients, and then misses their name; one of them is wrong."""
+    model = Resampling()
+    compiled = deploy_rnn.compile(model)
+    for batch, steps in [(3, 14), (2, 22)]:
+        x = torch.randn(batch, steps, 4)
+        gradients = []
+        for network in (compiled, model):
+            network.zero_grad()
+            given = x.clone().requires_grad_()
+            output = network(given)
+            output.sin().sum().backward()
+            weights = [weight.grad for weight in network.parameters()]
+            gradients.append([output, given.grad, *weights])
+        torch.testing.assert_close(*gradients)
     assert graphs() == 1

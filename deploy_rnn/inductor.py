@@ -1,0 +1,78 @@
+"""`compile_graph`: inductor, with the settings and detours that a loop over time needs."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+import torch._inductor
+from torch._inductor.exc import InductorError
+
+TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+# Inductor can write the driving code in C++ too, which makes a loop of small steps up to 1.7x faster
+# at B=1. It miscompiles a loop's gradient at T=1 (torch 2.13), and any loop before torch 2.13.
+CPP_WRAPPER = TORCH_VERSION >= (2, 13)
+
+KERNELS_OF_PYTORCH = (
+    # 1. Inductor's own code is for the number of steps of the first call. It fixes that number while it writes the
+    #    graph; of a loop that it has written before, the code then names a size that is not defined.
+    torch.ops.aten.convolution_backward.default,
+    torch.ops.aten.upsample_nearest2d_backward.default,
+    torch.ops.aten._adaptive_avg_pool2d.default,
+    torch.ops.aten.adaptive_max_pool2d.default,
+    # 2. Wrong gradients of an average pool with `ceil_mode`.
+    torch.ops.aten.avg_pool2d_backward.default,
+)
+"""Operators whose kernel in PyTorch is called where inductor would write code (torch 2.13)."""
+
+
+def compile_graph(
+    graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]
+) -> Callable[..., Any]:
+    """Compile a graph of torch.compile, as its `backend`."""
+    # tanh from one exponential, in one vectorised loop.
+    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+    if CPP_WRAPPER and not torch.is_grad_enabled():
+        try:
+            return _compile(graph, example_inputs, options | {"cpp_wrapper": True})
+        except InductorError as error:
+            # The C++ driver declares a name twice where the output of a loop is overwritten in place, as by
+            # `2 * rnn(x)[0]` (torch 2.13). The Python driver has no such names.
+            if "CppCompileError" not in str(error):
+                raise
+    return _compile(graph, example_inputs, options)
+
+
+def _compile(
+    graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor], options: dict[str, Any]
+) -> Callable[..., Any]:
+    known_before = _number_of_known_sizes(example_inputs)
+    with _kernels_of_pytorch():
+        compiled = torch._inductor.compile(
+            copy.deepcopy(graph), list(example_inputs), options=options
+        )
+        if _number_of_known_sizes(example_inputs) > known_before:
+            # Another operator has fixed a size, as case 1 above. The second time it is known from the start.
+            compiled = torch._inductor.compile(graph, list(example_inputs), options=options)
+    return cast(Callable[..., Any], compiled)
+
+
+def _number_of_known_sizes(inputs: Sequence[Any]) -> int:
+    """How many of the unknown sizes have turned out to have one value."""
+    for value in inputs:
+        if isinstance(value, torch.SymInt):
+            return len(value.node.shape_env.replacements)
+    return 0
+
+
+@contextmanager
+def _kernels_of_pytorch() -> Iterator[None]:
+    # The import takes a second.
+    from torch._inductor.lowering import force_fallback
+
+    with ExitStack() as stack:
+        for operator in KERNELS_OF_PYTORCH:
+            stack.enter_context(force_fallback(operator))
+        yield
