@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
@@ -12,6 +13,9 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 # A terminal that closes; `nohup` has it ignored.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     SIGNALS.append(signal.SIGHUP)
+
+SAME_SECONDS = 0.1
+"""Signals within this time are one: shells and programs such as `timeout` send each to a process and to its group."""
 
 STDOUT = 1
 STDERR = 2
@@ -27,6 +31,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
         self._stop: Callable[[], object] | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -45,10 +50,15 @@ class StopSignals:
         self._stop = stop
 
     def _handle(self, number: int, frame: object) -> None:
-        if self._stop is None or self.received is not None:
+        now = time.monotonic()
+        if self._stop is None:
             end_by_signal(number)
-        self.received = number
-        self._stop()
+        if self.received is None:
+            self.received = number
+            self._received_at = now
+            self._stop()
+        elif now - self._received_at > SAME_SECONDS:
+            end_by_signal(number)
 
 
 def end_by_signal(number: int) -> NoReturn:

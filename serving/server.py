@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -153,6 +154,10 @@ def _uvicorn_config(app: ASGIApp, settings: Settings, places: Places) -> uvicorn
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not host:  # to a socket, this would be every address
+        raise OSError(
+            "`--host` is empty; must be an address of this machine, such as 127.0.0.1 or 0.0.0.0."
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio switches off Nagle's algorithm, which delays each answer by 40 ms, only for sockets that say they are TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -162,13 +167,19 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         listener.close()
-        reason = error.strerror or str(error)
-        raise OSError(
-            f"HTTP cannot listen on {_address(host, port)}: {reason}; give another `--http-port`."
-        ) from None
+        raise OSError(_why_not_listening(host, port, error)) from None
     return listener
+
+
+def _why_not_listening(host: str, port: int, error: OSError | UnicodeError) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    if getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES):
+        advice = "give another `--http-port`"
+    else:
+        advice = "`--host` must be an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+    return f"HTTP cannot listen on {_address(host, port)}: {reason}; {advice}."
 
 
 def _address(host: str, port: int) -> str:

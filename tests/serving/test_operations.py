@@ -22,6 +22,7 @@ import pytest
 import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
+from deploy_rnn.serving.process import SAME_SECONDS
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
@@ -300,6 +301,7 @@ def test_a_second_signal_does_not_wait(real_bundles: Path) -> None:
             started.send_signal(signal.SIGTERM)
             wait_until(lambda: refused(host, int(port)))
             assert started.poll() is None
+            time.sleep(2 * SAME_SECONDS)
             started.send_signal(signal.SIGTERM)
             assert started.wait(20) == -signal.SIGTERM
 

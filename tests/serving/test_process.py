@@ -31,13 +31,17 @@ def ends_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_asks_and_the_second_ends(number: int) -> None:
+def test_the_first_signal_asks_and_the_second_ends(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
     handler = signal.getsignal(number)
     with process.StopSignals() as signals:
         signals.ask(lambda: asked.append(1))
         signal.raise_signal(number)
         assert signals.received == number
+        signal.raise_signal(number)  # of the same Ctrl-C
+        monkeypatch.setattr(process, "SAME_SECONDS", 0.0)
         with pytest.raises(Ended, match=str(int(signal.SIGTERM))):
             signal.raise_signal(signal.SIGTERM)
     assert asked == [1]

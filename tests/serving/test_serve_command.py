@@ -232,3 +232,18 @@ def test_an_allowed_host_that_is_not_a_host(host: str, real_bundles: Path) -> No
     )
     assert result.exit_code == 2
     assert f"allowed host {host!r} must be a name or an address" in result.output
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("", "`--host` is empty; must be an address"),
+        ("192.0.2.1", "`--host` must be an address of this machine"),
+        ("no host", "`--host` must be an address of this machine"),
+        ("x" * 70 + ".example", "`--host` must be an address of this machine"),
+    ],
+)
+def test_a_host_that_is_not_this_machine(host: str, message: str, real_bundles: Path) -> None:
+    result = CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, "--host", host])
+    assert result.exit_code == 2
+    assert message in result.output
