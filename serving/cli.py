@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .repository import Repository
     from .scheduling.served_model import ServedModel
     from .server import Server
+    from .settings import Settings
 
 
 class _Seconds(click.FloatRange):
@@ -32,6 +33,9 @@ class _Seconds(click.FloatRange):
 
 
 TOKEN_VARIABLE = "DEPLOY_RNN_TOKEN"
+
+LOAD_SECONDS = 3.0
+"""Time for the loads that are under way to end, when the server cannot start."""
 
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
@@ -252,8 +256,11 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
             raise UsageError(message) from None
         options["token"] = _token(options["token"], options.pop("token_file"))
         given_options = {name: value for name, value in options.items() if value is not None}
+        repository = _make_repository(path, given_options)
+        settings = _make_settings(given_options)
         addresses = (host, http_port, grpc_port)
-        asyncio.run(_serve(path, addresses, given_options, signals, stdout))
+        with _no_end_during_a_load(repository):
+            asyncio.run(_serve(repository, settings, addresses, signals, stdout))
 
 
 def _token(token: str | None, file: Path | None) -> str | None:
@@ -275,9 +282,9 @@ def _token(token: str | None, file: Path | None) -> str | None:
 
 
 async def _serve(
-    path: Path,
+    repository: "Repository",
+    settings: "Settings",
     addresses: tuple[str, int, int],
-    options: Mapping[str, Any],
     signals: StopSignals,
     stdout: Any,
 ) -> NoReturn:
@@ -287,10 +294,8 @@ async def _serve(
         addresses: the host, and the ports of HTTP and gRPC.
     """
     from .server import Server
-    from .settings import Settings
 
-    repository = _make_repository(path, options)
-    server = Server(repository, Settings(**_fields_of(Settings, options)))
+    server = Server(repository, settings)
     # Listening comes first, so that a port that is taken is known at once.
     await server.start(*addresses)
     loop = asyncio.get_running_loop()
@@ -322,6 +327,28 @@ def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
         return Model(folder, name=name, limits=limits, **model_options)
 
     return Repository(path, make, limits)
+
+
+def _make_settings(options: Mapping[str, Any]) -> "Settings":
+    from .settings import Settings
+
+    return Settings(**_fields_of(Settings, options))
+
+
+@contextlib.contextmanager
+def _no_end_during_a_load(repository: "Repository") -> Iterator[None]:
+    """If the server cannot start, let the loads end that are under way, or end the process without them.
+
+    They cannot be stopped, and Python's own end takes away what they run in, which aborts the process.
+    """
+    try:
+        with command_errors(as_json=False):
+            yield
+    except click.ClickException as error:
+        if not repository.wait_for_loads(LOAD_SECONDS):
+            error.show()
+            process.end(error.exit_code)
+        raise
 
 
 def _fields_of(dataclass: Any, options: Mapping[str, Any]) -> dict[str, Any]:

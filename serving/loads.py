@@ -3,6 +3,7 @@
 import ctypes
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -13,6 +14,8 @@ PARALLEL_LOADS = 2
 """Loads at a time. They measure which graph is the fastest, and would disturb each other; but one that hangs, as on a
 network drive, must not hold up all others."""
 
+POLL_SECONDS = 0.02
+
 
 class Loads:
     """Loads what it is asked for: for each name one load at a time, and few at a time in all.
@@ -20,7 +23,7 @@ class Loads:
     Whoever asks for a name while a load of it runs gets the next load, together with all others who wait for it: that
     one reads the files as they are when it was asked for, or later.
 
-    Thread-safe; no method waits.
+    Thread-safe; no method but `wait` waits.
 
     Args:
         load: name, wanted -> loads it; called in a thread of its own. `wanted()` is False once the load has been
@@ -78,6 +81,13 @@ class Loads:
             self._waiting.clear()
         for future in futures:
             _fail(future, ClosedError("the server stopped before the model was loaded."))
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until no load runs, for at most `seconds`; return whether none does."""
+        ends_at = time.monotonic() + seconds
+        while self._running and time.monotonic() < ends_at:
+            time.sleep(POLL_SECONDS)
+        return not self._running
 
     def _start(self) -> None:
         """Start the loads that may run now; the lock is held."""

@@ -317,6 +317,10 @@ class Repository:
         self._closing.set()
         self._loads.close()
 
+    def wait_for_loads(self, seconds: float) -> bool:
+        """Wait until no model is being loaded, for at most `seconds`; return whether none is."""
+        return self._loads.wait(seconds)
+
     def close(self, timeout: float | None = None) -> None:
         """Answer what was accepted, and close all models; `timeout`: seconds for all of them together."""
         ends_at = None if timeout is None else time.monotonic() + timeout

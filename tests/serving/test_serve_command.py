@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from deploy_rnn.cli import main
-from deploy_rnn.serving import Limits, Settings, process
+from deploy_rnn.errors import BundleError
+from deploy_rnn.serving import Limits, Settings, cli, process
 from deploy_rnn.serving import server as server_module
+from deploy_rnn.serving.scheduling import model
 
 ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
 
@@ -133,6 +136,35 @@ def test_a_bundle_that_is_damaged(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["serve", str(tmp_path), *ANY_PORTS])
     assert result.exit_code == 2
     assert "is not a manifest: `version` is missing" in result.output
+
+
+def test_a_bundle_that_is_damaged_while_another_is_loaded(
+    tmp_path: Path, new_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load cannot be stopped; what it runs in must not be taken away from it, which would abort the process."""
+    may_end = threading.Event()
+    codes = []
+
+    def load(path: Path, **options: Any) -> Any:
+        if path.name == "bad":
+            raise BundleError("it is bad.")
+        may_end.wait()
+
+    def end(code: int) -> None:
+        codes.append(code)
+        sys.exit(code)
+
+    monkeypatch.setattr(model, "Model", load)
+    monkeypatch.setattr(process, "end", end)
+    monkeypatch.setattr(cli, "LOAD_SECONDS", 0.1)
+    new_bundle(tmp_path / "bad")
+    new_bundle(tmp_path / "long")
+    try:
+        result = CliRunner().invoke(main, ["serve", str(tmp_path), *ANY_PORTS])
+    finally:
+        may_end.set()
+    assert (result.exit_code, codes) == (2, [2])
+    assert result.output.count("it is bad.") == 1
 
 
 def test_a_provider_that_is_missing(real_bundles: Path) -> None:
