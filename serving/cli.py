@@ -316,15 +316,21 @@ async def _serve(
 
 
 def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
+    from deploy_rnn.runtime import CPU
+
+    from .engine.providers import side_by_side
     from .repository import Repository
+    from .scheduling.core_slots import CoreSlots
     from .scheduling.limits import Limits
     from .scheduling.model import Model
 
     limits = Limits(**_fields_of(Limits, options))
+    # All models share them.
+    cores = CoreSlots(side_by_side(options.get("provider", CPU), options.get("threads")))
     model_options = {name: options[name] for name in ("provider", "threads") if name in options}
 
     def make(folder: Path, name: str) -> Model:
-        return Model(folder, name=name, limits=limits, **model_options)
+        return Model(folder, name=name, limits=limits, cores=cores, **model_options)
 
     return Repository(path, make, limits)
 

@@ -16,12 +16,14 @@ from .feeds import Feeds
 from .graphs import GraphChoice
 from .opening import OpenedModel
 from .probe import TrialResults, example, try_batching
+from .run_times import RunTimes
 from .session import Runner
 
 Batch = Sequence[Feeds]
 
-MEASURED_ROWS = (1, 2, 4, 16)
+MEASURED_ROWS = (1, 2, 4, 8, 16)
 MEASURED_STEPS = 64
+FEW_STEPS = 8
 """Where `warm_up` measures. One row tells little about several: onnxruntime's RNN operator takes them in turn, while a
 loop of products takes them at once."""
 
@@ -40,6 +42,8 @@ class BatchEngine:
         inputs, outputs: as those of `Engine`.
         signature: what their axes mean, and which inputs are lengths and states.
         takes_any_steps: whether there is a graph for any number of steps.
+        cores: how many runs are made at a time: more would be no faster.
+        run_times: of runs on one core each, or of any runs if one is made at a time; measured by `warm_up`.
     """
 
     def __init__(self, opened: OpenedModel) -> None:
@@ -48,6 +52,8 @@ class BatchEngine:
         self.outputs = opened.outputs
         self.signature = replace(opened.signature, least_sizes=opened.graphs.least_sizes)
         self.takes_any_steps = bool(opened.graphs.dynamic)
+        self.cores = opened.cores
+        self.run_times = RunTimes({})
         self._graphs = opened.graphs
         self._output_names = [spec.name for spec in opened.outputs]
         self._trial_results: TrialResults | None = None
@@ -102,8 +108,11 @@ class BatchEngine:
             total += count * np.dtype(tensor.dtype).itemsize
         return total
 
-    def choose(self, batch: Batch) -> GraphChoice:
+    def choose(self, batch: Batch, *, one_core: bool = False) -> GraphChoice:
         """Choose the graph for a run of these requests, and its steps.
+
+        Args:
+            one_core: whether the run has one core only.
 
         Raises:
             InputError: no graph takes their steps, or other sizes of theirs.
@@ -115,6 +124,7 @@ class BatchEngine:
             steps,
             may_pad=self.padding_is_harmless,
             rows=rows,
+            one_core=one_core,
             sizes=self._sizes(batch),
             place=self._place,
         )
@@ -124,6 +134,8 @@ class BatchEngine:
         choice: GraphChoice,
         batch: Batch,
         outputs: Sequence[str],
+        *,
+        one_core: bool = False,
     ) -> list[Outputs]:
         """Run requests together, and return the outputs of each.
 
@@ -132,12 +144,13 @@ class BatchEngine:
             batch: requests with equal `other_sizes`; only one unless `rows_are_independent`, and of equal steps unless
                 `padding_is_harmless`.
             outputs: the names of the outputs to compute.
+            one_core: use one core only.
 
         Raises:
             InputError, RunError: as for `Runner.run`.
         """
         if not choice.runner.prefers_few_row_counts:
-            return self._run(choice, batch, outputs)
+            return self._run(choice, batch, outputs, one_core)
         with_spare_rows = self._with_spare_rows(batch)
         if not self._takes_rows(choice.runner, sum(feeds.rows for feeds in with_spare_rows)):
             with_spare_rows = batch
@@ -161,12 +174,20 @@ class BatchEngine:
         """Return whether rows may be padded: what is beyond a row's end does not change its answer."""
         return self._trials().padding_is_harmless
 
-    def warm_up(self) -> None:
+    def warm_up(self, *, side_by_side: bool = False) -> None:
         """Run each graph, and measure which way is the fastest: how to use the cores, from which length on to pad to a
         bucket, and which dynamic graph to use for how many rows.
+
+        Args:
+            side_by_side: measure runs on one core, too.
         """
         measured_rows = MEASURED_ROWS if self.rows_are_independent() else (1,)
         row_counts = self._row_counts_in_range(measured_rows)
+        self._warm_up_graphs(row_counts)
+        if side_by_side:
+            self._measure_run_times(row_counts)
+
+    def _warm_up_graphs(self, row_counts: Sequence[int]) -> None:
         seconds = {}
         for runner in self._graphs.dynamic:
             steps = self._steps_within(runner, MEASURED_STEPS)
@@ -185,6 +206,27 @@ class BatchEngine:
             if dynamic is not None and self.padding_is_harmless():
                 dynamic_seconds = self._time(dynamic, self._steps_within(dynamic, steps), rows)
                 self._graphs.prefer(steps, bucket_seconds, dynamic_seconds)
+
+    def _measure_run_times(self, row_counts: Sequence[int]) -> None:
+        """Measure runs as they are made side by side, and which dynamic graph is the fastest then."""
+        one_core = self.cores > 1
+        measured: dict[int, dict[int, float]] = {}  # steps -> rows -> seconds
+        for graph_steps in (FEW_STEPS, MEASURED_STEPS):
+            for rows in row_counts if self._graphs.dynamic else ():
+                seconds = {}
+                for runner in self._graphs.dynamic:
+                    steps = self._steps_within(runner, graph_steps)
+                    seconds[runner] = self._time(runner, steps, rows, one_core)
+                fastest = min(seconds, key=seconds.__getitem__)
+                # The last word has the larger number of steps.
+                self._graphs.assign(rows, fastest, one_core=True)
+                measured.setdefault(graph_steps, {})[rows] = seconds[fastest]
+        if not self._graphs.dynamic:
+            for steps, runner in self._graphs.buckets.items():
+                measured[steps] = {
+                    rows: self._time(runner, steps, rows, one_core) for rows in row_counts
+                }
+        self.run_times = RunTimes(measured)
 
     @property
     def most_rows(self) -> int | None:
@@ -233,9 +275,10 @@ class BatchEngine:
         choice: GraphChoice,
         batch: Batch,
         outputs: Sequence[str],
+        one_core: bool = False,
     ) -> list[Outputs]:
         feeds = collate(batch, self.signature, choice.steps)
-        arrays = choice.runner.run(feeds, outputs)
+        arrays = choice.runner.run(feeds, outputs, one_core=one_core)
         results = dict(zip(outputs, arrays, strict=True))
         return split(results, batch, self.signature, choice.steps)
 
@@ -319,12 +362,12 @@ class BatchEngine:
                     batch_axes[tensor.name] = tensor.batch
         return runner.tune(graph_inputs, self._output_names, batch_axes, row_counts)
 
-    def _time(self, runner: Runner, steps: int, rows: int) -> float:
+    def _time(self, runner: Runner, steps: int, rows: int, one_core: bool = False) -> float:
         """Return the seconds of one run, collating and splitting included."""
         feeds = example(self.signature, rows, steps)
         choice = GraphChoice(runner, feeds.steps)
         batch = [feeds]
-        return quickest(lambda: self._run(choice, batch, self._output_names))
+        return quickest(lambda: self._run(choice, batch, self._output_names, one_core))
 
 
 def _smallest_most(ranges: Sequence[SizeRange]) -> int | None:

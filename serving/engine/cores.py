@@ -1,4 +1,4 @@
-"""`Cores`: a graph on a CPU, whose cores either share every node or divide the rows of a run.
+"""`Cores`: a graph on a CPU, whose cores share every node, divide the rows of a run, or make a run each.
 
 The product of one step is small. Cores that share it wait for each other at every step, and the idle threads of a
 server sleep meanwhile; a core with its own rows waits once, at the end. For one row, or a wide layer, sharing can be
@@ -24,7 +24,8 @@ ALL_CORES = 0
 
 
 class Cores(Runner):
-    """A graph in two sessions, for all cores and for one; `tune` closes the one that is never the faster.
+    """A graph in two sessions, for all cores and for one. `tune` opens the one for one core, which runs side by side
+    use, and closes the other one if it is never the faster.
 
     Args:
         open_for: opens the graph for a number of cores.
@@ -53,9 +54,14 @@ class Cores(Runner):
             initializer=_thread_pinner(cores),
         )
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-        parts = self.parts(self._rows(feeds))
+    def run(
+        self, feeds: Arrays, outputs: Sequence[str], *, one_core: bool = False
+    ) -> list[np.ndarray]:
+        parts = 1 if one_core else self.parts(self._rows(feeds))
         return self._run(feeds, outputs, parts)
+
+    def gains_from_cores(self, rows: int) -> bool:
+        return self.parts(rows) != 1
 
     def specs(self) -> tuple[Specs, Specs]:
         return self._all_cores.specs()
@@ -80,9 +86,6 @@ class Cores(Runner):
             self._one_core = self._open_for(1)
             # It holds the bytes of the graph's file.
             self._open_for = None
-        # An earlier call has found that it is never the faster.
-        if self._one_core is None:
-            return {}
         self._batch_axes = batch_axes
         for rows in row_counts:
             feeds = example(rows)
@@ -95,10 +98,8 @@ class Cores(Runner):
             # A new dict, since `run` may be looking through the old one.
             self._parts = {**self._parts, rows: best}
             fastest[rows] = seconds[best]
-        if ALL_CORES not in self._parts.values():
+        if self._one_core is not None and ALL_CORES not in self._parts.values():
             self._all_cores = self._one_core
-        if set(self._parts.values()) == {ALL_CORES}:
-            self._one_core = None
         return fastest
 
     def _rows(self, feeds: Arrays) -> int:

@@ -57,7 +57,9 @@ class CudaGraph(Runner):
         self._lock = Lock()
         self._captured_runs: dict[tuple[tuple[int, ...], ...], _CapturedRun] = {}
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(
+        self, feeds: Arrays, outputs: Sequence[str], *, one_core: bool = False
+    ) -> list[np.ndarray]:
         arrays = contiguous(feeds)
         with self._lock:
             if self._uncaptured is None:

@@ -41,8 +41,10 @@ class Graphs:
         self.dynamic = dynamic
         self.buckets = buckets
         self._ranges = ranges or {}
-        # Rows from which on a dynamic graph is used: the first for any number, until `assign` says otherwise.
-        self._by_rows = {1: dynamic[0]} if dynamic else {}
+        # Whether a run has one core only -> rows from which on a dynamic graph is used -> the graph: the first for any
+        # number, until `assign` says otherwise.
+        first = {1: dynamic[0]} if dynamic else {}
+        self._by_rows = {False: first, True: first}
         # Steps from which on a bucket is worth padding to: its own, until `prefer` says otherwise.
         self._pad_from = {steps: steps for steps in buckets}
 
@@ -100,13 +102,13 @@ class Graphs:
 
     @property
     def one_row(self) -> Runner | None:
-        """The dynamic graph that runs one row; None if there is no dynamic graph."""
-        return self._by_rows.get(1)
+        """The dynamic graph that runs one row on all cores; None if there is no dynamic graph."""
+        return self._by_rows[False].get(1)
 
-    def assign(self, rows: int, runner: Runner) -> None:
+    def assign(self, rows: int, runner: Runner, *, one_core: bool = False) -> None:
         """Use a dynamic graph for this number of rows and more, up to the next number that is assigned."""
         # A new dict, since `pick` may be looking through the old one.
-        self._by_rows = {**self._by_rows, rows: runner}
+        self._by_rows[one_core] = {**self._by_rows[one_core], rows: runner}
 
     def prefer(self, bucket: int, seconds: float, dynamic_seconds: float) -> None:
         """Let shorter requests be padded to a bucket where that is faster, judged by one run with its steps.
@@ -125,6 +127,7 @@ class Graphs:
         *,
         may_pad: Callable[[], bool],
         rows: int = 1,
+        one_core: bool = False,
         sizes: Sizes = NO_SIZES,
         place: Callable[[str], str] = str,
     ) -> GraphChoice:
@@ -138,13 +141,14 @@ class Graphs:
             steps: of the longest request; None if the model has no single time axis.
             may_pad: whether rows may be padded; called only where that matters, since the answer may take trial runs.
             rows: of all requests.
+            one_core: whether the run has one core, where another graph may be the fastest.
             sizes: for which the graph has to be right.
             place: where an axis is in the inputs, for the error.
 
         Raises:
             InputError: no graph takes these steps, or these sizes.
         """
-        dynamic = self._dynamic_for(rows, sizes)
+        dynamic = self._dynamic_for(rows, sizes, one_core)
         buckets = [bucket for bucket in self.buckets if self.takes(self.buckets[bucket], sizes)]
         if dynamic is None and not buckets:
             self._refuse(steps, sizes, place)
@@ -169,11 +173,12 @@ class Graphs:
             f"the inputs have {steps} steps; the bundle's graphs take {rule}: export another bucket."
         )
 
-    def _dynamic_for(self, rows: int, sizes: Sizes) -> Runner | None:
-        if not self._by_rows:
+    def _dynamic_for(self, rows: int, sizes: Sizes, one_core: bool) -> Runner | None:
+        by_rows = self._by_rows[one_core]
+        if not by_rows:
             return None
-        assigned_rows = max(row_count for row_count in self._by_rows if row_count <= rows)
-        candidates = [self._by_rows[assigned_rows], *self.dynamic]
+        assigned_rows = max(row_count for row_count in by_rows if row_count <= rows)
+        candidates = [by_rows[assigned_rows], *self.dynamic]
         return next((runner for runner in candidates if self.takes(runner, sizes)), None)
 
     def _misfit(self, runner: Runner, sizes: Sizes) -> tuple[str, int, SizeRange] | None:

@@ -14,7 +14,7 @@ from deploy_rnn.runtime import Specs, check_threads
 from deploy_rnn.tensor_spec import TensorSpec
 
 from .graphs import Graphs
-from .providers import open_runner
+from .providers import open_runner, side_by_side
 from .reading import read_bundle, read_model
 from .session import Runner
 from .signature import Signature
@@ -29,6 +29,7 @@ class OpenedModel:
         inputs, outputs: in the layout of clients.
         signature: what their axes mean.
         graphs: opened on one provider.
+        cores: how many runs it makes at a time.
     """
 
     name: str
@@ -36,23 +37,25 @@ class OpenedModel:
     outputs: Specs
     signature: Signature
     graphs: Graphs
+    cores: int
 
 
 def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
     """Open a model, without running it; arguments and errors are those of `Engine`."""
     check_threads(threads)
     open_graph = partial(open_runner, provider=provider, threads=threads)
+    cores = side_by_side(provider, threads)
     if path.is_file():
-        return _open_file(path, open_graph)
+        return _open_file(path, open_graph, cores)
     if not path.is_dir():
         # Whoever replaces a folder moves the old one away first.
         time.sleep(PAUSE_SECONDS)
     if path.is_dir():
-        return _open_bundle(path, open_graph)
+        return _open_bundle(path, open_graph, cores)
     raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file, nor the folder of a bundle.")
 
 
-def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
+def _open_bundle(folder: Path, open_graph: Callable[..., Runner], cores: int) -> OpenedModel:
     content = read_bundle(folder)
     manifest = content.manifest
     precisions = {graph.precision for graph in manifest.graphs}
@@ -74,7 +77,7 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner]) -> OpenedModel
 
     graphs = Graphs.of_bundle(manifest.graphs, open_row)
     return OpenedModel(
-        manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs
+        manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs, cores
     )
 
 
@@ -113,13 +116,13 @@ def _agree(tensor: TensorSpec, spec: TensorSpec) -> bool:
     )
 
 
-def _open_file(path: Path, open_graph: Callable[..., Runner]) -> OpenedModel:
+def _open_file(path: Path, open_graph: Callable[..., Runner], cores: int) -> OpenedModel:
     runner = open_graph(read_model(path))
     inputs, outputs = runner.specs()
     metadata = _read_metadata(runner, path)
     signature = Signature.of_file(inputs, outputs, metadata)
     graphs = Graphs.single(runner, metadata.ranges)
-    return OpenedModel(path.stem, inputs, outputs, signature, graphs)
+    return OpenedModel(path.stem, inputs, outputs, signature, graphs, cores)
 
 
 def _read_metadata(runner: Runner, path: Path) -> FileMetadata:

@@ -1,4 +1,4 @@
-"""`open_runner`: open a graph in the way that suits its provider."""
+"""`open_runner`: open a graph in the way that suits its provider; `side_by_side`: how many runs it makes at a time."""
 
 from functools import partial
 
@@ -38,7 +38,14 @@ def open_runner(
             pass  # onnxruntime does not capture a graph of which the CPU runs a node
         else:
             return CudaGraph(capturing, partial(open_for, threads))
-    cores = usable_cores() if threads is None else threads
-    if entry.uses_cores and cores > 1:
+    cores = side_by_side(provider, threads)
+    if cores > 1:
         return Cores(open_for, cores)
     return open_for(threads)
+
+
+def side_by_side(provider: str, threads: int | None) -> int:
+    """Return how many runs a model makes at a time: one for each core; one if they are not on the cores."""
+    if not provider_named(provider).uses_cores:
+        return 1
+    return usable_cores() if threads is None else threads

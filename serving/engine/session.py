@@ -29,14 +29,23 @@ class Runner(Protocol):
 
     prefers_few_row_counts: bool
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(
+        self, feeds: Arrays, outputs: Sequence[str], *, one_core: bool = False
+    ) -> list[np.ndarray]:
         """Run the graph once.
+
+        Args:
+            one_core: use one core only, since other runs have the others.
 
         Raises:
             InputError: onnxruntime refuses what is in the inputs, such as an index beyond a table.
             RunError: it failed for another reason.
         """
         ...
+
+    def gains_from_cores(self, rows: int) -> bool:
+        """Return whether a run of these rows is faster with all cores than with one."""
+        return False
 
     def specs(self) -> tuple[Specs, Specs]:
         """Return the inputs and the outputs of the graph."""
@@ -83,7 +92,9 @@ class Session(Runner):
         self._large_run_options = quiet_options()
         self._large_run_options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arenas)
 
-    def run(self, feeds: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(
+        self, feeds: Arrays, outputs: Sequence[str], *, one_core: bool = False
+    ) -> list[np.ndarray]:
         is_large = any(prod(array.shape[:2]) > LARGE_RUN for array in feeds.values())
         options = self._large_run_options if is_large else self._options
         names = list(outputs)

@@ -4,8 +4,11 @@
 `choose_segments` is for chunks of streams. They are never padded: a state must not see a step that its stream lacks.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple, Protocol
+
+NEARLY_AS_GOOD = 1.15
+"""A batch may take so many times the least time for each step, if it has fewer rows."""
 
 
 class Item(Protocol):
@@ -49,73 +52,49 @@ class Segment(NamedTuple):
     chunks: int
 
 
-def choose_rows(items: Sequence[Item], max_rows: int, max_waste: float) -> list[int]:
+def choose_rows(
+    items: Sequence[Item],
+    max_rows: int,
+    max_waste: float,
+    run_seconds: Callable[[int, int], float],
+) -> list[int]:
     """Choose the next batch: indices of `items`, which are in order of arrival.
 
     1. The oldest is always in it, so that each waits at most as many runs as there were requests before it.
     2. At most `max_rows` rows, unless the oldest alone has more.
     3. At most the share `max_waste` of rows times the longest steps is padding; 0 joins equal steps only.
+    4. Only as many as pays. Those nearest to the oldest in length join it, one after another; of these batches, the one
+       whose run takes least for each step of the requests would answer most in a given time. A smaller one is taken if
+       it is nearly as good, since all of them wait for the whole run.
 
-    There is one candidate for each length that could be the batch's longest. The one with most rows is taken, and of
-    equals the one with least padding. A batch is filled from its longest request downwards: each shorter one adds
-    padding.
+    Args:
+        run_seconds: rows, steps -> what a run of them takes.
     """
     oldest = items[0]
-    joinable = [index for index, item in enumerate(items) if item.key == oldest.key]
-    longest_first = sorted(
-        joinable, key=lambda index: -items[index].steps
-    )  # stable: the earlier of equals first
-    best = [0]
-    best_worth = (0, 0)
-    longest = None
-    for position, index in enumerate(longest_first):
-        steps = items[index].steps
-        # Rule 1: the oldest does not fit into a batch of fewer steps.
-        if steps < oldest.steps:
-            break
-        if steps == longest:
-            continue
-        longest = steps
-        batch = _fill(items, longest_first[position:], max_rows, max_waste)
-        worth = _worth([items[index] for index in batch])
-        if worth > best_worth:
-            best = batch
-            best_worth = worth
-    return sorted(best)
-
-
-def _fill(
-    items: Sequence[Item], longest_first: Sequence[int], max_rows: int, max_waste: float
-) -> list[int]:
-    """Add to the oldest request as many of the others as fit; the oldest alone if that leaves too much padding."""
-    oldest = items[0]
-    longest = items[longest_first[0]].steps
+    joinable = [index for index, item in enumerate(items) if index and item.key == oldest.key]
+    # Stable: the earlier of equals first.
+    joinable.sort(key=lambda index: abs(items[index].steps - oldest.steps))
     batch = [0]
     rows = oldest.rows
-    real_steps = oldest.rows * oldest.steps
-    for index in longest_first:
+    longest = oldest.steps
+    real_steps = rows * longest
+    costs = [
+        run_seconds(rows, longest) / real_steps
+    ]  # seconds a step, of the first items of the batch
+    for index in joinable:
         item = items[index]
         new_rows = rows + item.rows
-        if index == 0 or new_rows > max_rows:
-            continue
+        new_longest = max(longest, item.steps)
         new_real_steps = real_steps + item.rows * item.steps
-        # A batch with too much padding so far may still be filled up: a row longer than the mean lowers the share.
-        lowers_waste = item.steps * rows >= real_steps
-        if not lowers_waste and new_real_steps < (1 - max_waste) * new_rows * longest:
-            break
+        too_much_padding = new_real_steps < (1 - max_waste) * new_rows * new_longest
+        if new_rows > max_rows or too_much_padding:
+            continue
         batch.append(index)
-        rows = new_rows
-        real_steps = new_real_steps
-    within_waste = real_steps >= (1 - max_waste) * rows * longest
-    return batch if within_waste else [0]
-
-
-def _worth(batch: Sequence[Item]) -> tuple[int, int]:
-    """First the rows, then the steps of padding as a negative number."""
-    rows = sum(item.rows for item in batch)
-    longest = max(item.steps for item in batch)
-    real_steps = sum(item.rows * item.steps for item in batch)
-    return rows, real_steps - rows * longest
+        rows, longest, real_steps = new_rows, new_longest, new_real_steps
+        costs.append(run_seconds(rows, longest) / real_steps)
+    good_enough = NEARLY_AS_GOOD * min(costs)
+    count = next(count for count, cost in enumerate(costs, 1) if cost <= good_enough)
+    return sorted(batch[:count])
 
 
 def choose_segments(

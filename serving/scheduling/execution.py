@@ -1,6 +1,6 @@
 """One run for a batch: chunks end to end, states in and out, and each request's part of the outputs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,8 +36,13 @@ class BatchResult:
     padded_steps: int
 
 
-def execute(engine: BatchEngine, batch: Sequence[StreamSegment]) -> BatchResult:
+def execute(
+    engine: BatchEngine, batch: Sequence[StreamSegment], get_all_cores: Callable[[], bool]
+) -> BatchResult:
     """Run a batch, each segment as one request.
+
+    Args:
+        get_all_cores: gets all cores for the run instead of one, if they are free; called only if it gains from them.
 
     Raises:
         InputError, RunError: as for `Engine.run`.
@@ -50,9 +55,12 @@ def execute(engine: BatchEngine, batch: Sequence[StreamSegment]) -> BatchResult:
         for job in segment:
             names.update(job.outputs)
     feeds = [end_to_end(segment, signature) for segment in batch]
-    choice = engine.choose(feeds)
-    results = engine.run(choice, feeds, sorted(names))
     rows = sum(request.rows for request in feeds)
+    choice = engine.choose(feeds)
+    one_core = not (choice.runner.gains_from_cores(rows) and get_all_cores())
+    if one_core:
+        choice = engine.choose(feeds, one_core=True)
+    results = engine.run(choice, feeds, sorted(names), one_core=one_core)
     real_steps = sum(request.rows * (request.steps or 1) for request in feeds)
     all_steps = rows * (choice.steps or 1)
     outputs = []

@@ -15,10 +15,11 @@ from deploy_rnn.errors import (
     StreamError,
     TooLargeError,
 )
-from deploy_rnn.runtime import CPU, TensorSpec
+from deploy_rnn.runtime import CPU, TensorSpec, provider_named
 
 from ..engine.batch_engine import BatchEngine
 from ..engine.opening import open_model
+from .core_slots import CoreSlots, Slot
 from .execution import BatchResult, execute
 from .limits import Limits, lower
 from .queue import Job, RequestQueue, StreamSegment
@@ -28,7 +29,8 @@ from .streams import StreamTable
 
 
 class Model:
-    """A loaded bundle that takes requests from any thread, and runs them in one background thread, several at a time.
+    """A loaded bundle that takes requests from any thread, and runs them in threads of its own: as many runs at a time
+    as there are cores, and in each of them as many requests as pays.
 
     An answer does not depend, but for rounding, on what else is in the run.
 
@@ -36,8 +38,10 @@ class Model:
         path: the folder of a bundle, or an .onnx file, whose requests and chunks run one by one.
         name: None for the bundle's.
         provider: the onnxruntime execution provider; there is no silent fallback.
-        threads: cores that one run may use; None for all.
+        threads: cores that it may use; None for all.
         limits: how much it takes on.
+        cores: what its runs share with those of other models; None for cores of its own. Without meaning for a
+            provider that does not run on them.
         clock: returns seconds; measures waiting, deadlines and idle streams.
 
     Attributes:
@@ -60,12 +64,15 @@ class Model:
         provider: str = CPU,
         threads: int | None = None,
         limits: Limits | None = None,
+        cores: CoreSlots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = Path(path)
         self._engine = BatchEngine(open_model(self.path, provider, threads))
         self.name = name or self._engine.name
-        self._engine.warm_up()
+        self._engine.warm_up(side_by_side=True)
+        on_cores = provider_named(provider).uses_cores
+        self._cores = cores if cores and on_cores else CoreSlots(self._engine.cores)
         signature = self._engine.signature
         self.inputs: tuple[TensorSpec, ...] = self._engine.inputs
         self.outputs: tuple[TensorSpec, ...] = self._engine.outputs
@@ -77,15 +84,19 @@ class Model:
         max_rows = self._limits.max_rows if signature.batch_axis else 0
         self.max_batch = lower(max_rows, self._engine.most_rows)
         self._clock = clock
-        # Guards everything below; notified when a request arrives, and when the model closes.
+        # Guards everything below; notified when a request arrives or a stream can go on, and when the model closes.
         self._changed = Condition()
         self._closed = False
         self._retired = False
         self._tally = Tally()
         self._streams = StreamTable(self._limits)
         self._queue = RequestQueue(self._engine, self._limits, self._streams)
-        self._thread = Thread(target=self._serve, name=f"deploy-rnn {self.name}", daemon=True)
-        self._thread.start()
+        self._threads = []
+        for number in range(self._engine.cores):
+            name = f"deploy-rnn {self.name} {number}"
+            self._threads.append(Thread(target=self._serve, name=name, daemon=True))
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -156,9 +167,11 @@ class Model:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        # The callback of a future may close the model, and runs in the very thread that would be waited for.
-        if current_thread() is not self._thread:
-            self._thread.join(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        for thread in self._threads:
+            # The callback of a future may close the model, and runs in the very thread that would be waited for.
+            if thread is not current_thread():
+                thread.join(None if until is None else max(0.0, until - time.monotonic()))
         if timeout is not None:
             self._refuse_all()
 
@@ -239,28 +252,47 @@ class Model:
         """Run what is queued until the model is closed. Even if this fails, no client waits in vain."""
         try:
             while self._wait_for_work():
-                with self._changed:
-                    batch, dropped = self._queue.take(self._clock())
-                for job, reason in dropped:
-                    self._refuse(job, reason)
-                if batch:
-                    self._run(batch)
+                with self._cores.taken() as slot:
+                    self._run_next(slot)
         finally:
             self._refuse_all()
 
-    def _wait_for_work(self) -> bool:
-        """Wait until a batch is due; False once the model is closed and nothing is left to run."""
+    def _run_next(self, slot: Slot) -> None:
+        """Run what is due, if another thread has not taken it meanwhile."""
         with self._changed:
-            while not self._queue and not self._closed:
+            batch, dropped = self._queue.take(self._clock())
+            others_wait = self._queue.can_run
+        for job, reason in dropped:
+            self._refuse(job, reason)
+        if not batch:
+            return
+        try:
+            self._run(batch, lambda: not others_wait and self._cores.widen(slot))
+        finally:
+            with self._changed:
+                for segment in batch:
+                    if segment[0].stream:
+                        segment[0].stream.running = False
+                # Chunks of these streams may have come meanwhile.
+                if self._queue.can_run or self._closed:
+                    self._changed.notify_all()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until a batch is due; False once the model is closed and nothing is left to run.
+
+        Another thread may take the batch before this one does.
+        """
+        with self._changed:
+            while not self._queue.can_run and (self._queue or not self._closed):
                 # Idle streams must give back their memory even if no request comes.
                 self._streams.expire(self._clock())
                 self._wait_for_change(until=self._streams.next_expiry())
-            while self._queue and not self._queue.full and not self._closed:
+            while self._queue.can_run and not self._queue.full and not self._closed:
                 due = self._queue.oldest.arrived + self._limits.max_wait
                 if due <= self._clock():
                     break
                 self._wait_for_change(until=due)
-            return bool(self._queue)
+            return bool(self._queue) or not self._closed
 
     def _wait_for_change(self, until: float | None) -> None:
         """Wait until something has changed, or the clock says `until`; None for no limit."""
@@ -272,12 +304,12 @@ class Model:
             )  # a limit may be infinite, which a condition does not take
         self._changed.wait(seconds)
 
-    def _run(self, batch: Sequence[StreamSegment]) -> None:
+    def _run(self, batch: Sequence[StreamSegment], get_all_cores: Callable[[], bool]) -> None:
         """Run a batch, and answer its requests."""
         started = self._clock()
         before = time.perf_counter()
         try:
-            result = execute(self._engine, batch)
+            result = execute(self._engine, batch, get_all_cores)
         except Exception as error:  # of any type: those who wait must be told
             self._run_in_parts(batch, error)
         else:
@@ -292,7 +324,7 @@ class Model:
         """
         if len(batch) > 1:
             for segment in batch:
-                self._run([segment])
+                self._run([segment], _keep_one_core)
         elif len(batch[0]) > 1:
             for job in batch[0]:
                 self._run_unless_broken(job)
@@ -305,7 +337,7 @@ class Model:
         if stream and stream.broken:
             self._refuse(job, stream.error())
         else:
-            self._run([[job]])
+            self._run([[job]], _keep_one_core)
 
     def _fail(self, job: Job, error: Exception) -> None:
         if job.stream:
@@ -344,8 +376,13 @@ class Model:
     def _refuse_all(self) -> None:
         with self._changed:
             self._closed = True
+            self._changed.notify_all()
             jobs = self._queue.clear()
         for job in jobs:
             self._refuse(
                 job, ClosedError(f"model {self.name!r} was unloaded before the request was run.")
             )
+
+
+def _keep_one_core() -> bool:
+    return False

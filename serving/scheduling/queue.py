@@ -55,6 +55,11 @@ class Job:
         share a run."""
         return self.feeds.other_sizes, self.feeds.step_ranges
 
+    @property
+    def must_wait(self) -> bool:
+        """Whether it is a chunk of a stream whose run goes on: it needs the state that comes of it."""
+        return self.stream is not None and self.stream.running
+
     def claim(self) -> bool:
         """Claim it for a run: it can no longer be cancelled. False if it has been; its waiters are then told."""
         if self.claimed is None:
@@ -86,10 +91,16 @@ class RequestQueue:
         max_segment_steps = limits.max_steps if engine.takes_any_steps else 0
         self._max_segment_steps = lower(max_segment_steps, engine.most_steps)
         self._max_row_steps = limits.max_row_steps
+        self._run_seconds = engine.run_times.seconds
         self._jobs: list[Job] = []
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether a request waits that is not a chunk of a stream whose run goes on."""
+        return any(not job.must_wait for job in self._jobs)
 
     @property
     def oldest(self) -> Job:
@@ -119,11 +130,14 @@ class RequestQueue:
         dropped: list[DroppedJob] = []
         while True:
             dropped += self._drop_expired(now)
-            batch = self._choose() if self._jobs else []
+            batch = self._choose()
             jobs = [job for segment in batch for job in segment]
             claims = [job.claim() for job in jobs]
             if all(claims):
                 self._remove(jobs)
+                for job in jobs:
+                    if job.stream:
+                        job.stream.running = True
                 return batch, dropped
             # One was cancelled since it was chosen: drop it, and choose again.
 
@@ -144,9 +158,11 @@ class RequestQueue:
             self._jobs = [job for job in self._jobs if job not in removed]
 
     def _choose(self) -> list[StreamSegment]:
-        candidates = self._jobs[:WINDOW]
+        candidates = [job for job in self._jobs[:WINDOW] if not job.must_wait]
+        if not candidates:
+            return []
         if not self._streaming:
-            indices = choose_rows(candidates, self._max_rows, self._max_waste)
+            indices = choose_rows(candidates, self._max_rows, self._max_waste, self._run_seconds)
             chosen = [candidates[index] for index in sorted(indices)]
             return [[job] for job in self._within_row_steps(chosen)]
         # A request of no stream is a backlog by itself.

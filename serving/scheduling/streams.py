@@ -24,6 +24,7 @@ class Stream:
         last_used: when a chunk last came, or was answered.
         states: input -> what the chunk before gave, batch-first; empty before the first.
         waiting: chunks that came and are not answered.
+        running: whether a run of its chunks goes on; the next ones need the states that it gives.
         broken: why it cannot go on; None if it can.
     """
 
@@ -32,6 +33,7 @@ class Stream:
     last_used: float
     states: Mapping[str, np.ndarray] = field(default_factory=dict)
     waiting: int = 0
+    running: bool = False
     broken: str | None = None
 
     def error(self) -> StreamError:

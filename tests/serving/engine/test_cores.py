@@ -129,7 +129,7 @@ def test_as_many_parts_as_is_fastest() -> None:
     assert sorted(sessions[1].ran) == [2, 2, 3, 3, 3, 3]
 
 
-def test_a_session_that_is_never_the_faster_is_closed() -> None:
+def test_the_session_for_all_cores_is_closed_if_it_is_never_the_faster() -> None:
     assert set(one_core_for_many()[1]) == set()
     runner, sessions = one_core_for_many()
     assert set(sessions) == {1, 2}
@@ -139,12 +139,16 @@ def test_a_session_that_is_never_the_faster_is_closed() -> None:
     assert set(sessions) == {1}
     assert runner.run(inputs(2), ["last"])[0].shape == (2,)
     assert runner.specs() == ((), ())
+    assert not runner.gains_from_cores(2)
+
+
+def test_a_run_beside_others_has_one_core() -> None:
     runner, sessions = make_cores(all_cores=lambda rows: 1.0, one_core=lambda rows: 5.0, cores=2)
-    assert set(sessions) == {2}
-    assert runner.run(inputs(2), ["last"])[0].shape == (2,)
-    # What was closed is not opened again.
-    assert runner.tune(inputs, OUTPUTS, AXES, [1]) == {}
-    assert set(sessions) == {2}
+    assert runner.gains_from_cores(2)
+    for session in sessions.values():
+        session.ran.clear()
+    assert runner.run(inputs(2), ["last"], one_core=True)[0].shape == (2,)
+    assert (sessions[1].ran, sessions[2].ran) == ([2], [])
 
 
 def test_rows_that_depend_on_each_other_stay_together() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy_rnn.serving.engine.run_times import RunTimes
 from deploy_rnn.serving.scheduling.batching import choose_rows, choose_segments
 
 
@@ -22,6 +23,11 @@ def requests(*steps: int) -> list[Waiting]:
     return [Waiting(1, count) for count in steps]
 
 
+def few_runs(rows: int, steps: int) -> float:
+    """Rows cost nothing: the more share a run, the better."""
+    return float(steps)
+
+
 queues = st.lists(
     st.builds(Waiting, st.integers(1, 5), st.integers(1, 60), st.integers(0, 1)),
     min_size=1,
@@ -32,7 +38,7 @@ wastes = st.sampled_from([0.0, 0.1, 0.15, 0.5, 0.9])
 
 @given(queues, st.integers(0, 12), wastes)
 def test_every_rule_of_rows_holds(queue: list[Waiting], max_rows: int, max_waste: float) -> None:
-    batch = choose_rows(queue, max_rows, max_waste)
+    batch = choose_rows(queue, max_rows, max_waste, few_runs)
     chosen = [queue[index] for index in batch]
     assert batch == sorted(set(batch))
     assert batch[0] == 0, "the oldest waits"
@@ -51,7 +57,7 @@ def test_nobody_starves(queue: list[Waiting], max_rows: int, max_waste: float) -
     batches = 0
     while any(item is last for item in remaining):
         remaining += requests(30, 30, 30)
-        batch = choose_rows(remaining, max_rows, max_waste)
+        batch = choose_rows(remaining, max_rows, max_waste, few_runs)
         remaining = [item for index, item in enumerate(remaining) if index not in batch]
         batches += 1
     assert batches <= len(queue)
@@ -65,20 +71,34 @@ def test_nobody_starves(queue: list[Waiting], max_rows: int, max_waste: float) -
         ([100, 9, 99, 98], 8, 0.15, [0, 2, 3]),
         ([10, 10, 10], 2, 0.15, [0, 1]),
         ([10, 11, 10], 8, 0.0, [0, 2]),
-        ([10, 20, 20, 20, 20], 8, 0.15, [0, 1, 2, 3, 4]),  # one short among many long
-        ([10, 20, 20], 8, 0.15, [0]),  # 10 of 60 is too much
-        ([10, 1, 1, 1], 8, 0.5, [0, 1]),
+        ([10, 20, 20, 20, 20], 8, 0.15, [0]),  # 10 of 40 is too much
+        ([10, 5, 8], 8, 0.2, [0, 2]),  # the nearest comes first
+        ([10, 1, 1, 1], 8, 0.5, [0]),  # it would hardly pay
     ],
 )
 def test_rows_of_like_length_run_together(
     steps: list[int], max_rows: int, max_waste: float, expected: list[int]
 ) -> None:
-    assert choose_rows(requests(*steps), max_rows, max_waste) == expected
+    assert choose_rows(requests(*steps), max_rows, max_waste, few_runs) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds_of_rows", "expected"),
+    [
+        ({1: 1.8, 16: 25.6}, 1),  # each row costs nearly as much as alone
+        ({1: 1.7, 2: 2.0, 4: 2.96, 8: 5.44, 16: 9.28}, 9),  # sixteen are hardly better than nine
+        ({1: 1.0, 16: 1.0}, 14),  # rows cost nothing; the last two are not waited for
+    ],
+)
+def test_as_many_rows_share_a_run_as_pays(seconds_of_rows: dict[int, float], expected: int) -> None:
+    times = RunTimes({10: seconds_of_rows})
+    batch = choose_rows(requests(*[10] * 16), 32, 0.15, times.seconds)
+    assert batch == list(range(expected))
 
 
 def test_a_request_of_more_rows_than_a_run_has_goes_alone() -> None:
-    assert choose_rows([Waiting(9, 5), Waiting(1, 5)], 8, 0.15) == [0]
-    assert choose_rows([Waiting(1, 5), Waiting(9, 5), Waiting(2, 5)], 8, 0.15) == [0, 2]
+    assert choose_rows([Waiting(9, 5), Waiting(1, 5)], 8, 0.15, few_runs) == [0]
+    assert choose_rows([Waiting(1, 5), Waiting(9, 5), Waiting(2, 5)], 8, 0.15, few_runs) == [0, 2]
 
 
 chunks = st.tuples(st.integers(1, 6), st.integers(0, 1), st.booleans())

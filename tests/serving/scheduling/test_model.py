@@ -26,6 +26,7 @@ from deploy_rnn.errors import (
 from deploy_rnn.export import export_onnx
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.scheduling import model as module
+from deploy_rnn.serving.scheduling.core_slots import CoreSlots
 from deploy_rnn.serving.scheduling.limits import Limits
 from deploy_rnn.serving.scheduling.model import Model
 from deploy_rnn.serving.scheduling.request import Request, Response
@@ -58,11 +59,11 @@ class Held:
         self.batches: list[list[int]] = []
         real = module.execute
 
-        def execute(engine: Any, batch: Any) -> Any:
+        def execute(engine: Any, batch: Any, get_all_cores: Any) -> Any:
             self.entered.set()
             assert self.gate.wait(30)
             self.batches.append([len(segment) for segment in batch])
-            return real(engine, batch)
+            return real(engine, batch, get_all_cores)
 
         monkeypatch.setattr(module, "execute", execute)
 
@@ -420,6 +421,93 @@ def test_many_threads_at_once(
         thread.join()
     assert not wrong
     assert model.statistics().successes == 120
+
+
+class Counted:
+    """Holds all runs back, and counts those that have begun; `all_cores`: which of them got all cores, if they ask."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = threading.Event()
+        self.begun: list[Any] = []
+        self.asks_for_all = True
+        self.all_cores: list[bool] = []
+        real = module.execute
+
+        def execute(engine: Any, batch: Any, get_all_cores: Any) -> Any:
+            self.all_cores.append(self.asks_for_all and get_all_cores())
+            self.begun.append(batch)
+            assert self.gate.wait(30)
+            return real(engine, batch, lambda: False)
+
+        monkeypatch.setattr(module, "execute", execute)
+
+    def wait_for(self, runs: int) -> None:
+        end = time.monotonic() + 30
+        while len(self.begun) < runs:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def test_as_many_runs_at_a_time_as_there_are_cores(
+    padded: Path, tagger: nn.Module, counted: Counted
+) -> None:
+    with Model(padded, threads=2) as model:
+        first = model.submit(ask(tokens(1, 9)))
+        counted.wait_for(1)
+        assert counted.all_cores == [True], "the only one has all cores"
+        counted.gate.set()
+        first.result(30)
+        counted.gate.clear()
+        model._cores = CoreSlots(2)
+        monopoly = model._cores.taken()
+        with monopoly:
+            futures = [model.submit(ask(tokens(1, steps))) for steps in (9, 20, 31)]
+            counted.wait_for(2)
+        counted.wait_for(3)
+        assert counted.all_cores[1:] == [False, False], "others wait or run"
+        assert [len(batch) for batch in counted.begun[1:]] == [1, 1]
+        counted.gate.set()
+        for future, steps in zip(futures, (9, 20, 31), strict=True):
+            scores = future.result(30).outputs["output"]
+            np.testing.assert_allclose(scores, expected(tagger, tokens(1, steps)), atol=1e-5)
+
+
+def test_models_share_the_cores(padded: Path, streaming: Path, counted: Counted) -> None:
+    cores = CoreSlots(2)
+    with (
+        Model(padded, threads=2, cores=cores) as model,
+        Model(streaming, threads=2, cores=cores) as other,
+    ):
+        futures = [model.submit(ask(tokens(1, steps))) for steps in (3, 30, 300)]
+        counted.wait_for(1)
+        futures.append(other.submit(ask(tokens(1, 3))))
+        counted.gate.set()
+        assert all(future.result(30) for future in futures)
+    assert cores._free == 2
+
+
+def test_chunks_of_a_stream_run_one_after_another_beside_those_of_others(
+    streaming: Path, stream_model: nn.Module, counted: Counted
+) -> None:
+    with Model(streaming, threads=2, limits=Limits(max_rows=1)) as model:
+        array = tokens(1, 12)
+        counted.asks_for_all = False
+        pieces = [send(model, 1, array[:, :4], start=True)]
+        counted.wait_for(1)
+        pieces.append(send(model, 1, array[:, 4:8]))
+        other = send(model, 2, array, start=True)
+        counted.wait_for(2)
+        names = [batch[0][0].stream.name for batch in counted.begun]
+        assert names == [1, 2], "the second chunk of stream 1 waits for its state"
+        counted.gate.set()
+        pieces.append(send(model, 1, array[:, 8:], end=True))
+        np.testing.assert_allclose(whole(pieces), expected(stream_model, array), atol=1e-5)
+        np.testing.assert_allclose(whole([other]), expected(stream_model, array), atol=1e-5)
 
 
 def test_invalid_limits() -> None:

@@ -1,0 +1,58 @@
+"""`CoreSlots`: the cores of this process, which the runs of all its models share."""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Condition
+
+
+@dataclass(eq=False)
+class Slot:
+    """What a run holds: one core, or all of them."""
+
+    cores: int = 1
+
+
+class CoreSlots:
+    """As many runs at a time as there are cores, each on one. They get them in the order in which they ask, so that no
+    model keeps another from running. A run that is the only one may take all cores.
+
+    Thread-safe.
+
+    Args:
+        count: how many cores there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._free = count
+        self._waiting: deque[Slot] = deque()
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self) -> Iterator[Slot]:
+        """Wait for a core, and give back what the slot holds in the end."""
+        slot = Slot()
+        with self._changed:
+            self._waiting.append(slot)
+            while self._waiting[0] is not slot or not self._free:
+                self._changed.wait()
+            self._waiting.popleft()
+            self._free -= 1
+            self._changed.notify_all()
+        try:
+            yield slot
+        finally:
+            with self._changed:
+                self._free += slot.cores
+                self._changed.notify_all()
+
+    def widen(self, slot: Slot) -> bool:
+        """Take all the other cores too. False, and nothing is taken, if one of them is in use or waited for."""
+        with self._changed:
+            if self._free < self.count - 1 or self._waiting:
+                return False
+            self._free = 0
+            slot.cores = self.count
+            return True
