@@ -67,7 +67,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="The onnxruntime provider, such as CUDAExecutionProvider.",
 )
 @click.option(
-    "--threads", show_default="all", type=COUNT, metavar="N", help="Cores that one run may use."
+    "--threads", show_default="all", type=COUNT, metavar="N", help="Cores that the models may use."
 )
 @click.option(
     "--token", show_default="none", envvar=TOKEN_VARIABLE, show_envvar=True,

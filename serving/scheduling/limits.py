@@ -10,8 +10,8 @@ class Limits:
     Attributes:
         max_rows: rows of one run; also of one request.
         max_queue: requests that wait; one more is refused.
-        max_wait: seconds that a run is put off for more rows. With 0 it starts as soon as the one before is done, with
-            what has come in meanwhile.
+        max_wait: seconds that a run is put off for more rows. With 0 it starts as soon as a core is free, with what has
+            come in meanwhile.
         max_waste: share of a run's steps that may be padding.
         max_steps: steps of one request, and of chunks of a stream that are run as one.
         max_row_steps: rows times steps of one request, and of one run of several: memory and time grow with them, and a
