@@ -318,7 +318,6 @@ async def _serve(
 def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
     from deploy_rnn.runtime import CPU
 
-    from .engine.providers import side_by_side
     from .repository import Repository
     from .scheduling.core_slots import CoreSlots
     from .scheduling.limits import Limits
@@ -326,7 +325,7 @@ def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
 
     limits = Limits(**_fields_of(Limits, options))
     # All models share them.
-    cores = CoreSlots(side_by_side(options.get("provider", CPU), options.get("threads")))
+    cores = CoreSlots.of(options.get("provider", CPU), options.get("threads"))
     model_options = {name: options[name] for name in ("provider", "threads") if name in options}
 
     def make(folder: Path, name: str) -> Model:

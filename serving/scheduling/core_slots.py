@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
+from typing import Self
+
+from ..engine.providers import side_by_side
 
 
 @dataclass(eq=False)
@@ -29,6 +32,11 @@ class CoreSlots:
         self._free = count
         self._waiting: deque[Slot] = deque()
         self._changed = Condition()
+
+    @classmethod
+    def of(cls, provider: str, threads: int | None) -> Self:
+        """As many as a model may use with these arguments of `Engine`."""
+        return cls(side_by_side(provider, threads))
 
     @contextmanager
     def taken(self) -> Iterator[Slot]:
