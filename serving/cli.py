@@ -316,17 +316,15 @@ async def _serve(
 
 
 def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
-    from deploy_rnn.runtime import CPU
-
     from .repository import Repository
     from .scheduling.core_slots import CoreSlots
     from .scheduling.limits import Limits
     from .scheduling.model import Model
 
     limits = Limits(**_fields_of(Limits, options))
-    # All models share them.
-    cores = CoreSlots.of(options.get("provider", CPU), options.get("threads"))
     model_options = {name: options[name] for name in ("provider", "threads") if name in options}
+    # All models share them.
+    cores = CoreSlots.of(**model_options)
 
     def make(folder: Path, name: str) -> Model:
         return Model(folder, name=name, limits=limits, cores=cores, **model_options)

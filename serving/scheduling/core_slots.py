@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import Self
 
+from deploy_rnn.runtime import CPU
+
 from ..engine.providers import side_by_side
 
 
@@ -34,7 +36,7 @@ class CoreSlots:
         self._changed = Condition()
 
     @classmethod
-    def of(cls, provider: str, threads: int | None) -> Self:
+    def of(cls, provider: str = CPU, threads: int | None = None) -> Self:
         """As many as a model may use with these arguments of `Engine`."""
         return cls(side_by_side(provider, threads))
 
