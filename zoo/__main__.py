@@ -29,6 +29,9 @@ SECONDS = int(os.environ.get("ZOO_SECONDS", "1500"))
 CACHE = ROOT / "build" / "zoo-cache"
 """Of the C++ compiler: its precompiled headers take longer than a model."""
 
+LIBRARY = ("deploy_rnn", "export", "serving")
+"""Folders whose last commit is written beside each cell."""
+
 MEMORY = 12 * 2**30
 """Bytes of address space of one process."""
 
@@ -41,6 +44,7 @@ SLOW = ("compile", ".pt2")
 def run(name: str, ways: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
     """Send one model these ways; `old`: what is known of it."""
     failure = ""
+    commit = library_commit()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "cells.json"
         command = [sys.executable, "-m", "zoo.judges", name, str(path), *ways]
@@ -66,6 +70,8 @@ def run(name: str, ways: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any
     missing = [way for way in ways if way not in cells]
     error, _, message = failure.partition(": ")
     cells |= {way: {"goes": False, "error": error, "message": message} for way in missing}
+    for cell in cells.values():
+        cell["commit"] = commit
     entry = MODELS[name]
     return {
         "package": entry.package,
@@ -78,11 +84,28 @@ def run(name: str, ways: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def library_commit() -> str:
+    """The last commit that changed the library, with a "+" behind it if files were changed since."""
+    commit = _git("log", "-1", "--format=%h")
+    return f"{commit}+" if _git("status", "--porcelain") else commit
+
+
+def _git(*command: str) -> str:
+    """What git says of the folders of the library."""
+    finished = subprocess.run(
+        ["git", *command, "--", *LIBRARY], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return finished.stdout.strip()
+
+
 def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
 
 
 def main() -> None:
+    unknown = [name for name in sys.argv[1:] if name not in MODELS]
+    if unknown:
+        sys.exit(f"MODELS has {', '.join(unknown)}; the zoo has {', '.join(MODELS)}.")
     result: dict[str, Any] = {"models": {}}
     if RESULT.exists():
         result = json.loads(RESULT.read_text(encoding="utf-8"))

@@ -32,6 +32,9 @@ from deploy_rnn.tensor_spec import TensorSpec
 from . import ROOT
 from .models import MODELS, Exhibit
 
+OPERATORS: list[torch.library.Library] = []
+"""Kept, because operators end with their library."""
+
 FILES = ("native", "scan", "unrolled")
 
 
@@ -187,9 +190,18 @@ def _portable(message: str) -> str:
     return re.sub(r"/\S*/(?:site-packages|python3\.\d+)/", "", message).replace(f"{ROOT}/", "")
 
 
+def define_operators_of_torchvision() -> None:
+    """Let torchvision be imported without its compiled part, which on the package index is for CUDA."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    OPERATORS.append(library)
+
+
 def main() -> None:
     name, path, *wanted = sys.argv[1:]
     warnings.simplefilter("ignore")
+    define_operators_of_torchvision()
     torch.manual_seed(0)
     cells: dict[str, Any] = {}
 

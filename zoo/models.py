@@ -243,6 +243,23 @@ def encodec_decoder() -> Exhibit:
     return Exhibit(decoder, (torch.rand(2, 8, 10),))
 
 
+@model("denoiser", "Demucs", "speech enhancement: strided convolutions around a causal LSTM")
+def denoiser_demucs() -> Exhibit:
+    from denoiser.demucs import Demucs
+
+    network = Demucs(hidden=4, depth=2, resample=1, normalize=False)
+    return Exhibit(network, (torch.rand(2, 1, 340),))
+
+
+@model("transformers", "EncodecEncoder", "Hugging Face's EnCodec: convolutions, two LSTMs")
+def transformers_encodec() -> Exhibit:
+    from transformers import EncodecConfig
+    from transformers.models.encodec.modeling_encodec import EncodecEncoder
+
+    config = EncodecConfig(num_filters=4, hidden_size=8, upsampling_ratios=[2, 2])
+    return Exhibit(EncodecEncoder(config), (torch.rand(2, 1, 64),))
+
+
 @model("asteroid", "DPRNNTasNet", "dual-path bidirectional LSTMs over folded chunks")
 def dprnn() -> Exhibit:
     from asteroid.models import DPRNNTasNet
@@ -331,7 +348,102 @@ def awd_lstm() -> Exhibit:
     return Exhibit(Reset(), (torch.randint(20, (2, 9)),))
 
 
+@model("flair", "LanguageModel", "characters, an LSTM with states that come and go")
+def flair_language_model() -> Exhibit:
+    from flair.data import Dictionary
+    from flair.models import LanguageModel
+
+    letters = Dictionary()
+    for letter in "abcdef":
+        letters.add_item(letter)
+    network = LanguageModel(letters, True, hidden_size=8, nlayers=1, embedding_size=6)
+    # Its characters are time-major, and its states are a pair.
+    states = (torch.rand(1, 2, 8), torch.rand(1, 2, 8))
+    return Exhibit(network, (torch.randint(6, (9, 2)), states))
+
+
+# Printed text
+
+
+@model("easyocr", "vgg_model.Model", "reads lines of text: convolutions, two bidirectional LSTMs")
+def easyocr_crnn() -> Exhibit:
+    from easyocr.model.vgg_model import Model
+
+    # The second argument of `forward` is not used.
+    return Exhibit(Model(1, 16, 8, 10), (torch.rand(2, 1, 32, 48), None))
+
+
+@model("python-doctr", "CRNN, exportable", "reads words: a VGG network, bidirectional LSTMs")
+def doctr_crnn() -> Exhibit:
+    from doctr.models.recognition import crnn_vgg16_bn
+
+    network = crnn_vgg16_bn(pretrained=False, pretrained_backbone=False, exportable=True)
+    return Exhibit(network, (torch.rand(2, 3, 32, 64),))
+
+
 # Time series
+
+
+@model("darts", "RNNModel's network", "an LSTM and a linear layer, the last step")
+def darts_rnn() -> Exhibit:
+    from darts.models.forecasting.rnn_model import _RNNModule
+    from darts.utils.data.torch_datasets.utils import PLModuleInput
+
+    network = _RNNModule(
+        "LSTM", input_size=2, hidden_dim=8, num_layers=2, target_size=2, nr_params=1, dropout=0.0,
+        input_chunk_length=8, output_chunk_length=1, train_sample_shape=None,
+    )  # fmt: skip
+
+    class Forecast(nn.Module):
+        """`forward` with a tensor in place of its dataclass."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, past: Tensor) -> Any:
+            return self.network(PLModuleInput(past_target=past)).prediction
+
+    return Exhibit(Forecast(), (torch.rand(2, 8, 2),))
+
+
+@model("neuralforecast", "LSTM", "an LSTM over the window, and an MLP for the horizon")
+def neuralforecast_lstm() -> Exhibit:
+    from neuralforecast.models import LSTM
+
+    network = LSTM(h=3, input_size=9, encoder_hidden_size=8, decoder_hidden_size=8)
+    batch = {"insample_y": torch.rand(2, 9, 1), "futr_exog": None, "hist_exog": None, "stat_exog": None}
+    return Exhibit(network, (batch,))
+
+
+@model("neuralhydrology", "CudaLSTM", "rainfall and runoff: forcings by name, an LSTM, a head")
+def cuda_lstm() -> Exhibit:
+    return Exhibit(_hydrology_model("cudalstm"), (_basin(),))
+
+
+@model("neuralhydrology", "EALSTM", "a cell whose input gate is static, stepped in a Python loop")
+def ea_lstm() -> Exhibit:
+    return Exhibit(_hydrology_model("ealstm"), (_basin(),))
+
+
+def _hydrology_model(name: str) -> nn.Module:
+    from neuralhydrology.modelzoo import get_model
+    from neuralhydrology.utils.config import Config
+
+    settings = {
+        "model": name, "head": "regression", "hidden_size": 8, "output_dropout": 0.0,
+        "dynamic_inputs": ["rain", "temperature"], "static_attributes": ["area", "slope"],
+        "target_variables": ["runoff"], "use_basin_id_encoding": False, "seq_length": 12,
+        "output_activation": "linear", "predict_last_n": 1,
+    }  # fmt: skip
+    network: nn.Module = get_model(Config(settings))
+    return network
+
+
+def _basin() -> dict[str, Any]:
+    """Two rows of twelve days."""
+    forcings = {name: torch.rand(2, 12, 1) for name in ("rain", "temperature")}
+    return {"x_d": forcings, "x_s": torch.rand(2, 2)}
 
 
 @model("tsai", "LSTM_FCN", "an LSTM beside convolutions over the same series")
