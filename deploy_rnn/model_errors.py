@@ -176,7 +176,8 @@ def _is_library_file(file: str) -> bool:
     if file.startswith("<"):
         return True
     for name, module in list(sys.modules.items()):
-        if getattr(module, "__file__", None) == file:
+        # Not getattr: a module that is loaded when it is first used would be loaded by it, or fail.
+        if getattr(module, "__dict__", {}).get("__file__") == file:
             return _is_library(name)
     return bool(LIBRARIES.intersection(Path(file).parts))
 

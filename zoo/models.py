@@ -350,6 +350,10 @@ def awd_lstm() -> Exhibit:
 
 @model("flair", "LanguageModel", "characters, an LSTM with states that come and go")
 def flair_language_model() -> Exhibit:
+    import transformers
+
+    # flair 0.15.1 imports this name, which transformers 5 no longer has, and its language model does not use it.
+    transformers.LayoutLMv2FeatureExtractor = None
     from flair.data import Dictionary
     from flair.models import LanguageModel
 
@@ -412,7 +416,12 @@ def neuralforecast_lstm() -> Exhibit:
     from neuralforecast.models import LSTM
 
     network = LSTM(h=3, input_size=9, encoder_hidden_size=8, decoder_hidden_size=8)
-    batch = {"insample_y": torch.rand(2, 9, 1), "futr_exog": None, "hist_exog": None, "stat_exog": None}
+    batch = {
+        "insample_y": torch.rand(2, 9, 1),
+        "futr_exog": None,
+        "hist_exog": None,
+        "stat_exog": None,
+    }
     return Exhibit(network, (batch,))
 
 

@@ -1,5 +1,6 @@
 """A `.pt` file: the model scripted and frozen by TorchScript."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,14 @@ from torch.jit._recursive import concrete_type_store
 from deploy_rnn.errors import ExportError
 from deploy_rnn.model_errors import first_paragraph, line_in_text
 
+_MISFIT = re.compile(
+    r"^\s*(?P<function>[\w:.]+)\((?P<signature>.*)\) -> .*:\n"
+    r"\s*Expected a value of type '(?P<expected>.+)' for argument '(?P<argument>\w+)' "
+    r"but instead found type '(?P<found>.+)'",
+    re.MULTILINE,
+)
+"""What TorchScript says of each variant of a function that does not take the arguments of a call."""
+
 
 def script_file(model: nn.Module, path: Path) -> None:
     """Script `model`, a converted copy in evaluation mode, and freeze its weights into a `.pt` file.
@@ -22,16 +31,19 @@ def script_file(model: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
         _forget_unfinished_types(model)
+        _let_lightning_be_scripted(model)
         try:
             frozen = torch.jit.freeze(torch.jit.script(model))
         except Exception as error:  # torch.jit raises many types here
             line = line_in_text(str(error))
             start = f"{line}: " if line else ""
-            # The rest quotes the code around that line.
-            quoted = str(error).strip().partition('\n  File "')[0].rstrip(".:\n ")
-            reason = " ".join(quoted.split())
+            reason = _reason(error)
+            what = type(model).__name__
+            # TorchScript names no line of the model where a module of torch.nn, or the class of a module, is refused.
+            if not line:
+                what = _failing_part(model, reason) or what
             raise ExportError(
-                f"{start}TorchScript cannot compile {type(model).__name__}: {reason}. Write a .pt2 file instead, "
+                f"{start}TorchScript cannot compile {what}: {reason}. Write a .pt2 file instead, "
                 "which takes any code that torch.export does."
             ) from error
         try:
@@ -50,6 +62,58 @@ def _forget_unfinished_types(model: nn.Module) -> None:
     for module in model.modules():
         types = concrete_type_store.type_store.get(type(module), [])
         types[:] = [known for known in types if known in concrete_type_store.methods_compiled]
+
+
+def _let_lightning_be_scripted(model: nn.Module) -> None:
+    """Set what Lightning's own `to_torchscript` sets: without a trainer, a property of its modules raises otherwise."""
+    for part in model.modules():
+        if hasattr(part, "_jit_is_scripting"):
+            vars(part)["_jit_is_scripting"] = True
+
+
+def _reason(error: Exception) -> str:
+    """What TorchScript says, without the code that it quotes; a list of variants is said in a few words."""
+    quoted = str(error).strip().partition('\n  File "')[0]
+    misfits = list(_MISFIT.finditer(quoted))
+    if not misfits:
+        return " ".join(quoted.split()).removesuffix(" at").rstrip(".: ")
+    # Arguments are compared from the first to the last: the variants that fit best have a complaint of the last.
+    furthest = max(_position(misfit) for misfit in misfits)
+    nearest = [misfit for misfit in misfits if _position(misfit) == furthest]
+    expected = dict.fromkeys(misfit["expected"] for misfit in nearest)
+    first = nearest[0]
+    function = first["function"].removeprefix("aten::").partition(".")[0]
+    return f"`{first['argument']}` of `{function}` must be {' or '.join(expected)}, got {first['found']}"
+
+
+def _position(misfit: re.Match[str]) -> int:
+    """Which argument of its function a misfit is about, from 0."""
+    before = re.split(rf"\b{misfit['argument']}\b", misfit["signature"])[0]
+    return before.count(",")
+
+
+def _failing_part(model: nn.Module, reason: str) -> str:
+    """The innermost module within `model` that TorchScript refuses for the same reason, in words; empty if none."""
+    path = ""
+    part = model
+    while True:
+        for name, child in part.named_children():
+            if _script_reason(child) == reason:
+                path = f"{path}.{name}" if path else name
+                part = child
+                break
+        else:
+            return f"`{path}`, a {type(part).__name__}" if path else ""
+
+
+def _script_reason(module: nn.Module) -> str:
+    """Why TorchScript refuses a module by itself; empty if it does not."""
+    _forget_unfinished_types(module)
+    try:
+        torch.jit.script(module)
+    except Exception as error:  # torch.jit raises many types here
+        return _reason(error)
+    return ""
 
 
 def load_file(path: Path) -> Callable[..., Any]:
