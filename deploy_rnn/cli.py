@@ -3,6 +3,7 @@
 Exit codes: 0 success, 1 a check failed, 2 bad usage or input, 130 Ctrl-C.
 """
 
+import os
 import time
 from importlib import import_module
 from importlib.util import find_spec
@@ -58,6 +59,8 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="deploy-rnn")
 def main() -> None:
     """Take a trained recurrent PyTorch network into production."""
+    # Read when onnxruntime is imported. From 1.29 on it tells its makers of each process, and keeps an id in the home.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @main.command()

@@ -486,6 +486,10 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError):
             self._refuse(400, "the target of the request is not a path.")
             return
+        headers = self._headers
+        if url.host is not None:  # a target that is a whole URL counts, whatever the Host
+            host = self._url.partition(b"//")[2].partition(b"/")[0]
+            headers = [(name, host if name == b"host" else value) for name, value in headers]
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -496,7 +500,7 @@ class Connection(asyncio.Protocol):
             "raw_path": raw_path,
             "root_path": "",
             "query_string": url.query or b"",
-            "headers": self._headers,
+            "headers": headers,
             **self._addresses,
         }
         app = self._app

@@ -707,6 +707,17 @@ def test_the_defaults_that_are_shown_are_those_of_the_functions() -> None:
     assert DEFAULTS.sizes == (1, 3, 7)
 
 
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_no_command_reports_to_the_makers_of_onnxruntime(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("ORT_DISABLE_TELEMETRY")
+    CliRunner().invoke(main, ["inspect", "nothing.onnx"])
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == (chosen or "1")
+
+
 def deploy_rnn(*arguments: str, **options: Any) -> Any:
     command = Path(sys.executable).with_name("deploy-rnn")
     return subprocess.run(

@@ -105,9 +105,11 @@ def test_sigterm_while_a_model_is_loaded(tmp_path: Path, new_bundle: Any) -> Non
 
 
 @posix
-def test_standard_files_that_are_closed_or_that_nobody_reads(real_bundles: Path) -> None:
+def test_standard_files_that_are_closed_or_that_nobody_reads(
+    real_bundles: Path, tmp_path: Path
+) -> None:
     """stdin and stderr are closed, and stdout is a pipe whose reader has left: what is written there must not reach a
-    client, nor end the server."""
+    client, nor end the server. Nor does anything appear in the home, where onnxruntime would keep an id."""
     code = """
 import os, signal, threading, time, urllib.request
 from deploy_rnn.cli import main
@@ -133,6 +135,7 @@ class Asked(server.Server):
 server.Server = Asked
 main()
 """
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG")}
     read, write = os.pipe()
     os.close(read)
     try:
@@ -147,7 +150,8 @@ main()
         ]
         command += ["--http-port", "0", "--grpc-port", "0"]
         shell = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *command]
-        with started(shell, stdout=write) as running:
+        with started(shell, stdout=write, env={**environment, "HOME": str(tmp_path)}) as running:
             assert running.wait(60) == 0
     finally:
         os.close(write)
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Who may ask: not the pages of other sites, and not pages that have made themselves this machine."""
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,32 @@ def test_only_this_machine_is_answered_on_loopback(host: str, server: Server) ->
         assert answer.status_code == HOSTS[host]
     if answer.status_code == 403:
         assert f"`Host` (={host!r}) is not this machine; ask localhost" in answer.json()["error"]
+
+
+def ask_raw(address: str, request: bytes) -> bytes:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(request)
+        return client.recv(65536)
+
+
+def test_a_target_that_is_a_whole_url_names_the_host(server: Server) -> None:
+    for host, status in (
+        (b"evil.example:8000", b"403"),
+        (b"me@localhost", b"403"),
+        (b"localhost:80", b"200"),
+    ):
+        request = b"GET http://%b/v2 HTTP/1.1\r\nHost: localhost\r\n\r\n" % host
+        assert ask_raw(server.http_address, request).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_browser_cannot_speak_grpc(server: Server) -> None:
+    method = b"/inference.GRPCInferenceService/RepositoryModelUnload"
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/grpc\r\n" % method
+    body = b"\0\0\0\0\5\x12\3sum"
+    request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    assert b"HTTP/1.1 200" not in ask_raw(server.grpc_address, request)
+    assert httpx.get(f"http://{server.http_address}/v2/models/sum", timeout=20).status_code == 200
 
 
 def test_any_host_is_answered_with_a_token(repository: Repository, run_server: Any) -> None:
