@@ -20,7 +20,7 @@ from deploy_rnn.bundle_files import (
 )
 from deploy_rnn.errors import BundleError
 from deploy_rnn.json_fields import FieldError, JsonField
-from deploy_rnn.plain_files import PlainFile, hash_plain, is_plain
+from deploy_rnn.plain_files import hash_plain, is_plain
 from deploy_rnn.tensor_spec import Ranges, TensorSpec, read_ranges
 
 VERSION = 2
@@ -199,20 +199,23 @@ class Manifest:
         """Check one file, as `check` does all."""
         self._compare(folder, name, hash_file(Path(folder), name))
 
-    def read_file(self, folder: str | Path, name: str, most: int | None = None) -> PlainFile:
+    def read_file(
+        self, folder: str | Path, name: str, *, most: int | None = None, keep: int | None = None
+    ) -> memoryview:
         """Read one file, and check what was read.
 
         Args:
             folder: the bundle.
             name: of a file that `sha256` lists.
-            most: how many bytes it may have.
+            most: how many bytes it may have; None for any number.
+            keep: how many bytes to return, from its beginning; all are checked. None for all.
 
         Raises:
             BundleError: as for `check`; or it is too large.
         """
-        file = read_file(Path(folder), name, most)
+        file = read_file(Path(folder), name, most, keep)
         self._compare(folder, name, file.sha256)
-        return file
+        return file.data
 
     def _compare(self, folder: str | Path, name: str, digest: str) -> None:
         expected = self.sha256[name]

@@ -37,10 +37,16 @@ def read_manifest_bytes(folder: Path) -> bytes:
     return bytes(file.data)
 
 
-def read_file(folder: Path, name: str, most: int | None = None) -> PlainFile:
-    """Read a file of a bundle. Raises: BundleError: it is missing, cannot be read, or has more than `most` bytes."""
+def read_file(
+    folder: Path, name: str, most: int | None = None, keep: int | None = None
+) -> PlainFile:
+    """Read a file of a bundle, as `read_plain` does.
+
+    Raises:
+        BundleError: it is missing, too large, or cannot be read.
+    """
     with _errors_of(folder, name):
-        return read_plain(folder, name, most=most, beside=MANIFEST)
+        return read_plain(folder, name, most=most, keep=keep, beside=MANIFEST)
 
 
 def hash_file(folder: Path, name: str) -> str:

@@ -4,7 +4,7 @@ onnx is not needed: of the format (protobuf, https://protobuf.dev/programming-gu
 names of these files is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -15,6 +15,9 @@ DTYPES = {
     10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
 }  # fmt: skip
 """`TensorProto.DataType` -> numpy's name, of those that numpy has."""
+
+MAX_RANK = 32
+"""numpy's own limit before 2.0."""
 
 SHARED_ALIGNMENT = 64
 """Kernels expect their tensors at multiples of this."""
@@ -63,19 +66,34 @@ class ExternalTensor:
     def location(self) -> str:
         return self.entries.get("location", "")
 
+    @property
+    def offset(self) -> int | None:
+        """Where it begins in its file; None if that is not a number."""
+        return _number(self.entries.get("offset", "0"))
+
+    @property
+    def nbytes(self) -> int | None:
+        """How many bytes it has there; None if that cannot be told."""
+        if "length" in self.entries:
+            return _number(self.entries["length"])
+        return self._expected_nbytes
+
     def array(self, data: np.ndarray) -> np.ndarray | None:
         """Its values within the bytes of its file; None if they cannot be used where they are."""
-        dtype = DTYPES.get(self.dtype)
-        offset = self.entries.get("offset", "0")
-        if dtype is None or not offset.isdecimal() or min(self.shape, default=0) < 0:
-            return None
-        start = int(offset)
-        count = prod(self.shape) * np.dtype(dtype).itemsize
-        if self.entries.get("length", str(count)) != str(count):
+        start = self.offset
+        count = self._expected_nbytes
+        if start is None or count is None or self.nbytes != count:
             return None
         if start % SHARED_ALIGNMENT or start + count > len(data) or not count:
             return None
-        return data[start : start + count].view(dtype).reshape(self.shape)
+        return data[start : start + count].view(DTYPES[self.dtype]).reshape(self.shape)
+
+    @property
+    def _expected_nbytes(self) -> int | None:
+        """How many bytes its shape and dtype need; None if numpy does not have them."""
+        if self.dtype not in DTYPES or len(self.shape) > MAX_RANK or min(self.shape, default=0) < 0:
+            return None
+        return prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,22 +103,36 @@ class OnnxBytes:
     Attributes:
         shown_as: its path, for messages.
         graph: its bytes.
-        files: files that its tensors are in -> their bytes, uint8. Models that share a file share them.
+        tensors: those that are in other files.
+        files: names of these files -> their bytes, uint8. Models can have the same files.
     """
 
     shown_as: str
     graph: bytes
+    tensors: Sequence[ExternalTensor] = ()
     files: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def shared_weights(self) -> dict[str, np.ndarray]:
-        """Weights by name, as parts of `files`."""
+        """Weights of the main graph by name, as parts of `files`."""
         arrays: dict[str, np.ndarray] = {}
-        for tensor in external_tensors(self.graph):
-            if tensor.is_initializer and tensor.location in self.files:
+        for tensor in self.tensors:
+            if tensor.is_initializer:
                 array = tensor.array(self.files[tensor.location])
                 if array is not None:
                     arrays[tensor.name] = array
         return arrays
+
+
+def needed_bytes(tensors: Iterable[ExternalTensor]) -> dict[str, int | None]:
+    """Return how many bytes of each file some tensors need, from its beginning; None for all."""
+    ends: dict[str, int | None] = {}
+    for tensor in tensors:
+        end = ends.get(tensor.location, 0)
+        if tensor.offset is None or tensor.nbytes is None or end is None:
+            ends[tensor.location] = None
+        else:
+            ends[tensor.location] = max(end, tensor.offset + tensor.nbytes)
+    return ends
 
 
 def external_tensors(graph: bytes) -> list[ExternalTensor]:
@@ -180,6 +212,11 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int |
             raise IndexError
     if position != end:
         raise IndexError
+
+
+def _number(text: str) -> int | None:
+    """A number in decimal digits below 10**18; None for any other text."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def _packed(data: bytes, start: int, end: int) -> Iterator[int]:

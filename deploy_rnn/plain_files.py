@@ -66,13 +66,19 @@ def open_plain(folder: Path, name: str, beside: str | None = None) -> io.Buffere
 
 
 def read_plain(
-    folder: Path, name: str, *, most: int | None = None, beside: str | None = None
+    folder: Path,
+    name: str,
+    *,
+    most: int | None = None,
+    keep: int | None = None,
+    beside: str | None = None,
 ) -> PlainFile:
     """Read an ordinary file of a folder, once.
 
     Args:
         folder, name, beside: as for `open_plain`.
         most: how many bytes it may have.
+        keep: how many bytes to keep, from its beginning; the digest is always that of all. None for all.
 
     Raises:
         OSError, ValueError: as for `open_plain`; or it is too large, or is being written.
@@ -81,18 +87,21 @@ def read_plain(
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise OSError(errno.EFBIG, f"it has {size:,} bytes, and may have {most:,}")
-        data = _memory(size)
+        data = _memory(size if keep is None else min(size, keep))
         digest = hashlib.sha256()
         position = 0
-        while position < size:
+        while position < len(data):
             chunk = data[position : position + CHUNK_BYTES]
             count = file.readinto(chunk)
             if not count:
-                raise OSError(errno.EIO, "it became shorter while it was read")
+                raise OSError(errno.EIO, "its size changed while it was read")
             digest.update(chunk[:count])
             position += count
-        if file.read(1):
-            raise OSError(errno.EIO, "it became longer while it was read")
+        while rest := file.read(CHUNK_BYTES):
+            digest.update(rest)
+            position += len(rest)
+        if position != size:
+            raise OSError(errno.EIO, "its size changed while it was read")
     return PlainFile(data, digest.hexdigest())
 
 

@@ -171,8 +171,9 @@ def open_session(
     if isinstance(model, OnnxBytes):
         shown_as = model.shown_as
         source = model.graph
-        weights = _give_weights(options, model, shared=entry.shares_weights)
     try:
+        if isinstance(model, OnnxBytes):
+            weights = _give_weights(options, model, shared=entry.shares_weights)
         session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime has a dozen exception types without a common base
         raise LoadError(f"onnxruntime cannot open {shown_as!r}: {error}") from error

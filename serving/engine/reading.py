@@ -1,7 +1,8 @@
 """Read a bundle or a single .onnx file into memory, each file once: what is checked is what is opened."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,13 @@ import numpy as np
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.bundle_files import MOST_GRAPH_BYTES, read_settled
 from deploy_rnn.errors import BundleError, LoadError
-from deploy_rnn.onnx_bytes import FormatError, OnnxBytes, external_tensors
+from deploy_rnn.onnx_bytes import (
+    ExternalTensor,
+    FormatError,
+    OnnxBytes,
+    external_tensors,
+    needed_bytes,
+)
 from deploy_rnn.plain_files import is_plain, read_plain
 
 
@@ -37,31 +44,28 @@ def read_bundle(folder: Path) -> BundleContent:
 
 def _read_bundle(folder: Path) -> BundleContent:
     manifest = Manifest.read(folder)
-    graph_files = {}
+    graphs: dict[str, bytes] = {}
+    tensors: dict[str, list[ExternalTensor]] = {}
     for row in manifest.graphs:
-        graph_files[row.file] = manifest.read_file(folder, row.file, MOST_GRAPH_BYTES)
-    weights: dict[str, np.ndarray] = {}
-    graphs = {}
-    for name, file in graph_files.items():
-        path = folder / name
-        graph = bytes(file.data)
-        locations = _locations(path, graph, BundleError)
-        for location in locations:
-            if location not in manifest.sha256:
+        path = folder / row.file
+        graphs[row.file] = bytes(manifest.read_file(folder, row.file, most=MOST_GRAPH_BYTES))
+        tensors[row.file] = _external_tensors(path, graphs[row.file], BundleError)
+        for tensor in tensors[row.file]:
+            if tensor.location not in manifest.sha256:
                 raise BundleError(
-                    f"{str(path)!r} has weights in {location!r}; they must be in a file that `sha256` of the manifest "
-                    "lists."
+                    f"{str(path)!r} has weights in {tensor.location[:60]!r}; they must be in a file that `sha256` of "
+                    "the manifest lists."
                 )
-            if location not in weights:
-                weights[location] = np.frombuffer(
-                    manifest.read_file(folder, location).data, np.uint8
-                )
-        files = {location: weights[location] for location in locations}
-        graphs[name] = OnnxBytes(str(path), graph, files)
+    files: dict[str, np.ndarray] = {}
+    for name, keep in needed_bytes(chain.from_iterable(tensors.values())).items():
+        files[name] = np.frombuffer(manifest.read_file(folder, name, keep=keep), np.uint8)
     # Nothing is opened of what is left, such as the report: it tells whether the bundle is whole.
-    for name in manifest.sha256.keys() - graph_files.keys() - weights.keys():
+    for name in manifest.sha256.keys() - graphs.keys() - files.keys():
         manifest.check_file(folder, name)
-    return BundleContent(manifest, graphs)
+    models = {}
+    for name, graph in graphs.items():
+        models[name] = _with_files(folder / name, graph, tensors[name], files)
+    return BundleContent(manifest, models)
 
 
 def read_model(path: Path) -> OnnxBytes:
@@ -70,34 +74,41 @@ def read_model(path: Path) -> OnnxBytes:
     Raises:
         LoadError: it cannot be read; it is not ONNX; or its weights are not in files of its folder.
     """
-    graph = bytes(_read_beside(path, path.name))
-    locations = _locations(path, graph, LoadError)
+    graph = bytes(_read_beside(path, path.name, most=MOST_GRAPH_BYTES))
+    tensors = _external_tensors(path, graph, LoadError)
     files = {}
-    for location in locations:
-        if not is_plain(location):
+    for name, keep in needed_bytes(tensors).items():
+        if not is_plain(name):
             raise LoadError(
-                f"{str(path)!r} has weights in {location[:60]!r}; it must be the plain name of a file in its folder."
+                f"{str(path)!r} has weights in {name[:60]!r}; it must be the plain name of a file in its folder."
             )
-        files[location] = np.frombuffer(_read_beside(path, location), np.uint8)
-    return OnnxBytes(str(path), graph, files)
+        files[name] = np.frombuffer(_read_beside(path, name, keep=keep), np.uint8)
+    return _with_files(path, graph, tensors, files)
 
 
-def _locations(
+def _with_files(
+    path: Path, graph: bytes, tensors: Sequence[ExternalTensor], files: Mapping[str, np.ndarray]
+) -> OnnxBytes:
+    """A graph with those of the files that it has weights in."""
+    locations = {tensor.location for tensor in tensors}
+    return OnnxBytes(str(path), graph, tensors, {name: files[name] for name in locations})
+
+
+def _external_tensors(
     path: Path, graph: bytes, error_type: type[BundleError] | type[LoadError]
-) -> list[str]:
-    """The names of the files in which a graph has weights, each once."""
+) -> list[ExternalTensor]:
     try:
-        tensors = external_tensors(graph)
+        return external_tensors(graph)
     except FormatError as error:
         raise error_type(f"{str(path)!r} cannot be opened: {error}.") from None
-    return sorted({tensor.location for tensor in tensors})
 
 
-def _read_beside(path: Path, name: str) -> memoryview:
+def _read_beside(
+    path: Path, name: str, *, most: int | None = None, keep: int | None = None
+) -> memoryview:
     """Read a file in the folder of a model."""
-    most = MOST_GRAPH_BYTES if name == path.name else None
     try:
-        return read_plain(path.parent, name, most=most, beside=path.name).data
+        return read_plain(path.parent, name, most=most, keep=keep, beside=path.name).data
     except OSError as error:
         raise LoadError(
             f"{str(path.parent / name)!r} cannot be read: {error.strerror or error}."

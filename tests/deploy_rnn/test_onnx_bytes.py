@@ -7,7 +7,14 @@ import onnx
 import pytest
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, helper
 
-from deploy_rnn.onnx_bytes import _MESSAGES, FormatError, OnnxBytes, external_tensors
+from deploy_rnn.onnx_bytes import (
+    _MESSAGES,
+    ExternalTensor,
+    FormatError,
+    OnnxBytes,
+    external_tensors,
+    needed_bytes,
+)
 
 
 def external(name: str, location: str, offset: int = 0) -> TensorProto:
@@ -130,12 +137,26 @@ def test_shared_weights_are_parts_of_the_file() -> None:
     strange = external("strange", "w.bin")
     strange.data_type = TensorProto.FLOAT8E4M3FN
     model.graph.initializer.append(strange)
+    model.graph.initializer.append(external("not a number", "w.bin"))
+    model.graph.initializer[-1].external_data[1].value = "9" * 5000
+    model.graph.initializer.append(external("of many axes", "w.bin"))
+    model.graph.initializer[-1].dims.extend([1] * 70)
+    graph = model.SerializeToString()
     data = np.arange(128 + 23, dtype=np.uint8)
-    (weight,) = (
-        shared := OnnxBytes("m", model.SerializeToString(), {"w.bin": data}).shared_weights()
-    ).values()
+    files = {"w.bin": data, "v.bin": data[:0]}
+    shared = OnnxBytes("m", graph, external_tensors(graph), files).shared_weights()
     assert list(shared) == ["aligned"]
+    weight = shared["aligned"]
     assert weight.shape == (2, 3)
     assert weight.dtype == np.float32
     assert np.shares_memory(weight, data)
     np.testing.assert_array_equal(weight, data[64:88].view(np.float32).reshape(2, 3))
+
+
+def test_how_much_of_a_file_is_needed() -> None:
+    tensors = [ExternalTensor(dtype=1, shape=[2, 3], entries={"location": "a"})]
+    tensors.append(ExternalTensor(entries={"location": "a", "offset": "64", "length": "8"}))
+    assert needed_bytes(tensors) == {"a": 72}
+    tensors.append(ExternalTensor(dtype=99, entries={"location": "a"}))
+    tensors.append(ExternalTensor(dtype=11, shape=[], entries={"location": "b", "offset": "8"}))
+    assert needed_bytes(tensors) == {"a": None, "b": 16}

@@ -213,6 +213,18 @@ def test_weights_that_are_too_short(tmp_path: Path) -> None:
         Engine(folder, threads=1)
 
 
+def test_only_what_the_graphs_need_of_a_file_is_kept(tmp_path: Path) -> None:
+    """A sparse file can have any size."""
+    folder = make_bundle(tmp_path / "b")
+    os.truncate(folder / DATA, 5_000_000)
+    write_manifest(folder)
+    assert len(read_bundle(folder).graphs["any.onnx"].files[DATA]) == 4 * WIDTH * WIDTH
+    assert answers(Engine(folder, threads=1)) == {1016.0}
+    (folder / DATA).write_bytes(make_weights(1))
+    with pytest.raises(BundleError, match="is not the file that was exported"):
+        Engine(folder, threads=1)
+
+
 def make_file(folder: Path, location: str = "m.onnx.data") -> Path:
     """A single file, as other exporters write it."""
     (folder / "m.onnx").write_bytes(make_graph(0, location=location).SerializeToString())
