@@ -21,6 +21,7 @@ STANDARD = {"grid_cpu": ["grid.measure", "--grid", "standard", *FILES]}
 FULL = STANDARD | {
     "export": ["studies.exporters"],
     "compile_time": ["studies.compile_time"],
+    "loading": ["studies.loading"],
     "torch_modules": ["studies.torch_modules", "--hidden", "64", "256"],
     "grid_cpu_full": ["grid.measure", "--grid", "full", *FILES],
     "batching": ["serving.batching"],

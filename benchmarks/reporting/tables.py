@@ -80,6 +80,17 @@ def compile_table(result: Result) -> str:
     return markdown(["seconds", *headings], lines) + "\n\n" + machine_line(result)
 
 
+def loading_table(result: Result) -> str:
+    """Seconds and memory of a loaded model, for each way to open it."""
+    lines = []
+    for row in result["rows"]:
+        megabytes = [f"{row[key] / 1e6:.0f}" for key in ("memory", "peak")]
+        lines.append([row["contestant"], f"{row['seconds']:.2f}", *megabytes])
+    weights = f"{result['weights'] / 1e6:.0f} MB of weights, {result['sessions']} sessions"
+    headings = [weights, "s to open", "MB held", "MB at most"]
+    return markdown(headings, lines) + "\n\n" + machine_line(result)
+
+
 def modules_table(result: Result) -> str:
     """Milliseconds of every contestant at every point, and its speed against torch.nn."""
     names = list(result["rows"][0]["contestants"])
@@ -264,6 +275,7 @@ def sections() -> dict[str, str]:
     return {
         "export": export_table(load(RESULTS / "export.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
+        "loading": loading_table(load(RESULTS / "loading.json")),
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
@@ -310,6 +322,7 @@ def fill(text: str) -> str:
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
+    ROOT / "docs" / "bundle.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "serving.md",

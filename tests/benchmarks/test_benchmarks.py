@@ -82,6 +82,20 @@ def test_compile_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_loading(tmp_path: Path) -> None:
+    output = tmp_path / "loading.json"
+    sizes = ["--words", 500, "--width", 16, "--repeats", 1]
+    finished = run_module("studies.loading", *sizes, "--output", output)
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["peak"] >= row["memory"] > 0
+    assert "| read once, shared (`Engine`) |" in finished.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_modules(tmp_path: Path) -> None:
     finished = run_module(
