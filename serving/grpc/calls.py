@@ -1,10 +1,33 @@
 """The calls that are under way: how many there may be, and how they end when the server stops."""
 
 import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from deploy_rnn.errors import BusyError, ClosedError
 
 STOPPING = "the server is stopping."
+
+MIN_UNREAD_RATE = 64 * 1024
+"""Bytes of an answer that a client has to take in each second."""
+
+SWEEP_SECONDS = 0.5
+"""How often a server that is stopping looks for clients that do not read."""
+
+
+@dataclass
+class Call:
+    """A call that is under way.
+
+    Attributes:
+        peer: its connection, as gRPC names it.
+        read_by: when its client should have read all that was sent; infinite while nothing is being sent.
+    """
+
+    peer: str
+    read_by: float = float("inf")
 
 
 class Calls:
@@ -12,21 +35,28 @@ class Calls:
 
     Args:
         most: calls at a time.
+        unread_seconds: time for a client to begin to read an answer.
+        disconnect: ends the connection of a peer, and with it all its calls.
 
     Attributes:
         draining: whether new calls are refused.
         cut_short: whether the calls that were left have been cancelled.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, unread_seconds: float, disconnect: Callable[[str], None]) -> None:
         self._most = most
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._unread_seconds = unread_seconds
+        self._disconnect = disconnect
+        self._calls: dict[asyncio.Task[object], Call] = {}
         self._ended = asyncio.Event()
         self._released: asyncio.Event | None = None
         self.draining = False
         self.cut_short = False
 
-    def enter(self) -> None:
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def enter(self, peer: str) -> None:
         """Give the call that the current task handles a place, until its last byte has been taken by its client.
 
         Raises:
@@ -35,19 +65,40 @@ class Calls:
         """
         if self.draining:
             raise ClosedError(STOPPING)
-        if len(self._tasks) >= self._most:
+        if len(self._calls) >= self._most:
+            self._drop_unread()
             raise BusyError(
                 f"{self._most} calls are under way, which is the server's limit; try again later."
             )
         task = asyncio.current_task()
         assert task is not None, "a call is handled in a task"
-        self._tasks.add(task)
+        self._calls[task] = Call(peer)
         # The task of gRPC: it goes on after the handler has returned, and sends what that returned.
         task.add_done_callback(self._leave)
 
     def _leave(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
+        del self._calls[task]
         self._ended.set()
+
+    def seconds_to_read(self, size: int) -> float:
+        """How long a client may take to read `size` bytes."""
+        return self._unread_seconds + size / MIN_UNREAD_RATE
+
+    def sending(self, size: int) -> None:
+        """The current task sends the last `size` bytes of its call."""
+        task = asyncio.current_task()
+        if task in self._calls:
+            self._calls[task].read_by = time.monotonic() + self.seconds_to_read(size)
+
+    def _drop_unread(self) -> None:
+        """Drop the connection with the most answers that nobody reads: they take the places of others.
+
+        Only where places are needed: a proxy may have put calls of many clients on one connection.
+        """
+        now = time.monotonic()
+        unread = Counter(call.peer for call in self._calls.values() if call.read_by < now)
+        for peer, _ in unread.most_common(1):
+            self._disconnect(peer)
 
     def hold(self) -> None:
         """Let new calls wait for `release` before they are refused: whoever is told at once may ask again at once, and
@@ -65,12 +116,20 @@ class Calls:
 
     async def wait(self, seconds: float) -> None:
         """Wait until no call is left, for at most `seconds`; then cancel those that are."""
+        sweeper = asyncio.create_task(self._sweep())
         try:
             async with asyncio.timeout(seconds):
-                while self._tasks:
+                while self._calls:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:
             self.cut_short = True
-            for task in self._tasks:
+            for task in self._calls:
                 task.cancel()
+        finally:
+            sweeper.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            self._drop_unread()
+            await asyncio.sleep(SWEEP_SECONDS)

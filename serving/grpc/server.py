@@ -4,6 +4,7 @@ On that of HTTP, each call would wait for several turns of the loop, and each tu
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -23,6 +24,14 @@ MIN_PING_SECONDS = 10.0
 """Clients must not ask more often than that."""
 
 Result = TypeVar("Result")
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of grpcio says more than that a client has left while something was sent to it."""
+    return not record.getMessage().startswith("ExecuteBatchError")
+
+
+logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
 HOLD_SECONDS = 0.3
 """Time for the calls that are on their way to arrive, once all others have ended."""

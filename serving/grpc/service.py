@@ -21,14 +21,12 @@ from ..protocol.inference import Inference, InferRequest, Submitted, deadline, i
 from ..protocol.status import Status, status
 from .calls import STOPPING, Calls
 from .details import details
+from .disconnecting import disconnect
 from .messages import CLASSES, parse
 from .streaming_calls import Accepted, StreamingCalls
 from .tensors import parse_request, read, write
 
 logger = logging.getLogger(__name__)
-
-MIN_UNREAD_RATE = 64 * 1024
-"""Bytes of an answer in a streaming call that a client has to take in each second."""
 
 Context = Any
 """A grpc.aio.ServicerContext."""
@@ -47,7 +45,9 @@ class Service:
     def __init__(self, inference: Inference) -> None:
         self._inference = inference
         self._settings = inference.settings
-        self._calls = Calls(self._settings.max_connections)
+        self._calls = Calls(
+            self._settings.max_connections, self._settings.unread_seconds, disconnect
+        )
         self._streaming_calls = StreamingCalls(
             self._submit_in_stream, self._answer_in_stream, self._settings.max_bytes
         )
@@ -98,18 +98,21 @@ class Service:
 
         return handle
 
-    def _call(self, handle: Callable[[Context], Awaitable[Any]]) -> Handler:
+    def _call(self, handle: Callable[[Context], Awaitable[bytes]]) -> Handler:
         """All that comes before and after a call is handled."""
 
-        async def handle_call(messages: object, context: Context) -> Any:
+        async def handle_call(messages: object, context: Context) -> bytes:
             try:
                 self._authorize(context)
                 await self._calls.released()
-                self._calls.enter()
-                return await handle(context)
+                self._calls.enter(context.peer())
+                answer = await handle(context)
+                self._calls.sending(len(answer))
+                return answer
             except grpc.aio.BaseError:
                 raise  # of the call itself, which has ended
             except Exception as error:
+                self._calls.sending(0)
                 await _abort(context, error)
             except asyncio.CancelledError:
                 if not self._calls.cut_short:
@@ -201,7 +204,7 @@ class Service:
         del message
         return _serialized(await self._response(model, submitted))
 
-    async def _model_stream_infer(self, context: Context) -> None:
+    async def _model_stream_infer(self, context: Context) -> bytes:
         idle_seconds = self._inference.stream_idle_seconds()
 
         async def read_next() -> bytes | None:
@@ -211,13 +214,14 @@ class Service:
 
         async def send(answer: Any) -> None:
             data = _serialized(answer)
-            seconds = self._settings.unread_seconds + len(data) / MIN_UNREAD_RATE
+            seconds = self._calls.seconds_to_read(len(data))
             async with deadline(seconds, "the client has read nothing for"):
                 await context.write(data)
 
         await self._streaming_calls.handle(read_next, send)
         if self._streaming_calls.draining:
             raise ClosedError("the server is stopping; everything sent was answered.")
+        return b""  # nothing more
 
     async def _parse(self, data: bytes) -> Any:
         """The ModelInferRequest in `data`."""

@@ -11,7 +11,8 @@ import grpc
 import numpy as np
 import pytest
 
-from deploy_rnn.serving.grpc import service
+from deploy_rnn.serving.grpc import calls
+from deploy_rnn.serving.grpc.disconnecting import OPEN_FILES, disconnect
 from deploy_rnn.serving.grpc.messages import CLASSES, SERVICE
 from deploy_rnn.serving.grpc.streaming_calls import MAX_UNANSWERED, Room
 from deploy_rnn.serving.repository import Repository
@@ -69,13 +70,15 @@ class Connection:
     def send(self, *frames: bytes) -> None:
         self._socket.sendall(b"".join(frames))
 
-    def call(self, method: bytes, data: bytes, *fields: tuple[bytes, bytes]) -> None:
+    def call(
+        self, method: bytes, data: bytes, *fields: tuple[bytes, bytes], stream: int = 1
+    ) -> None:
         path = f"{SERVICE}/".encode() + method
-        self.send(frame(HEADERS, END_HEADERS, 1, headers(path, *fields)))
-        self.send_message(data, END_STREAM)
+        self.send(frame(HEADERS, END_HEADERS, stream, headers(path, *fields)))
+        self.send_message(data, END_STREAM, stream)
 
-    def send_message(self, data: bytes, flags: int = 0) -> None:
-        self.send(frame(DATA, flags, 1, message(data)))
+    def send_message(self, data: bytes, flags: int = 0, stream: int = 1) -> None:
+        self.send(frame(DATA, flags, stream, message(data)))
 
     def status(self) -> int:
         """The status of the call, from its trailers."""
@@ -203,14 +206,76 @@ def test_an_answer_has_its_place_until_it_is_read(repository: Repository, run_se
             unread.call(b"ModelInfer", infer_bytes(2))
             wait_until(lambda: model.statistics().successes == 1)
             time.sleep(0.1)
-            assert len(server._grpc._service._calls._tasks) == 1
-        wait_until(lambda: not server._grpc._service._calls._tasks)
+            assert len(server._grpc._service._calls) == 1
+        wait_until(lambda: not len(server._grpc._service._calls))
+
+
+def test_who_does_not_read_makes_room(
+    repository: Repository,
+    run_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two clients do not read their answers, and take all places; a third client gets one of them."""
+    monkeypatch.setattr(calls, "MIN_UNREAD_RATE", 1e9)
+    with (
+        run_server(repository, Settings(max_connections=3, unread_seconds=0.1)) as server,
+        Connection(server, NO_WINDOW) as one,
+        Connection(server, NO_WINDOW) as two,
+    ):
+        for stream in (1, 3):
+            one.call(b"ModelInfer", infer_bytes(), stream=stream)
+        two.call(b"ModelInfer", infer_bytes())
+        under_way = server._grpc._service._calls._calls
+        wait_until(lambda: len(under_way) == 3)
+        wait_until(lambda: all(each.read_by < time.monotonic() for each in [*under_way.values()]))
+        with grpc.insecure_channel(server.grpc_address) as channel:
+            infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            refused = infer.future(infer_bytes(), timeout=20)
+            assert refused.code() is grpc.StatusCode.UNAVAILABLE
+            wait_until(lambda: infer.future(infer_bytes(), timeout=20).code() is grpc.StatusCode.OK)
+        assert is_closed(one._socket)
+        wait_until(lambda: len(under_way) == 1)
+    assert not caplog.records
+
+
+def test_who_does_not_read_does_not_hold_up_a_stop(
+    repository: Repository, run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MIN_UNREAD_RATE", 1e9)
+    model: Any = repository.model("sum")
+    settings = Settings(unread_seconds=0.1, drain_seconds=60)
+    with run_server(repository, settings) as server:
+        unread = Connection(server, NO_WINDOW)
+        unread.call(b"ModelInfer", infer_bytes())
+        wait_until(lambda: model.statistics().successes == 1)
+    with unread:
+        assert is_closed(unread._socket)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_disconnect_finds_the_connection(family: int) -> None:
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    if family == socket.AF_INET6 and not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    with socket.create_server((host, 0), family=family) as listener:
+        clients = [socket.create_connection(listener.getsockname()[:2]) for _ in range(2)]
+        accepted = [listener.accept()[0] for _ in clients]
+        files = len(list(OPEN_FILES[0].iterdir()))
+        port = clients[0].getsockname()[1]
+        disconnect(f"ipv4:{host}:{port}" if host == "127.0.0.1" else f"ipv6:%5B{host}%5D:{port}")
+        assert clients[0].recv(1) == b""
+        accepted[1].sendall(b"x")
+        assert clients[1].recv(1) == b"x"
+        assert len(list(OPEN_FILES[0].iterdir())) == files
+        for each in (*clients, *accepted):
+            each.close()
 
 
 def test_a_stream_that_is_not_read_ends(
     repository: Repository, run_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MIN_UNREAD_RATE", 1e9)
+    monkeypatch.setattr(calls, "MIN_UNREAD_RATE", 1e9)
     with run_server(repository, Settings(unread_seconds=0.2)) as server:
         readers = server._grpc._service._streaming_calls._readers
         with Connection(server, NO_WINDOW) as unread:
@@ -268,5 +333,5 @@ def test_many_calls_that_are_reset_at_once(server: Server) -> None:
         reset = struct.pack(">I", 8)
         for stream in range(1, 2000, 2):
             connection.send(frame(HEADERS, END_HEADERS, stream, head), frame(3, 0, stream, reset))
-        wait_until(lambda: not server._grpc._service._calls._tasks)
+        wait_until(lambda: not len(server._grpc._service._calls))
     assert is_live(server)
