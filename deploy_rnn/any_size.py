@@ -1,12 +1,13 @@
 """`AnySize`: functions of PyTorch that torch.export takes for the example's sizes only, or not at all, in others."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class AnySize(TorchFunctionMode):
@@ -17,7 +18,13 @@ class AnySize(TorchFunctionMode):
        are joined to the tensor.
     3. A clamp between a tensor of one number and a number, which PyTorch takes for two numbers, and which has no
        operator: between two tensors.
+    4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The numbers of a tensor of one axis, or the one of a tensor of none.
+        self._numbers: MutableMapping[Tensor, Sequence[float]] = WeakTensorKeyDictionary()
 
     def __torch_function__(
         self,
@@ -26,10 +33,20 @@ class AnySize(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        kwargs = kwargs or {}
+        # Case 4.
+        if func in _TAKING and args[0] in self._numbers:
+            return _TAKING[func](self._numbers[args[0]][0])
         replacement = _REPLACEMENTS.get(func)
-        if replacement is None:
-            return func(*args, **(kwargs or {}))
-        return replacement(func, *args, **(kwargs or {}))
+        if replacement is not None:
+            return replacement(func, *args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is torch.arange and _are_whole(args) and not result.is_floating_point():
+            self._numbers[result] = range(*args)
+        elif func is Tensor.unbind and args[0] in self._numbers:
+            for tensor, number in zip(result, self._numbers[args[0]], strict=True):
+                self._numbers[tensor] = [number]
+        return result
 
 
 def _max_pool(
@@ -112,10 +129,25 @@ def _as_tensor(bound: Any, like: Tensor) -> Tensor:
     return torch.full((), bound, dtype=torch.result_type(like, bound), device=like.device)
 
 
+def _are_whole(numbers: Sequence[Any]) -> bool:
+    return all(isinstance(number, int) for number in numbers)
+
+
+def _same(number: float) -> float:
+    return number
+
+
 def _number(size: Any) -> int:
     """The kernel of a pool, for example, may be 3 or (3,)."""
     return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
 
+
+_TAKING: dict[Any, Callable[[float], float]] = {
+    Tensor.item: _same,
+    Tensor.__int__: int,
+    Tensor.__float__: float,
+    Tensor.__index__: int,
+}
 
 _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.max_pool1d: _max_pool,

@@ -82,6 +82,21 @@ def test_a_clamp_between_a_tensor_and_a_number() -> None:
     torch.testing.assert_close(program.module()(x), Clamping()(x))
 
 
+def normalized(x: Tensor) -> Tensor:
+    """Over every axis but the first."""
+    axes: list[int] = torch.arange(1, x.dim()).tolist()
+    return x - x.mean(axes, keepdim=True)
+
+
+def test_numbers_out_of_a_range_are_known() -> None:
+    def function(x: Tensor) -> Tensor:
+        axes = [int(axis) for axis in torch.arange(0, 4, 2)]
+        return torch.jit.script_if_tracing(normalized)(x).sum(axes)
+
+    x = torch.randn(3, 4, 7)
+    torch.testing.assert_close(exported(Function(function)).module()(x), function(x))
+
+
 def test_indices_of_a_maximum_are_left_to_pytorch() -> None:
     x = torch.randn(2, 4, 12)
     with AnySize():

@@ -176,7 +176,7 @@ def test_dynamic_shapes_of_another_kind(shapes: Any, text: str) -> None:
     ("after", "line", "text"),
     [
         (through_numpy, "np.tanh(y.numpy()", "the model goes through numpy here, "),
-        (printed, "str(float(y.mean()))", "the model takes a number out of a tensor here, as float()"),
+        (printed, "str(float(y.mean()))", "the model takes a number out of a tensor here, or before, as"),
         # torch.onnx keeps the line of the forward.
         (of_operator, "self.after(self.rnn(x)[0])", "ONNX has no operator for `test_messages.doubled`, and"),
     ],
