@@ -356,15 +356,27 @@ class CaseMaker:
         example = next(input for input in self._inputs if input.name == name)
         like_example = self._within_range(3 * [example.tensor.size(axis)])
         if isinstance(self._file.input(name).shape[axis], int):
-            yield self._chunked(like_example, random)
+            yield self._like_example(like_example, random)
             return
         for _ in range(CHUNKINGS):
             chunks = self._within_range(torch.randint(1, 6, (5,), generator=random).tolist())
             try:
                 yield self._chunked(chunks, random)
             except RefusedError:
-                yield self._chunked(like_example, random)
+                yield self._like_example(like_example, random)
                 return
+
+    def _like_example(self, chunks: Sequence[int], random: torch.Generator) -> InChunks:
+        try:
+            return self._chunked(chunks, random)
+        except RefusedError as error:
+            names = " and ".join(f"`{name}`" for name in self._file.time)
+            raise ExportError(
+                f"the model takes no sequence of {sum(chunks)} steps of {names}, in chunks of {chunks[0]} each: "
+                f"{str(error).rstrip('.')}. A streaming file gets as many steps of each input at a time, and what "
+                "comes before and after them does not count: export without `streaming`, or export the recurrent part "
+                "by itself."
+            ) from error
 
     def _within_range(self, chunks: Sequence[int]) -> list[int]:
         """Chunks whose steps, and whose sum, are in the range of the time axis: the model sees that sum."""

@@ -141,6 +141,34 @@ class StackedLSTM(nn.Module):
         return x, torch.stack(lasts)
 
 
+class CellsFirst(nn.Module):
+    """Takes the h of all layers, then the c, and gives back the c first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LSTM(4, 4) for _ in range(2))
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        lasts = []
+        for layer, *first in zip(self.layers, h.split(1), c.split(1), strict=True):
+            x, last = layer(x, tuple(first))
+            lasts.append(last)
+        return x, torch.cat([last[1] for last in lasts]), torch.cat([last[0] for last in lasts])
+
+
+class TwoRates(nn.Module):
+    """Two samples of a wave for each frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, wave: Tensor, frames: Tensor) -> Tensor:
+        both = torch.cat([wave, frames.repeat_interleave(2, 1)], -1)
+        output: Tensor = self.rnn(both)[0]
+        return output
+
+
 class Cut(nn.Module):
     """Takes the states of one layer in two arguments, and gives them back in two outputs."""
 
@@ -261,6 +289,28 @@ def test_two_arguments_are_the_states_of_one_layer(tmp_path: Path) -> None:
     options: dict[str, Any] = {"form": "native", "streaming": True, "sizes": (2,)}
     report = export_onnx(Cut(), args, tmp_path / "m.onnx", **options)
     assert report.states == {"lower": "output_1", "upper": "output_2"}
+
+
+def test_inputs_of_two_rates_do_not_come_in_chunks(tmp_path: Path) -> None:
+    wave, frames = torch.randn(2, 8, 3), torch.randn(2, 4, 2)
+    with pytest.raises(ExportError) as raised:
+        export_onnx(
+            TwoRates(), (wave, frames), tmp_path / "m.onnx", form="scan", streaming=True, sizes=(2,)
+        )
+    text = str(raised.value)
+    assert text.startswith(
+        "the model takes no sequence of 24 steps of `wave` and `frames`, in chunks of 8 each: "
+    )
+    assert ": RuntimeError: Sizes of tensors must match" in text
+    assert text.endswith("export without `streaming`, or export the recurrent part by itself.")
+    assert "list. A streaming file gets as many steps of each input at a time" in text
+
+
+def test_joined_states_that_come_back_in_another_order_are_paired(tmp_path: Path) -> None:
+    args = (torch.randn(5, 3, 4), torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
+    options: dict[str, Any] = {"form": "native", "streaming": True, "sizes": (2,)}
+    report = export_onnx(CellsFirst(), args, tmp_path / "m.onnx", **options)
+    assert report.states == {"h": "output_2", "c": "output_1"}
 
 
 @pytest.mark.parametrize("form", ["unrolled", "native"])
