@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from deploy_rnn.model_errors import running_line
+
 
 class AnySize(TorchFunctionMode):
     """While a model is traced, these of its calls become calls of other functions, with the same numbers:
@@ -19,10 +21,18 @@ class AnySize(TorchFunctionMode):
     3. A clamp between a tensor of one number and a number, which PyTorch takes for two numbers, and which has no
        operator: between two tensors.
     4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown.
+
+    Args:
+        inside: the module that calls the model, for the lines of the model.
+
+    Attributes:
+        taken_apart: the lines of the model that take an open axis apart, as a loop over it does, and so fix its size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inside: str) -> None:
         super().__init__()
+        self.taken_apart: list[str] = []
+        self._inside = inside
         # The numbers of a tensor of one axis, or the one of a tensor of none.
         self._numbers: MutableMapping[Tensor, Sequence[float]] = WeakTensorKeyDictionary()
 
@@ -40,13 +50,27 @@ class AnySize(TorchFunctionMode):
         replacement = _REPLACEMENTS.get(func)
         if replacement is not None:
             return replacement(func, *args, **kwargs)
+        if func in _UNBINDING:
+            self._note_axis(*args, **kwargs)
         result = func(*args, **kwargs)
         if func is torch.arange and _are_whole(args) and not result.is_floating_point():
             self._numbers[result] = range(*args)
-        elif func is Tensor.unbind and args[0] in self._numbers:
+        elif func in _UNBINDING and args[0] in self._numbers:
             for tensor, number in zip(result, self._numbers[args[0]], strict=True):
                 self._numbers[tensor] = [number]
         return result
+
+    @property
+    def why_fixed(self) -> str:
+        """To follow "the model fixes it at 2": where the model takes an axis apart; empty if it does not."""
+        if not self.taken_apart:
+            return ""
+        return f" (taken apart in {self.taken_apart[0]}, as by a loop over rows or unpack_sequence)"
+
+    def _note_axis(self, tensor: Tensor, dim: int = 0) -> None:
+        line = running_line(self._inside)
+        if line and not isinstance(tensor.size(dim), int) and line not in self.taken_apart:
+            self.taken_apart.append(line)
 
 
 def _max_pool(
@@ -141,6 +165,9 @@ def _number(size: Any) -> int:
     """The kernel of a pool, for example, may be 3 or (3,)."""
     return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
 
+
+_UNBINDING = (torch.unbind, Tensor.unbind)
+"""Also what a loop over a tensor calls, and `tolist`."""
 
 _TAKING: dict[Any, Callable[[float], float]] = {
     Tensor.item: _same,

@@ -119,6 +119,7 @@ def compile_file(
         )
     _refuse_constants(call)
     model.register_forward_pre_hook(_checks(call, axes), prepend=True, with_kwargs=True)
+    any_size = AnySize(inside=__name__)
     with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
         warnings.simplefilter(
             "ignore", DeprecationWarning
@@ -126,10 +127,10 @@ def compile_file(
         warnings.simplefilter("ignore", FutureWarning)
         try:
             with nothing_printed_on_error(), quiet_loggers(_REMARKS):
-                program = _export(model, call, axes)
+                program = _export(model, call, axes, any_size)
                 package_path = _compile(program, Path(folder) / "model.pt2")
         except Exception as error:  # torch raises many types here
-            raise _format_error(error) from error
+            raise _format_error(error, any_size.why_fixed) from error
         shutil.copyfile(package_path, path)
     return conditions_on(_sizes(program, axes))
 
@@ -175,7 +176,9 @@ def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
     return copy
 
 
-def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> ExportedProgram:
+def _export(
+    model: nn.Module, call: ExampleCall, axes: Sequence[Axes], any_size: AnySize
+) -> ExportedProgram:
     """Trace `model` with `torch.export`, `axes` open."""
     dims: dict[Axis, Dim] = {}
     tensor_dims = []
@@ -185,7 +188,7 @@ def _export(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Export
                 dims[axis] = _dim(axis)
         tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
     shapes = call.shapes(tensor_dims)
-    with packing_exported(model), AnySize():
+    with packing_exported(model), any_size:
         return torch.export.export(
             model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
         )
@@ -232,8 +235,11 @@ def _compile(program: ExportedProgram, path: Path) -> str:
     )
 
 
-def _format_error(error: Exception) -> ExportError:
-    """Torch's error in a sentence, for the errors that users are likely to meet."""
+def _format_error(error: Exception, why_fixed: str) -> ExportError:
+    """Torch's error in a sentence, for the errors that users are likely to meet.
+
+    why_fixed: to follow that the model fixes an axis; it may be empty.
+    """
     text = str(error).strip()
     if "C++ compiler" in text:
         return ExportError(
@@ -243,7 +249,9 @@ def _format_error(error: Exception) -> ExportError:
         r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text
     )
     if fixed_axis:
-        reason = f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}"
+        reason = (
+            f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}{why_fixed}"
+        )
         return DynamicAxisError(
             f"{reason}; leave it out of `dynamic_shapes`, or write a .pt file, which fixes no axis.",
             reason,

@@ -2,16 +2,18 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy_rnn.checking.draws import stretched
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.layer_sizes import LayerSizes, PaddedSteps, layer_sizes
 from deploy_rnn.checking.trials import Reference, resized
-from deploy_rnn.nn.loops import noted_loops
+from deploy_rnn.nn.loops import in_step, noted_loops
 from deploy_rnn.nn.recurrent import is_recurrent
 
 BATCH = "B"
@@ -22,7 +24,7 @@ Place = tuple[int, int]
 
 
 def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
-    """For each tensor of the call: the axes that are the batch of the recurrent layers, "B", or their steps, "T".
+    """For each tensor of the call: the axes that are the batch of the recurrent layers and cells, "B", or steps, "T".
 
     An axis, or several of the same size, become one longer. If each layer that had this batch then has one row more,
     they are "B"; and so for "T". Steps of another size, such as those of a decoder, are "T1". An input that the model
@@ -30,8 +32,12 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
     """
     names: list[dict[int, str]] = [{} for _ in call.tensors]
     layers = [module for module in reference.model.modules() if is_recurrent(module)]
-    with PaddedSteps() as padded, layer_sizes(layers, padded) as calls:
-        runs = _Runs(reference, call, calls)
+    with (
+        PaddedSteps() as padded,
+        layer_sizes(layers, padded) as calls,
+        _cell_batches(reference.model) as cell_batches,
+    ):
+        runs = _Runs(reference, call, calls, cell_batches)
         example = runs.longer([])
         if example is None:
             return names
@@ -48,6 +54,25 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
                 for number, axis in found:
                     names[number][axis] = name
     return names
+
+
+@contextmanager
+def _cell_batches(model: nn.Module) -> Iterator[list[int]]:
+    """A list that gets the batch of each call of a cell; the step of a loop calls it as often as the loop has steps."""
+    batches: list[int] = []
+
+    def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+        input: Tensor = args[0] if args else kwargs["input"]
+        if input.dim() == 2 and not in_step():
+            batches.append(input.size(0))
+
+    cells = [module for module in model.modules() if isinstance(module, nn.RNNCellBase)]
+    hooks = [cell.register_forward_pre_hook(note, with_kwargs=True) for cell in cells]
+    try:
+        yield batches
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -79,12 +104,20 @@ class _Runs:
     Args:
         reference, call: the model and its example.
         calls: the list of `layer_sizes` for the model's recurrent layers.
+        cell_batches: that of `_cell_batches`.
     """
 
-    def __init__(self, reference: Reference, call: ExampleCall, calls: list[LayerSizes]) -> None:
+    def __init__(
+        self,
+        reference: Reference,
+        call: ExampleCall,
+        calls: list[LayerSizes],
+        cell_batches: list[int],
+    ) -> None:
         self._reference = reference
         self._call = call
         self._calls = calls
+        self._cell_batches = cell_batches
 
     def places(self, size: int) -> list[Place]:
         """The axes of that size in the example."""
@@ -114,6 +147,7 @@ class _Runs:
 
     def _run(self, call: ExampleCall) -> _Ran | None:
         self._calls.clear()
+        self._cell_batches.clear()
         try:
             with noted_loops() as loops:
                 outputs = self._reference.outputs(call)
@@ -121,6 +155,7 @@ class _Runs:
             return None
         batches = [sizes.batch for sizes in self._calls if sizes.batch is not None]
         steps = [sizes.steps for sizes in self._calls]
+        batches += self._cell_batches
         batches += [loop.batch for loop in loops if loop.batch is not None]
         steps += [loop.steps for loop in loops if loop.steps is not None]
         return _Ran({BATCH: batches, STEPS: steps}, outputs)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from deploy_rnn.checking.branches import Condition
+from deploy_rnn.checking.cell_calls import count_cell_calls
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
@@ -17,7 +18,8 @@ from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 from deploy_rnn.model_errors import warn_user
-from deploy_rnn.nn.recurrent import is_plain_layer
+from deploy_rnn.nn.loops import noted_loops
+from deploy_rnn.nn.recurrent import is_plain_layer, is_recurrent
 from deploy_rnn.packaging import aot, torchscript
 from deploy_rnn.packaging.axes import DynamicCall
 from deploy_rnn.packaging.found_axes import BATCH, STEPS, found_axes
@@ -158,7 +160,7 @@ def _written_with_found_axes(
     shapes = call.shapes(found_axes(reference, call))
     example = DynamicCall.of(reference.model, call, shapes)
     reasons = {}
-    for name in (STEPS, BATCH):
+    for name in (BATCH,) if _takes_one_step(reference, call) else (STEPS, BATCH):
         if name not in example.names:
             reasons[name] = "no axis of the inputs is that by itself"
     first_error = None
@@ -185,6 +187,15 @@ def _written_with_found_axes(
                 ".pt file, which fixes no axis."
             )
     return package
+
+
+def _takes_one_step(reference: Reference, call: ExampleCall) -> bool:
+    """Whether a model has cells, and calls each of them once at most: it has no steps."""
+    model = reference.model
+    with count_cell_calls(model, caller=__name__) as cells, noted_loops() as loops:
+        reference.outputs(call)
+    has_layers = any(is_recurrent(module) for module in model.modules())
+    return bool(cells) and not has_layers and not loops and all(cell.number <= 1 for cell in cells)
 
 
 def _name_to_fix(example: DynamicCall, error: ExportError) -> str:

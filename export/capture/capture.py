@@ -23,7 +23,7 @@ from ..torch_onnx import AUTO, DYNAMIC, Traced, fix_sizes, fixed_axis, trace
 from .named_sizes import NamedSizes
 from .packing import OnnxPacking
 from .related_axes import with_multiples
-from .squeezing import Squeezing
+from .squeezing import TRACING, Squeezing
 from .symbolic import make_symbolic
 from .unchanged import unchanged
 
@@ -38,6 +38,7 @@ class Tracer:
 
     Attributes:
         loops: of the last trace, the sizes of each loop of `deploy_rnn.scan`, and the batch of each cell by itself.
+        any_size: of the last trace, which lines take an axis apart (`AnySize.taken_apart`).
         squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
         fixed_lengths: of the last trace, lengths that are constants of the graph (`OnnxPacking.fixed_lengths`).
 
@@ -50,6 +51,7 @@ class Tracer:
         self.call = call
         self._opset_version = opset_version
         self.loops: list[LoopSizes] = []
+        self.any_size = AnySize(inside=TRACING)
         self.squeezes: list[str] = []
         self.fixed_lengths: list[list[int]] = []
 
@@ -70,13 +72,14 @@ class Tracer:
         sizes = NamedSizes(self.call, axes)
         packing = OnnxPacking(sizes.same)
         squeezing = Squeezing()
+        self.any_size = AnySize(inside=TRACING)
         noted = sizes.noted(self.model)
         with (
             unchanged(self.model),
             noted,
             installed(packing),
             squeezing,
-            AnySize(),
+            self.any_size,
             noted_loops() as loops,
             _noted_cells(self.model, loops),
         ):

@@ -333,22 +333,23 @@ def _model_axes(
     if time and "T" not in names and tracer.has_steps:
         missing.append("steps")
     if missing:
+        why_fixed = tracer.any_size.why_fixed
         with count_cell_calls(tracer.model, CALLER) as cells:
             call.run(tracer.model)
         warn_user(
             f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
-            "axis of the inputs is that by itself; give `dynamic_shapes` if one should be dynamic. "
+            f"axis of the inputs is that by itself{why_fixed}; give `dynamic_shapes` if one should be dynamic. "
             f"{_described_cells(cells)}".rstrip()
         )
     return axes
 
 
-def _not_open(error: DynamicAxisError) -> DynamicAxisError:
+def _not_open(error: DynamicAxisError, why_fixed: str) -> DynamicAxisError:
     """The error for a batch axis that nobody has named: it is that of the recurrent layers, or goes with it."""
     return DynamicAxisError(
-        f"{error.reason}, although it is the batch or the steps of the recurrent layers, or goes with them. Is it "
-        "taken apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes that "
-        "can be dynamic in `dynamic_shapes`."
+        f"{error.reason}{why_fixed}, although it is the batch or the steps of the recurrent layers, or goes with them. "
+        "Is it taken apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes "
+        "that can be dynamic in `dynamic_shapes`."
     )
 
 
@@ -386,7 +387,7 @@ def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
                 f"{', '.join(fixed)}: fixed at the size in the example, since {first_error.reason}."
             )
             return traced
-    raise _not_open(first_error) from first_error
+    raise _not_open(first_error, tracer.any_size.why_fixed) from first_error
 
 
 def _without(axes: Axes, name: str) -> Axes:

@@ -115,3 +115,18 @@ def test_the_axes_of_a_loop() -> None:
     model = Loop().eval()
     call = ExampleCall.of(model, (torch.randn(5, 2, 3), torch.randn(2, 6, 4)), None)
     assert found_axes(Reference(model), call) == [{0: "T", 1: "B"}, {0: "B"}]
+
+
+def test_the_batch_of_a_cell_is_found() -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(5, 4)
+
+        def forward(self, x: Tensor, h: Tensor, table: Tensor) -> Any:
+            return self.cell(x, h) @ table
+
+    shapes = [(3, 5), (3, 4), (4, 3)]
+    model = Step()
+    call = ExampleCall.of(model, tuple(map(torch.randn, shapes)), None)
+    assert found_axes(Reference(model), call) == [{0: "B"}, {0: "B"}, {}]

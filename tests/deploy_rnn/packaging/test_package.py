@@ -13,7 +13,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 from torch.export import Dim
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, unpack_sequence
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
@@ -381,6 +381,26 @@ def test_what_cannot_be_asked_of_a_layer(
 T = {"x": {0: "T"}}
 
 
+class Rows(nn.Module):
+    """Takes the last step of each row, of a list of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        return torch.stack([row[-1] for row in unpack_sequence(self.rnn(packed)[0])])
+
+
+LENGTHS = torch.tensor([6, 2, 4])
+ROWS = {"x": {1: "B"}, "lengths": {0: "B"}}
+ROWS_APART = (
+    r"`B` cannot be dynamic: the model fixes it at 3 \(taken apart in .*unpack_sequence\(self.* as by a loop over "
+    r"rows or unpack_sequence\); leave it out"
+)
+
+
 @pytest.mark.parametrize(
     ("model", "args", "name", "dynamic_shapes", "error", "text"),
     [
@@ -388,6 +408,7 @@ T = {"x": {0: "T"}}
         (Odd("positions"), X, "m.pt", T, DynamicAxisError, "`T` cannot be dynamic: the model takes no other size"),
         (Odd("number"), (X, 2.0), "m.pt2", None, ExportError, "`scale` has 2.0, which is not a tensor"),
         (Odd("unrolled"), X, "m.pt2", T, DynamicAxisError, "`T` cannot be dynamic: the model fixes it at 6; leave"),
+        (Rows(), (X, LENGTHS), "m.pt2", ROWS, DynamicAxisError, ROWS_APART),
         (Odd("long"), X, "m.pt2", T, DynamicAxisError, r"torch.export suggests `T = Dim\('T', min=4\)`"),
     ],
 )  # fmt: skip
