@@ -217,5 +217,5 @@ def _warn_about_loops(cells: Sequence[CellCalls]) -> None:
         if cell.number > 1:
             warn_user(
                 f"{cell}: torch.compile unrolls that, and compiles again for every other number of steps; after "
-                f"{torch._dynamo.config.recompile_limit} of them the model runs uncompiled. {cell.advice}"
+                f"{torch._dynamo.config.recompile_limit} of them, the others run uncompiled. {cell.advice}"
             )

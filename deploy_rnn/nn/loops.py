@@ -37,7 +37,8 @@ def scan(
     But `torch.compile` and `package` keep it a loop, so that one compilation or file serves every T, and `export_onnx`
     writes an ONNX `Scan`. The step may use what is around it: modules, and tensors such as the memory of an attention.
     In place of a branch on values it has `torch.where`; a row that has ended can keep its states so (docs/loops.md).
-    With gradients, `torch.compile` writes out the steps, and compiles again for every other T.
+    With gradients, `torch.compile` writes out the steps, and compiles again for every other T; from the ninth T on,
+    `deploy_rnn.compile` runs them uncompiled.
 
     Args:
         step: a function of (states, slices) that returns (states, outputs). New states have the structure, shapes and

@@ -531,10 +531,11 @@ def test_a_branch_on_a_size_is_compiled_on_both_sides() -> None:
 
 
 class NormedLoop(nn.Module):
-    """Its step has numbers that are no sizes: the eps of a norm, and a Python number."""
+    """Its step has numbers that are not sizes, the eps of a norm and a Python number; it walks over half the steps."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.conv = nn.Conv1d(3, 3, 3, stride=2)
         self.cell = nn.GRUCell(3, 4)
         self.norm = nn.LayerNorm(4)
         self.scale = 0.7
@@ -544,6 +545,7 @@ class NormedLoop(nn.Module):
             h = self.scale * self.norm(self.cell(slice, h))
             return h, h
 
+        x = self.conv(x.permute(1, 2, 0)).permute(2, 0, 1)
         outputs: Tensor = deploy_rnn.scan(step, x.new_zeros(x.size(1), 4), x)[1]
         return outputs
 
@@ -555,7 +557,7 @@ def test_a_loop_of_ones_own() -> None:
     with torch.no_grad():
         compiled(torch.randn(5, 2, 3))
         with torch._dynamo.config.patch(error_on_recompile=True):
-            for steps, batch in ((9, 5), (4, 3)):
+            for steps, batch in ((9, 5), (14, 3)):
                 x = torch.randn(steps, batch, 3)
                 torch.testing.assert_close(compiled(x), model(x))
 
