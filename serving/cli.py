@@ -299,7 +299,12 @@ async def _serve(
     # Listening comes first, so that a port that is taken is known at once.
     await server.start(*addresses)
     loop = asyncio.get_running_loop()
-    signals.ask(lambda: loop.call_soon_threadsafe(server.stop))
+
+    def stop() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server could not start
+            loop.call_soon_threadsafe(server.stop)
+
+    signals.ask(stop)
     server_task = asyncio.create_task(server.run())
     try:
         await asyncio.to_thread(repository.load_all)

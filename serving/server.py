@@ -101,13 +101,13 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """Leaves the signals of the process alone; `Server.stop` decides when to stop, and nobody is cut off then."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._places = Places(settings, set(OPEN_PATHS))
         super().__init__(_uvicorn_config(app, settings, self._places))
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
     def stop(self) -> None:
         """Begin to stop."""

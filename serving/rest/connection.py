@@ -440,9 +440,10 @@ class Connection(asyncio.Protocol):
         """After any change: pause or resume reading, and set the timer for what is awaited now."""
         if self._transport.is_closing():
             return
-        reading = self._reading
-        is_full = reading is not None and len(reading.buffered) > MAX_BUFFERED_BYTES
-        if not self._ends and (is_full or len(self._exchanges) > 1):
+        # Otherwise it goes on reading, if only to see that the client leaves.
+        buffered = sum(len(exchange.buffered) for exchange in self._exchanges)
+        is_full = buffered > MAX_BUFFERED_BYTES or len(self._exchanges) >= MAX_PIPELINED
+        if not self._ends and is_full:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()

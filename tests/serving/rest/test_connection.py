@@ -272,9 +272,10 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("requests", [1, 3])
 @pytest.mark.parametrize("how", ["reset", "closed after a while"])
 def test_what_a_client_has_left_is_not_run(
-    how: str, server: Server, repository: Repository
+    how: str, requests: int, server: Server, repository: Repository
 ) -> None:
     model: Any = repository.model("sum")
     model.gate.clear()
@@ -283,7 +284,7 @@ def test_what_a_client_has_left_is_not_run(
     wait_until(lambda: model.statistics().queued >= 1)
     accepted = len(model._accepted)
     client = connect(server)
-    client.sendall(post())
+    client.sendall(post() * requests)
     wait_until(lambda: len(model._accepted) > accepted)
     with pytest.MonkeyPatch.context() as patch:
         if how == "reset":

@@ -80,7 +80,9 @@ def test_own_pages_and_programs_are_answered(
 
 def test_other_sites_may_link_to_the_page_and_no_further(client: Any) -> None:
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
-    assert client.get("/", headers=link).status_code == 200
+    page = client.get("/", headers=link)
+    assert page.status_code == 200
+    assert "frame-ancestors 'none'" in page.headers["Content-Security-Policy"]
     assert client.get("/v2/models/sum", headers=link).status_code == 403
     assert client.post("/", headers=link).status_code == 403
     assert (
