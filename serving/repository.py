@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,9 @@ VERSION = "1"
 READY = "READY"
 LOADING = "LOADING"
 UNAVAILABLE = "UNAVAILABLE"
+
+RESTARTED = "was started again"
+"""Why a stream has ended that another model has begun anew."""
 
 STREAM_POLL_SECONDS = 0.5
 """How often a replaced model is asked whether its last stream has ended: it only delays giving back memory."""
@@ -190,6 +193,7 @@ class Repository:
             while model.statistics().streams and not self._closed.wait(STREAM_POLL_SECONDS):
                 pass
             model.close()
+            self._remember(entry, model.ended_streams())
         finally:
             with self._lock:
                 entry.retiring.remove(model)
@@ -209,10 +213,15 @@ class Repository:
     def _end_streams(self, entry: Entry, model: ServedModel, reason: str) -> None:
         """End all streams of a model, and remember why."""
         names = model.end_streams(reason)
+        self._remember(entry, dict.fromkeys(names, reason))
+
+    def _remember(self, entry: Entry, ended: Mapping[int | str, str]) -> None:
+        """Remember why streams have ended, for clients that go on after their model has been closed."""
         with self._lock:
-            for name in names:
-                entry.ended[name] = reason
-                entry.ended.move_to_end(name)
+            for name, reason in ended.items():
+                if reason != RESTARTED:
+                    entry.ended[name] = reason
+                    entry.ended.move_to_end(name)
             while len(entry.ended) > MAX_REASONS:
                 entry.ended.popitem(last=False)
 
@@ -283,7 +292,7 @@ class Repository:
             entry.ended.pop(sequence, None)
             others = [retiring for retiring in entry.retiring if retiring is not model]
         for other in others:
-            other.end_streams("was ended: it was started again", sequence)
+            other.end_streams(RESTARTED, sequence)
 
     def models(self) -> Iterator[ServedModel]:
         """The models that answer, by name."""

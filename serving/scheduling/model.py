@@ -158,6 +158,11 @@ class Model:
         with self._changed:
             return self._streams.end(reason, sequence)
 
+    def ended_streams(self) -> dict[int | str, str]:
+        """Streams that have ended or expired -> why, as for `end_streams`; the latest of them."""
+        with self._changed:
+            return self._streams.ended()
+
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, and run those that wait.
 

@@ -1,6 +1,6 @@
 """`ServedModel`: what a server needs of a model; `Model` is the one of this process."""
 
-from collections.abc import Collection, Set
+from collections.abc import Collection, Mapping, Set
 from concurrent.futures import Future
 from typing import Protocol
 
@@ -65,6 +65,9 @@ class ServedModel(Protocol):
         Returns:
             The names of the streams that ended.
         """
+
+    def ended_streams(self) -> Mapping[int | str, str]:
+        """Streams that have ended or expired -> why, as for `end_streams`; the latest of them."""
 
     def close(self, timeout: float | None = None) -> None:
         """Take no more requests, and answer those that were accepted, for at most `timeout` seconds."""

@@ -104,6 +104,10 @@ class StreamTable:
             self._drop(stream, reason)
         return [stream.name for stream in ended]
 
+    def ended(self) -> dict[int | str, str]:
+        """Streams that are gone -> why; the latest of them."""
+        return dict(self._reasons)
+
     def expire(self, now: float) -> None:
         """Drop the streams that have been idle for too long."""
         idle = []

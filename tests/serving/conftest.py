@@ -61,6 +61,7 @@ class SumModel:
         self.closed = False
         self._retired = False
         self._streams: dict[int | str, list[np.ndarray]] = {}
+        self._ended: dict[int | str, str] = {}
         self._worker = ThreadPoolExecutor(1)
         # As in `Model`: a request is accepted before it is closed, or refused, and nothing in between.
         self._lock = threading.Lock()
@@ -135,7 +136,17 @@ class SumModel:
             ended = [name for name in self._streams if sequence in (None, name)]
             for name in ended:
                 del self._streams[name]
+            self._ended.update(dict.fromkeys(ended, reason))
         return ended
+
+    def ended_streams(self) -> dict[int | str, str]:
+        return dict(self._ended)
+
+    def expire(self, name: int | str) -> None:
+        """As if nothing had come for a stream for too long."""
+        with self._lock:
+            del self._streams[name]
+            self._ended[name] = "expired after 1 s without a chunk; start it again"
 
     def statistics(self) -> Statistics:
         return Statistics(

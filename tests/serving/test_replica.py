@@ -62,6 +62,10 @@ class Replica:
         ).result()
         return ended
 
+    def ended_streams(self) -> dict[int | str, str]:
+        ended: dict[int | str, str] = self._process.submit(call, "ended_streams").result()
+        return ended
+
     def close(self, timeout: float | None = None) -> None:
         self._process.submit(call, "close", timeout).result()
         self._process.shutdown()

@@ -346,6 +346,20 @@ def test_an_unload_ends_the_streams_of_replaced_models_too(
     assert ask(repository, sequence=7) == 2
 
 
+def test_a_stream_that_expires_on_a_replaced_model_says_so(repository: Repository) -> None:
+    old: Any = repository.model("sum")
+    for sequence in (7, 8):
+        ask(repository, sequence=sequence, start=True)
+    repository.load("sum")
+    ask(repository, sequence=8, start=True, end=True)
+    old.expire(7)
+    wait_until(lambda: not repository.replaced()["sum"])
+    with pytest.raises(StreamError, match="stream 7 expired after 1 s without a chunk"):
+        ask(repository, sequence=7)
+    with pytest.raises(StreamError, match="there is no stream 8"):
+        ask(repository, sequence=8)
+
+
 def test_few_replaced_models_are_kept_for_their_streams(folder: Path, sum_model: Any) -> None:
     repository = Repository(folder, sum_model, Limits(max_replaced=2))
     models: list[Any] = []

@@ -4,7 +4,7 @@ What may become of one:
 
 - right: an answer of a version of the model that was live while the request was under way;
 - refused: the server said "not now" (503, UNAVAILABLE), or took no connection while it was stopping;
-- ended: a stream ended together with the model that began it, and the server said so;
+- ended: a stream ended together with the model that began it, or its client took too long, and the server said so;
 - missing: the model is not loaded (404), for the one that is loaded and unloaded all the time;
 - cut: the client itself ended the connection in the middle.
 
@@ -47,7 +47,7 @@ DATATYPES = {"int64": "INT64", "float32": "FP32"}
 REFUSALS = re.compile(
     r"try again later|is stopping|server stopped|is being unloaded|was unloaded before"
 )
-ENDS = re.compile(r"its model was (replaced|unloaded)")
+ENDS = re.compile(r"its model was (replaced|unloaded)|expired after")
 NO_CONNECTION = re.compile(r"failed to connect|Connection refused")
 
 Answer = tuple[str, "np.ndarray | None", str]

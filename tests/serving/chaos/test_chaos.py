@@ -39,7 +39,7 @@ CLIENTS = int(os.environ.get("DEPLOY_RNN_CHAOS_CLIENTS", "300"))
 FEWEST = 300
 """Right answers of each part, which goes on until there are so many: a busy machine only takes longer."""
 
-STREAM_IDLE = 5.0
+STREAM_IDLE = 15.0
 
 MODELS = ("tagger", "stream", "other")
 

@@ -79,6 +79,7 @@ def test_streams_that_are_ended_say_why(streams: StreamTable) -> None:
     assert streams.end("was ended: it is late", "c") == []
     assert streams.end("was ended: it is late") == [1, "b"]
     assert (len(streams), waiting.broken) == (0, None)
+    assert streams.ended() == {1: "was ended: it is late", "b": "was ended: it is late"}
     with pytest.raises(StreamError, match=r"stream 1 was ended: it is late\."):
         chunk(streams, 1, 2.0)
 
