@@ -1,6 +1,7 @@
 """The calls that are under way: how many there may be, and how they end when the server stops."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -50,6 +51,7 @@ class Calls:
         self._calls: dict[asyncio.Task[object], Call] = {}
         self._ended = asyncio.Event()
         self._released: asyncio.Event | None = None
+        self._arrived = asyncio.Event()
         self.draining = False
         self.cut_short = False
 
@@ -112,7 +114,21 @@ class Calls:
     async def released(self) -> None:
         """Wait as long as new calls are held."""
         if self._released is not None:
+            self._arrived.set()
             await self._released.wait()
+
+    async def quiet(self, seconds: float, most: float) -> None:
+        """Wait until no call has arrived for `seconds`; for at most `most` in all."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(most):
+                while True:
+                    self._arrived.clear()
+                    # Not `wait_for`: in Python 3.11 that may lose the end of `most`.
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(seconds):
+                            await self._arrived.wait()
+                    if not self._arrived.is_set():
+                        return
 
     async def wait(self, seconds: float) -> None:
         """Wait until no call is left, for at most `seconds`; then cancel those that are."""

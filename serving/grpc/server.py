@@ -33,8 +33,11 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)
 
-HOLD_SECONDS = 0.3
-"""Time for the calls that are on their way to arrive, once all others have ended."""
+QUIET_SECONDS = 0.5
+"""Calls may be on their way when all others have ended: the server stops when none has arrived for so long."""
+
+HOLD_SECONDS = 5.0
+"""But no later than this, if clients go on to call."""
 
 
 class LoopThread:
@@ -117,7 +120,7 @@ class GrpcServer:
         self._service.drain()
         await self._service.drained(self._settings.drain_seconds)
         self._service.hold()
-        await asyncio.sleep(HOLD_SECONDS)
+        await self._service.quiet(QUIET_SECONDS, HOLD_SECONDS)
         stop_task = asyncio.create_task(self._server.stop(1))
         await asyncio.sleep(0)  # from here on, gRPC takes no more calls
         self._service.release()

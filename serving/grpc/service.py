@@ -87,6 +87,10 @@ class Service:
         """Refuse new calls only once `release` is called."""
         self._calls.hold()
 
+    async def quiet(self, seconds: float, most: float) -> None:
+        """Wait until no call has arrived for `seconds`; for at most `most` in all."""
+        await self._calls.quiet(seconds, most)
+
     def release(self) -> None:
         self._calls.release()
 
