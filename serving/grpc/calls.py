@@ -15,7 +15,7 @@ MIN_UNREAD_RATE = 64 * 1024
 """Bytes of an answer that a client has to take in each second."""
 
 SWEEP_SECONDS = 0.5
-"""How often a server that is stopping looks for clients that do not read."""
+"""How often clients that do not read are looked for, at most: it takes longer the more files are open."""
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Calls:
         self._disconnect = disconnect
         self._calls: dict[asyncio.Task[object], Call] = {}
         self._ended = asyncio.Event()
+        self._next_sweep = 0.0
         self._released: asyncio.Event | None = None
         self._arrived = asyncio.Event()
         self.draining = False
@@ -98,6 +99,9 @@ class Calls:
         Only where places are needed: a proxy may have put calls of many clients on one connection.
         """
         now = time.monotonic()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + SWEEP_SECONDS
         unread = Counter(call.peer for call in self._calls.values() if call.read_by < now)
         for peer, _ in unread.most_common(1):
             self._disconnect(peer)
