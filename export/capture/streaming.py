@@ -63,8 +63,14 @@ def open_states(graph: ir.Graph) -> dict[str, str]:
         The name of each input that is a state -> the output that is the same state after the chunk.
 
     Raises:
-        ExportError: a first state that the model computes, or an input of states that no output gives back.
+        ExportError: there is no state of a layer; a first state that the model computes; or an input of states that no
+            output gives back.
     """
+    if not stack_nodes(graph):
+        raise ExportError(
+            "`streaming` opens the states of recurrent layers, and the model has none, but loops of deploy_rnn.scan: "
+            "let it take the first states as arguments and return the last ones, and export without `streaming`."
+        )
     carried_by: dict[ir.Value, list[_Carried]] = {}
     for node in stack_nodes(graph):
         path = layer_path(node)

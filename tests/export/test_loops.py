@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import deploy_rnn
 from deploy_rnn.errors import DynamicAxisError, ExportError
-from deploy_rnn.export import export_onnx
+from deploy_rnn.export import export_bundle, export_onnx
 from deploy_rnn.serving import Engine
 
 
@@ -75,6 +75,24 @@ def test_a_loop_in_form_unrolled(tmp_path: Path) -> None:
         export_onnx(model, call, path, form="unrolled", max_nodes=20)
     with pytest.raises(DynamicAxisError, match=r"axis 1 .* of `x` is the time axis"):
         export_onnx(model, call, path, form="unrolled", dynamic_shapes={"x": {1: "T"}})
+
+
+def test_a_bundle_of_a_loop(tmp_path: Path) -> None:
+    model = Decoder().eval()
+    call = (torch.randn(2, 5, 3), torch.randn(2, 7, 4))
+    folder = tmp_path / "decoder"
+    manifest = export_bundle(model, call, folder, forms=["scan"], buckets=[4], sizes=(3,))
+    graphs = [(graph.form, graph.steps) for graph in manifest.graphs]
+    assert graphs == [("scan", None), ("unrolled", 4)]
+    # By the bucket, and by the loop.
+    for steps in (4, 3, 6):
+        assert_same(folder, model, x=torch.randn(3, steps, 3), memory=torch.randn(3, 7, 4))
+
+
+def test_a_loop_does_not_stream(tmp_path: Path) -> None:
+    call = (torch.randn(2, 5, 3), torch.randn(2, 7, 4))
+    with pytest.raises(ExportError, match="let it take the first states as arguments and return"):
+        export_onnx(Decoder(), call, tmp_path / "m.onnx", form="scan", streaming=True)
 
 
 def test_one_step_of_a_cell(tmp_path: Path) -> None:
