@@ -32,7 +32,7 @@ from deploy_rnn.export import export_bundle
 from tests.serving.chaos.clients import Case, Live, Report, Server, Usage, crowd
 
 SECONDS = float(os.environ.get("DEPLOY_RNN_CHAOS_SECONDS", "60"))
-"""Of load: a quarter to warm up, half between the two measurements, a quarter in which the server is stopped."""
+"""Of load: half to warm up, a quarter between the two measurements, a quarter until the server is stopped."""
 
 CLIENTS = int(os.environ.get("DEPLOY_RNN_CHAOS_CLIENTS", "300"))
 
@@ -258,10 +258,10 @@ def test_nothing_is_wrong_lost_or_left_behind(
         chaos = Chaos(process, http, address, served, bundles, cases)
         report = chaos.report
         started = time.monotonic()
-        asyncio.run(chaos.load(SECONDS / 4, 1))
-        usage["after a quarter"] = chaos.settle()
-        asyncio.run(chaos.load(SECONDS / 2, 2))
-        usage["after three"] = chaos.settle()
+        asyncio.run(chaos.load(SECONDS / 2, 1))
+        usage["after half"] = chaos.settle()
+        asyncio.run(chaos.load(SECONDS / 4, 2))
+        usage["after three quarters"] = chaos.settle()
         asyncio.run(chaos.load(SECONDS / 4, 3, stop=True))
         exit_code = process.wait(120)
         print("\n" + chaos.table(usage, time.monotonic() - started))
