@@ -285,6 +285,8 @@ def _read_lengths(field: JsonField, inputs: Mapping[str, Tensor]) -> dict[str, i
     lengths: dict[str, int | str] = {}
     for name, limit in field.entries().items():
         _check_name(name, inputs, field.place, "an input")
+        if not inputs[name].dtype.startswith(("int", "uint")):
+            JsonField(name, f"a key of {field.place}").fail("an input of whole numbers")
         lengths[name] = limit.name_or_number(least=1)
     return lengths
 

@@ -12,6 +12,9 @@ Result = TypeVar("Result")
 MOST = 2**31 - 1
 """The largest whole number that a file may have: sizes, counts and versions are far below."""
 
+MOST_CHARS = 2000
+"""The longest text: names, digests, and sizes such as "Max(1, T//2)"."""
+
 SHOWN_CHARS = 60
 """How much of a wrong value a message shows."""
 
@@ -83,8 +86,8 @@ class JsonField:
 
     def text(self) -> str:
         """Any text but an empty one, and but half a surrogate pair, which no protocol can carry."""
-        if not isinstance(self.value, str) or not self.value:
-            self.fail("a text")
+        if not isinstance(self.value, str) or not 0 < len(self.value) <= MOST_CHARS:
+            self.fail(f"a text of 1 to {MOST_CHARS} characters")
         if not self.value.isascii() and not _is_unicode(self.value):
             self.fail("a text of whole characters")
         return self.value

@@ -16,6 +16,9 @@ DTYPES = {"float": "float32", "double": "float64"}
 ANY_SHAPE = ("...",)
 """The shape of an input or output of which a file does not say how many axes it has."""
 
+MOST_LEAST = 1_000_000
+"""The smallest size of an axis is at most this: a model is tried with it when it is loaded."""
+
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -103,7 +106,7 @@ def read_ranges(field: JsonField) -> dict[str, SizeRange]:
         ends = pair.items()
         if len(ends) != 2:
             pair.fail("a list of two: the least and the most")
-        least = ends[0].whole_number(1)
+        least = ends[0].whole_number(1, MOST_LEAST)
         most = ends[1].or_none(partial(JsonField.whole_number, least=least))
         ranges[name] = SizeRange(least, most)
     return ranges
@@ -126,7 +129,7 @@ def size_of(axis: int | str, sizes: Mapping[str, int]) -> int | None:
         return sizes[axis]
     try:
         return _evaluated(ast.parse(axis, mode="eval").body, sizes)
-    except (SyntaxError, KeyError, TypeError, ZeroDivisionError):
+    except (SyntaxError, ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError):
         return None
 
 

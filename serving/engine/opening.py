@@ -1,12 +1,12 @@
 """`open_model`: open the graphs of a bundle, or a lone .onnx file."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from deploy_rnn.bundle import Graph, Manifest
+from deploy_rnn.bundle import Graph, Manifest, Tensor
 from deploy_rnn.bundle_files import PAUSE_SECONDS
 from deploy_rnn.errors import BundleError, LoadError
 from deploy_rnn.metadata import FileMetadata
@@ -83,29 +83,35 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner], cores: int) ->
 
 def _compare(manifest: Manifest, graph: Graph, runner: Runner, folder: Path) -> None:
     """Raises: BundleError: a graph has other inputs or outputs than the manifest says."""
+    file = str(folder / graph.file)
     inputs, outputs = runner.specs()
-    for what, promised, actual in (
-        ("inputs", manifest.inputs, inputs),
-        ("outputs", manifest.outputs, outputs),
-    ):
-        names = sorted(spec.name for spec in actual)
-        if names != sorted(tensor.name for tensor in promised):
-            raise BundleError(
-                f"{str(folder / graph.file)!r} has other {what} than the manifest says: {', '.join(names)[:200]}."
-            )
-        specs = {spec.name: spec for spec in actual}
-        for tensor in promised:
-            if not _agree(tensor, specs[tensor.name]):
-                raise BundleError(
-                    f"{str(folder / graph.file)!r} has `{specs[tensor.name]}`, where the manifest says `{tensor}`."
-                )
+    for tensor, spec in _pairs("inputs", file, manifest.inputs, inputs):
+        # The sizes that may vary are those of the manifest; the steps of a bucket are its own.
+        sizes_agree = _steps_agree(tensor, spec, graph.steps)
+        if graph.steps is None:
+            sizes_agree = not any(map(_is_fixed_only_in_graph, tensor.shape, spec.shape))
+        if not sizes_agree or not _agree(tensor, spec):
+            steps = "" if graph.steps is None else f", with {graph.steps} steps"
+            raise BundleError(f"{file!r} has `{spec}`, where the manifest says `{tensor}`{steps}.")
+    for tensor, spec in _pairs("outputs", file, manifest.outputs, outputs):
+        if not _agree(tensor, spec):
+            raise BundleError(f"{file!r} has `{spec}`, where the manifest says `{tensor}`.")
 
 
-def _agree(tensor: TensorSpec, spec: TensorSpec) -> bool:
-    """Whether a graph can have the tensor of the manifest.
+def _pairs(
+    what: str, file: str, tensors: Iterable[Tensor], specs: Specs
+) -> list[tuple[Tensor, TensorSpec]]:
+    """Each tensor of the manifest, and that of the graph with its name. Raises: BundleError: the names differ."""
+    promised = {tensor.name: tensor for tensor in tensors}
+    actual = {spec.name: spec for spec in specs}
+    if promised.keys() != actual.keys():
+        names = ", ".join(actual)[:200]
+        raise BundleError(f"{file!r} has other {what} than the manifest says: {names}.")
+    return [(tensor, actual[name]) for name, tensor in promised.items()]
 
-    A size that only one of them knows may be one that onnxruntime has computed, or the steps of a bucket.
-    """
+
+def _agree(tensor: Tensor, spec: TensorSpec) -> bool:
+    """Whether dtypes, axes and what is a number in both are the same: onnxruntime computes some sizes of outputs."""
     if tensor.dtype != spec.dtype or len(tensor.shape) != len(spec.shape):
         return False
     sizes = zip(tensor.shape, spec.shape, strict=True)
@@ -114,6 +120,17 @@ def _agree(tensor: TensorSpec, spec: TensorSpec) -> bool:
         for promised, actual in sizes
         if isinstance(promised, int) and isinstance(actual, int)
     )
+
+
+def _is_fixed_only_in_graph(promised: int | str, actual: int | str) -> bool:
+    return isinstance(promised, str) and isinstance(actual, int)
+
+
+def _steps_agree(tensor: Tensor, spec: TensorSpec, steps: int | None) -> bool:
+    """Whether an input of a bucket has its steps."""
+    if steps is None or tensor.time is None or tensor.time >= len(spec.shape):
+        return True
+    return spec.shape[tensor.time] == steps
 
 
 def _open_file(path: Path, open_graph: Callable[..., Runner], cores: int) -> OpenedModel:
