@@ -23,6 +23,9 @@ PING_SECONDS = 30.0
 MIN_PING_SECONDS = 10.0
 """Clients must not ask more often than that."""
 
+CLOSE_SECONDS = 1.0
+"""Time for calls that nobody waits for any more to end, once the server has stopped."""
+
 Result = TypeVar("Result")
 
 
@@ -53,11 +56,21 @@ class LoopThread:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return await asyncio.wrap_future(future)
 
-    def close(self) -> None:
-        """End the thread; what still runs in it is left where it is."""
+    async def close(self) -> None:
+        """Cancel what still runs, and end the thread."""
+        await self.run(_cancel_others())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of this loop, and give them a moment to end."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=CLOSE_SECONDS)
 
 
 class GrpcServer:
@@ -77,7 +90,7 @@ class GrpcServer:
         try:
             return await self._thread.run(self._start(address))
         except BaseException:
-            self._thread.close()
+            await self._thread.close()
             raise
 
     async def _start(self, address: str) -> int:
@@ -114,7 +127,7 @@ class GrpcServer:
     async def stop(self) -> None:
         """Answer the calls that were accepted, for at most `drain_seconds`; refuse others, and then stop."""
         await self._thread.run(self._stop())
-        self._thread.close()
+        await self._thread.close()
 
     async def _stop(self) -> None:
         self._service.drain()
