@@ -1,5 +1,6 @@
 """Cells with parameters of their own, against the same equations written as one loop for each direction."""
 
+import itertools
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -260,6 +261,33 @@ def test_exported(
         states = layer(x)[1] if layer.bidirectional else None
     report = export_onnx(layer, (x, states), tmp_path / "cell.onnx", kwargs=kwargs, form=form)
     assert report.failures == ()
+
+
+class Grid(nn.Module):
+    """Every depth and direction of a cell with parameters and one without, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for depth, bidirectional in itertools.product((1, 2), (False, True)):
+            options: dict[str, Any] = {"num_layers": depth, "bidirectional": bidirectional}
+            self.layers.append(made("peephole", **options))
+            self.layers.append(deploy_rnn.Recurrent(3, 4, cell=Cell(leaky), **options))
+
+    def forward(self, x: Tensor) -> Any:
+        return [layer(x)[0] for layer in self.layers]
+
+
+def leaky(projected: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    return [0.9 * states[0] + torch.tanh(torch.baddbmm(projected, states[0], weights[0]))]
+
+
+@pytest.mark.parametrize("form", ["scan", "unrolled"])
+def test_every_depth_and_direction_is_exported(form: Any, tmp_path: Path) -> None:
+    model = Grid()
+    report = export_onnx(model, torch.randn(3, 2, 3), tmp_path / "m.onnx", form=form, sizes=(3,))
+    assert report.failures == ()
+    assert len({comparison.output for comparison in report.comparisons}) == 8
 
 
 def test_a_bundle_of_a_model_around_it(tmp_path: Path) -> None:
