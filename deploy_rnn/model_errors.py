@@ -42,7 +42,7 @@ def line_in_text(stack_trace: str) -> str | None:
     line = None
     for file, number in re.findall(r'File "([^"]+)", line (\d+)', stack_trace):
         if not _is_library_file(file):
-            line = _shown(file, int(number))
+            line = shown_line(file, int(number))
     return line
 
 
@@ -158,15 +158,20 @@ def _innermost(places: Iterable[Place]) -> str | None:
     """`places`: the innermost last."""
     line = None
     for frame, number in places:
-        file = frame.f_code.co_filename
-        # Code that a library generates, such as "<eval_with_key>.3", has no file.
-        if file.startswith("<") or _is_library(_module(frame)):
-            continue
-        line = _shown(file, number)
+        if user_file(frame):
+            line = shown_line(frame.f_code.co_filename, number)
     return line
 
 
-def _shown(file: str, number: int) -> str:
+def user_file(frame: FrameType) -> bool:
+    """Whether a frame is of the user's own code, or of a package that may be a part of the model."""
+    # Code that a library generates, such as "<eval_with_key>.3", has no file.
+    is_generated = frame.f_code.co_filename.startswith("<")
+    return not is_generated and not _is_library(_module(frame))
+
+
+def shown_line(file: str, number: int) -> str:
+    """The place and text of a line, such as "model.py:31: `if x.mean() > 0:`"."""
     code = linecache.getline(file, number).strip()
     return f"{file}:{number}: `{code}`" if code else f"{file}:{number}"
 

@@ -66,8 +66,9 @@ def export_onnx(
         precision: in which the file computes: "float32" or "float64". It must be that of the model's weights; None to
             use that one.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
-            layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; the report's
-            `inputs` show what is fixed. Another mapping, be it {}, opens exactly the axes that it names. An axis
+            layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
+            without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`
+            show what is fixed. Another mapping, be it {}, opens exactly the axes that it names. An axis
             may have the sizes of its `torch.export.Dim` for which the model does not branch: the report's `ranges`.
         input_names: names of the graph's inputs. Default: `input`, `h0` and `c0` for a bare layer, else the names of
             the arguments.
@@ -94,10 +95,12 @@ def export_onnx(
         VerificationError: the file's numbers differ from the model's; no file is left.
         ExportError: the model fails on the example, draws random numbers, or keeps a state between its calls; PyTorch
             cannot export it, the form cannot express it, it cannot stream, the file would have more than `max_nodes`
-            nodes, its weights are more than 2 GB, which `export_bundle` takes, or an argument is out of range.
+            nodes, it has no layers and walks over an axis in a loop of Python, its weights are more than 2 GB, which
+            `export_bundle` takes, or an argument is out of range.
 
     Warns:
-        UserWarning: every axis is fixed although the recurrent layers have a batch; an axis may have only some sizes,
+        UserWarning: every axis is fixed although the recurrent layers have a batch; a loop of Python is written out; an
+            axis is fixed that the model takes in other sizes; an axis may have only some sizes,
             since the model branches on its size; or see `verify`.
     """
     model = check_module(model)

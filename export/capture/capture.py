@@ -127,6 +127,11 @@ class Tracer:
         return with_multiples(graph, [_named_axes(value, names) for value in graph.inputs])
 
     @property
+    def has_layers(self) -> bool:
+        """Whether the model has recurrent layers, loops of `deploy_rnn.scan` or cells."""
+        return bool(stack_nodes(self.open_graph)) or bool(self.loops)
+
+    @property
     def has_steps(self) -> bool:
         """Whether the model has steps: that of one step of a cell has none, nor has a loop that feeds itself."""
         has_stacks = bool(stack_nodes(self.open_graph))

@@ -14,8 +14,10 @@ import deploy_rnn
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
+from deploy_rnn.checking.python_loops import python_loop
 from deploy_rnn.checking.structure import output_names_of, without_numbers
 from deploy_rnn.checking.two_calls import check_two_calls
+from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
@@ -33,10 +35,10 @@ from ..torch_onnx import Traced
 from .capture import Tracer
 from .io_names import name_inputs_and_outputs
 from .packing import refuse_packed
-from .related_axes import with_free_axes
+from .related_axes import open_axes, with_free_axes
 from .result import check_result
 from .streaming import check_can_stream, open_states, refuse_lengths
-from .tied_axes import with_tied_axes
+from .tied_axes import fixed_axes, with_tied_axes
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class CapturedModel:
         # First of all: what does not run cannot be exported either, and the model's own error says why.
         result = check_two_calls(model, call)
         check_result(result)
-        _check_layers(model, call)
+        _check_layers(model, call, is_fixed=not dynamic_time or options.dynamic_shapes is not None)
         if options.streaming:
             check_can_stream(model)
         tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
@@ -274,10 +276,10 @@ def _return_tensors(model: nn.Module, result: Any) -> None:
         model.register_forward_hook(lambda _, args, output: without_numbers(output))
 
 
-def _check_layers(model: nn.Module, call: ExampleCall) -> None:
+def _check_layers(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> None:
     layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
     if not layers:
-        _check_loops(model, call)
+        _check_loops(model, call, is_fixed=is_fixed)
     for name, layer in layers.items():
         dtype = next(layer.parameters()).dtype
         if dtype not in (torch.float32, torch.float64):
@@ -287,20 +289,35 @@ def _check_layers(model: nn.Module, call: ExampleCall) -> None:
             )
 
 
-def _check_loops(model: nn.Module, call: ExampleCall) -> None:
-    """A model without layers has loops of `deploy_rnn.scan`, or takes one step of a cell.
+def _check_loops(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> None:
+    """A model without layers has loops of `deploy_rnn.scan`, takes one step, or has no steps at all.
+
+    One with a loop of Python is written with the steps of the example, which has a warning.
+
+    Args:
+        is_fixed: whether the number of steps need not be dynamic.
 
     Raises:
-        ExportError: it has neither, or a cell in a loop of Python.
+        ExportError: it need be, and there is a loop of Python.
     """
-    name = type(model).__name__
     with count_cell_calls(model, CALLER) as cells, noted_loops() as loops:
         call.run(model)
+    if loops:
+        return
     in_loop = _described_cells(cells)
-    if in_loop and not loops:
-        raise ExportError(f"{name} has no recurrent layer: {in_loop}")
-    if not cells and not loops:
-        raise ExportError(f"{name} has no recurrent layer; use torch.onnx.export for it.")
+    if not in_loop:
+        loop = python_loop(copy_model(model).eval(), call)
+        in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}" if loop else ""
+    if in_loop and not is_fixed:
+        raise ExportError(
+            f"{type(model).__name__} has no recurrent layer: {in_loop} Or use form='unrolled', for the steps of the "
+            "example."
+        )
+    if in_loop:
+        warn_user(in_loop)
+
+
+WRITTEN_OUT = "PyTorch writes out the loop, with the number of steps of the example."
 
 
 CALLER = "deploy_rnn.checking.example_call"
@@ -311,7 +328,7 @@ def _described_cells(cells: Sequence[CellCalls]) -> str:
     """What a cell of torch.nn in a loop of Python means for an export; empty if there is none."""
     for cell in cells:
         if cell.number > 1:
-            return f"{cell}: PyTorch writes out the loop, with the number of steps of the example. {cell.advice}"
+            return f"{cell}: {WRITTEN_OUT} {cell.advice}"
     return ""
 
 
@@ -322,6 +339,10 @@ def _model_axes(
     if dynamic_shapes is not None:
         return call.axes(dynamic_shapes)
     stack_axes = tracer.stack_axes
+    if not any(stack_axes) and not tracer.has_layers:
+        axes = open_axes(tracer.open_graph, call)
+        _warn_of_fixed_axes(tracer.model, call, axes)
+        return axes
     if not time:
         stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
     axes = with_tied_axes(tracer.model, call, stack_axes)
@@ -342,6 +363,15 @@ def _model_axes(
             f"{_described_cells(cells)}".rstrip()
         )
     return axes
+
+
+def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> None:
+    """Name what a model without layers takes in other sizes, and its file does not."""
+    for number, axis in fixed_axes(model, call, axes):
+        warn_user(
+            f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
+            "example: PyTorch traces the model for this size only."
+        )
 
 
 def _not_open(error: DynamicAxisError, why_fixed: str) -> DynamicAxisError:

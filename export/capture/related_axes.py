@@ -74,10 +74,27 @@ def with_free_axes(graph: ir.Graph, call: ExampleCall, axes: Sequence[Axes]) -> 
             tensor_axes[place.axis] = _most_alike(names, place, axes)
         # Case 2.
         else:
-            label = re.sub(r"\W+", "_", call.names[place.input]).strip("_")
-            own_names.setdefault(size, f"{label}_{place.axis}")
+            own_names.setdefault(size, _own_name(call, place))
             tensor_axes[place.axis] = own_names[size]
     return free
+
+
+def open_axes(graph: ir.Graph, call: ExampleCall) -> list[Axes]:
+    """The axes that may have any size, of a model without recurrent layers: each size has the name of its first place.
+
+    Such a name is that of the tensor, and the number of the axis: "x_1".
+    """
+    axes: list[Axes] = [{} for _ in call.tensors]
+    names: dict[str, str] = {}
+    for place, size in _sizes(graph):
+        if size.isidentifier():
+            axes[place.input][place.axis] = names.setdefault(size, _own_name(call, place))
+    return axes
+
+
+def _own_name(call: ExampleCall, place: Place) -> str:
+    label = re.sub(r"\W+", "_", call.names[place.input]).strip("_")
+    return f"{label}_{place.axis}"
 
 
 def _sizes(graph: ir.Graph) -> Iterator[tuple[Place, str]]:

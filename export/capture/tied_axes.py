@@ -35,6 +35,18 @@ def with_tied_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) ->
     return tied
 
 
+def fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> list[AxisIndex]:
+    """The axes without a name that the model takes longer, too: it is the graph that fixes them."""
+    indices = [
+        (number, axis)
+        for number, tensor in enumerate(call.tensors)
+        for axis in range(tensor.dim())
+        if axis not in axes[number]
+    ]
+    with unchanged(model):
+        return [index for index in indices if _runs(model, call, [index], 1)]
+
+
 def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[list[AxisIndex]]:
     """Sets of axes that may belong to one name: those that have it, these and one more, these and all the others."""
     with_name = [

@@ -452,12 +452,6 @@ class Stepped(nn.Module):
             "`precision` (='float64') must be 'float32', as the model's weights are; leave it out, or convert the ",
         ),
         (
-            nn.Linear(5, 7),
-            {},
-            ExportError,
-            "Linear has no recurrent layer; use torch.onnx.export for it.",
-        ),
-        (
             Stepped(),
             {},
             ExportError,
