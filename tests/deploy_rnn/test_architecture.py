@@ -75,7 +75,7 @@ ARROWS = {
     "export.saving": set(),
     "export.forms": {"nn", "export.stack", "export.torch_onnx"},
     "export.capture": {
-        "nn", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
+        "nn", "copying", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
         "export.bare_layer", "export.options", "export.opset", "export.size_limits", "packing",
         "any_size",
     },
