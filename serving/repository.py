@@ -49,6 +49,7 @@ class Entry:
         retiring: what answered before, oldest first, and still holds streams or finishes what it accepted.
         reason: why it is not loaded, or why the last attempt to replace it failed.
         ended: streams that ended with a model that was replaced or unloaded -> why; the latest of them.
+        unreadable: requests for it that no protocol could read.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class Entry:
     retiring: list[ServedModel] = field(default_factory=list)
     reason: str = ""
     ended: OrderedDict[int | str, str] = field(default_factory=OrderedDict)
+    unreadable: int = 0
 
 
 class Repository:
@@ -266,6 +268,17 @@ class Repository:
                 if request.sequence is not None and request.start:
                     self._end_elsewhere(self._entries[name], model, request.sequence)
                 return future
+
+    def count_unreadable(self, name: str) -> None:
+        """Count a request for a model that was not given to it, since a protocol could not read it."""
+        with self._lock:
+            self._entries[name].unreadable += 1
+
+    def unreadable(self) -> dict[str, int]:
+        """Name of each model that answers -> how many requests for it could not be read."""
+        with self._lock:
+            entries = sorted(self._entries.items())
+            return {name: entry.unreadable for name, entry in entries if entry.model is not None}
 
     def _holder(self, name: str, version: str, request: Request) -> ServedModel:
         """The model that holds the stream of a request; the current one if none does, or if the stream begins anew."""

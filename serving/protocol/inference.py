@@ -7,7 +7,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from deploy_rnn.errors import ClosedError, DeadlineError, UnauthorizedError, UnsupportedError
+from deploy_rnn.errors import (
+    ClosedError,
+    DeadlineError,
+    DeployError,
+    UnauthorizedError,
+    UnsupportedError,
+)
 
 from ..repository import Repository
 from ..scheduling.request import Request, Response
@@ -116,7 +122,11 @@ class Inference:
             InputError, StreamError, BusyError, ClosedError: as `Model.submit`.
         """
         self.check_model(name, version)
-        infer_request = await in_thread_if_large(size, decode)
+        try:
+            infer_request = await in_thread_if_large(size, decode)
+        except DeployError:
+            self._repository.count_unreadable(name)
+            raise
         future = self._repository.submit(name, version, infer_request.request)
         return Submitted(infer_request, future)
 

@@ -121,9 +121,9 @@ class Model:
             with self._changed:
                 self._enqueue(job, request)
                 self._changed.notify()
-        except DeployError:
+        except DeployError as error:
             with self._changed:
-                self._tally.failures += 1
+                self._tally.failed(error)
             raise
         return job.future
 
@@ -361,7 +361,7 @@ class Model:
             self._tally.ran(result.rows, seconds, result.real_steps, result.padded_steps)
             for segment, states in zip(batch, result.states, strict=True):
                 for job in segment:
-                    self._tally.answered(job.rows, started - job.arrived)
+                    self._tally.answered(job.rows, started - job.arrived, seconds)
                     if job.stream:
                         job.stream.states = states
                         self._streams.answered(job.stream, self._clock())
@@ -374,7 +374,7 @@ class Model:
     def _refuse(self, job: Job, reason: Exception) -> None:
         """Count a request that is not answered, and tell those who wait why; for a cancelled one nobody does."""
         with self._changed:
-            self._tally.failures += 1
+            self._tally.failed(reason)
         if job.claim():
             job.future.set_exception(reason)
 

@@ -191,10 +191,11 @@ def _expired(job: Job, now: float) -> Exception | None:
     """Return why a request is no longer to be run; None if it is."""
     if job.stream and job.stream.broken:
         return job.stream.error()
-    if job.future.cancelled():
-        return CancelledError("a chunk of it was cancelled")
+    # Whoever waits for a request cancels it at its deadline, too.
     if job.deadline is not None and job.deadline < now:
         return DeadlineError(
             f"the request waited for {now - job.arrived:.3g} s, and its deadline passed."
         )
+    if job.future.cancelled():
+        return CancelledError("a chunk of it was cancelled")
     return None

@@ -30,7 +30,7 @@ from deploy_rnn.runtime import TensorSpec
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.scheduling.request import Request, Response
-from deploy_rnn.serving.scheduling.statistics import Statistics
+from deploy_rnn.serving.scheduling.statistics import Durations, Statistics
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
 
@@ -152,7 +152,8 @@ class SumModel:
         return Statistics(
             successes=self._successes, failures=1, executions=3, rows=5, queue_seconds=0.5, compute_seconds=0.25,
             batch_rows={1: (2, 0.1), 3: (1, 0.15)}, steps_real=90, steps_padded=10, queued=self._queued,
-            streams=len(self._streams), last_inference=1000.0,
+            streams=len(self._streams), last_inference=1000.0, failure_reasons={"busy": 1},
+            queue_durations=Durations((2, 1, *[0] * 13, 1), 70.5),
         )  # fmt: skip
 
     def close(self, timeout: float | None = None) -> None:

@@ -491,9 +491,27 @@ def test_metrics(client: Any) -> None:
         'deploy_rnn_batch_size_bucket{le="2",model="sum"} 2.0',
         'deploy_rnn_batch_size_bucket{le="+Inf",model="sum"} 3.0',
         'deploy_rnn_batch_size_sum{model="sum"} 5.0', 'deploy_rnn_streams{model="sum"} 0.0',
+        'deploy_rnn_failures_total{model="sum",reason="busy"} 1.0',
+        'deploy_rnn_failures_total{model="sum",reason="run_error"} 0.0',
+        'deploy_rnn_queue_duration_seconds_bucket{le="0.001",model="sum"} 2.0',
+        'deploy_rnn_queue_duration_seconds_bucket{le="0.0025",model="sum"} 3.0',
+        'deploy_rnn_queue_duration_seconds_bucket{le="60.0",model="sum"} 3.0',
+        'deploy_rnn_queue_duration_seconds_bucket{le="+Inf",model="sum"} 4.0',
+        'deploy_rnn_queue_duration_seconds_count{model="sum"} 4.0',
+        'deploy_rnn_queue_duration_seconds_sum{model="sum"} 70.5',
+        'deploy_rnn_run_duration_seconds_count{model="sum"} 0.0',
+        'deploy_rnn_request_duration_seconds_count{model="sum"} 0.0',
     ):  # fmt: skip
         assert line in text.splitlines()
     assert "process_resident_memory_bytes" in text
+
+
+def test_a_request_that_cannot_be_read_is_a_failure_of_its_own_reason(client: Any) -> None:
+    assert client.post(INFER, content=b"{").status_code == 400
+    assert client.post("/v2/models/sam/infer", content=b"{").status_code == 404
+    lines = client.get("/metrics").text.splitlines()
+    assert 'deploy_rnn_failures_total{model="sum",reason="unreadable"} 1.0' in lines
+    assert not any("sam" in line for line in lines)
 
 
 def test_load_and_unload(client: Any, folder: Path, new_bundle: Any) -> None:

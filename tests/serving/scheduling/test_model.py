@@ -155,6 +155,11 @@ def test_requests_of_like_length_share_a_run(
         sum(seconds for _, seconds in statistics.batch_rows.values())
     )
     assert statistics.queue_seconds > 0
+    assert sum(statistics.request_durations.counts) == 5
+    assert statistics.queue_durations.seconds == pytest.approx(statistics.queue_seconds)
+    assert statistics.request_durations.seconds == pytest.approx(
+        statistics.queue_durations.seconds + statistics.run_durations.seconds
+    )
     assert abs(time.time() - (statistics.last_inference or 0)) < 60
 
 
@@ -230,6 +235,7 @@ def test_a_request_of_too_many_rows_times_steps(
     assert model.infer(ask(tokens(2, 20))).outputs["output"].shape == (2, 20, 3)
     with pytest.raises(TooLargeError, match="3 rows of 14 steps, which is 42; send at most 40"):
         model.submit(ask(tokens(3, 14)))
+    assert model.statistics().failure_reasons == {"too_large": 1}
 
 
 def test_outputs_that_are_too_large(padded: Path, open_model: Callable[..., Model]) -> None:
@@ -268,7 +274,9 @@ def test_the_fault_of_one_is_not_that_of_the_others(
     np.testing.assert_allclose(
         also_good.result(30).outputs["output"], expected(tagger, tokens(1, 10, 1)), atol=1e-5
     )
-    assert (model.statistics().successes, model.statistics().failures) == (3, 1)
+    statistics = model.statistics()
+    assert (statistics.successes, statistics.failures) == (3, 1)
+    assert statistics.failure_reasons == {"bad_input": 1}
 
 
 def test_a_full_queue_says_so_at_once(
@@ -283,6 +291,7 @@ def test_a_full_queue_says_so_at_once(
         ):
             model.submit(ask(tokens(1, 5)))
     assert all(future.result(30) for future in futures)
+    assert model.statistics().failure_reasons == {"busy": 1}
 
 
 def test_a_request_that_nobody_waits_for_is_not_run(
@@ -302,6 +311,7 @@ def test_a_request_that_nobody_waits_for_is_not_run(
     assert not wait([cancelled], 30).not_done
     statistics = model.statistics()
     assert (statistics.successes, statistics.failures, statistics.executions) == (2, 2, 2)
+    assert statistics.failure_reasons == {"deadline": 1, "cancelled": 1}
 
 
 def test_a_timeout_counts_from_when_the_request_is_accepted(padded: Path, held: Held) -> None:
