@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 @dataclass(frozen=True)
@@ -56,18 +57,6 @@ def model(package: str, title: str, about: str) -> Callable[[Make], Make]:
         return make
 
     return register
-
-
-class Method(nn.Module):
-    """Calls a method of a model in place of its `forward`."""
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        super().__init__()
-        self.model = model
-        self.name = name
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return getattr(self.model, self.name)(*tensors)
 
 
 # Speech
@@ -313,7 +302,6 @@ def lang_id() -> Exhibit:
 @model("stanza", "HighwayLSTM", "packed bidirectional LSTMs with gated skips")
 def highway_lstm() -> Exhibit:
     from stanza.models.common.hlstm import HighwayLSTM
-    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
     class Padded(nn.Module):
         def __init__(self) -> None:
@@ -491,7 +479,28 @@ def deep_ar() -> Exhibit:
     examples = {name: torch.zeros(one.shape, dtype=one.dtype) for name, one in inputs.data.items()}
     for name in ("past_target", "past_observed_values"):
         examples[name] = torch.rand(inputs.data[name].shape) + 1
-    return Exhibit(Method(network, "unroll_lagged_rnn"), tuple(examples.values()))
+
+    class Unrolled(nn.Module):
+        """The network up to the parameters of its distribution: `forward` draws samples."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(
+            self,
+            static_cat: Tensor,
+            static_real: Tensor,
+            past_time: Tensor,
+            past_target: Tensor,
+            past_observed: Tensor,
+            future_time: Tensor,
+        ) -> Any:
+            return self.network.unroll_lagged_rnn(
+                static_cat, static_real, past_time, past_target, past_observed, future_time
+            )
+
+    return Exhibit(Unrolled(), tuple(examples.values()))
 
 
 # Reinforcement learning
@@ -546,8 +555,6 @@ def recurrent_sequential() -> Exhibit:
             self.layers = layers
 
         def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-            from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
             packed = pack_padded_sequence(x, lengths)
             return pad_packed_sequence(self.layers(packed, None)[0])[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,15 @@ NOT_APPLICABLE = (
     "form 'native' has no",
 )
 """Parts of the reasons why a model cannot go a way, by its nature or by the format's."""
+
+SUMMARY = {
+    "auto": "are exported to ONNX, and right at other batch sizes and lengths.",
+    "compile": "go through `deploy_rnn.compile`.",
+    ".pt2": "become a `.pt2` file, which runs without Python.",
+    ".pt": "become a `.pt` file: TorchScript takes less of Python than the others do.",
+    "streaming": "become a streaming file, of those that read from left to right.",
+}
+"""The ways at the top of the page."""
 
 LONGEST = 420
 """Letters of a reason on the page; the JSON has all of it."""
@@ -77,6 +87,8 @@ def reason_of(message: str) -> str:
     """A refusal as the page shows it: one line, shortened where it is long."""
     line = " ".join(message.split())
     line = re.split(r" PyTorch says: ", line)[0]
+    # One reason for all models, whatever they call their layer.
+    line = re.sub(r"^`\S+` (?=is bidirectional, and cannot stream)", "A layer ", line)
     if len(line) > LONGEST:
         # What others print can be pages; our advice ends the message.
         line = f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 3 :].partition(' ')[2]}"
@@ -92,8 +104,25 @@ def page(result: dict[str, Any]) -> str:
     table = "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
     machine = machine_line(result).replace("Measured", "Run")
     return TEMPLATE.format(
-        counts=counts(result), table=table, packages=_packages(result), notes=notes, machine=machine
+        summary=summary(result),
+        counts=counts(result),
+        table=table,
+        packages=_packages(result),
+        commits=_commits(result),
+        notes=notes,
+        machine=machine,
     )
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """How many models go the ways that most people want, as a list."""
+    models = result["models"].values()
+    lines = []
+    for way, words in SUMMARY.items():
+        verdicts = Counter(verdict(model["cells"].get(way)) for model in models)
+        possible = len(models) - verdicts["not applicable"]
+        lines.append(f"- {verdicts['ok']} of {possible} {words}")
+    return "\n".join(lines)
 
 
 def counts(result: Mapping[str, Any]) -> str:
@@ -135,6 +164,16 @@ def _text(cell: Cell | None, notes: Notes) -> str:
     return f"{sign} {notes.mark(reason_of(cell['message']))}"
 
 
+def _commits(result: Mapping[str, Any]) -> str:
+    """How many cells come from which commit of the library, the most first."""
+    commits = Counter(
+        cell.get("commit", "an unknown one")
+        for model in result["models"].values()
+        for cell in model["cells"].values()
+    )
+    return ", ".join(f"{commit} ({count} cells)" for commit, count in commits.most_common())
+
+
 def _packages(result: Mapping[str, Any]) -> str:
     versions = {model["package"]: model["version"] for model in result["models"].values()}
     return ", ".join(f"{name} {versions[name]}" for name in sorted(versions, key=str.lower))
@@ -143,8 +182,12 @@ def _packages(result: Mapping[str, Any]) -> str:
 TEMPLATE = """\
 # Models that were tried
 
-Is it for you? These are models of public packages, sent every way out of PyTorch.
-{counts}
+Is it for you? These are models of public packages, as their authors ship them, sent every way out of PyTorch:
+
+{summary}
+
+{counts} Where a model is refused, it is with a reason and before anything is written: no cell is a wrong number.
+Models are chosen for being used, not for passing, and none is left out because it fails.
 
 `make zoo` installs the packages at the pinned versions, runs every model in a process of its own, and writes this page
 from `benchmarks/results/zoo.json`. Nothing on it is written by hand.
@@ -185,7 +228,8 @@ three rows of 5 to 20 steps, or a waveform of 64 to 8,000 samples. [zoo/models.p
 with `@model(package, title, about)` above it, and its package to `zoo/requirements.txt`. `make zoo MODELS=name` runs
 that one.
 
-**Versions.** {packages}. {machine}
+**Versions.** The library at the commits {commits}: a model is run again where a change of the library concerns it.
+Packages: {packages}. {machine}
 
 ## Why not?
 
