@@ -19,7 +19,7 @@ class AnySize(TorchFunctionMode):
     2. Circular padding, whose code writes into a larger tensor and asks whether there is more than one row: the ends
        are joined to the tensor.
     3. A clamp between a tensor of one number and a number, which PyTorch takes for two numbers, and which has no
-       operator: between two tensors.
+       operator: between two tensors. Nor has one between a whole number and a float: between two floats.
     4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown.
 
     Args:
@@ -144,6 +144,8 @@ def _clamp(func: Callable[..., Any], input: Tensor, min: Any = None, max: Any = 
     # Case 3.
     if isinstance(min, Tensor) != isinstance(max, Tensor) and None not in (min, max):
         min, max = _as_tensor(min, input), _as_tensor(max, input)
+    elif {type(min), type(max)} == {int, float}:
+        min, max = float(min), float(max)
     return func(input, min, max)
 
 

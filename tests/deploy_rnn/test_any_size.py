@@ -105,7 +105,7 @@ def test_indices_of_a_maximum_are_left_to_pytorch() -> None:
 
 
 class Recognizer(nn.Module):
-    """Circular convolution, a clamp between a buffer and a number, a maximum over windows, a recurrent layer."""
+    """Circular convolution, clamps between numbers of two kinds, a maximum over windows, a recurrent layer."""
 
     least: Tensor
 
@@ -117,7 +117,7 @@ class Recognizer(nn.Module):
         self.register_buffer("least", torch.tensor(-1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.clamp(self.conv(x), self.least, 0.5)
+        x = torch.clamp(self.conv(x), self.least, 0.5).clamp(-1, 0.25)
         output: Tensor = self.rnn(self.pool(x).transpose(1, 2))[0]
         return output
 
