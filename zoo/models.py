@@ -160,6 +160,14 @@ def metric_gan() -> Exhibit:
     return Exhibit(EnhancementGenerator(), (torch.rand(2, 10, 257), torch.tensor([1.0, 0.6])))
 
 
+@model("speechbrain", "RNNLM", "a language model: an embedding, LSTMs, linear layers")
+def rnn_lm() -> Exhibit:
+    from speechbrain.lobes.models.RNNLM import RNNLM
+
+    network = RNNLM(10, embedding_dim=6, rnn_neurons=8, dnn_neurons=8)
+    return Exhibit(network, (torch.randint(10, (2, 9)),))
+
+
 @model("pyannote.audio", "PyanNet", "SincNet and a bidirectional LSTM on a waveform")
 def pyannet() -> Exhibit:
     from pyannote.audio.core.task import Problem, Resolution, Specifications
@@ -290,6 +298,17 @@ def char_language_model() -> Exhibit:
     return Exhibit(network, (torch.randint(3, (2, 9)), torch.tensor([9, 5])))
 
 
+@model("stanza", "Tokenizer", "characters, packed bidirectional LSTMs, one over the other")
+def stanza_tokenizer() -> Exhibit:
+    from stanza.models.tokenization.model import Tokenizer
+
+    args = {"feat_dim": 3, "rnn_layers": 1, "conv_res": None, "use_mwt": True, "hierarchical": True,
+            "tok_noise": 0.0, "hier_invtemp": 0.5}  # fmt: skip
+    network = Tokenizer(args, 12, 6, 8, 0.0, 0.0)
+    inputs = (torch.randint(1, 12, (2, 9)), torch.rand(2, 9, 3), torch.tensor([9, 5]))
+    return Exhibit(network, inputs)
+
+
 @model("stanza", "LangIDBiLSTM", "characters, a bidirectional LSTM, the language")
 def lang_id() -> Exhibit:
     from stanza.models.langid.model import LangIDBiLSTM
@@ -399,6 +418,30 @@ def darts_rnn() -> Exhibit:
     return Exhibit(Forecast(), (torch.rand(2, 8, 2),))
 
 
+@model("darts", "BlockRNNModel's network", "a GRU and linear layers, a block of forecasts")
+def darts_block_rnn() -> Exhibit:
+    from darts.models.forecasting.block_rnn_model import _BlockRNNModule
+    from darts.utils.data.torch_datasets.utils import PLModuleInput
+
+    network = _BlockRNNModule(
+        "GRU", input_size=2, hidden_dim=8, num_layers=1, num_layers_out_fc=[8], target_size=2,
+        future_cov_dim=0, nr_params=1, dropout=0.0, activation="ReLU", input_chunk_length=8,
+        output_chunk_length=3, train_sample_shape=None,
+    )  # fmt: skip
+
+    class Forecast(nn.Module):
+        """`forward` with a tensor in place of its dataclass."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, past: Tensor) -> Any:
+            return self.network(PLModuleInput(past_target=past)).prediction
+
+    return Exhibit(Forecast(), (torch.rand(2, 8, 2),))
+
+
 @model("neuralforecast", "LSTM", "an LSTM over the window, and an MLP for the horizon")
 def neuralforecast_lstm() -> Exhibit:
     from neuralforecast.models import LSTM
@@ -464,6 +507,49 @@ def forecasting_lstm() -> Exhibit:
     from pytorch_forecasting.models.nn.rnn import LSTM
 
     return Exhibit(LSTM(3, 8, num_layers=2, batch_first=True), (torch.rand(2, 9, 3),))
+
+
+@model(
+    "pytorch-forecasting",
+    "TemporalFusionTransformer",
+    "variable selection, LSTMs as encoder and decoder, attention",
+)
+def temporal_fusion_transformer() -> Exhibit:
+    import pandas
+    from pytorch_forecasting import TemporalFusionTransformer, TimeSeriesDataSet
+
+    days = list(range(30))
+    table = pandas.DataFrame(
+        {
+            "day": days * 2,
+            "series": ["a"] * 30 + ["b"] * 30,
+            "value": torch.rand(60).tolist(),
+        }
+    )
+    data = TimeSeriesDataSet(
+        table, time_idx="day", target="value", group_ids=["series"], max_encoder_length=8,
+        max_prediction_length=3, time_varying_unknown_reals=["value"], time_varying_known_reals=["day"],
+    )  # fmt: skip
+    network = TemporalFusionTransformer.from_dataset(
+        data, hidden_size=8, attention_head_size=2, hidden_continuous_size=4
+    )
+    batch, _ = next(iter(data.to_dataloader(train=False, batch_size=2)))
+    return Exhibit(network, (batch,))
+
+
+@model(
+    "gluonts",
+    "TemporalFusionTransformer",
+    "variable selection, LSTMs as encoder and decoder, attention",
+)
+def gluonts_tft() -> Exhibit:
+    from gluonts.torch.model.tft.module import TemporalFusionTransformerModel
+
+    network = TemporalFusionTransformerModel(8, 3, d_hidden=8, d_var=8, num_heads=2)
+    inputs = network.describe_inputs(2)
+    examples = [torch.zeros(one.shape, dtype=one.dtype) for one in inputs.data.values()]
+    past = torch.rand(2, 8) + 1
+    return Exhibit(network, (past, torch.ones(2, 8), *examples[2:]))
 
 
 @model(
