@@ -528,7 +528,8 @@ def temporal_fusion_transformer() -> Exhibit:
     )
     data = TimeSeriesDataSet(
         table, time_idx="day", target="value", group_ids=["series"], max_encoder_length=8,
-        max_prediction_length=3, time_varying_unknown_reals=["value"], time_varying_known_reals=["day"],
+        max_prediction_length=3, time_varying_unknown_reals=["value"],
+        time_varying_known_reals=["day"], static_categoricals=["series"],
     )  # fmt: skip
     network = TemporalFusionTransformer.from_dataset(
         data, hidden_size=8, attention_head_size=2, hidden_continuous_size=4
@@ -545,7 +546,10 @@ def temporal_fusion_transformer() -> Exhibit:
 def gluonts_tft() -> Exhibit:
     from gluonts.torch.model.tft.module import TemporalFusionTransformerModel
 
-    network = TemporalFusionTransformerModel(8, 3, d_hidden=8, d_var=8, num_heads=2)
+    network = TemporalFusionTransformerModel(
+        8, 3, d_hidden=8, d_var=8, num_heads=2, c_feat_dynamic_cat=[2], d_past_feat_dynamic_real=[1],
+        c_past_feat_dynamic_cat=[2],
+    )  # fmt: skip
     inputs = network.describe_inputs(2)
     examples = [torch.zeros(one.shape, dtype=one.dtype) for one in inputs.data.values()]
     past = torch.rand(2, 8) + 1
