@@ -126,6 +126,38 @@ class Layers(nn.Module):
         return (x * weights.unsqueeze(-1)).sum(1)
 
 
+class Columns(nn.Module):
+    """EasyOCR: the columns of a picture's features are the steps, over the mean of their height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.height = nn.AdaptiveAvgPool2d((None, 1))
+        self.lstm = nn.LSTM(4, 3, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = torch.relu(self.conv(x)).permute(0, 3, 1, 2)
+        output: Tensor = self.lstm(self.height(features).squeeze(3))[0]
+        return output
+
+
+class Handed(nn.Module):
+    """A temporal fusion transformer: a decoder goes on from the states of an encoder, and attends to both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(3, 4, batch_first=True)
+        self.decoder = nn.LSTM(3, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, past: Tensor, future: Tensor) -> Tensor:
+        encoded, states = self.encoder(past)
+        decoded, _ = self.decoder(future, states)
+        both = torch.cat([encoded, decoded], 1)
+        attended: Tensor = self.attention(decoded, both, both)[0]
+        return decoded + attended
+
+
 SHAPES: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {
     "demucs": (Channels(), (torch.randn(2, 4, 6),), (torch.randn(3, 4, 9),)),
     "encodec": (Padded(), (torch.randn(2, 2, 16),), (torch.randn(3, 2, 22),)),
@@ -137,6 +169,12 @@ SHAPES: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {
         (torch.rand(3, 9), torch.ones(3, 9)),
     ),
     "pyannote": (Pooled(), (torch.randn(2, 1, 40),), (torch.randn(3, 1, 61),)),
+    "easyocr": (Columns(), (torch.randn(2, 1, 6, 8),), (torch.randn(3, 1, 6, 11),)),
+    "gluonts_tft": (
+        Handed(),
+        (torch.randn(2, 6, 3), torch.randn(2, 4, 3)),
+        (torch.randn(3, 9, 3), torch.randn(3, 5, 3)),
+    ),
     "torch_geometric": (
         Layers(),
         ([torch.randn(5, 4), torch.randn(5, 4)],),
