@@ -101,6 +101,13 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="Requests that wait; further ones are refused.",
 )
 @click.option(
+    "--max-queue-bytes",
+    show_default="1073741824",
+    type=COUNT,
+    metavar="N",
+    help="Bytes of the inputs of requests that wait.",
+)
+@click.option(
     "--max-wait",
     show_default="0.0",
     type=SECONDS,

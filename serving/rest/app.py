@@ -1,7 +1,9 @@
 """The protocol over HTTP, as an ASGI application."""
 
 import asyncio
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -25,7 +27,7 @@ from ..scheduling.request import Response as ModelResponse
 from ..settings import Settings
 from . import page
 from .binary import HEADER_LENGTH, parse_json, too_much_json
-from .compression import choose_encoding, compress, decompress
+from .compression import MAX_RATIO, choose_encoding, compress, decompress
 from .messages import read, write
 from .other_sites import OwnSite, parse_hosts
 
@@ -111,6 +113,32 @@ class Guard:
         await app(scope, receive, send)
 
 
+@dataclass(frozen=True)
+class Body:
+    """The body of a request as it came.
+
+    Attributes:
+        encoding: its Content-Encoding; "" for none.
+        max_bytes: that it may have once decompressed.
+        only_json: whether nothing but JSON is expected in it.
+    """
+
+    data: bytes
+    encoding: str
+    max_bytes: int
+    only_json: bool
+
+    @property
+    def most_bytes(self) -> int:
+        """How many it may have once decompressed."""
+        size = len(self.data)
+        return min(size * MAX_RATIO, self.max_bytes) if self.encoding else size
+
+    def decompressed(self) -> bytes:
+        with _said_of_json(self.max_bytes) if self.only_json else nullcontext():
+            return decompress(self.data, self.encoding, self.max_bytes)
+
+
 class Endpoints:
     """The paths of the protocol; docs/serving.md lists them."""
 
@@ -188,7 +216,7 @@ class Endpoints:
 
     async def unload(self, http_request: HTTPRequest) -> Response:
         # Triton's clients send parameters, which do not matter here.
-        await self._body(http_request)
+        await self._json(http_request)
         name, _ = _model(http_request)
         await self._inference.unload(name)
         return Response()
@@ -203,12 +231,14 @@ class Endpoints:
         header_length = http_request.headers.get(HEADER_LENGTH)
         if header_length is not None:
             header_length = header_length.strip()  # a parser may leave spaces at the end of a value
-        body = await self._body(http_request, only_json=header_length is None)
+        only_json = header_length is None
+        body = await self._body(http_request, only_json=only_json)
 
+        # In one step: many bodies that wait to be decoded would take much memory if they were decompressed before.
         def decode() -> InferRequest:
-            return read(body, header_length, self._settings)
+            return read(body.decompressed(), header_length, self._settings)
 
-        submitted = await self._inference.submit(name, version, len(body), decode)
+        submitted = await self._inference.submit(name, version, body.most_bytes, decode)
         response = await self._inference.answer(submitted.future)
         size = sum(array.nbytes for array in response.outputs.values())
         accepted = http_request.headers.get("Accept-Encoding", "")
@@ -231,26 +261,30 @@ class Endpoints:
 
     async def _fields(self, http_request: HTTPRequest) -> dict[str, Any]:
         """The JSON object of a body; an empty body counts as an empty object."""
-        body = await self._body(http_request)
-        return parse_json(body, self._settings.max_json_bytes) if body.strip() else {}
+        text = await self._json(http_request)
+        return parse_json(text, self._settings.max_json_bytes) if text.strip() else {}
 
-    async def _body(self, http_request: HTTPRequest, *, only_json: bool = True) -> bytes:
-        """The body of a request, decompressed; `only_json`: nothing but JSON is expected in it."""
-        if not only_json:
-            return await self._body_within(http_request, self._settings.max_bytes)
-        max_bytes = self._settings.max_json_bytes
-        try:
-            return await self._body_within(http_request, max_bytes)
-        except TooLargeError:
-            raise TooLargeError(too_much_json("the body has more", max_bytes)) from None
+    async def _json(self, http_request: HTTPRequest) -> bytes:
+        body = await self._body(http_request, only_json=True)
+        return await in_thread_if_large(body.most_bytes, body.decompressed)
 
-    async def _body_within(self, http_request: HTTPRequest, max_bytes: int) -> bytes:
+    async def _body(self, http_request: HTTPRequest, *, only_json: bool) -> Body:
+        """The body of a request; `only_json`: nothing but JSON is expected in it."""
+        max_bytes = self._settings.max_json_bytes if only_json else self._settings.max_bytes
         encoding = http_request.headers.get("Content-Encoding", "").strip().lower()
-        async with deadline(self._settings.body_seconds, "the body took"):
-            body = await _receive_body(http_request, max_bytes)
-        if not encoding:
-            return body
-        return await in_thread_if_large(len(body), decompress, body, encoding, max_bytes)
+        with _said_of_json(max_bytes) if only_json else nullcontext():
+            async with deadline(self._settings.body_seconds, "the body took"):
+                data = await _receive_body(http_request, max_bytes)
+        return Body(data, encoding, max_bytes, only_json)
+
+
+@contextmanager
+def _said_of_json(max_bytes: int) -> Iterator[None]:
+    """A body that is too large should have been less JSON."""
+    try:
+        yield
+    except TooLargeError:
+        raise TooLargeError(too_much_json("the body has more", max_bytes)) from None
 
 
 def _model(http_request: HTTPRequest) -> tuple[str, str]:

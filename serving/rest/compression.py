@@ -12,6 +12,9 @@ _WBITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _REFUSED = re.compile(r"\s*q=0(\.0*)?\s*", re.IGNORECASE)
 """The weight of an encoding that a client does not accept."""
 
+MAX_RATIO = 1032
+"""Bytes that one byte of deflate can become."""
+
 # Numbers hardly compress: a higher level takes longer and gains a few percent.
 _LEVEL = 1
 

@@ -10,6 +10,8 @@ class Limits:
     Attributes:
         max_rows: rows of one run; also of one request.
         max_queue: requests that wait; one more is refused.
+        max_queue_bytes: bytes of the inputs of those that wait; a request that would exceed it is refused, unless it is
+            the only one.
         max_wait: seconds that a run is put off for more rows. With 0 it starts as soon as a core is free, with what has
             come in meanwhile.
         max_waste: share of a run's steps that may be padding.
@@ -30,6 +32,7 @@ class Limits:
 
     max_rows: int = 32
     max_queue: int = 1024
+    max_queue_bytes: int = 2**30
     max_wait: float = 0.0
     max_waste: float = 0.15
     max_steps: int = 100_000

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread, current_thread
 from typing import Self
@@ -242,10 +243,17 @@ class Model:
             raise BusyError(
                 f"{len(self._queue)} requests wait for model {self.name!r}, which is its limit; try again later."
             )
+        queued_bytes = self._queue.input_bytes
+        if self._queue and queued_bytes + job.input_bytes > self._limits.max_queue_bytes:
+            raise BusyError(
+                f"{queued_bytes} bytes of inputs wait for model {self.name!r}, whose limit is "
+                f"{self._limits.max_queue_bytes}; try again later."
+            )
         if request.sequence is not None:
             job.stream = self._streams.admit(
                 request.sequence, job.rows, start=request.start, end=request.end, now=job.arrived
             )
+            job.chunk = job.stream.admitted
         self._queue.add(job)
 
     def _continues(self, request: Request) -> bool:
@@ -273,6 +281,10 @@ class Model:
             return
         try:
             self._run(batch, lambda: not others_wait and self._cores.widen(slot))
+        except Exception as error:  # of this class, such as for lack of memory: the thread goes on
+            for job in chain.from_iterable(batch):
+                if not job.future.done():
+                    self._fail(job, error)
         finally:
             with self._changed:
                 for segment in batch:
@@ -338,16 +350,15 @@ class Model:
 
     def _run_unless_broken(self, job: Job) -> None:
         """Run a chunk, unless the one before it has just failed."""
-        stream = job.stream
-        if stream and stream.broken:
-            self._refuse(job, stream.error())
+        if job.stream and job.is_lost:
+            self._refuse(job, job.stream.error())
         else:
             self._run([[job]], _keep_one_core)
 
     def _fail(self, job: Job, error: Exception) -> None:
         if job.stream:
             with self._changed:
-                self._streams.fail(job.stream, f"a chunk of it failed ({error})")
+                self._streams.fail(job.stream, job.chunk, f"a chunk of it failed ({error})")
         self._refuse(job, error)
 
     def _answer(

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from itertools import islice
 
 from deploy_rnn.errors import DeadlineError
 
@@ -28,6 +29,7 @@ class Job:
         arrived: when it was accepted, by the clock of the model.
         deadline: when nobody waits for the answer any more; None for never.
         stream: the stream that it is a chunk of.
+        chunk: its number among the chunks of the stream.
         future: gets the answer.
         claimed: True or False once claimed, None before.
     """
@@ -38,6 +40,7 @@ class Job:
     arrived: float
     deadline: float | None
     stream: Stream | None = None
+    chunk: int = 0
     future: "Future[Response]" = field(default_factory=Future)
     claimed: bool | None = None
 
@@ -60,6 +63,15 @@ class Job:
         """Whether it is a chunk of a stream whose run goes on: it needs the state that comes of it."""
         return self.stream is not None and self.stream.running
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is a chunk that has no state to start from, since one before it was not run."""
+        return self.stream is not None and self.stream.has_lost(self.chunk)
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(array.nbytes for array in self.feeds.arrays.values())
+
     def claim(self) -> bool:
         """Claim it for a run: it can no longer be cancelled. False if it has been; its waiters are then told."""
         if self.claimed is None:
@@ -80,6 +92,9 @@ class RequestQueue:
     Args:
         engine: runs the requests.
         streams: whose chunks are in the queue; the chunks of a broken stream are dropped.
+
+    Attributes:
+        input_bytes: of the inputs of all that wait.
     """
 
     def __init__(self, engine: BatchEngine, limits: Limits, streams: StreamTable) -> None:
@@ -93,6 +108,7 @@ class RequestQueue:
         self._max_row_steps = limits.max_row_steps
         self._run_seconds = engine.run_times.seconds
         self._jobs: list[Job] = []
+        self.input_bytes = 0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -114,11 +130,13 @@ class RequestQueue:
 
     def add(self, job: Job) -> None:
         self._jobs.append(job)
+        self.input_bytes += job.input_bytes
 
     def clear(self) -> list[Job]:
         """Remove all requests, and return them."""
         jobs = self._jobs
         self._jobs = []
+        self.input_bytes = 0
         return jobs
 
     def take(self, now: float) -> tuple[list[StreamSegment], list[DroppedJob]]:
@@ -129,7 +147,7 @@ class RequestQueue:
         """
         dropped: list[DroppedJob] = []
         while True:
-            dropped += self._drop_expired(now)
+            dropped += self._drop_expired(self._candidates(), now)
             batch = self._choose()
             jobs = [job for segment in batch for job in segment]
             claims = [job.claim() for job in jobs]
@@ -141,24 +159,29 @@ class RequestQueue:
                 return batch, dropped
             # One was cancelled since it was chosen: drop it, and choose again.
 
-    def _drop_expired(self, now: float) -> list[DroppedJob]:
+    def _candidates(self) -> list[Job]:
+        """The oldest requests that can run: those of one busy stream do not keep others from running."""
+        return list(islice((job for job in self._jobs if not job.must_wait), WINDOW))
+
+    def _drop_expired(self, candidates: Sequence[Job], now: float) -> list[DroppedJob]:
         dropped = []
-        for job in self._jobs[:WINDOW]:
+        for job in candidates:
             reason = _expired(job, now)
             if reason is not None:
                 dropped.append((job, reason))
                 if job.stream:
-                    self._streams.fail(job.stream, str(reason))
+                    self._streams.fail(job.stream, job.chunk, str(reason))
         self._remove([job for job, _ in dropped])
         return dropped
 
     def _remove(self, jobs: Sequence[Job]) -> None:
         if jobs:
             removed = set(jobs)
+            self.input_bytes -= sum(job.input_bytes for job in jobs)
             self._jobs = [job for job in self._jobs if job not in removed]
 
     def _choose(self) -> list[StreamSegment]:
-        candidates = [job for job in self._jobs[:WINDOW] if not job.must_wait]
+        candidates = self._candidates()
         if not candidates:
             return []
         if not self._streaming:
@@ -189,7 +212,7 @@ class RequestQueue:
 
 def _expired(job: Job, now: float) -> Exception | None:
     """Return why a request is no longer to be run; None if it is."""
-    if job.stream and job.stream.broken:
+    if job.stream and job.is_lost:
         return job.stream.error()
     # Whoever waits for a request cancels it at its deadline, too.
     if job.deadline is not None and job.deadline < now:

@@ -25,7 +25,9 @@ class Stream:
         states: input -> what the chunk before gave, batch-first; empty before the first.
         waiting: chunks that came and are not answered.
         running: whether a run of its chunks goes on; the next ones need the states that it gives.
+        admitted: chunks that it has had.
         broken: why it cannot go on; None if it can.
+        first_lost: the number of the first chunk that it cannot go on with; those before it are still answered.
     """
 
     name: int | str
@@ -34,7 +36,13 @@ class Stream:
     states: Mapping[str, np.ndarray] = field(default_factory=dict)
     waiting: int = 0
     running: bool = False
+    admitted: int = 0
     broken: str | None = None
+    first_lost: int = 0
+
+    def has_lost(self, chunk: int) -> bool:
+        """Whether a chunk cannot be run, since one before it was not."""
+        return self.broken is not None and chunk >= self.first_lost
 
     def error(self) -> StreamError:
         """For a chunk of a broken stream."""
@@ -75,6 +83,7 @@ class StreamTable:
                 f"stream {name!r} has {stream.rows} rows, this chunk has {rows}; a stream keeps its rows."
             )
         stream.waiting += 1
+        stream.admitted += 1
         self._use(stream, now)
         if end:
             self._drop(stream, "has ended; start it again to use its id again")
@@ -85,10 +94,15 @@ class StreamTable:
         stream.waiting -= 1
         self._use(stream, now)
 
-    def fail(self, stream: Stream, reason: str) -> None:
-        """End a stream of which a chunk is not run: those after it have no state to start from."""
-        if stream.broken is None:
+    def fail(self, stream: Stream, chunk: int, reason: str) -> None:
+        """End a stream of which a chunk is not run: those after it have no state to start from.
+
+        Args:
+            chunk: its number among those of the stream.
+        """
+        if stream.broken is None or chunk < stream.first_lost:
             stream.broken = f"was ended: {reason}; start it again"
+            stream.first_lost = chunk
         # By now another stream may have the name.
         if self._live.get(stream.name) is stream:
             self._drop(stream, stream.broken)
@@ -124,8 +138,8 @@ class StreamTable:
             )
 
     def next_expiry(self) -> float | None:
-        """When the next one may expire; None if there are no streams."""
-        oldest = next(iter(self._live.values()), None)
+        """When the next one may expire; None if none may. One whose chunks wait does not."""
+        oldest = next((stream for stream in self._live.values() if not stream.waiting), None)
         return None if oldest is None else oldest.last_used + self._limits.stream_idle
 
     def _use(self, stream: Stream, now: float) -> None:

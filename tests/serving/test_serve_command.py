@@ -38,7 +38,7 @@ def test_it_listens_to_this_machine_only_by_default() -> None:
 
 VALUES = {
     "max_rows": 3, "max_queue": 4, "max_wait": 0.5, "max_waste": 0.25, "max_steps": 6, "max_streams": 7,
-    "max_row_steps": 16, "max_output_bytes": 17,
+    "max_row_steps": 16, "max_output_bytes": 17, "max_queue_bytes": 18,
     "stream_idle": 8.5, "stream_keep": 9.5, "refuse_restart": True, "max_replaced": 18,
     "max_bytes": 10, "max_json_bytes": 9,
     "header_seconds": 11.5, "body_seconds": 12.5, "request_seconds": 13.5, "drain_seconds": 14.5,

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from deploy_rnn.errors import DeadlineError, TooLargeError
 from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.rest import app as app_module
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.rest.compression import choose_encoding, decompress
 from deploy_rnn.serving.settings import Settings
@@ -370,6 +372,37 @@ def test_a_bomb_is_not_unpacked() -> None:
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_body_is_decompressed_only_when_it_is_decoded(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the few threads for this: on the event loop it would hold up all others, and before that, take their memory.
+
+    The 1 kB of a compressed body can become 1 MB.
+    """
+    steps = []
+
+    def noted(name: str) -> None:
+        real = getattr(app_module, name)
+
+        def step(*args: Any) -> Any:
+            steps.append((name, threading.current_thread().name.rpartition("_")[0]))
+            return real(*args)
+
+        monkeypatch.setattr(app_module, name, step)
+
+    noted("decompress")
+    noted("read")
+    raw = bytes(200_000)
+    head = tensor(shape=[1, 50_000], parameters={"binary_data_size": len(raw)})
+    del head["data"]
+    request = binary_request(infer_body(head, parameters={"binary_data_output": True}), raw)
+    headers = {**request["headers"], "Content-Encoding": "gzip"}
+    packed = gzip.compress(request["content"])
+    assert len(packed) < 1000
+    assert client.post(INFER, content=packed, headers=headers).status_code == 200
+    assert steps == [("decompress", "deploy-rnn coding"), ("read", "deploy-rnn coding")]
 
 
 def test_a_damaged_or_unknown_encoding(client: Any) -> None:

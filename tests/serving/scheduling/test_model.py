@@ -26,6 +26,7 @@ from deploy_rnn.errors import (
 from deploy_rnn.export import export_onnx
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.scheduling import model as module
+from deploy_rnn.serving.scheduling import queue as module_queue
 from deploy_rnn.serving.scheduling.core_slots import CoreSlots
 from deploy_rnn.serving.scheduling.limits import Limits
 from deploy_rnn.serving.scheduling.model import Model
@@ -411,6 +412,32 @@ def test_a_thread_that_dies_leaves_nobody_waiting(
         model.submit(ask(tokens(1, 3)))
 
 
+def test_a_fault_beside_the_run_is_told_and_the_model_goes_on(
+    padded: Path, monkeypatch: pytest.MonkeyPatch, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded)
+    with monkeypatch.context() as patches:
+        patches.setattr(model, "_answer", lambda *args: bytes(2**62))
+        with pytest.raises(MemoryError):
+            model.submit(ask(tokens(1, 3))).result(30)
+    assert model.infer(ask(tokens(1, 3))).rows == 1
+
+
+def test_the_inputs_that_wait_have_a_limit(
+    padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded, max_queue_bytes=100)
+    large = ask(tokens(2, 5))  # 80 bytes of tokens and 16 of lengths
+    for _ in range(2):
+        with held(model, ask(tokens(9, 9))):  # by itself, a request may have more
+            waits = model.submit(large)
+            with pytest.raises(
+                BusyError, match="96 bytes of inputs wait for model 'padded', whose limit is 100"
+            ):
+                model.submit(ask(tokens(1, 1)))
+        assert waits.result(30)
+
+
 def test_many_threads_at_once(
     padded: Path, tagger: nn.Module, open_model: Callable[..., Model]
 ) -> None:
@@ -703,6 +730,46 @@ def test_a_chunk_that_is_dropped_ends_its_stream(
         StreamError, match="stream 1 was ended: a chunk of it was cancelled; start it again"
     ):
         send(model, 1, array)
+
+
+def test_a_chunk_that_is_dropped_leaves_those_before_it(
+    streaming: Path, stream_model: nn.Module, held: Held, open_model: Callable[..., Model]
+) -> None:
+    """They were accepted. Here another stream runs between them and the one that is dropped."""
+    model = open_model(streaming, max_rows=1)
+    array = tokens(1, 12)
+    with held(model, ask(tokens(1, 5))):
+        others = [send(model, 1, array, start=True), send(model, 2, array, start=True)]
+        first = send(model, 3, array[:, :6], start=True)
+        second = send(model, 3, array[:, 6:])
+        send(model, 3, array).cancel()
+        lost = send(model, 3, array)
+    np.testing.assert_allclose(
+        whole([first, second]), expected(stream_model, array), atol=1e-5, rtol=0
+    )
+    assert all(other.result(30) for other in others)
+    with pytest.raises(StreamError, match="stream 3 was ended: a chunk of it was cancelled"):
+        lost.result(30)
+
+
+def test_a_busy_stream_does_not_keep_others_from_running(
+    streaming: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    """However many of its chunks wait; the threads that are free do not look for work in vain meanwhile."""
+    array = tokens(1, 1)
+    with Model(streaming, threads=2) as model:
+        takes = []
+        take = model._queue.take
+        model._queue.take = lambda now: takes.append(now) or take(now)  # type: ignore[method-assign,func-returns-value]
+        with held(model, ask(array, sequence=1, start=True)):
+            for _ in range(module_queue.WINDOW):
+                send(model, 1, array)
+            # The second thread has taken this one: it waits at the gate.
+            held.entered.clear()
+            other = send(model, 2, array, start=True)
+            assert held.entered.wait(30)
+            assert len(takes) <= 3
+        assert other.result(30)
 
 
 def test_a_stream_ends_when_its_last_chunk_is_accepted(

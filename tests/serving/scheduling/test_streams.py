@@ -54,7 +54,7 @@ def test_a_start_of_a_live_stream_begins_anew(streams: StreamTable) -> None:
     assert new is not old
     assert (old.waiting, old.broken, len(streams)) == (1, None, 3)
     streams.answered(old, 2.0)
-    streams.fail(old, "a chunk of the stream that had the name before")
+    streams.fail(old, 2, "a chunk of the stream that had the name before")
     streams.admit("a", 2, start=False, end=False, now=3.0)
     assert streams.admit("a", 1, start=True, end=True, now=3.0) is not new
     with pytest.raises(StreamError, match="stream 'a' has ended"):
@@ -157,16 +157,33 @@ def test_a_stream_whose_chunk_waits_is_not_evicted(streams: StreamTable) -> None
 
 def test_a_stream_that_cannot_go_on_says_why(streams: StreamTable) -> None:
     stream = chunk(streams, 1, 0.0, start=True)
-    streams.fail(stream, "a chunk of it failed (no memory)")
-    streams.fail(stream, "a second reason")
+    streams.fail(stream, 1, "a chunk of it failed (no memory)")
+    streams.fail(stream, 1, "a second reason")
     assert stream.broken == "was ended: a chunk of it failed (no memory); start it again"
     with pytest.raises(
         StreamError, match=r"stream 1 was ended: a chunk of it failed \(no memory\); start it again"
     ):
         chunk(streams, 1, 1.0)
     again = chunk(streams, 1, 2.0, start=True)
-    streams.fail(stream, "a chunk of the stream that had the name before")
+    streams.fail(stream, 1, "a chunk of the stream that had the name before")
     assert chunk(streams, 1, 3.0) is again
+
+
+def test_chunks_before_the_one_that_is_lost_are_not(streams: StreamTable) -> None:
+    stream = chunk(streams, 1, 0.0, start=True)
+    assert not stream.has_lost(1)
+    streams.fail(stream, 5, "the fifth was cancelled")
+    assert [stream.has_lost(number) for number in (4, 5, 6)] == [False, True, True]
+    streams.fail(stream, 3, "the third failed")
+    assert [stream.has_lost(number) for number in (2, 3, 4)] == [False, True, True]
+    assert "the third failed" in str(stream.error())
+
+
+def test_a_stream_whose_chunk_waits_does_not_expire(streams: StreamTable) -> None:
+    streams.admit("runs", 1, start=True, end=False, now=0.0)
+    assert streams.next_expiry() is None
+    chunk(streams, "idle", 7.0, start=True)
+    assert streams.next_expiry() == 107.0
 
 
 def test_streams_that_are_left_behind_do_not_leak() -> None:
