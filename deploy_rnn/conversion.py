@@ -151,7 +151,8 @@ def _recipes(replaced: Mapping[int, Layer]) -> Recipes:
 
 def convert_for_inference(model: nn.Module) -> nn.Module:
     """Convert `model` in evaluation mode; every weight that a hook computes becomes a plain one."""
-    converted = convert(model).eval()
+    converted = convert(model)
+    converted.eval()
     fold_computed_weights(converted)
     return converted
 

@@ -52,6 +52,13 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
             return copied
 
 
+def evaluation_copy(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> nn.Module:
+    """`copy_model`, in evaluation mode: the `train` of some models, which `eval` calls, returns nothing."""
+    copied = copy_model(model, replaced)
+    copied.eval()
+    return copied
+
+
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     # A wrapper may be within another: the inner one first.
     for module in reversed([*model.modules()]):

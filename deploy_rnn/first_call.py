@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
-from deploy_rnn.copying import copy_model
+from deploy_rnn.copying import copy_model, evaluation_copy
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.half_precision import half_precision
 from deploy_rnn.model_errors import own_failure, warn_user
@@ -95,7 +95,8 @@ def refuse_failing(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     Raises:
         CompilationError: the model fails.
     """
-    copied = _copy_with_weights(model, model).train(model.training)
+    copied = _copy_with_weights(model, model)
+    copied.train(model.training)
     for module, copied_module in zip(model.modules(), copied.modules(), strict=True):
         copied_module.training = module.training
     try:
@@ -126,7 +127,7 @@ def _copy_with_weights(model: nn.Module, weights: nn.Module) -> nn.Module:
     for name, buffer in model.named_buffers(remove_duplicate=False):
         if name in buffers:
             replaced.setdefault(id(buffer), buffers[name].detach().clone())
-    return copy_model(model, replaced).eval()
+    return evaluation_copy(model, replaced)
 
 
 def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.compilation import compile
 from deploy_rnn.conversion import convert
-from deploy_rnn.copying import copy_model
+from deploy_rnn.copying import evaluation_copy
 from deploy_rnn.errors import DeployError, DynamicAxisError, ExportError
 from deploy_rnn.model_errors import nothing_printed_on_error, raising_line
 from deploy_rnn.packaging import aot, torchscript
@@ -279,7 +279,7 @@ class Candidate:
 
     def compiled(self) -> Taken:
         """Compile, and run on the example and on another size of every axis."""
-        compiled = compile(copy_model(self._model).eval())
+        compiled = compile(evaluation_copy(self._model))
         axes, trials = self._trials()
         try:
             with nothing_printed_on_error(), warnings.catch_warnings():

@@ -17,7 +17,7 @@ import torch
 from deploy_rnn import convert
 from deploy_rnn.checking.module import check_module
 from deploy_rnn.checking.tolerance import difference
-from deploy_rnn.copying import copy_model
+from deploy_rnn.copying import evaluation_copy
 from deploy_rnn.errors import VerificationError
 from deploy_rnn.export import export_bundle, export_onnx
 from deploy_rnn.export.verification.cases import example_feeds
@@ -65,7 +65,7 @@ class ZooCandidate(Candidate):
 
     def converted(self) -> Taken:
         """Convert, and run on the example and on other sizes."""
-        converted = convert(copy_model(self._model).eval())
+        converted = convert(evaluation_copy(self._model))
         largest_differences(converted, self._sizes_tried(), self._tolerance, "the converted model")
         return self._taken(partial(self._call.run, converted))
 

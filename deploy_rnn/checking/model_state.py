@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deploy_rnn.copying import copy_model
+from deploy_rnn.copying import evaluation_copy
 
 # What every module has: its children, hooks and the like.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -35,7 +35,7 @@ def fresh_copy(model: nn.Module) -> nn.Module:
             # A computed weight, as of `torch.nn.utils.weight_norm`; each call computes it again.
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 shared[id(value)] = value
-    return copy_model(model, shared).eval()
+    return evaluation_copy(model, shared)
 
 
 def state_of(model: nn.Module) -> State:

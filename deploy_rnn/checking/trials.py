@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import Expected, as_array
-from deploy_rnn.copying import copy_model
+from deploy_rnn.copying import copy_model, evaluation_copy
 from deploy_rnn.errors import ExportError
 from deploy_rnn.half_precision import half_precision
 
@@ -72,7 +72,7 @@ class Reference:
 
     def __init__(self, model: nn.Module) -> None:
         # A copy, since a forward may change the model, for example count its calls in a buffer.
-        self.model = copy_model(model).eval()
+        self.model = evaluation_copy(model)
         self._float64_model = copy_model(self.model).double()
         self.float64_error: str | None = None
 

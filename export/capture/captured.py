@@ -17,7 +17,7 @@ from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.python_loops import python_loop
 from deploy_rnn.checking.structure import output_names_of, without_numbers
 from deploy_rnn.checking.two_calls import check_two_calls
-from deploy_rnn.copying import copy_model
+from deploy_rnn.copying import evaluation_copy
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
@@ -306,7 +306,7 @@ def _check_loops(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> None
         return
     in_loop = _described_cells(cells)
     if not in_loop:
-        loop = python_loop(copy_model(model).eval(), call)
+        loop = python_loop(evaluation_copy(model), call)
         in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}" if loop else ""
     if in_loop and not is_fixed:
         raise ExportError(

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 from deploy_rnn import GRU, LSTM, RNN, convert
+from deploy_rnn.conversion import convert_for_inference
+from deploy_rnn.copying import evaluation_copy
 from deploy_rnn.errors import ConversionError
 
 
@@ -478,6 +480,20 @@ def test_a_module_that_refuses_to_be_copied_is_named() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
+class Silent(nn.Sequential):
+    """Its `train`, which `eval` calls, returns nothing."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+def test_a_model_whose_train_returns_nothing() -> None:
+    model = Silent(nn.GRU(3, 4))
+    assert not evaluation_copy(model).training
+    assert not convert_for_inference(model).training
+    assert model.training
+
+
 def test_the_wrapper_of_torch_compile_is_left_out() -> None:
     """It would be there with `_orig_mod.` in every name."""
     inner = nn.GRU(3, 4)
