@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -18,6 +19,7 @@ from . import process
 from .process import StopSignals
 
 if TYPE_CHECKING:
+    from .protocol.access_log import AccessLog
     from .repository import Repository
     from .scheduling.served_model import ServedModel
     from .server import Server
@@ -33,6 +35,8 @@ class _Seconds(click.FloatRange):
 
 
 TOKEN_VARIABLE = "DEPLOY_RNN_TOKEN"
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 LOAD_SECONDS = 3.0
 """Time for the loads that are under way to end, when the server cannot start."""
@@ -235,6 +239,15 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     metavar="SECONDS",
     help="Time for accepted requests when stopping.",
 )
+@click.option(
+    "--access-log", "access_log", show_default="off", type=click.Choice(["text", "json"]),
+    help="A line on stdout for each request: time, client, method, model, status, bytes, milliseconds.",
+)  # fmt: skip
+@click.option(
+    "--log-level", default="warning", show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+    help="What is logged on stderr. What gRPC's core has to say is not, unless the variable GRPC_VERBOSITY is set.",
+)  # fmt: skip
 def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any) -> None:
     """Serve a bundle, an .onnx file, or every bundle in a folder by the Open Inference Protocol v2: Triton's clients
     work unchanged, and so does plain JSON. Metrics for Prometheus are at /metrics.
@@ -254,6 +267,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         process.let_output_be_lost()
         process.allow_open_files()
         process.silence_grpc()
+        logging.basicConfig(level=options.pop("log_level").upper(), format=LOG_FORMAT)
         try:
             from . import server  # noqa: F401
         except ModuleNotFoundError as error:
@@ -266,8 +280,9 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         repository = _make_repository(path, given_options)
         settings = _make_settings(given_options)
         addresses = (host, http_port, grpc_port)
+        access_log = _make_access_log(given_options.get("access_log"))
         with _no_end_during_a_load(repository):
-            asyncio.run(_serve(repository, settings, addresses, signals, stdout))
+            asyncio.run(_serve(repository, settings, access_log, addresses, signals, stdout))
 
 
 def _token(token: str | None, file: Path | None) -> str | None:
@@ -291,6 +306,7 @@ def _token(token: str | None, file: Path | None) -> str | None:
 async def _serve(
     repository: "Repository",
     settings: "Settings",
+    access_log: "AccessLog | None",
     addresses: tuple[str, int, int],
     signals: StopSignals,
     stdout: Any,
@@ -302,7 +318,7 @@ async def _serve(
     """
     from .server import Server
 
-    server = Server(repository, settings)
+    server = Server(repository, settings, access_log)
     # Listening comes first, so that a port that is taken is known at once.
     await server.start(*addresses)
     loop = asyncio.get_running_loop()
@@ -348,6 +364,12 @@ def _make_settings(options: Mapping[str, Any]) -> "Settings":
     from .settings import Settings
 
     return Settings(**_fields_of(Settings, options))
+
+
+def _make_access_log(form: str | None) -> "AccessLog | None":
+    from .protocol.access_log import AccessLog
+
+    return AccessLog(form) if form else None
 
 
 @contextlib.contextmanager

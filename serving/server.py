@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from .grpc.server import GrpcServer
 from .open_files import report_rarely
+from .protocol.access_log import AccessLog
 from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import OPEN_PATHS, make_app
@@ -34,6 +35,9 @@ class Server:
 
     The repository may still be loading: until it has loaded, the server is live but not ready.
 
+    Args:
+        access_log: gets every request; None for no log.
+
     Attributes:
         http_address, grpc_address: `host:port`, once started.
 
@@ -44,9 +48,15 @@ class Server:
     http_address: str
     grpc_address: str
 
-    def __init__(self, repository: Repository, settings: Settings | None = None) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        settings: Settings | None = None,
+        access_log: AccessLog | None = None,
+    ) -> None:
         self._repository = repository
         self._settings = settings or Settings()
+        self._access_log = access_log
         self._app = make_app(repository, self._settings)
         self._stop_requested = asyncio.Event()
 
@@ -62,13 +72,14 @@ class Server:
             self._app = OwnHost(self._app, parse_hosts(self._settings.allowed_hosts))
         self.http_address = _address(host, http_socket.getsockname()[1])
         try:
-            self._grpc = GrpcServer(Inference(self._repository, self._settings))
+            inference = Inference(self._repository, self._settings)
+            self._grpc = GrpcServer(inference, self._access_log)
             port = await self._grpc.start(_address(host, grpc_port))
         except BaseException:
             http_socket.close()
             raise
         self.grpc_address = _address(host, port)
-        self._http = _Uvicorn(self._app, self._settings)
+        self._http = _Uvicorn(self._app, self._settings, self._access_log)
         self._http_task = asyncio.create_task(self._http.serve([http_socket]))
 
     def _is_for_this_machine(self, listener: socket.socket) -> bool:
@@ -101,8 +112,8 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """Leaves the signals of the process alone; `Server.stop` decides when to stop, and nobody is cut off then."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._places = Places(settings, set(OPEN_PATHS))
+    def __init__(self, app: ASGIApp, settings: Settings, access_log: AccessLog | None) -> None:
+        self._places = Places(settings, set(OPEN_PATHS), access_log)
         super().__init__(_uvicorn_config(app, settings, self._places))
 
     @contextlib.contextmanager

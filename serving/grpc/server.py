@@ -9,6 +9,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from ..protocol.access_log import AccessLog
 from ..protocol.inference import Inference
 from .messages import SERVICE
 from .service import Service
@@ -76,9 +77,9 @@ async def _cancel_others() -> None:
 class GrpcServer:
     """The server of the protocol over gRPC; its methods are called on another event loop than its own."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, access_log: AccessLog | None = None) -> None:
         self._settings = inference.settings
-        self._service = Service(inference)
+        self._service = Service(inference, access_log)
         self._thread = LoopThread("deploy-rnn gRPC")
 
     async def start(self, address: str) -> int:

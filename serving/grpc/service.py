@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -17,6 +19,7 @@ from deploy_rnn.errors import (
 )
 
 from ..protocol import oip
+from ..protocol.access_log import Access, AccessLog, current_access
 from ..protocol.inference import Inference, InferRequest, Submitted, deadline, in_thread_if_large
 from ..protocol.status import Status, status
 from .calls import STOPPING, Calls
@@ -42,8 +45,9 @@ class Service:
     known, and nothing is parsed before its size is.
     """
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, access_log: AccessLog | None = None) -> None:
         self._inference = inference
+        self._access_log = access_log
         self._settings = inference.settings
         self._calls = Calls(
             self._settings.max_connections, self._settings.unread_seconds, disconnect
@@ -65,12 +69,14 @@ class Service:
             "RepositoryModelLoad": self._repository_model_load,
             "RepositoryModelUnload": self._repository_model_unload,
         }
-        methods = {name: _unary(self._health_call(answer)) for name, answer in health.items()}
+        calls = {name: self._health_call(answer) for name, answer in health.items()}
         for name, function in unary.items():
-            methods[name] = _unary(self._call(self._unary_call(name, function)))
-        methods["ModelInfer"] = _unary(self._call(self._model_infer))
+            calls[name] = self._call(self._unary_call(name, function))
+        calls["ModelInfer"] = self._call(self._model_infer)
+        methods = {name: _unary(self._logged(name, call)) for name, call in calls.items()}
+        streaming_call = self._call(self._model_stream_infer)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._call(self._model_stream_infer)
+            self._logged("ModelStreamInfer/end", streaming_call)
         )
         return methods
 
@@ -125,6 +131,26 @@ class Service:
 
         return handle_call
 
+    def _logged(self, name: str, handle: Handler) -> Handler:
+        """The same call, which has its line in the log when it ends."""
+        log = self._access_log
+        if log is None:
+            return handle
+
+        async def handle_logged(messages: object, context: Context) -> bytes:
+            access = Access("grpc", _address(context.peer()), name)
+            current_access.set(access)
+            try:
+                answer: bytes = await handle(messages, context)
+                access.status = "OK"
+                access.size += len(answer)
+                return answer
+            finally:
+                access.status = access.status or _code_name(context.code())
+                log.add(access)
+
+        return handle_logged
+
     def _unary_call(
         self, name: str, function: Callable[[Any], Awaitable[Any]]
     ) -> Callable[[Context], Awaitable[bytes]]:
@@ -135,7 +161,9 @@ class Service:
                 raise TooLargeError(
                     f"the message has {len(data)} bytes; the limit for a {name}Request is {max_bytes}."
                 )
-            return _serialized(await function(parse(f"{name}Request", data)))
+            message = parse(f"{name}Request", data)
+            _note_model(getattr(message, "model_name", "") or getattr(message, "name", ""))
+            return _serialized(await function(message))
 
         return handle
 
@@ -218,6 +246,9 @@ class Service:
 
         async def send(answer: Any) -> None:
             data = _serialized(answer)
+            access = current_access.get()
+            if access is not None:
+                access.size += len(data)
             seconds = self._calls.seconds_to_read(len(data))
             async with deadline(seconds, "the client has read nothing for"):
                 await context.write(data)
@@ -238,6 +269,7 @@ class Service:
             return read(message, seconds, self._settings)
 
         model, version = message.model_name, message.model_version
+        _note_model(model)
         return await self._inference.submit(model, version, size, decode)
 
     async def _response(self, model: str, submitted: Submitted) -> Any:
@@ -247,14 +279,16 @@ class Service:
 
     async def _submit_in_stream(self, data: bytes) -> Accepted:
         request_id = model = ""
+        began = time.perf_counter()
         # A deadline of the call is for the stream as a whole, not for each request in it.
         seconds = self._settings.request_seconds
         try:
             message = await self._parse(data)
             request_id, model = message.id, message.model_name
-            return Accepted(request_id, model, await self._submit(message, len(data), seconds))
+            submitted = await self._submit(message, len(data), seconds)
+            return Accepted(request_id, model, submitted, began)
         except Exception as error:
-            return Accepted(request_id, model, error)
+            return Accepted(request_id, model, error, began)
 
     async def _answer_in_stream(self, accepted: Accepted) -> Any:
         """A ModelStreamInferResponse. An error is sent in the stream, which goes on."""
@@ -263,17 +297,56 @@ class Service:
                 raise accepted.outcome
             answer = await self._response(accepted.model, accepted.outcome)
         except Exception as error:
-            message = details(_status(error).message)
+            error_status = _status(error)
+            message = details(error_status.message)
             failure = CLASSES["ModelStreamInferResponse"](error_message=message)
             failure.infer_response.id = accepted.id
+            self._log_in_stream(accepted, error_status.grpc, failure)
             return failure
+        self._log_in_stream(accepted, "OK", answer)
         answer.parameters["triton_final_response"].bool_param = True
         return CLASSES["ModelStreamInferResponse"](infer_response=answer)
+
+    def _log_in_stream(self, accepted: Accepted, code: str, answer: Any) -> None:
+        """Each request of a streaming call has a line of its own."""
+        call = current_access.get()
+        if self._access_log is None or call is None:
+            return
+        access = Access(
+            "grpc",
+            call.client,
+            "ModelStreamInfer",
+            model=accepted.model,
+            status=code,
+            size=answer.ByteSize(),
+            began=accepted.began,
+        )
+        self._access_log.add(access)
 
 
 def _unary(handler: Handler) -> Any:
     """A method of one message and one answer. For gRPC it takes a stream of messages, which it may leave unread."""
     return grpc.stream_unary_rpc_method_handler(handler)
+
+
+def _note_model(name: str) -> None:
+    """Have the log say which model the current call is about."""
+    access = current_access.get()
+    if access is not None:
+        access.model = name
+
+
+def _address(peer: str) -> str:
+    """Address and port of a peer, as gRPC names it: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`."""
+    return unquote(peer.partition(":")[2])
+
+
+def _code_name(code: Any) -> str:
+    """The name of the status of a call that has not been answered; its client may have left."""
+    for known in grpc.StatusCode:
+        if known is not grpc.StatusCode.OK and code in (known, known.value[0]):
+            return str(known.name)
+    return str(grpc.StatusCode.CANCELLED.name)
 
 
 def _serialized(message: Any) -> bytes:

@@ -21,11 +21,13 @@ class Accepted:
         id: the client's name for it; "" if it has none, or cannot be read.
         model: the name of the model that it asks.
         outcome: the request that the model has accepted, or why there is none.
+        began: when the message was read, by `time.perf_counter`.
     """
 
     id: str
     model: str
     outcome: Submitted | Exception
+    began: float
 
 
 class Room:

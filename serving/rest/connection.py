@@ -18,6 +18,7 @@ import httptools
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message
 
+from ..protocol.access_log import Access, AccessLog
 from ..protocol.status import RETRY_SECONDS
 from ..settings import Settings
 
@@ -56,6 +57,9 @@ STOPPING_SECONDS = 1.0
 
 MIN_UNREAD_RATE = 1024
 """Bytes of an answer that a client has to take in each second."""
+
+CLIENT_LEFT = 499
+"""The status of a request, in the log of accesses, whose client did not wait for the answer."""
 
 MIN_IDLE_SECONDS = 1.0
 """An idle connection is closed for a new one only after this time: its next request may be on the way."""
@@ -105,6 +109,7 @@ class Exchange:
         self._start: Message | None = None
         self._head_sent = False
         self._task: asyncio.Task[None] | None = None
+        self._sent_bytes = 0
 
     def begin(self, tasks: set[asyncio.Task[None]]) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -127,6 +132,23 @@ class Exchange:
             self._task.cancel()
 
     async def _run(self) -> None:
+        log = self._connection.access_log
+        if log is None:
+            await self._answer()
+            return
+        access = self._connection.access_of(self._scope)
+        try:
+            await self._answer()
+        finally:
+            access.status = CLIENT_LEFT
+            if self._head_sent and self._start is not None:
+                access.status = self._start["status"]
+            # Set by the router.
+            access.model = self._scope.get("path_params", {}).get("model", "")
+            access.size = self._sent_bytes
+            log.add(access)
+
+    async def _answer(self) -> None:
         try:
             await self._app(self._scope, self._receive, self._send)
         except Exception as error:
@@ -167,6 +189,7 @@ class Exchange:
         if self._disconnected:
             return
         body: bytes = b"" if self._scope["method"] == "HEAD" else message.get("body", b"")
+        self._sent_bytes += len(body)
         if not self._head_sent:
             self._head_sent = True
             head = self._head(self._start["status"], self._start["headers"])
@@ -207,14 +230,18 @@ class Places:
 
     Args:
         health_paths: what is answered when all other places are taken.
+        access_log: gets each request; None for no log.
 
     Attributes:
         stopping: whether the server stops: every answer is then the last of its connection.
     """
 
-    def __init__(self, settings: Settings, health_paths: Set[str]) -> None:
+    def __init__(
+        self, settings: Settings, health_paths: Set[str], access_log: AccessLog | None = None
+    ) -> None:
         self.settings = settings
         self.health_paths = health_paths
+        self.access_log = access_log
         self.stopping = False
         # Connection -> since when; the one that has been idle longest comes first.
         self._idle: dict[Connection, float] = {}
@@ -404,6 +431,20 @@ class Connection(asyncio.Protocol):
             self._reading.end_body()
 
     # What an exchange calls.
+
+    @property
+    def access_log(self) -> AccessLog | None:
+        return self._places.access_log
+
+    def access_of(self, scope: dict[str, Any]) -> Access:
+        """What the log of accesses says of a request that begins now."""
+        client = self._addresses["client"]
+        address = ""
+        if client is not None:
+            host, port = client
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        path = scope.get("raw_path", b"").decode("latin-1")
+        return Access("http", address, scope["method"], path)
 
     @property
     def default_headers(self) -> Iterable[tuple[bytes, bytes]]:

@@ -27,6 +27,7 @@ from deploy_rnn.errors import (
 from deploy_rnn.examples.highlight import model as highlight
 from deploy_rnn.export import export_bundle
 from deploy_rnn.runtime import TensorSpec
+from deploy_rnn.serving.protocol.access_log import AccessLog
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.scheduling.request import Request, Response
@@ -228,12 +229,14 @@ def client(repository: Repository) -> Client:
 
 
 @contextmanager
-def _running(repository: Repository, settings: Settings | None = None) -> Iterator[Server]:
+def _running(
+    repository: Repository, settings: Settings | None = None, access_log: AccessLog | None = None
+) -> Iterator[Server]:
     """A server on free ports, in its own thread."""
     started: Future[tuple[Server, asyncio.AbstractEventLoop]] = Future()
 
     async def serve() -> None:
-        server = Server(repository, settings)
+        server = Server(repository, settings, access_log)
         await server.start()
         started.set_result((server, asyncio.get_running_loop()))
         await server.run()

@@ -1,5 +1,7 @@
 """The options of `deploy-rnn serve`, and where it does not get as far as serving."""
 
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from deploy_rnn.cli import main
 from deploy_rnn.errors import BundleError
 from deploy_rnn.serving import Limits, Settings, cli, process
 from deploy_rnn.serving import server as server_module
+from deploy_rnn.serving.protocol.access_log import Access, AccessLog
 from deploy_rnn.serving.scheduling import model
 
 ANY_PORTS = ("--http-port", "0", "--grpc-port", "0")
@@ -54,7 +57,7 @@ def test_every_limit_and_setting_has_an_option(
     seen: dict[str, Any] = {}
 
     class Recorder:
-        def __init__(self, repository: Any, settings: Settings) -> None:
+        def __init__(self, repository: Any, settings: Settings, access_log: Any) -> None:
             seen["limits"] = repository.limits
             seen["settings"] = settings
             raise ValueError("far enough.")
@@ -215,13 +218,36 @@ def serve_until_stopped(
     seen = []
 
     class Recorder:
-        def __init__(self, repository: Any, settings: Settings) -> None:
+        def __init__(self, repository: Any, settings: Settings, access_log: Any) -> None:
             seen.append(settings)
             raise ValueError("far enough.")
 
     monkeypatch.setattr(server_module, "Server", Recorder)
     result = CliRunner().invoke(main, ["serve", *arguments, *ANY_PORTS], env=environment)
     return result, seen
+
+
+@pytest.mark.parametrize("options", [[], ["--access-log", "json", "--log-level", "info"]])
+def test_the_log_of_accesses_is_off_unless_asked_for(
+    options: list[str], real_bundles: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    logs: list[AccessLog | None] = []
+    levels: list[str] = []
+
+    class Recorder:
+        def __init__(self, repository: Any, settings: Settings, access_log: Any) -> None:
+            logs.append(access_log)
+            raise ValueError("far enough.")
+
+    monkeypatch.setattr(server_module, "Server", Recorder)
+    monkeypatch.setattr(logging, "basicConfig", lambda level, format: levels.append(level))
+    CliRunner().invoke(main, ["serve", str(real_bundles), *ANY_PORTS, *options])
+    assert levels == ["INFO" if options else "WARNING"]
+    assert [log is not None for log in logs] == [bool(options)]
+    if logs[0] is not None:
+        logs[0].add(Access("http", "127.0.0.1:5000", "GET", "/", status=200))
+        # Not through Python's stdout, which keeps what a pipe does not take.
+        assert json.loads(capfd.readouterr().out)["path"] == "/"
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n"])
