@@ -13,9 +13,10 @@ from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from
 from ..scheduling.request import Response
 from ..settings import Settings
 from .binary import BinaryData, join, split, too_much_json
+from .decimals import shortest_values
 
 JSON_BYTES_OF_A_VALUE = 16
-"""What a number in an answer counts, before it is written: one of FP32 takes up to 24 bytes, an integer often 2."""
+"""What a number in an answer counts, before it is written: one of FP64 takes up to 24 bytes, an integer often 2."""
 
 
 def read(body: bytes, header_length: str | None, settings: Settings) -> InferRequest:
@@ -105,7 +106,7 @@ def _values(name: str, array: np.ndarray) -> Any:
         raise InputError(
             f"output `{name}` contains NaN or infinity, which JSON cannot represent; request it as binary data."
         )
-    return array.ravel().tolist()
+    return shortest_values(array)
 
 
 def _input(
