@@ -117,6 +117,7 @@ ARROWS = {
     "serving.process": set(),
     "serving.cli": {
         "serving", "serving.process", "serving.server", "serving.repository", "serving.scheduling", "serving.settings",
+        "serving.protocol",
     },
 }  # fmt: skip
 FOREIGN = {
