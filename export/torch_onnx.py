@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from unittest import mock
 
 import onnx_ir as ir
 import torch
@@ -77,7 +78,7 @@ def trace(
         )
 
     # A file computes no gradients, and PyTorch would look for those of a loop.
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _any_convolution():
         try:
             with nothing_printed_on_error():
                 program = export(optimize=True)
@@ -92,6 +93,24 @@ def trace(
     leaves = pytree.tree_leaves((args, dict(kwargs)))
     examples = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     return Traced(program.model, SizeLimits.of(program, examples))
+
+
+@contextmanager
+def _any_convolution() -> Iterator[None]:
+    """Note no limits of PyTorch's kernels for convolutions: which it would take depends on the batch (oneDNN's for 16
+    rows or more), and torch.onnx asks that again for what is in the step of a loop."""
+    select = torch._C._select_conv_backend
+
+    def selected(input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes: list[Any] = list(input.shape)
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                with size.node.shape_env.suppress_guards():
+                    return select(input, *args, **kwargs)
+        return select(input, *args, **kwargs)
+
+    with mock.patch.object(torch._C, "_select_conv_backend", selected):
+        yield
 
 
 def _is_folding(error: BaseException | None) -> bool:

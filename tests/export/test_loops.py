@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import deploy_rnn
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.export import export_bundle, export_onnx
+from deploy_rnn.export.torch_onnx import AUTO, trace
 from deploy_rnn.serving import Engine
 
 
@@ -31,6 +32,21 @@ class Decoder(nn.Module):
 
         h, outputs = deploy_rnn.scan(step, x.new_zeros(x.size(0), 4), x.transpose(0, 1))
         return outputs.transpose(0, 1), h
+
+
+class Location(nn.Module):
+    """x (T, B, 4), memory (B, S) -> (T, B, 4); a convolution over the places, as in Tacotron 2's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 4, 3, padding=1)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Any:
+        def step(h: Tensor, slice: Tensor) -> Any:
+            h = self.conv((memory * h[:, :1]).unsqueeze(1)).mean(-1) + slice
+            return h, h
+
+        return deploy_rnn.scan(step, x[0], x)
 
 
 class Step(nn.Module):
@@ -63,6 +79,13 @@ def test_a_loop_in_form_scan(tmp_path: Path) -> None:
     for batch, steps in ((1, 1), (3, 9)):
         x = torch.randn(batch, steps, 3)
         assert_same(path, model, x=x, memory=torch.randn(batch, 7, 4))
+
+
+def test_a_convolution_in_a_loop_takes_any_batch() -> None:
+    """PyTorch takes another kernel from 16 rows on, which is no limit of the model."""
+    call = (torch.randn(3, 2, 4), torch.randn(2, 5))
+    traced = trace(Location().eval(), call, {}, ({0: AUTO, 1: AUTO}, {0: AUTO}), opset_version=18)
+    assert traced.limits.ranges == {}
 
 
 def test_a_loop_in_form_unrolled(tmp_path: Path) -> None:
