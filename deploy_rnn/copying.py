@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -49,6 +50,7 @@ def copy_model(model: nn.Module, replaced: Mapping[int, Any] | None = None) -> n
             copies = {id(part): memo[id(part)] for part in model.modules() if id(part) in memo}
             new_ids = {id(new) for old_id, new in memo.items() if id(new) != old_id}
             replace_held_layers(copied, copies, within=new_ids)
+            _register_scripted_weights(copied)
             return copied
 
 
@@ -129,3 +131,16 @@ def fold_computed_weights(model: nn.Module) -> None:
                 if registered is hook:
                     del module._forward_pre_hooks[key]
             module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+
+
+def _register_scripted_weights(model: nn.Module) -> None:
+    """Make the weights of copied scripted parts parameters, in place: a copy of such a part has computed tensors.
+
+    torch.export takes no such tensor for a weight, and nothing trains it.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            for name, weight in [*module.named_parameters(recurse=False)]:
+                if not isinstance(weight, nn.Parameter):
+                    parameter = nn.Parameter(weight.detach(), weight.requires_grad)
+                    module._c.setattr(name, parameter)

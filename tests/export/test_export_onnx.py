@@ -524,6 +524,29 @@ def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
         export_onnx(model, torch.randn(4, 2, 5), tmp_path / "a.onnx", form="unrolled")
 
 
+class BesideScripted(nn.Module):
+    """A recurrent layer between a scripted part and a traced one, both with weights and buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.jit.script(nn.LayerNorm(3))
+        self.rnn = nn.GRU(3, 4, batch_first=True)
+        head = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+        self.head = torch.jit.trace(head, torch.zeros(2, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.rnn(self.norm(x))[0][:, -1])
+        return y
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+def test_scripted_and_traced_parts_with_weights(tmp_path: Path) -> None:
+    model = BesideScripted().eval()
+    report = export_onnx(model, torch.randn(2, 5, 3), tmp_path / "a.onnx", form="scan")
+    assert report.inputs == specs(("x", "float32", ["B", "T", 3]))
+    assert report.outputs == specs(("output", "float32", ["B", 4]))
+
+
 class Last(RNN):
     """A layer of ours with its own `forward`."""
 
