@@ -112,7 +112,9 @@ class Server:
 class _Uvicorn(uvicorn.Server):
     """Leaves the signals of the process alone; `Server.stop` decides when to stop, and nobody is cut off then."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, access_log: AccessLog | None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, access_log: AccessLog | None = None
+    ) -> None:
         self._places = Places(settings, set(OPEN_PATHS), access_log)
         super().__init__(_uvicorn_config(app, settings, self._places))
 
