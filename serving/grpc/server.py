@@ -24,6 +24,9 @@ PING_SECONDS = 30.0
 MIN_PING_SECONDS = 10.0
 """Clients must not ask more often than that."""
 
+IDENTITY = 1
+"""The set of algorithms of compression that has only "none"."""
+
 CLOSE_SECONDS = 1.0
 """Time for calls that nobody waits for any more to end, once the server has stopped."""
 
@@ -111,6 +114,8 @@ class GrpcServer:
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", settings.max_bytes),
             ("grpc.max_send_message_length", -1),
+            # A message of 60 kB would be inflated to 60 MB before anything of it can be refused.
+            ("grpc.compression_enabled_algorithms_bitset", IDENTITY),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
             # Of one connection; beyond `max_connections`, only calls about health are answered.
             ("grpc.max_concurrent_streams", settings.max_connections + HEALTH_PLACES),

@@ -189,6 +189,17 @@ def test_compression(algorithm: str, binary: bool, real_server: Server) -> None:
     np.testing.assert_allclose(packed.as_numpy("output"), plain.as_numpy("output"), atol=1e-6)
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_messages_of_grpc_are_refused(algorithm: str, real_server: Server) -> None:
+    """The library would decompress 60 kB to 60 MB before anything could be refused."""
+    array = np.zeros((1, 5), np.int64)
+    with connect("grpc", real_server) as client:
+        with pytest.raises(InferenceServerException, match=f"'{algorithm}' is disabled") as caught:
+            client.infer("tagger", [tokens(triton_grpc, array)], compression_algorithm=algorithm)
+        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+        assert client.infer("tagger", [tokens(triton_grpc, array)]).as_numpy("output").shape[1] == 5
+
+
 def test_many_at_once(triton: tuple[Any, Any]) -> None:
     module, client = triton
     arrays = [np.random.default_rng(i).integers(20, size=(1, 3 + i)) for i in range(12)]
