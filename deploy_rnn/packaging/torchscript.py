@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.jit._recursive import concrete_type_store
+from torch.nn.utils import parametrize
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.model_errors import first_paragraph, line_in_text
@@ -32,6 +33,7 @@ def script_file(model: nn.Module, path: Path) -> None:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
         _forget_unfinished_types(model)
         _let_lightning_be_scripted(model)
+        _fold_parametrizations(model)
         try:
             frozen = torch.jit.freeze(torch.jit.script(model))
         except Exception as error:  # torch.jit raises many types here
@@ -69,6 +71,14 @@ def _let_lightning_be_scripted(model: nn.Module) -> None:
     for part in model.modules():
         if hasattr(part, "_jit_is_scripting"):
             vars(part)["_jit_is_scripting"] = True
+
+
+def _fold_parametrizations(model: nn.Module) -> None:
+    """Give every parametrized weight the value that it has: TorchScript takes no module with a computed one."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name in [*module.parametrizations]:  # type: ignore[misc]
+                parametrize.remove_parametrizations(module, str(name))
 
 
 def _reason(error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 import torch._inductor.config
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, unpack_sequence
 from torch.utils import _pytree as pytree
 
@@ -573,3 +574,13 @@ def test_a_model_that_could_not_be_scripted_before(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ExportError, match="argument must be a string literal"):
             deploy_rnn.package(model, torch.randn(5, 2, 3), tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+def test_parametrized_weights_are_scripted(tmp_path: Path) -> None:
+    norm = parametrizations.weight_norm(nn.Linear(3, 3))
+    spectral = parametrizations.spectral_norm(nn.Linear(3, 3))
+    gru = parametrizations.weight_norm(nn.GRU(3, 3), "weight_hh_l0")
+    model = nn.Sequential(norm, spectral, gru).eval()
+    deploy_rnn.package(model, torch.randn(5, 2, 3), tmp_path / "m.pt")
+    assert isinstance(norm.parametrizations, nn.ModuleDict)
