@@ -1,13 +1,16 @@
 """`compile_graph`: inductor, with the settings and detours that a loop over time needs."""
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any, cast
 
 import torch
 import torch._inductor
 from torch._inductor.exc import InductorError
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -32,6 +35,7 @@ def compile_graph(
     graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]
 ) -> Callable[..., Any]:
     """Compile a graph of torch.compile, as its `backend`."""
+    define_quotient_of_sizes()
     # tanh from one exponential, in one vectorised loop.
     options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
     if CPP_WRAPPER and not torch.is_grad_enabled():
@@ -73,6 +77,17 @@ def _kernels_of_pytorch() -> Iterator[None]:
     from torch._inductor.lowering import force_fallback
 
     with ExitStack() as stack:
-        for operator in KERNELS_OF_PYTORCH:
-            stack.enter_context(force_fallback(operator))
+        for kernel in KERNELS_OF_PYTORCH:
+            stack.enter_context(force_fallback(kernel))
         yield
+
+
+@cache
+def define_quotient_of_sizes() -> None:
+    """Let inductor compute a size such as `math.ceil(T / 4)` from that of a loop's input.
+
+    Of the operators of a size, torch 2.13 lacks only the quotient of two whole numbers in Python: it takes that of
+    formulas for it, whose result `math.ceil` refuses. It stays defined, as nothing else can have worked without it.
+    """
+    if "int_truediv" not in vars(PythonReferenceAnalysis):
+        setattr(PythonReferenceAnalysis, "int_truediv", staticmethod(operator.truediv))  # noqa: B010

@@ -1,5 +1,6 @@
 """`deploy_rnn.compile`, and `torch.compile(fullgraph=True)` on the layer itself: a loop that stays a loop."""
 
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -670,7 +671,10 @@ def _missing_unknowns(scan: torch.fx.Node) -> set[Any]:
 
 
 class Listener(nn.Module):
-    """Convolutions and layers in turn, over (B, T, 4), as in speech recognition."""
+    """Convolutions and layers in turn, over (B, T, 4), as in speech recognition.
+
+    Before the second convolution, zeros fill its last stride: that number of steps is rounded up from a quotient.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -680,8 +684,10 @@ class Listener(nn.Module):
         self.lstm = nn.LSTM(4, 3, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.rnn(self.first(x.transpose(1, 2)).transpose(1, 2))[0]
-        output: Tensor = self.lstm(self.second(x.transpose(1, 2)).transpose(1, 2))[0]
+        x = self.rnn(self.first(x.transpose(1, 2)).transpose(1, 2))[0].transpose(1, 2)
+        missing = math.ceil(x.shape[2] / 2) * 2 - x.shape[2]
+        x = self.second(functional.pad(x, (0, missing)))
+        output: Tensor = self.lstm(x.transpose(1, 2))[0]
         return output
 
 
