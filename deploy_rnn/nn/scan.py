@@ -5,10 +5,12 @@ A Python loop would be unrolled into the graph: compile time grows with T, and e
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
 from torch._higher_order_ops.scan import scan, scan_op
 
 from deploy_rnn.nn.cells import Step
@@ -95,6 +97,7 @@ def traced_scan(
     since the loop would be refused as aliasing its input.
     """
     whole = [*sequences, *sized]
+    _let_loops_count()
 
     def body_with_sizes(
         old_states: list[Tensor], slices: list[Tensor]
@@ -104,6 +107,24 @@ def traced_scan(
         return body(old_states, slices)
 
     return scan(body_with_sizes, list(states), list(sequences), reverse=reverse)
+
+
+def _let_loops_count() -> None:
+    """While torch.compile traces: let inductor count the steps of a loop.
+
+    It reads the number of the step out of a tensor, which torch.compile without `fullgraph` does not allow (torch
+    2.13).
+    """
+    context = TracingContext.try_get()
+    if context is not None and context.fake_mode is not None:
+        sizes = context.fake_mode.shape_env
+        if sizes is not None:
+            sizes.settings = replace(sizes.settings, allow_scalar_outputs=True)
+
+
+# As `torch.compiler.assume_constant_result` has it, which would import torch.compile with every layer: it is called
+# while torch.compile traces, and leaves nothing in the graph.
+_let_loops_count._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def symbols(shape: Sequence[Any]) -> list[torch.SymInt]:

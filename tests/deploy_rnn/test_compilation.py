@@ -207,6 +207,15 @@ def test_a_whole_model_compiles_without_a_graph_break() -> None:
     assert graphs() == 1
 
 
+def test_torch_compile_without_options() -> None:
+    """Without `fullgraph`, it lets nothing be read out of a tensor: not even inductor the number of a loop's step."""
+    layer = nn.GRU(3, 4).eval()
+    compiled = torch.compile(deploy_rnn.convert(layer))
+    x = torch.randn(5, 2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
 def test_the_loop_is_not_unrolled_into_the_graph() -> None:
     """Compile time cannot grow with T if the graph does not."""
     sizes = []
