@@ -14,10 +14,10 @@ import deploy_rnn
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
+from deploy_rnn.checking.model_state import fresh_copy
 from deploy_rnn.checking.python_loops import python_loop
 from deploy_rnn.checking.structure import output_names_of, without_numbers
 from deploy_rnn.checking.two_calls import check_two_calls
-from deploy_rnn.copying import evaluation_copy
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
@@ -300,13 +300,15 @@ def _check_loops(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> None
     Raises:
         ExportError: it need be, and there is a loop of Python.
     """
-    with count_cell_calls(model, CALLER) as cells, noted_loops() as loops:
-        call.run(model)
+    # In training mode, a call would change the batch statistics.
+    copied = fresh_copy(model)
+    with count_cell_calls(copied, CALLER) as cells, noted_loops() as loops:
+        call.run(copied)
     if loops:
         return
     in_loop = _described_cells(cells)
     if not in_loop:
-        loop = python_loop(evaluation_copy(model), call)
+        loop = python_loop(fresh_copy(model), call)
         in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}" if loop else ""
     if in_loop and not is_fixed:
         raise ExportError(

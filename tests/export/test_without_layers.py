@@ -50,6 +50,16 @@ def test_a_loop_is_refused_with_its_line(form: str, tmp_path: Path) -> None:
     assert message.endswith("Or use form='unrolled', for the steps of the example.")
 
 
+def test_the_search_for_a_loop_leaves_batch_statistics_alone(tmp_path: Path) -> None:
+    """In training mode, a call changes them: the user's model would become another one, and the file with it."""
+    model = nn.Sequential(Loop(), nn.BatchNorm1d(4))
+    statistics = {name: value.clone() for name, value in model[1].named_buffers()}
+    with pytest.raises(ExportError, match="is a loop over axis 1"):
+        export_onnx(model, (X,), tmp_path / "model.onnx")
+    assert model.training
+    torch.testing.assert_close(dict(model[1].named_buffers()), statistics, rtol=0, atol=0)
+
+
 def test_a_loop_in_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="is a loop over axis 1 of `x`"):
         export_bundle(Loop(), (X,), tmp_path / "bundle")
