@@ -139,7 +139,8 @@ def _register_scripted_weights(model: nn.Module) -> None:
     torch.export takes no such tensor for a weight, and nothing trains it.
     """
     for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        # A scripted recurrent layer has its weights a second time, in a list: they stay the same tensors.
+        if isinstance(module, torch.jit.ScriptModule) and not hasattr(module, "_flat_weights"):
             for name, weight in [*module.named_parameters(recurse=False)]:
                 if not isinstance(weight, nn.Parameter):
                     parameter = nn.Parameter(weight.detach(), weight.requires_grad)

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import deploy_rnn
 from deploy_rnn import compilation
+from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import CompilationError, ExportError
@@ -154,7 +155,7 @@ def gradients(model: nn.Module, outputs: Any) -> list[Tensor]:
 @pytest.fixture
 def no_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.compile traces, and PyTorch runs the graph."""
-    monkeypatch.setattr(compilation, "_backend", torch._dynamo.lookup_backend("eager"))
+    monkeypatch.setattr(compilation, "compile_graph", torch._dynamo.lookup_backend("eager"))
 
 
 def graphs() -> int:
@@ -221,7 +222,9 @@ def test_one_exported_graph_serves_all_lengths(use: Callable[..., Any]) -> None:
     example = DynamicCall.of(model, call, call.shapes(shapes))
     before = rnn.pack_padded_sequence.__code__
     with torch.no_grad():
-        program = aot._export(convert_for_inference(model), call, example.axes)
+        program = aot._export(
+            convert_for_inference(model), call, example.axes, AnySize(inside=aot.__name__)
+        )
         assert rnn.pack_padded_sequence.__code__ is before
         for args in CALLS[use]:
             actual, expected = program.module()(*args), model(*args)
