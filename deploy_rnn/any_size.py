@@ -73,21 +73,11 @@ class AnySize(TorchFunctionMode):
             self.taken_apart.append(line)
 
 
-def _max_pool(
-    func: Callable[..., Any],
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
+def _max_pool(func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:
     # Case 1.
-    if return_indices or isinstance(input.shape[-1], int):
-        options = {"return_indices": True} if return_indices else {}
-        return func(input, kernel_size, stride, padding, dilation, ceil_mode, **options)
-    return max_pool_of_image(input, kernel_size, stride, padding, dilation, ceil_mode)
+    if isinstance(input.shape[-1], int):
+        return func(input, *args, **kwargs)
+    return max_pool_of_image(input, *args, **kwargs)
 
 
 def max_pool_of_image(

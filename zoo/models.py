@@ -398,36 +398,30 @@ def doctr_crnn() -> Exhibit:
 @model("darts", "RNNModel's network", "an LSTM and a linear layer, the last step")
 def darts_rnn() -> Exhibit:
     from darts.models.forecasting.rnn_model import _RNNModule
-    from darts.utils.data.torch_datasets.utils import PLModuleInput
 
     network = _RNNModule(
         "LSTM", input_size=2, hidden_dim=8, num_layers=2, target_size=2, nr_params=1, dropout=0.0,
         input_chunk_length=8, output_chunk_length=1, train_sample_shape=None,
     )  # fmt: skip
 
-    class Forecast(nn.Module):
-        """`forward` with a tensor in place of its dataclass."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, past: Tensor) -> Any:
-            return self.network(PLModuleInput(past_target=past)).prediction
-
-    return Exhibit(Forecast(), (torch.rand(2, 8, 2),))
+    return _darts_forecast(network)
 
 
 @model("darts", "BlockRNNModel's network", "a GRU and linear layers, a block of forecasts")
 def darts_block_rnn() -> Exhibit:
     from darts.models.forecasting.block_rnn_model import _BlockRNNModule
-    from darts.utils.data.torch_datasets.utils import PLModuleInput
 
     network = _BlockRNNModule(
         "GRU", input_size=2, hidden_dim=8, num_layers=1, num_layers_out_fc=[8], target_size=2,
         future_cov_dim=0, nr_params=1, dropout=0.0, activation="ReLU", input_chunk_length=8,
         output_chunk_length=3, train_sample_shape=None,
     )  # fmt: skip
+
+    return _darts_forecast(network)
+
+
+def _darts_forecast(network: nn.Module) -> Exhibit:
+    from darts.utils.data.torch_datasets.utils import PLModuleInput
 
     class Forecast(nn.Module):
         """`forward` with a tensor in place of its dataclass."""
