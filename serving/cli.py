@@ -95,7 +95,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     show_default="32",
     type=COUNT,
     metavar="N",
-    help="Rows in one run, and in one request.",
+    help="Rows in one run; a request of more runs in pieces.",
 )
 @click.option(
     "--max-queue",
@@ -133,7 +133,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     show_default="131072",
     type=COUNT,
     metavar="N",
-    help="Rows times steps in one request or run.",
+    help="Rows times steps in one run, as for --max-rows.",
 )
 @click.option(
     "--max-output-bytes",

@@ -174,6 +174,13 @@ class BatchEngine:
         """Return whether rows may be padded: what is beyond a row's end does not change its answer."""
         return self._trials().padding_is_harmless
 
+    def longest_row(self, feeds: Feeds) -> int | None:
+        """Return the row by whose length the model trims its outputs; None if it does not."""
+        if not self.signature.trimmed_axes or len(self.signature.lengths) != 1:
+            return None
+        (name,) = self.signature.lengths
+        return int(feeds.arrays[name].argmax())
+
     def warm_up(self, *, side_by_side: bool = False) -> None:
         """Run each graph, and measure which way is the fastest: how to use the cores, from which length on to pad to a
         bucket, and which dynamic graph to use for how many rows.

@@ -1,7 +1,7 @@
 """`Feeds`: the inputs of one request, checked and complete."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -63,6 +63,16 @@ class Feeds:
             steps=steps,
             other_sizes=tuple(other_sizes),
         )
+
+    def rows_of(self, rows: slice | np.ndarray) -> Self:
+        """Some of its rows, where every input has a batch axis.
+
+        Args:
+            rows: a slice, or their indices.
+        """
+        arrays = {name: array[rows] for name, array in self.arrays.items()}
+        count = len(next(iter(arrays.values())))
+        return replace(self, arrays=arrays, rows=count)
 
 
 def _axis_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:

@@ -8,7 +8,7 @@ class Limits:
     """The limits of one model; benchmarks/serving/batching.py measures what those of a batch bring and cost.
 
     Attributes:
-        max_rows: rows of one run; also of one request.
+        max_rows: rows of one run; a request of more runs in pieces, one that must not be split is refused.
         max_queue: requests that wait; one more is refused.
         max_queue_bytes: bytes of the inputs of those that wait; a request that would exceed it is refused, unless it is
             the only one.
@@ -16,8 +16,8 @@ class Limits:
             come in meanwhile.
         max_waste: share of a run's steps that may be padding.
         max_steps: steps of one request, and of chunks of a stream that are run as one.
-        max_row_steps: rows times steps of one request, and of one run of several: memory and time grow with them, and a
-            run cannot be stopped. 131,072 of them take about 200 MB in a bidirectional LSTM of 32 units.
+        max_row_steps: rows times steps of one run, as for `max_rows`: memory and time grow with them, and a run cannot
+            be stopped. 131,072 of them take about 200 MB in a bidirectional LSTM of 32 units.
         max_output_bytes: bytes of the outputs of one request.
         max_streams: streams that are held at once.
         stream_idle: seconds without a chunk after which a stream is dropped.

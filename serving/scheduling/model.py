@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from itertools import chain
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread, current_thread
@@ -19,12 +19,14 @@ from deploy_rnn.errors import (
 from deploy_rnn.runtime import CPU, TensorSpec, provider_named
 
 from ..engine.batch_engine import BatchEngine
+from ..engine.feeds import Feeds
 from ..engine.opening import open_model
 from .core_slots import CoreSlots, Slot
 from .execution import BatchResult, execute
 from .limits import Limits, lower
 from .queue import Job, RequestQueue, StreamSegment
 from .request import Request, Response
+from .splitting import SplitJob
 from .statistics import Statistics, Tally
 from .streams import StreamTable
 
@@ -51,7 +53,7 @@ class Model:
         states: inputs that carry a state -> the outputs that give it.
         streaming: whether it holds streams.
         optional: inputs that a client may leave out.
-        max_batch: rows of one request; 0 if its tensors have no batch axis.
+        max_batch: rows of one run; 0 if its tensors have no batch axis.
 
     Raises:
         DeployError: as for `Engine`.
@@ -185,20 +187,13 @@ class Model:
         """Check a request as far as it can be done without the lock."""
         self._check_stream(request)
         feeds = self._engine.check_inputs(request.inputs)
-        if feeds.rows > self._limits.max_rows:
-            raise InputError(
-                f"the request has {feeds.rows} rows; send at most {self._limits.max_rows} at once."
-            )
         if (feeds.steps or 0) > self._limits.max_steps:
             raise InputError(
                 f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}."
             )
-        row_steps = feeds.rows * (feeds.steps or 1)
-        if row_steps > self._limits.max_row_steps:
-            raise TooLargeError(
-                f"the request has {feeds.rows} rows of {feeds.steps} steps, which is {row_steps}; send at most "
-                f"{self._limits.max_row_steps} rows times steps at once."
-            )
+        most_rows = self._most_rows(feeds)
+        if feeds.rows > most_rows:
+            self._check_divisible(request, feeds, most_rows)
         outputs = self._engine.check_outputs(self._output_names(request))
         output_bytes = self._engine.output_bytes(feeds, outputs)
         if output_bytes > self._limits.max_output_bytes:
@@ -209,7 +204,48 @@ class Model:
         joins = self._engine.can_join_chunks(outputs)
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout
-        return Job(feeds, outputs, joins, arrived, deadline)
+        job = Job(feeds, outputs, joins, arrived, deadline)
+        if feeds.rows > most_rows:
+            return SplitJob(job, most_rows, self._engine.longest_row(feeds))
+        return job
+
+    def _most_rows(self, feeds: Feeds) -> int:
+        """How many rows of these steps one run takes; 0 if a single one is too long."""
+        by_steps = self._limits.max_row_steps // (feeds.steps or 1)
+        return min(lower(self._limits.max_rows, self._engine.most_rows), by_steps)
+
+    def _check_divisible(self, request: Request, feeds: Feeds, most_rows: int) -> None:
+        """Check that the rows of a request, which are too many for one run, may run in several.
+
+        Raises:
+            InputError: they must run together.
+            TooLargeError: the same, and a run would have too many rows times steps.
+        """
+        reason = self._why_together(request, feeds, most_rows)
+        if reason is None:
+            return
+        row_steps = feeds.rows * (feeds.steps or 1)
+        if row_steps > self._limits.max_row_steps:
+            raise TooLargeError(
+                f"the request has {feeds.rows} rows of {feeds.steps} steps, which is {row_steps}; send at most "
+                f"{self._limits.max_row_steps} rows times steps at once: {reason}."
+            )
+        raise InputError(
+            f"the request has {feeds.rows} rows; send at most {most_rows} at once: {reason}."
+        )
+
+    def _why_together(self, request: Request, feeds: Feeds, most_rows: int) -> str | None:
+        """Why the rows of a request must run together; None if they may run apart."""
+        if request.sequence is not None:
+            return "a chunk of a stream is one run"
+        if most_rows == 0:
+            return "a row is one run"
+        if not self._engine.rows_are_independent():
+            return "the rows of this model are not known to be independent of each other"
+        is_trimmed = bool(self._engine.signature.trimmed_axes)
+        if is_trimmed and (most_rows == 1 or self._engine.longest_row(feeds) is None):
+            return "the sizes of this model's outputs depend on all rows"
+        return None
 
     def _check_stream(self, request: Request) -> None:
         if request.sequence is None:
@@ -283,7 +319,7 @@ class Model:
             self._run(batch, lambda: not others_wait and self._cores.widen(slot))
         except Exception as error:  # of this class, such as for lack of memory: the thread goes on
             for job in chain.from_iterable(batch):
-                if not job.future.done():
+                if not job.request.future.done():
                     self._fail(job, error)
         finally:
             with self._changed:
@@ -368,23 +404,48 @@ class Model:
 
         As soon as a client has its answer it may ask for the statistics, or send its next chunk.
         """
+        answers = self._collect(batch, result, started, seconds)
         with self._changed:
             self._tally.ran(result.rows, seconds, result.real_steps, result.padded_steps)
+            for job, response in answers:
+                if job.claim():
+                    self._tally.answered(job.feeds.rows, response.queued, response.computed)
+                else:
+                    self._tally.failed(CancelledError())
             for segment, states in zip(batch, result.states, strict=True):
                 for job in segment:
-                    self._tally.answered(job.rows, started - job.arrived, seconds)
                     if job.stream:
                         job.stream.states = states
                         self._streams.answered(job.stream, self._clock())
+        for job, response in answers:
+            if job.claim():
+                job.future.set_result(response)
+
+    def _collect(
+        self, batch: Sequence[StreamSegment], result: BatchResult, started: float, seconds: float
+    ) -> list[tuple[Job, Response]]:
+        """The requests that have their answer with this run."""
+        answers = []
         for segment, segment_outputs in zip(batch, result.outputs, strict=True):
             for job, outputs in zip(segment, segment_outputs, strict=True):
-                queued = started - job.arrived
-                response = Response(outputs, queued, seconds, result.rows)
-                job.future.set_result(response)
+                response = Response(outputs, started - job.arrived, seconds, result.rows)
+                try:
+                    whole = job.collect(response)
+                except Exception as error:  # of this request, such as for lack of memory
+                    self._fail(job, error)
+                    continue
+                if whole is not None:
+                    answers.append((job.request, whole))
+        return answers
 
     def _refuse(self, job: Job, reason: Exception) -> None:
         """Count a request that is not answered, and tell those who wait why; for a cancelled one nobody does."""
+        job = job.request
         with self._changed:
+            if job.refused:
+                return  # by another piece of it
+            job.refused = True
+            self._queue.discard(job)
             self._tally.failed(reason)
         if job.claim():
             job.future.set_exception(reason)

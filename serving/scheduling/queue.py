@@ -32,6 +32,7 @@ class Job:
         chunk: its number among the chunks of the stream.
         future: gets the answer.
         claimed: True or False once claimed, None before.
+        refused: whether its client has been told an error.
     """
 
     feeds: Feeds
@@ -43,9 +44,16 @@ class Job:
     chunk: int = 0
     future: "Future[Response]" = field(default_factory=Future)
     claimed: bool | None = None
+    refused: bool = False
+
+    @property
+    def request(self) -> "Job":
+        """The request that a client waits for, of which this may be a piece."""
+        return self
 
     @property
     def rows(self) -> int:
+        """Of the next run that takes it."""
         return self.feeds.rows
 
     @property
@@ -77,6 +85,23 @@ class Job:
         if self.claimed is None:
             self.claimed = self.future.set_running_or_notify_cancel()
         return self.claimed
+
+    def claim_run(self) -> bool:
+        """Claim it for its next run; False if it has been cancelled."""
+        return self.claim()
+
+    def next_run(self) -> "Job":
+        """What its next run takes of it."""
+        return self
+
+    @property
+    def has_more(self) -> bool:
+        """Whether runs have to take more of it."""
+        return False
+
+    def collect(self, response: Response) -> Response | None:
+        """Take the answer of its run; the answer to its request, None as long as there is none."""
+        return response
 
 
 StreamSegment = Sequence[Job]
@@ -132,6 +157,11 @@ class RequestQueue:
         self._jobs.append(job)
         self.input_bytes += job.input_bytes
 
+    def discard(self, job: Job) -> None:
+        """Remove a request, if it waits."""
+        if job in self._jobs:
+            self._remove([job])
+
     def clear(self) -> list[Job]:
         """Remove all requests, and return them."""
         jobs = self._jobs
@@ -150,14 +180,23 @@ class RequestQueue:
             dropped += self._drop_expired(self._candidates(), now)
             batch = self._choose()
             jobs = [job for segment in batch for job in segment]
-            claims = [job.claim() for job in jobs]
+            claims = [job.claim_run() for job in jobs]
             if all(claims):
-                self._remove(jobs)
-                for job in jobs:
-                    if job.stream:
-                        job.stream.running = True
-                return batch, dropped
+                return self._start(batch), dropped
             # One was cancelled since it was chosen: drop it, and choose again.
+
+    def _start(self, batch: Sequence[StreamSegment]) -> list[StreamSegment]:
+        """Remove what a run takes; what is left of a request waits again, behind all others."""
+        parts: list[StreamSegment] = []
+        for segment in batch:
+            parts.append([job.next_run() for job in segment])
+            self._remove(segment)
+            for job in segment:
+                if job.stream:
+                    job.stream.running = True
+                if job.has_more:
+                    self.add(job)
+        return parts
 
     def _candidates(self) -> list[Job]:
         """The oldest requests that can run: those of one busy stream do not keep others from running."""

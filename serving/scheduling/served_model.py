@@ -20,7 +20,7 @@ class ServedModel(Protocol):
         inputs, outputs: batch-first; a dynamic axis has a name instead of a size.
         optional: names of the inputs that a client may leave out.
         streaming: whether it holds the states of streams.
-        max_batch: rows that one request may have; 0 if its tensors have no batch axis.
+        max_batch: rows that one run takes; 0 if its tensors have no batch axis.
     """
 
     @property

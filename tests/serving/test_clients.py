@@ -74,6 +74,23 @@ def test_a_tagger_answers_as_the_model_does(
     np.testing.assert_array_equal(answer_by_name.as_numpy("output"), answer.as_numpy("output"))
 
 
+def test_more_rows_than_a_run_takes(
+    triton: tuple[Any, Any], real_models: dict[str, nn.Module]
+) -> None:
+    module, client = triton
+    array = np.random.default_rng(0).integers(20, size=(100, 4))
+    assert tagger_config(module, client)["max_batch_size"] == 32
+    answer = client.infer("tagger", [tokens(module, array)])
+    expected = real_models["tagger"](torch.from_numpy(array)).detach().numpy()
+    np.testing.assert_allclose(answer.as_numpy("output"), expected, atol=1e-5)
+
+
+def tagger_config(module: Any, client: Any) -> Any:
+    if module is triton_http:
+        return client.get_model_config("tagger")
+    return client.get_model_config("tagger", as_json=True)["config"]
+
+
 def test_chunks_of_a_sequence_are_the_sequence(
     triton: tuple[Any, Any], real_models: dict[str, nn.Module]
 ) -> None:
