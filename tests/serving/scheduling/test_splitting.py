@@ -109,7 +109,9 @@ def test_on_several_cores(exact: Path, tagger: nn.Module) -> None:
 def test_rows_times_steps_are_a_limit_of_a_run(padded: Path, runs: Runs) -> None:
     with Model(padded, threads=1, limits=Limits(max_row_steps=40)) as model:
         assert ask(model, tokens(5, 14)).result(30).outputs["output"].shape == (5, 14, 3)
-        with pytest.raises(TooLargeError, match="1 rows of 41 steps.* at most 40 .*: a row is one"):
+        with pytest.raises(
+            TooLargeError, match=r"1 rows of 41 steps.* at most 40 .*: a row is one"
+        ):
             ask(model, tokens(1, 41))
     assert runs.rows == [[1], [2], [2]]
 
@@ -123,7 +125,7 @@ def test_states_that_the_client_carries_are_split_too(
         first = model.infer(Request({"tokens": array[:, :4]})).outputs
         states = {"rnn.h0": first["rnn.h_n"], "rnn.c0": first["rnn.c_n"]}
         second = model.infer(Request({"tokens": array[:, 4:], **states})).outputs
-        with pytest.raises(InputError, match="7 rows; send at most 3 .*: a chunk of a stream is"):
+        with pytest.raises(InputError, match=r"7 rows; send at most 3 .*: a chunk of a stream is"):
             model.submit(Request({"tokens": array}, sequence="s", start=True))
     output = np.concatenate([first["output"], second["output"]], axis=1)
     np.testing.assert_allclose(output, expected(stream_model, array), atol=1e-5)
@@ -155,9 +157,12 @@ def test_every_piece_is_as_long_as_the_longest_row(tmp_path: Path) -> None:
         output = served.infer(request).outputs["output"]
     assert output.shape == (8, 5, 4)
     np.testing.assert_allclose(output, expected(model, x, lengths), atol=1e-5)
-    with Model(tmp_path / "b", limits=Limits(max_rows=1)) as served:
-        with pytest.raises(InputError, match="sizes of this model's outputs depend on all rows"):
-            served.submit(request)
+    reason = "the sizes of this model's outputs depend on all rows"
+    with (
+        Model(tmp_path / "b", limits=Limits(max_rows=1)) as served,
+        pytest.raises(InputError, match=reason),
+    ):
+        served.submit(request)
 
 
 class Centred(nn.Module):
@@ -176,7 +181,7 @@ def test_rows_that_depend_on_each_other_are_not_split(tmp_path: Path) -> None:
     export_bundle(Centred(), (torch.randn(2, 6, 3),), tmp_path / "b", forms=["native"], sizes=(2,))
     with Model(tmp_path / "b", limits=Limits(max_rows=4)) as served:
         assert served.infer(Request({"x": draw(4)})).outputs["output"].shape == (4, 6, 5)
-        with pytest.raises(InputError, match="5 rows; send at most 4 .* not known to be independ"):
+        with pytest.raises(InputError, match=r"5 rows; send at most 4 .* not known to be independ"):
             served.submit(Request({"x": draw(5)}))
 
 
@@ -260,7 +265,6 @@ def test_a_deadline_ends_what_is_left(padded: Path, runs: Runs) -> None:
 
 
 def test_closing_answers_all_pieces(padded: Path, runs: Runs) -> None:
-    with Model(padded, threads=1, limits=Limits(max_rows=4)) as model:
-        with runs.held(model):
-            large = ask(model, tokens(40, 6))
+    with Model(padded, threads=1, limits=Limits(max_rows=4)) as model, runs.held(model):
+        large = ask(model, tokens(40, 6))
     assert large.result(0).outputs["output"].shape == (40, 6, 3)
