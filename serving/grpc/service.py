@@ -20,7 +20,7 @@ from deploy_rnn.errors import (
 
 from ..protocol import oip
 from ..protocol.access_log import Access, AccessLog, current_access
-from ..protocol.inference import Inference, InferRequest, Submitted, deadline, in_thread_if_large
+from ..protocol.inference import Deadline, Inference, InferRequest, Submitted, in_thread_if_large
 from ..protocol.status import Status, status
 from .calls import STOPPING, Calls
 from .details import details
@@ -169,7 +169,7 @@ class Service:
 
     async def _only_message(self, context: Context) -> bytes:
         """The message of a unary call."""
-        async with deadline(self._settings.body_seconds, "the message took"):
+        async with Deadline(self._settings.body_seconds, "the message took"):
             data: bytes = await context.read()
         if data is grpc.aio.EOF:
             raise InputError("the call has no message; it must have one.")
@@ -240,7 +240,7 @@ class Service:
         idle_seconds = self._inference.stream_idle_seconds()
 
         async def read_next() -> bytes | None:
-            async with deadline(idle_seconds, "the call has sent nothing for"):
+            async with Deadline(idle_seconds, "the call has sent nothing for"):
                 data = await context.read()
             return None if data is grpc.aio.EOF else data
 
@@ -250,7 +250,7 @@ class Service:
             if access is not None:
                 access.size += len(data)
             seconds = self._calls.seconds_to_read(len(data))
-            async with deadline(seconds, "the client has read nothing for"):
+            async with Deadline(seconds, "the client has read nothing for"):
                 await context.write(data)
 
         await self._streaming_calls.handle(read_next, send)

@@ -5,7 +5,7 @@ from collections import deque
 from concurrent.futures import CancelledError, Future
 from typing import TypeVar
 
-from deploy_rnn.errors import ClosedError
+from deploy_rnn.errors import ClosedError, DeadlineError
 
 Result = TypeVar("Result")
 
@@ -22,20 +22,24 @@ class Deliveries:
         self._ready: deque[asyncio.Future[None]] = deque()
         self._awaking = False
 
-    async def wait(self, future: "Future[Result]") -> Result:
+    async def wait(self, future: "Future[Result]", seconds: float) -> Result:
         """The result of `future`, on this loop; who stops waiting cancels it.
 
         Raises:
+            DeadlineError: there was none within `seconds`.
             ClosedError: it was cancelled by others.
             Exception: that of the future.
         """
         waiter: asyncio.Future[None] = self.loop.create_future()
         future.add_done_callback(lambda _: self._deliver(waiter))
+        timer = self.loop.call_later(seconds, _give_up, waiter, seconds)
         try:
             await waiter
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeadlineError):
             future.cancel()
             raise
+        finally:
+            timer.cancel()
         try:
             return future.result()
         except CancelledError:
@@ -59,3 +63,8 @@ class Deliveries:
             waiter = self._ready.popleft()
             if not waiter.done():
                 waiter.set_result(None)
+
+
+def _give_up(waiter: "asyncio.Future[None]", seconds: float) -> None:
+    if not waiter.done():
+        waiter.set_exception(DeadlineError(f"the answer took more than {seconds:g} s."))

@@ -1,9 +1,8 @@
 """What HTTP and gRPC do alike: authorize a client, decode and submit its request, and wait for the answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -139,8 +138,7 @@ class Inference:
             StreamError, InputError, RunError: as the future of `Model.submit`.
         """
         try:
-            async with deadline(self.settings.request_seconds, "the answer took"):
-                return await self._deliveries_here().wait(future)
+            return await self._deliveries_here().wait(future, self.settings.request_seconds)
         except asyncio.CancelledError:
             # Cancelled by a server that has drained long enough, or by a client that has left.
             if not self._repository.stopping():
@@ -188,18 +186,24 @@ async def in_thread_if_large(size: int, function: Callable[..., Result], *args: 
     return function(*args)
 
 
-@asynccontextmanager
-async def deadline(seconds: float, subject: str) -> AsyncIterator[None]:
+class Deadline:
     """A time limit for the body of an `async with`.
 
     Raises:
         DeadlineError: "{subject} more than {seconds} s."
     """
-    try:
-        async with asyncio.timeout(seconds) as timeout:
-            yield
-    except TimeoutError:
-        # The body may raise a TimeoutError itself: a DeadlineError is one.
-        if not timeout.expired():
-            raise
-        raise DeadlineError(f"{subject} more than {seconds:g} s.") from None
+
+    def __init__(self, seconds: float, subject: str) -> None:
+        self._seconds = seconds
+        self._subject = subject
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        # A TimeoutError of the body itself is not raised here: a DeadlineError is one.
+        try:
+            await self._timeout.__aexit__(*raised)
+        except TimeoutError:
+            raise DeadlineError(f"{self._subject} more than {self._seconds:g} s.") from None

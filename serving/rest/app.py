@@ -1,9 +1,7 @@
 """The protocol over HTTP, as an ASGI application."""
 
 import asyncio
-from collections.abc import Iterator, Set
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Set
 from importlib import resources
 from typing import Any
 
@@ -16,23 +14,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from deploy_rnn.errors import DeployError, TooLargeError, UnauthorizedError, UnsupportedError
+from deploy_rnn.errors import DeployError, UnauthorizedError, UnsupportedError
 
 from ..metrics import CONTENT_TYPE, Metrics
 from ..protocol import oip
-from ..protocol.inference import Inference, InferRequest, deadline, in_thread_if_large
-from ..protocol.status import RETRY_SECONDS, status
+from ..protocol.inference import Inference, in_thread_if_large
 from ..repository import Repository
-from ..scheduling.request import Response as ModelResponse
 from ..settings import Settings
 from . import page
-from .binary import HEADER_LENGTH, parse_json, too_much_json
-from .compression import MAX_RATIO, choose_encoding, compress, decompress
-from .messages import read, write
+from .binary import parse_json
+from .bodies import receive_body
+from .errors import error_response
+from .infer import InferApp, Shortcut
 from .other_sites import OwnSite, parse_hosts
-
-# A shorter answer fits into one packet anyway.
-MIN_COMPRESSED_BYTES = 1024
 
 UNSUPPORTED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
 """Extensions of Triton below /v2 that are answered with 501."""
@@ -54,7 +48,8 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     """
     settings = settings or Settings()
     inference = Inference(repository, settings)
-    endpoints = Endpoints(inference, Metrics(repository))
+    infer = InferApp(inference)
+    endpoints = Endpoints(inference, Metrics(repository), infer)
     page_routes = page.routes(settings.pages)
     handlers: dict[Any, Any] = {
         HTTPException: _http_error,
@@ -67,7 +62,7 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     app.router.redirect_slashes = False
     # Pages need no token: the server's own asks its user for one.
     page_paths = {route.path for route in page_routes}
-    own_site = OwnSite(app, page_paths, parse_hosts(settings.allowed_hosts))
+    own_site = OwnSite(Shortcut(infer, app), page_paths, parse_hosts(settings.allowed_hosts))
     return Guard(own_site, inference, {*OPEN_PATHS, *page_paths})
 
 
@@ -113,38 +108,13 @@ class Guard:
         await app(scope, receive, send)
 
 
-@dataclass(frozen=True)
-class Body:
-    """The body of a request as it came.
-
-    Attributes:
-        encoding: its Content-Encoding; "" for none.
-        max_bytes: that it may have once decompressed.
-        only_json: whether nothing but JSON is expected in it.
-    """
-
-    data: bytes
-    encoding: str
-    max_bytes: int
-    only_json: bool
-
-    @property
-    def most_bytes(self) -> int:
-        """How many it may have once decompressed."""
-        size = len(self.data)
-        return min(size * MAX_RATIO, self.max_bytes) if self.encoding else size
-
-    def decompressed(self) -> bytes:
-        with _said_of_json(self.max_bytes) if self.only_json else nullcontext():
-            return decompress(self.data, self.encoding, self.max_bytes)
-
-
 class Endpoints:
     """The paths of the protocol; docs/serving.md lists them."""
 
-    def __init__(self, inference: Inference, metrics: Metrics) -> None:
+    def __init__(self, inference: Inference, metrics: Metrics, infer: InferApp) -> None:
         self._inference = inference
         self._metrics = metrics
+        self._infer = infer
         self._settings = inference.settings
 
     def routes(self) -> list[Route]:
@@ -167,7 +137,7 @@ class Endpoints:
                 Route(f"{prefix}/ready", self.model_ready),
                 Route(f"{prefix}/config", self.model_config),
                 Route(f"{prefix}/stats", self.model_statistics),
-                Route(f"{prefix}/infer", self.infer, methods=["POST"]),
+                Route(f"{prefix}/infer", self._infer, methods=["POST"]),
             ]
         for extension in UNSUPPORTED:
             path = f"/v2/{extension}{{rest:path}}"
@@ -225,87 +195,21 @@ class Endpoints:
         text = await asyncio.to_thread(self._metrics.text)
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
-    async def infer(self, http_request: HTTPRequest) -> Response:
-        name, version = _model(http_request)
-        self._inference.check_model(name, version)
-        header_length = http_request.headers.get(HEADER_LENGTH)
-        if header_length is not None:
-            header_length = header_length.strip()  # a parser may leave spaces at the end of a value
-        only_json = header_length is None
-        body = await self._body(http_request, only_json=only_json)
-
-        # In one step: many bodies that wait to be decoded would take much memory if they were decompressed before.
-        def decode() -> InferRequest:
-            return read(body.decompressed(), header_length, self._settings)
-
-        submitted = await self._inference.submit(name, version, body.most_bytes, decode)
-        response = await self._inference.answer(submitted.future)
-        size = sum(array.nbytes for array in response.outputs.values())
-        accepted = http_request.headers.get("Accept-Encoding", "")
-        return await in_thread_if_large(
-            size, self._encode, submitted.infer_request, name, response, accepted
-        )
-
-    def _encode(
-        self, infer_request: InferRequest, model_name: str, response: ModelResponse, accepted: str
-    ) -> Response:
-        """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
-        body, headers = write(infer_request, model_name, response, self._settings)
-        encoding = None
-        if len(body) >= MIN_COMPRESSED_BYTES:
-            encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
-        if encoding:
-            body = compress(body, encoding)
-            headers["Content-Encoding"] = encoding
-        return Response(body, headers=headers)
-
     async def _fields(self, http_request: HTTPRequest) -> dict[str, Any]:
         """The JSON object of a body; an empty body counts as an empty object."""
         text = await self._json(http_request)
         return parse_json(text, self._settings.max_json_bytes) if text.strip() else {}
 
     async def _json(self, http_request: HTTPRequest) -> bytes:
-        body = await self._body(http_request, only_json=True)
+        encoding = http_request.headers.get("Content-Encoding", "")
+        body = await receive_body(http_request.receive, encoding, self._settings, only_json=True)
         return await in_thread_if_large(body.most_bytes, body.decompressed)
-
-    async def _body(self, http_request: HTTPRequest, *, only_json: bool) -> Body:
-        """The body of a request; `only_json`: nothing but JSON is expected in it."""
-        max_bytes = self._settings.max_json_bytes if only_json else self._settings.max_bytes
-        encoding = http_request.headers.get("Content-Encoding", "").strip().lower()
-        with _said_of_json(max_bytes) if only_json else nullcontext():
-            async with deadline(self._settings.body_seconds, "the body took"):
-                data = await _receive_body(http_request, max_bytes)
-        return Body(data, encoding, max_bytes, only_json)
-
-
-@contextmanager
-def _said_of_json(max_bytes: int) -> Iterator[None]:
-    """A body that is too large should have been less JSON."""
-    try:
-        yield
-    except TooLargeError:
-        raise TooLargeError(too_much_json("the body has more", max_bytes)) from None
 
 
 def _model(http_request: HTTPRequest) -> tuple[str, str]:
     """Name and version of the model in a path; "" for what the path does not say."""
     path_params = http_request.path_params
     return path_params.get("model", ""), path_params.get("version", "")
-
-
-async def _receive_body(http_request: HTTPRequest, max_bytes: int) -> bytes:
-    """
-    Raises:
-        TooLargeError: the body has more than `max_bytes`; the rest of it is not read.
-    """
-    pieces = []
-    size = 0
-    async for piece in http_request.stream():
-        pieces.append(piece)
-        size += len(piece)
-        if size > max_bytes:
-            raise TooLargeError(f"the body has more than {max_bytes} bytes, which is the limit.")
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _not_implemented(http_request: HTTPRequest) -> Response:
@@ -336,11 +240,4 @@ async def _client_disconnected(http_request: HTTPRequest, error: Exception) -> R
 
 
 async def _error(http_request: HTTPRequest, error: Exception) -> Response:
-    error_status = status(error)
-    headers = {}
-    # The rest of a body that was not read to its end would be taken for the connection's next request.
-    if error_status.http in (413, 504):
-        headers["Connection"] = "close"
-    if error_status.http == 503:
-        headers["Retry-After"] = str(RETRY_SECONDS)
-    return JSONResponse({"error": error_status.message}, error_status.http, headers)
+    return error_response(error)

@@ -14,7 +14,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from deploy_rnn.errors import DeadlineError, UnauthorizedError
-from deploy_rnn.serving.protocol.inference import Inference, deadline
+from deploy_rnn.serving.protocol.inference import Deadline, Inference
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.settings import Settings
@@ -164,7 +164,7 @@ def test_a_lifespan_is_the_asgi_server_s_own_business(repository: Repository) ->
 
 def test_a_deadline_does_not_hide_the_error_of_its_body() -> None:
     async def run(body: Callable[[], Any]) -> None:
-        async with deadline(0.05, "it took"):
+        async with Deadline(0.05, "it took"):
             await body()
 
     async def fail() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from deploy_rnn.errors import DeadlineError, TooLargeError
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.rest import app as app_module
+from deploy_rnn.serving.rest import bodies, infer
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.rest.compression import choose_encoding, decompress
 from deploy_rnn.serving.settings import Settings
@@ -383,17 +383,17 @@ def test_a_body_is_decompressed_only_when_it_is_decoded(
     """
     steps = []
 
-    def noted(name: str) -> None:
-        real = getattr(app_module, name)
+    def noted(module: Any, name: str) -> None:
+        real = getattr(module, name)
 
         def step(*args: Any) -> Any:
             steps.append((name, threading.current_thread().name.rpartition("_")[0]))
             return real(*args)
 
-        monkeypatch.setattr(app_module, name, step)
+        monkeypatch.setattr(module, name, step)
 
-    noted("decompress")
-    noted("read")
+    noted(bodies, "decompress")
+    noted(infer, "read")
     raw = bytes(200_000)
     head = tensor(shape=[1, 50_000], parameters={"binary_data_size": len(raw)})
     del head["data"]

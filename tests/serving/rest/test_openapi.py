@@ -46,7 +46,7 @@ def test_every_route_is_described(repository: Repository) -> None:
     app: Any = make_app(repository)
     routes = {
         (route.path, method.lower())
-        for route in app._app._app.routes
+        for route in app._app._app._router.routes
         for method in route.methods - {"HEAD"}
         if not any(part in route.path for part in ("sharedmemory", "trace", "logging"))
         and route.path != "/"
