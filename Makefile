@@ -1,6 +1,7 @@
 # make demo: the whole path on real input.  make test: the tests.  Both set up .venv first; they need Python >= 3.11.
 # VENV= PYTHON=python3.12 uses an interpreter that already has all packages (make cuda without a package index).
 # make bench: every way to run a recurrent layer side by side, in about five minutes.
+# make serving-bench: the server beside Triton and others, in about twelve minutes; SERVING="--quick" in two.
 # make docs: the site, in build/site, from an environment of its own.
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # JOBS= sets how many processes the tests run in.
@@ -10,6 +11,7 @@ VENV ?= .venv
 OUT ?= build/cuda
 DOCS_VENV ?= build/docs-venv
 ZOO_VENV ?= build/zoo-venv
+TRITON_VENV := build/triton-venv
 JOBS ?= 2
 
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
@@ -23,7 +25,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos lint docs bench zoo cuda clean
+.PHONY: install demo test chaos lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -67,6 +69,19 @@ $(DOCS_VENV)/installed: pyproject.toml constraints.txt
 bench: $(READY)
 	@$(RUN) -c 'import openvino' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]' || echo "openvino could not be installed and is left out."
 	@$(RUN) -m benchmarks.run
+
+# Tables and JSON in build/bench. Where Triton cannot be installed (it needs Linux on x86-64 with glibc 2.35), it is left
+# out, and the tables say so.
+serving-bench: $(READY)
+	@$(MAKE) --no-print-directory $(TRITON_VENV)/installed || echo "Triton could not be installed and is left out."
+	@mkdir -p build/bench
+	@$(RUN) -m benchmarks.serving.serve --files build/bench/serving --output build/bench $(SERVING)
+
+$(TRITON_VENV)/installed: benchmarks/serving/triton/requirements.txt
+	@echo "Installing Triton into $(TRITON_VENV) ..."
+	@$(PYTHON) -m venv $(TRITON_VENV)
+	@$(TRITON_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/serving/triton/requirements.txt
+	@touch $@
 
 # An hour or more on two cores. A run that was stopped goes on where it was.
 zoo: $(ZOO_VENV)/installed

@@ -25,7 +25,6 @@ FULL = STANDARD | {
     "torch_modules": ["studies.torch_modules", "--hidden", "64", "256"],
     "grid_cpu_full": ["grid.measure", "--grid", "full", *FILES],
     "batching": ["serving.batching"],
-    "serving": ["serving.serve"],
 }
 """Name of the JSON -> the module of `benchmarks` that measures it, and its arguments."""
 
@@ -81,6 +80,9 @@ def main() -> None:
         run_module(module, *arguments, *point_arguments, "--output", str(output))
         if module == "grid.measure":
             show_grid(output)
+    if options.full:
+        print(f"\nserving -> {folder}/serving_*.json\n", flush=True)
+        run_module("serving.serve", "--output", str(folder))
     if options.commit:
         run_module("reporting.tables")
         run_module("reporting.plots")

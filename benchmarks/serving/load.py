@@ -1,136 +1,187 @@
-"""An open-loop load: `python -m benchmarks.serving.load PORT RATE SECONDS` sends requests at random times (Poisson).
+"""The load: `python -m benchmarks.serving.load PORT --rate 400 --seconds 5 TRAFFIC.npz ...`; prints one JSON object.
 
-It does not wait for answers before it sends the next request. A latency runs from when a request was due to the last
-byte of its answer, so that a server that stalls is charged for every request that came in the meantime. Prints one JSON
-object. Imports no torch: the load takes its time from the same cores as the server.
+With `--rate`, requests are sent at random times (Poisson), whether or not earlier ones have been answered: an open
+loop. A latency runs from when a request was due to the last byte of its answer, so that a server that stalls is charged
+for every request that came in the meantime. With `--calls N` instead, N requests are under way at any time.
+
+Each request is of one of the traffics, at random. Every answer is kept, and compared with PyTorch's after the last one
+has come, so that comparing takes no time from the server. Imports no torch: the load has the same cores as the server.
 """
 
 import argparse
 import asyncio
 import gc
 import json
+import select
+import selectors
+import sys
 import time
-from collections import deque
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-PATH = "/v2/models/highlight/infer"
-LONGEST = 200
+from benchmarks.serving import over_grpc, over_http
+from benchmarks.serving.traffic import FailedError, Traffic, difference
+
+PROTOCOLS: dict[str, type[Any]] = {"http": over_http.Client, "grpc": over_grpc.Client}
 MAX_WAITING = 400
 """Requests without an answer at which a server has failed: the load stops."""
+VERDICTS = ("right", "wrong", "failed", "lost")
+"""As PyTorch's; not as PyTorch's; an error of the server; no answer."""
+LAST_ANSWERS_SECONDS = 2.0
+"""How long the load waits for the answers to the last requests."""
 
 
-def make_requests(count: int, pad: bool) -> list[bytes]:
-    """Whole requests of one row of 1 to 200 steps; with `pad`, each row is padded to 200 and sent with its length."""
-    random = np.random.default_rng(0)
-    lengths = random.integers(1, LONGEST + 1, count)
-    return [_request(random.integers(2, 97, steps), pad) for steps in lengths]
+class PreciseSelector(selectors.EpollSelector):
+    """Wakes up when it should: epoll rounds up to whole milliseconds, which would count as latency."""
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is not None and timeout > 0:
+            select.select([self], [], [], timeout)
+            timeout = 0
+        return super().select(timeout)
 
 
-def _request(characters: np.ndarray, pad: bool) -> bytes:
-    steps = len(characters)
-    tensors = {"characters": characters[None]}
-    if pad:
-        tensors = {
-            "characters": np.pad(characters, (0, LONGEST - steps))[None],
-            "lengths": np.array([steps]),
-        }
-    inputs = [
-        {
-            "name": name,
-            "datatype": "INT64",
-            "shape": tensor.shape,
-            "parameters": {"binary_data_size": tensor.nbytes},
-        }
-        for name, tensor in tensors.items()
-    ]
-    outputs = [{"name": "output", "parameters": {"binary_data": True}}]
-    message = json.dumps({"inputs": inputs, "outputs": outputs}).encode()
-    body = message + b"".join(tensor.tobytes() for tensor in tensors.values())
-    header = (
-        f"POST {PATH} HTTP/1.1",
-        "Host: benchmark",
-        f"Inference-Header-Content-Length: {len(message)}",
-        f"Content-Length: {len(body)}",
-    )
-    return "\r\n".join(header).encode() + b"\r\n\r\n" + body
+@dataclass(slots=True)
+class Call:
+    """One request: which, when it was due and done (in seconds), and its answer as it came."""
 
-
-class Connection(asyncio.Protocol):
-    """One request at a time: when its answer is complete, the load records it and may use the connection again."""
-
-    def __init__(self, load: "Load") -> None:
-        self._load = load
-        self._received = b""
-        self.due = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def send(self, request: bytes, due: float) -> None:
-        self.due = due
-        self._received = b""
-        self.transport.write(request)
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        header, separator, body = self._received.partition(b"\r\n\r\n")
-        if separator and len(body) >= _content_length(header):
-            self._load.record(self, header.startswith(b"HTTP/1.1 200"))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._load.record_loss(self)
-
-
-def _content_length(header: bytes) -> int:
-    value = header.lower().partition(b"\r\ncontent-length:")[2]
-    return int(value.partition(b"\r\n")[0])
+    traffic: int
+    row: int
+    due: float
+    done: float = 0.0
+    answer: bytes | None = None
 
 
 class Load:
-    def __init__(self, port: int, requests: list[bytes]) -> None:
-        self._port = port
-        self._requests = requests
-        self._idle: deque[Connection] = deque()
-        self.latencies: list[float] = []
+    def __init__(self, protocol: str, traffics: list[Traffic]) -> None:
+        self._client = PROTOCOLS[protocol](self._record)
+        self._traffics = traffics
+        self._requests = [
+            [self._client.prepare(traffic.model, row) for row in traffic.rows]
+            for traffic in traffics
+        ]
+        self._random = np.random.default_rng(1)
+        self._choices = self._choose()
+        self.calls: list[Call] = []
         self.waiting = 0
-        self.failures = 0
+        self.overrun = False
+        self.cpu = 0.0
+        self._closed_until = 0.0
+        self._error = ""
+        self._worst = 0.0
 
-    async def run(self, rate: float, seconds: float) -> None:
-        """Send at `rate` a second; then wait for the last answers, for as long again."""
-        await self._connect()
-        gaps = np.random.default_rng(1).exponential(1 / rate, round(2 * rate * seconds) + 100)
-        due = time.perf_counter()
-        end = due + seconds
-        for number, gap in enumerate(gaps):
-            due += gap
-            if due > end or not self._idle:
-                break
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            self.waiting += 1
-            self._idle.popleft().send(self._requests[number % len(self._requests)], due)
-        while self.waiting and time.perf_counter() < end + seconds:
+    def _choose(self) -> Iterator[tuple[int, int]]:
+        """Which traffic and which row comes next; the same in every run."""
+        random = np.random.default_rng(2)
+        number = 0
+        while True:
+            for traffic in random.integers(0, len(self._traffics), 1024).tolist():
+                yield traffic, number % len(self._requests[traffic])
+                number += 1
+
+    async def run(self, port: int, rate: float, seconds: float) -> None:
+        """Send at `rate` a second; then wait for the last answers."""
+        await self._client.connect(port, MAX_WAITING)
+        started = time.process_time()
+        gaps = self._random.exponential(1 / rate, round(2 * rate * seconds) + 100)
+        times = np.cumsum(gaps)
+        begin = asyncio.get_running_loop().time()
+        self._send_due((begin + times[times < seconds])[::-1].tolist())
+        await asyncio.sleep(seconds)
+        await self._wait()
+        self.cpu = time.process_time() - started
+
+    def _send_due(self, dues: list[float]) -> None:
+        """Send all that is due; `dues` is emptied from its end."""
+        loop = asyncio.get_running_loop()
+        while dues and dues[-1] <= loop.time():
+            if self.waiting >= MAX_WAITING:
+                self.overrun = True
+                return
+            self._send(dues.pop())
+        if dues:
+            loop.call_at(dues[-1], self._send_due, dues)
+
+    async def run_closed(self, port: int, calls: int, seconds: float) -> None:
+        """Keep `calls` requests under way."""
+        await self._client.connect(port, calls)
+        started = time.process_time()
+        now = asyncio.get_running_loop().time()
+        self._closed_until = now + seconds
+        for _ in range(calls):
+            self._send(now)
+        await asyncio.sleep(seconds)
+        await self._wait()
+        self.cpu = time.process_time() - started
+
+    def close(self) -> None:
+        self._client.close()
+
+    async def _wait(self) -> None:
+        end = time.perf_counter() + LAST_ANSWERS_SECONDS
+        while self.waiting and time.perf_counter() < end:
             await asyncio.sleep(0.005)
 
-    async def _connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(MAX_WAITING):
-            _, connection = await loop.create_connection(
-                lambda: Connection(self), "127.0.0.1", self._port
-            )
-            self._idle.append(connection)
+    def _send(self, due: float) -> None:
+        traffic, row = next(self._choices)
+        number = len(self.calls)
+        self.calls.append(Call(traffic, row, due))
+        self.waiting += 1
+        self._client.send(number, self._requests[traffic][row])
 
-    def record(self, connection: Connection, succeeded: bool) -> None:
-        """An answer has arrived."""
+    def _record(self, number: int, answer: bytes | None) -> None:
+        """An answer has arrived, or will not come any more."""
+        now = asyncio.get_running_loop().time()
+        call = self.calls[number]
+        call.done = now
+        call.answer = answer
         self.waiting -= 1
-        self.failures += not succeeded
-        self.latencies.append(time.perf_counter() - connection.due)
-        self._idle.append(connection)
+        if now < self._closed_until:
+            self._send(now)
 
-    def record_loss(self, connection: Connection) -> None:
-        """A connection was closed; that is a failure only if a request was under way."""
-        self.failures += connection not in self._idle
+    def report(self) -> dict[str, Any]:
+        """What came of all calls, and the latencies of each model."""
+        verdicts = Counter(self._judge(call) for call in self.calls)
+        answered = [call for call in self.calls if call.answer is not None]
+        models = {}
+        for index, traffic in enumerate(self._traffics):
+            calls = [call for call in answered if call.traffic == index]
+            models[traffic.model] = percentiles(calls)
+        return {
+            "sent": len(self.calls),
+            **{verdict: verdicts[verdict] for verdict in VERDICTS},
+            "error": self._error,
+            "difference": self._worst,
+            "overrun": self.overrun,
+            "load_cpu": self.cpu,
+            **percentiles(answered),
+            "models": models,
+        }
+
+    def _judge(self, call: Call) -> str:
+        if call.answer is None:
+            return "lost"
+        try:
+            answer = self._client.read(call.answer)
+        except FailedError as failure:
+            self._error = str(failure)
+            return "failed"
+        largest = difference(answer, self._traffics[call.traffic].answers[call.row])
+        self._worst = max(self._worst, largest)
+        return "right" if largest <= 1 else "wrong"
+
+
+def percentiles(calls: list[Call]) -> dict[str, float]:
+    """The 50th, 95th and 99th of the latencies in milliseconds; empty without calls."""
+    if not calls:
+        return {}
+    milliseconds = [1e3 * (call.done - call.due) for call in calls]
+    return {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95, 99)}
 
 
 def main() -> None:
@@ -138,25 +189,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("port", type=int)
-    parser.add_argument("rate", type=float, help="requests a second")
-    parser.add_argument("seconds", type=float)
-    parser.add_argument("--pad", action="store_true", help="pad every row to the longest")
+    parser.add_argument("traffics", type=Path, nargs="+", metavar="TRAFFIC.npz")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="http")
+    parser.add_argument("--seconds", type=float, required=True)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--rate", type=float, help="requests a second")
+    mode.add_argument("--calls", type=int, help="requests under way at any time")
     options = parser.parse_args()
-    load = Load(options.port, make_requests(512, options.pad))
+    load = Load(options.protocol, [Traffic.load(path) for path in options.traffics])
     gc.disable()  # a collection would count as latency
-    asyncio.run(load.run(options.rate, options.seconds))
-    warm_latencies = load.latencies[len(load.latencies) // 10 :]
-    percentiles = {}
-    if warm_latencies:
-        percentiles = {
-            f"p{share}": 1e3 * float(np.percentile(warm_latencies, share)) for share in (50, 95, 99)
-        }
-    lost = load.failures + load.waiting
-    print(
-        json.dumps(
-            {"rate": options.rate, "answers": len(load.latencies), "lost": lost, **percentiles}
-        )
-    )
+    loop = asyncio.SelectorEventLoop(PreciseSelector())
+    if options.rate:
+        loop.run_until_complete(load.run(options.port, options.rate, options.seconds))
+    else:
+        loop.run_until_complete(load.run_closed(options.port, options.calls, options.seconds))
+    json.dump(load.report(), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """A server as one would write it without deploy-rnn: Starlette, and one `session.run` per request in a pool of threads.
 
-`python -m benchmarks.serving.plain_server MODEL.onnx` serves the same bytes at the same path as `deploy-rnn serve`, as
-far as the benchmark needs them, and nothing else: no checks, no limits, no streams. It prints its port.
+`python -m benchmarks.serving.plain_server BUNDLE ...` serves the same bytes at the same paths as `deploy-rnn serve`, as
+far as the benchmark needs them, and nothing else: no checks, no limits, no streams, no gRPC. It prints its port.
 """
 
 import json
 import socket
 import sys
-import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,19 @@ LENGTH = "Inference-Header-Content-Length"
 
 
 class PlainServer:
-    def __init__(self, path: str) -> None:
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        self.runs = 0
-        self.seconds = 0.0
+    def __init__(self, bundles: list[Path]) -> None:
+        providers = ["CPUExecutionProvider"]
+        self.sessions = {
+            bundle.name: onnxruntime.InferenceSession(bundle / "native.onnx", providers=providers)
+            for bundle in bundles
+        }
 
     async def infer(self, request: Request) -> Response:
         body = await request.body()
         length = int(request.headers[LENGTH])
         shape = json.loads(body[:length])["inputs"][0]["shape"]
         characters = np.frombuffer(body, np.int64, offset=length).reshape(shape)
-        scores = await run_in_threadpool(self.run, characters)
+        scores = await run_in_threadpool(self.run, request.path_params["model"], characters)
         output = {
             "name": "output",
             "datatype": "FP32",
@@ -43,23 +45,13 @@ class PlainServer:
         message = json.dumps({"outputs": [output]}).encode()
         return Response(message + scores.tobytes(), headers={LENGTH: str(len(message))})
 
-    def run(self, characters: np.ndarray) -> np.ndarray:
-        started = time.perf_counter()
-        lengths = np.full(len(characters), characters.shape[1])
-        scores: np.ndarray = self.session.run(
-            ["output"], {"characters": characters, "lengths": lengths}
-        )[0]
-        self.runs += 1
-        self.seconds += time.perf_counter() - started
+    def run(self, model: str, characters: np.ndarray) -> np.ndarray:
+        session = self.sessions[model]
+        feeds = {"characters": characters}
+        if len(session.get_inputs()) == 2:
+            feeds["lengths"] = np.full(len(characters), characters.shape[1])
+        scores: np.ndarray = session.run(["output"], feeds)[0]
         return scores
-
-    async def statistics(self, request: Request) -> Response:
-        counters = {"executions": self.runs, "rows": self.runs, "compute_seconds": self.seconds}
-        lines = [
-            f'deploy_rnn_{name}_total{{model="highlight"}} {value}\n'
-            for name, value in counters.items()
-        ]
-        return Response("".join(lines))
 
 
 async def ready(request: Request) -> Any:
@@ -67,10 +59,9 @@ async def ready(request: Request) -> Any:
 
 
 def main() -> None:
-    server = PlainServer(sys.argv[1])
+    server = PlainServer([Path(argument) for argument in sys.argv[1:]])
     routes = [
-        Route("/v2/models/highlight/infer", server.infer, methods=["POST"]),
-        Route("/metrics", server.statistics),
+        Route("/v2/models/{model}/infer", server.infer, methods=["POST"]),
         Route("/v2/health/ready", ready),
     ]
     # Without `proto` asyncio does not recognise TCP, and leaves Nagle's algorithm on.

@@ -1,180 +1,241 @@
-"""`deploy-rnn serve` compared with a plain server: latency and throughput under requests that come at random times.
+"""Servers compared: `python -m benchmarks.serving.serve`, or `make serving-bench`, which installs Triton first.
 
-The trained highlighter, on the CPU, over HTTP; a request has one row of 1 to 200 characters (uniform). The servers and
-the load (load.py, another process) share this machine's cores. Each contestant gets the same ladder of rates, shares
-of the most that the plain server can do, and leaves it where it can no longer follow.
+Parts, each a table and a JSON file; together they take about twelve minutes on two cores:
 
-- plain server: Starlette and one `session.run` per request (plain_server.py), on the graph that is fastest for one row.
-- limit: the plain server's p99 at its knee, the highest rate at which its p99 is below twice that at the lowest rate.
-- throughput: the highest rate of the ladder up to which p99 stays within the limit.
-- overhead: median latency at 20 requests a second, without the mean time of a run.
+- lengths: the trained highlighter, rows of 1 to 200 characters (uniform) at random times (Poisson, an open loop), at
+  rising rates, over HTTP and gRPC. Latency, and the capacity: the highest rate that is kept up (ladder.py).
+- whole: the same model without lengths, so that only rows of equal length may share a run.
+- models: three models of unlike size at once, with a third of the requests each.
+- cpu: the processor time of a request besides the run of its model, with a tiny model and eight requests at a time.
+
+All contestants (contestants.py) answer the same bytes, in the same order, at the same times. Each runs alone. The load
+(load.py, another process) has the same cores, and its processor time is recorded. Every answer is compared with
+PyTorch's; a wrong one is counted, and the run fails.
 """
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.request import urlopen
 
-import torch
+import onnxruntime
 from rich.console import Console
 
 from benchmarks import ROOT
 from benchmarks.reporting.machine import publish
-from benchmarks.reporting.tables import serving_table
-from deploy_rnn.examples.highlight.model import ALPHABET, load
-from deploy_rnn.export import export_bundle
+from benchmarks.reporting.serving_tables import TABLES
+from benchmarks.serving.contestants import (
+    CONTESTANTS,
+    PROTOCOLS,
+    MissingError,
+    Running,
+    triton_versions,
+)
+from benchmarks.serving.ladder import RATES, Point, climb
+from benchmarks.serving.models import Served, prepare
+from benchmarks.serving.traffic import Traffic
 
-PLAIN = "Starlette, one `session.run` per request"
-PADDED = "every row padded to 200"
-SERVE = (sys.executable, "-m", "deploy_rnn", "serve", "--http-port", "0", "--grpc-port", "0")
-CONTESTANTS = {
-    PLAIN: [],
-    "deploy-rnn serve": [],
-    "one run per request": ["--max-rows", "1"],
-    PADDED: [],
-}
-"""Name -> options of `deploy-rnn serve`. The plain server comes first: its rates are the measure of the others."""
-LADDER = (0.2, 0.4, 0.6, 0.75, 0.9, 1.05, 1.25, 1.5, 1.75, 2.0, 2.4, 2.8, 3.2, 3.6, 4.0)
-"""Rates, as shares of the most that the plain server can do."""
-IDLE_RATE = 20.0
-"""Requests a second at which hardly any of them meet."""
+QUICK_RATES = (200.0, 700.0)
+MODELS_RATES = (150.0, 300.0, 450.0)
+CALLS = 8
+"""Requests under way at any time in part `cpu`."""
+WARM_RATE = 100.0
+REST_SECONDS = 0.5
+"""Between two loads: a server that was overrun still works off what it has."""
 
-Point = dict[str, float]
-"""Latencies at one rate, and what the server counted."""
+Row = dict[str, Any]
+"""What one contestant did over one protocol, or why it is missing."""
+Measure = Callable[[Running, str], Row]
 
-
-def export_highlighter(folder: Path) -> Path:
-    args = (torch.randint(2, 2 + len(ALPHABET), (2, 64)), torch.tensor([64, 20]))
-    export_bundle(load(), args, folder, forms=["scan", "native"], sizes=(2,))
-    return folder
+console = Console(stderr=True)
 
 
-@contextmanager
-def run_server(name: str, bundle: Path) -> Iterator[int]:
-    """Run a contestant; yields its HTTP port."""
-    if name == PLAIN:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.serving.plain_server",
-            str(bundle / "native.onnx"),
-        ]
-    else:
-        command = [*SERVE, *CONTESTANTS[name], str(bundle)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            matches = (re.match(r"HTTP on \S+:(\d+),", line) for line in process.stdout)
-            match = next(filter(None, matches))
-            yield int(match[1])
-        finally:
-            process.kill()
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and for how many seconds a point."""
+
+    contestants: Sequence[str]
+    protocols: Sequence[str]
+    rates: Sequence[float]
+    models_rates: Sequence[float]
+    search: bool
+    seconds: float
+    files: Path
 
 
-def measure_rate(port: int, rate: float, seconds: float, *, pad: bool) -> Point:
-    """Latencies in milliseconds, and what the server's counters say of its runs in that time."""
-    before = read_counters(port)
-    command = [sys.executable, "-m", "benchmarks.serving.load", str(port), str(rate), str(seconds)]
-    if pad:
-        command.append("--pad")
+def run_load(
+    running: Running, protocol: str, served: Sequence[Served], seconds: float, *mode: str
+) -> Point:
+    """What the load reports, and the processor seconds that the server took meanwhile."""
+    port = str(running.ports[protocol])
+    traffics = [str(model.traffic) for model in served]
+    options = ["--protocol", protocol, "--seconds", str(seconds), *mode]
+    command = [sys.executable, "-m", "benchmarks.serving.load", port, *traffics, *options]
+    before = running.cpu_seconds()
     point: Point = json.loads(subprocess.check_output(command, cwd=ROOT))
-    counts = {name: value - before.get(name, 0.0) for name, value in read_counters(port).items()}
-    runs = max(1.0, counts["executions"])
-    point["run"] = 1e3 * counts["compute_seconds"] / runs
-    point["rows"] = counts["rows"] / runs
-    # The plain server does not count steps.
-    steps = counts.get("steps_real", 0.0) + counts.get("steps_padded", 0.0)
-    if steps:
-        point["waste"] = counts["steps_padded"] / steps
+    point["seconds"] = seconds
+    point["server_cpu"] = running.cpu_seconds() - before
+    time.sleep(REST_SECONDS)
     return point
 
 
-def read_counters(port: int) -> dict[str, float]:
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        text = answer.read().decode()
-    counters = re.findall(r'^deploy_rnn_(\w+)_total\{model="\w+"\} (\S+)$', text, re.M)
-    return {name: float(value) for name, value in counters}
+def measure_rate(
+    running: Running, protocol: str, served: Sequence[Served], seconds: float, rate: float
+) -> Point:
+    return {"rate": rate, **run_load(running, protocol, served, seconds, "--rate", str(rate))}
 
 
-def climb(port: int, top_rate: float, seconds: float, *, pad: bool) -> list[Point]:
-    """Go up the ladder until an answer is missing, or p99 exceeds what any service would allow."""
-    measure_rate(port, IDLE_RATE, 0.5, pad=pad)
-    points = []
-    for share in LADDER:
-        point = measure_rate(port, share * top_rate, seconds, pad=pad)
-        points.append(point)
-        if point["lost"] or point["p99"] > 200:
-            break
-    return points
+def measure_contestants(plan: Plan, served: Sequence[Served], measure: Measure) -> list[Row]:
+    """Start one contestant after the other, warm it up, and measure it over each of its protocols."""
+    bundles = [model.bundle for model in served]
+    rows: list[Row] = []
+    for key in plan.contestants:
+        contestant = CONTESTANTS[key]
+        protocols = [name for name in contestant.protocols if name in plan.protocols]
+        try:
+            with contestant.run(bundles) as running:
+                for protocol in protocols:
+                    console.log(f"{contestant.name}, {protocol}")
+                    measure_rate(running, protocol, served, min(1.0, plan.seconds), WARM_RATE)
+                    measured = measure(running, protocol)
+                    rows.append({"contestant": contestant.name, "protocol": protocol, **measured})
+        except MissingError as error:
+            if key == "deploy-rnn":
+                raise
+            rows.append({"contestant": contestant.name, "missing": str(error)})
+    return rows
 
 
-def highest_within(points: Sequence[Point], limit: float) -> Point | None:
-    """The last point before p99 first exceeds `limit`; None if the first point does."""
-    within = None
-    for point in points:
-        if point["lost"] or point["p99"] > limit:
-            break
-        within = point
-    return within
+def measure_ladder(plan: Plan, name: str) -> dict[str, Any]:
+    """One model at rising rates."""
+    served = [prepare(name, plan.files)]
+
+    def measure(running: Running, protocol: str) -> Row:
+        at_rate = partial(measure_rate, running, protocol, served, plan.seconds)
+        return climb(at_rate, plan.rates, search=plan.search)
+
+    return {"rates": plan.rates, "rows": measure_contestants(plan, served, measure)}
 
 
-def knee(points: Sequence[Point]) -> Point:
-    """The highest point whose p99 is below twice that of the lowest."""
-    return highest_within(points, 2 * points[0]["p99"]) or points[0]
+def measure_models(plan: Plan) -> dict[str, Any]:
+    """Three models at once, at a few rates of all their requests together."""
+    served = [prepare(name, plan.files) for name in ("small", "highlight", "large")]
+
+    def measure(running: Running, protocol: str) -> Row:
+        at_rate = partial(measure_rate, running, protocol, served, plan.seconds)
+        return climb(at_rate, plan.models_rates, search=False)
+
+    rows = measure_contestants(plan, served, measure)
+    return {"rates": plan.models_rates, "models": [model.name for model in served], "rows": rows}
 
 
-def measure_top_rate(port: int) -> float:
-    """Requests a second that a server answers if it is sent more than it can answer."""
-    started = time.perf_counter()
-    point = measure_rate(port, 3000, 0.5, pad=False)
-    return point["answers"] / (time.perf_counter() - started)
+def measure_cpu(plan: Plan) -> dict[str, Any]:
+    """As many requests of a tiny model as a server answers, eight at a time."""
+    served = [prepare("tiny", plan.files)]
+
+    def measure(running: Running, protocol: str) -> Row:
+        point = run_load(running, protocol, served, plan.seconds, "--calls", str(CALLS))
+        return {"points": [point]}
+
+    rows = measure_contestants(plan, served, measure)
+    return {"run_ms": measure_run(served[0]), "rows": rows}
 
 
-def measure(bundle: Path, seconds: float, console: Console) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = []
-    top_rate = 0.0
-    limit = 0.0
-    for name in CONTESTANTS:
-        console.log(name)
-        pad = name == PADDED
-        with run_server(name, bundle) as port:
-            idle = measure_rate(port, IDLE_RATE, seconds, pad=pad)
-            if name == PLAIN:
-                top_rate = measure_top_rate(port)
-            points = climb(port, top_rate, seconds, pad=pad)
-        if name == PLAIN:
-            limit = knee(points)["p99"]
-        overhead = idle["p50"] - idle["run"]
-        best = highest_within(points, limit)
-        rows.append(
-            {"contestant": name, "overhead": overhead, "idle": idle, "points": points, "best": best}
-        )
-    return {"benchmark": "serving", "most": top_rate, "limit": limit, "rows": rows}
+def measure_run(served: Served) -> float:
+    """Processor milliseconds of a run of one row, alone in this process."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        served.bundle / "native.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    feeds = [
+        {"characters": row, "lengths": [row.shape[1]]} for row in Traffic.load(served.traffic).rows
+    ]
+    for feed in feeds:
+        session.run(["output"], feed)
+    started = time.process_time()
+    for feed in feeds:
+        session.run(["output"], feed)
+    return 1e3 * (time.process_time() - started) / len(feeds)
 
 
-def main() -> None:
+PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    "lengths": partial(measure_ladder, name="highlight"),
+    "whole": partial(measure_ladder, name="whole"),
+    "models": measure_models,
+    "cpu": measure_cpu,
+}
+
+
+def count_wrong(result: dict[str, Any]) -> int:
+    """Answers that were not PyTorch's."""
+    points = [
+        point
+        for row in result["rows"]
+        for point in [*row.get("points", []), *row.get("search", [])]
+    ]
+    return sum(point["wrong"] for point in points)
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
+    parser.add_argument("--rates", nargs="+", type=float, help="requests a second")
+    parser.add_argument("--seconds", type=float, help="of each point (default 4)")
     parser.add_argument(
-        "--bundle", type=Path, help="a bundle of an earlier run, instead of a new one"
+        "--quick", action="store_true", help="two rates, a second each, no search: two minutes"
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each rate (default 3)")
-    options = parser.parse_args()
-    console = Console(stderr=True)
-    with TemporaryDirectory() as folder, console.status("measuring ..."):
-        bundle = options.bundle or export_highlighter(Path(folder) / "highlight")
-        result = measure(bundle, options.seconds, console)
-    print(serving_table(publish(result, options.output)))
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="gets serving_PART.json of each part"
+    )
+    parser.add_argument(
+        "--files", type=Path, help="folder that keeps models and traffic for the next run"
+    )
+    return parser.parse_args()
+
+
+def make_plan(options: argparse.Namespace, files: Path) -> Plan:
+    rates = QUICK_RATES if options.quick else RATES
+    models_rates = MODELS_RATES[:1] if options.quick else MODELS_RATES
+    return Plan(
+        contestants=options.contestants,
+        protocols=options.protocols,
+        rates=options.rates or rates,
+        models_rates=options.rates or models_rates,
+        search=not options.quick,
+        seconds=options.seconds or (1.0 if options.quick else 4.0),
+        files=files,
+    )
+
+
+def main() -> None:
+    options = parse_options()
+    wrong = 0
+    with TemporaryDirectory() as temporary:
+        files = options.files or Path(temporary)
+        files.mkdir(parents=True, exist_ok=True)
+        plan = make_plan(options, files.absolute())
+        for part in options.parts:
+            console.log(f"part {part}")
+            output = options.output and options.output / f"serving_{part}.json"
+            measured = PARTS[part](plan)
+            header = {"benchmark": f"serving_{part}", "seconds": plan.seconds}
+            result = publish({**header, "triton": triton_versions(), **measured}, output)
+            wrong += count_wrong(result)
+            print(f"\n{TABLES[part](result)}", flush=True)
+    if wrong:
+        sys.exit(f"{wrong} answers were wrong.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""Tables of the servers that `benchmarks.serving.serve` compares."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.reporting.text import factor, machine_line, markdown
+
+Result = dict[str, Any]
+"""The JSON of a part."""
+Row = dict[str, Any]
+"""What one contestant did over one protocol, or why it is missing."""
+Point = dict[str, Any]
+
+OURS = "deploy-rnn serve"
+TRITON = "Triton, Python backend"
+PROTOCOL_NAMES = {"http": "HTTP", "grpc": "gRPC"}
+NOT_KEPT_UP = "not kept up"
+
+
+def ladder_table(result: Result) -> str:
+    """The capacity of each contestant, and its latencies at every rate."""
+    rates = result["rates"]
+    header = ["p50 / p95 / p99 ms", "capacity, requests/s", *(f"{rate:.0f}/s" for rate in rates)]
+    lines = []
+    for row in present(result):
+        cells = [_latencies(row, rate) for rate in rates]
+        lines.append([_label(row), f"{row['capacity']:.0f}", *cells])
+    return markdown(header, lines) + "\n\n" + _notes(result)
+
+
+def models_table(result: Result) -> str:
+    """The p99 of each model at every rate of all three."""
+    models = result["models"]
+    header = [f"p99 ms of {', '.join(models)}"]
+    header += [f"{rate:.0f}/s together" for rate in result["rates"]]
+    lines = []
+    for row in present(result):
+        cells = [_models_latencies(row, rate, models) for rate in result["rates"]]
+        lines.append([_label(row), *cells])
+    return markdown(header, lines) + "\n\n" + _notes(result)
+
+
+def cpu_table(result: Result) -> str:
+    """Processor time of a request, and what is left of it without the run."""
+    header = ["ms of CPU a request", "in all", "the run", "above the run", "requests/s"]
+    lines = []
+    for row in present(result):
+        (point,) = row["points"]
+        cells = [f"{cpu_ms(point):.2f}", f"{result['run_ms']:.2f}"]
+        cells += [f"{cpu_ms(point) - result['run_ms']:.2f}"]
+        lines.append([_label(row), *cells, f"{point['right'] / point['seconds']:.0f}"])
+    return markdown(header, lines) + "\n\n" + _notes(result)
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "lengths": ladder_table,
+    "whole": ladder_table,
+    "models": models_table,
+    "cpu": cpu_table,
+}
+"""Part of the benchmark -> its table."""
+
+
+def cpu_ms(point: Point) -> float:
+    """Processor milliseconds of the server for each answer."""
+    seconds: float = point["server_cpu"]
+    answers: int = point["right"]
+    return 1e3 * seconds / max(1, answers)
+
+
+def present(result: Result) -> list[Row]:
+    """The rows of contestants that ran."""
+    return [row for row in result["rows"] if "missing" not in row]
+
+
+def _label(row: Row) -> str:
+    return f"{row['contestant']}, {PROTOCOL_NAMES[row['protocol']]}"
+
+
+def find_point(row: Row, rate: float) -> Point | None:
+    """The point at `rate`; None if the contestant did not get so far, or did not keep up."""
+    for point in row["points"]:
+        if point["rate"] == rate and rate <= row["capacity"]:
+            found: Point = point
+            return found
+    return None
+
+
+def _latencies(row: Row, rate: float) -> str:
+    point = find_point(row, rate)
+    if point is None:
+        return NOT_KEPT_UP
+    return f"{point['p50']:.1f} / {point['p95']:.1f} / {point['p99']:.1f}"
+
+
+def _models_latencies(row: Row, rate: float, models: Sequence[str]) -> str:
+    point = find_point(row, rate)
+    if point is None:
+        return NOT_KEPT_UP
+    return " / ".join(f"{point['models'][model]['p99']:.1f}" for model in models)
+
+
+def _notes(result: Result) -> str:
+    """Who is missing, what was compared, what the load took, and on what machine."""
+    notes = [
+        f"{row['contestant']} is left out: {row['missing']}."
+        for row in result["rows"]
+        if "missing" in row
+    ]
+    points = [
+        point for row in present(result) for point in [*row["points"], *row.get("search", [])]
+    ]
+    answers = sum(point["right"] + point["wrong"] for point in points)
+    wrong = sum(point["wrong"] for point in points)
+    notes.append(f"{answers:,} answers were compared with PyTorch's; {wrong or 'none'} differed.")
+    shares = [point["load_cpu"] / point["seconds"] for point in points]
+    notes.append(f"The load took {min(shares):.0%} to {max(shares):.0%} of a core.")
+    notes.append(machine_line(result))
+    if result["triton"]:
+        versions = [f"{name} {version}" for name, version in result["triton"].items()]
+        notes.append(f"Triton: {', '.join(versions)}.")
+    return " ".join(notes)
+
+
+def goals_table(lengths: Result, whole: Result, cpu: Result) -> str:
+    """What deploy-rnn is to reach, and whether it does."""
+    header = ["", "goal", "measured", "met"]
+    lines = []
+    for name, result in (("lengths", lengths), ("no lengths", whole)):
+        for protocol, words in PROTOCOL_NAMES.items():
+            line = _latency_goal(result, protocol)
+            if line:
+                lines.append([f"p99 against Triton's, {name}, {words}", *line])
+    lines += [
+        ["capacity against Triton's, lengths, HTTP", *_capacity_goal(lengths, 1.8)],
+        ["capacity against Triton's, no lengths, HTTP", *_capacity_goal(whole, 1.0)],
+        ["CPU of a request above the run, HTTP", *_cpu_goal(cpu, 0.35)],
+    ]
+    return markdown(header, lines)
+
+
+def find_row(result: Result, contestant: str, protocol: str = "http") -> Row | None:
+    for row in present(result):
+        if (row["contestant"], row["protocol"]) == (contestant, protocol):
+            return row
+    return None
+
+
+def _latency_goal(result: Result, protocol: str) -> list[str]:
+    """The largest p99 of ours as a multiple of Triton's, over the rates that Triton keeps up."""
+    ours = find_row(result, OURS, protocol)
+    triton = find_row(result, TRITON, protocol)
+    if ours is None or triton is None:
+        return []
+    ratios: list[tuple[float, float]] = []
+    for rate in result["rates"]:
+        their_point = find_point(triton, rate)
+        our_point = find_point(ours, rate)
+        if their_point:
+            ratio = our_point["p99"] / their_point["p99"] if our_point else float("inf")
+            ratios.append((ratio, rate))
+    worst, rate = max(ratios)
+    return ["<= 1x at every rate", f"{factor(worst)} at {rate:.0f}/s", _yes(worst <= 1)]
+
+
+def _capacity_goal(result: Result, goal: float) -> list[str]:
+    ours = find_row(result, OURS)
+    triton = find_row(result, TRITON)
+    if ours is None or triton is None:
+        return [f">= {goal}x", "Triton is left out", ""]
+    ratio = ours["capacity"] / triton["capacity"]
+    return [f">= {goal}x", factor(ratio), _yes(ratio >= goal)]
+
+
+def _cpu_goal(result: Result, goal: float) -> list[str]:
+    row = find_row(result, OURS)
+    assert row is not None
+    above = cpu_ms(row["points"][0]) - result["run_ms"]
+    return [f"<= {goal} ms", f"{above:.2f} ms", _yes(above <= goal)]
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "**no**"
+
+
+def in_words(lengths: Result) -> str:
+    """The README's line: how many requests a second ours keeps up, and the others."""
+    ours = find_row(lengths, OURS)
+    assert ours is not None
+    others = [
+        f"{row['contestant']} {row['capacity']:.0f}"
+        for row in present(lengths)
+        if row["protocol"] == "http" and row is not ours and "sketch" not in row["contestant"]
+    ]
+    return (
+        f"**Serve** rows of 1 to 200 steps: {ours['capacity']:.0f} requests a second on two cores, shared with the "
+        f"load. The same requests, in the same run: {'; '.join(others)}."
+    )

@@ -1,0 +1,189 @@
+"""The servers that are compared, each in processes of its own."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from benchmarks import ROOT
+from benchmarks.serving.triton import VENV, Installation
+
+DEPLOY_RNN = "deploy-rnn serve"
+TRITON = "Triton, Python backend"
+PLAIN = "Starlette, one `session.run` per request"
+SKETCH = "a sketch without checks and limits"
+PROTOCOLS = ("http", "grpc")
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class MissingError(Exception):
+    """A contestant cannot run on this machine, and why."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that answers.
+
+    Attributes:
+        ports: protocol -> port.
+        session: the process id of its first process; all others are in the same session.
+    """
+
+    ports: dict[str, int]
+    session: int
+
+    def cpu_seconds(self) -> float:
+        """What all its processes have taken so far, in user and kernel mode."""
+        processes = Path("/proc").glob("[0-9]*")
+        return sum(_cpu_ticks(process, self.session) for process in processes) / TICKS
+
+
+def _cpu_ticks(folder: Path, session: int) -> int:
+    """Of a process and those of its children that have ended; 0 if it is of another session."""
+    try:
+        text = (folder / "stat").read_text()
+    except OSError:  # it has just ended
+        return 0
+    # The name of the program stands in parentheses, and may have blanks.
+    fields = text.rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) if int(fields[3]) == session else 0
+
+
+@contextmanager
+def _session(
+    command: Sequence[str], environment: dict[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a server in a session of its own; end all its processes."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _printing_ports(command: Sequence[str]) -> Iterator[Running]:
+    """Run a server that says on stdout where it listens."""
+    with _session(command) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            ports = re.findall(r"(HTTP|gRPC) on (?:http://)?[\w.]+:(\d+)", line)
+            if ports:
+                yield Running({name.lower(): int(port) for name, port in ports}, process.pid)
+                return
+        raise MissingError(f"{command[2]} has ended at its start")
+
+
+@contextmanager
+def run_deploy_rnn(bundles: Sequence[Path]) -> Iterator[Running]:
+    with TemporaryDirectory() as folder:
+        for bundle in bundles:
+            (Path(folder) / bundle.name).symlink_to(bundle)
+        command = [sys.executable, "-m", "deploy_rnn", "serve", folder]
+        with _printing_ports([*command, "--http-port", "0", "--grpc-port", "0"]) as running:
+            yield running
+
+
+@contextmanager
+def run_plain(bundles: Sequence[Path]) -> Iterator[Running]:
+    command = [sys.executable, "-m", "benchmarks.serving.plain_server", *map(str, bundles)]
+    with _printing_ports(command) as running:
+        yield running
+
+
+@contextmanager
+def run_sketch(bundles: Sequence[Path]) -> Iterator[Running]:
+    command = [sys.executable, "-m", "benchmarks.serving.sketch_server", *map(str, bundles)]
+    with _printing_ports(command) as running:
+        yield running
+
+
+@contextmanager
+def run_triton(bundles: Sequence[Path]) -> Iterator[Running]:
+    installation = open_triton()
+    ports = {"http": _free_port(), "grpc": _free_port()}
+    with TemporaryDirectory() as folder:
+        command = installation.command(Path(folder), bundles, ports["http"], ports["grpc"])
+        with _session(command, installation.environment) as process:
+            _wait_until_ready(process, ports["http"])
+            yield Running(ports, process.pid)
+
+
+def open_triton() -> Installation:
+    try:
+        return Installation(ROOT / VENV)
+    except FileNotFoundError as error:
+        raise MissingError(str(error)) from None
+
+
+def triton_versions() -> dict[str, str]:
+    """Of the wheel, and of the onnxruntime in its environment; empty if Triton is missing."""
+    try:
+        return open_triton().versions
+    except MissingError:
+        return {}
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/v2/health/ready"):
+                return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise MissingError("Triton has not become ready")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """
+    Attributes:
+        name: as the tables show it.
+        run: starts it with bundles, and ends it.
+        protocols: what it speaks.
+    """
+
+    name: str
+    run: Callable[[Sequence[Path]], AbstractContextManager[Running]]
+    protocols: tuple[str, ...] = ("http",)
+
+
+CONTESTANTS = {
+    "deploy-rnn": Contestant(DEPLOY_RNN, run_deploy_rnn, PROTOCOLS),
+    "triton": Contestant(TRITON, run_triton, PROTOCOLS),
+    "plain": Contestant(PLAIN, run_plain),
+    "sketch": Contestant(SKETCH, run_sketch),
+}
+"""By what the command line calls them."""
