@@ -67,6 +67,8 @@ class BatchEngine:
                 that no graph takes.
         """
         feeds = Feeds.of(inputs, self.signature)
+        if self._graphs.take_all_sizes:
+            return feeds
         self.choose([feeds])
         return replace(feeds, step_ranges=self._step_ranges(feeds.steps))
 
@@ -250,6 +252,8 @@ class BatchEngine:
 
     def _sizes(self, batch: Batch) -> dict[str, set[int]]:
         """Return the sizes for which a graph has to be right, of the axes that have ranges."""
+        if self._graphs.take_all_sizes:
+            return {}
         sizes = {axis: {size} for axis, size in batch[0].other_sizes}
         if self.signature.batch_axis is not None:
             # The model sees the rows of the run.

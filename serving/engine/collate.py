@@ -9,7 +9,7 @@ from deploy_rnn.errors import RunError
 
 from .arrays import Arrays, Outputs
 from .feeds import Feeds
-from .signature import Signature, axis_order
+from .signature import Layout, Signature
 
 
 def collate(
@@ -27,28 +27,27 @@ def collate(
     arrays = {}
     for tensor in signature.inputs:
         parts = [feeds.arrays[tensor.name] for feeds in batch]
-        arrays[tensor.name] = _collate_tensor(parts, tensor, steps)
+        arrays[tensor.name] = _collate_tensor(parts, tensor, signature.layouts[tensor.name], steps)
     return arrays
 
 
 def _collate_tensor(
     parts: Sequence[np.ndarray],
     tensor: Tensor,
+    layout: Layout,
     steps: int | None,
 ) -> np.ndarray:
-    axes = axis_order(tensor)
     first = parts[0]
     shape = list(first.shape)  # [B, T, ...]; in the graph's layout if there is no batch axis
     if tensor.batch is not None:
         shape[0] = sum(part.shape[0] for part in parts)
         if tensor.time is not None and steps is not None:
             shape[1] = steps
-    to_graph = np.argsort(axes)  # the inverse of `axes`
     if len(parts) == 1 and shape == list(first.shape):
-        return first.transpose(to_graph)
-    graph_shape = [shape[axis] for axis in to_graph]
+        return first.transpose(layout.to_graph)
+    graph_shape = [shape[axis] for axis in layout.to_graph]
     whole = np.zeros(graph_shape, first.dtype)
-    client_view = whole.transpose(axes)  # (B, T, ...)
+    client_view = whole.transpose(layout.to_client)  # (B, T, ...)
     start = 0
     for part in parts:
         stop = start + part.shape[0]
@@ -80,7 +79,8 @@ def split(
     for tensor in signature.outputs:
         if tensor.name in results:
             array = results[tensor.name]
-            arrays[tensor.name] = _batch_first(array, tensor, is_whole)  # (B, T, ...)
+            layout = signature.layouts[tensor.name]
+            arrays[tensor.name] = _batch_first(array, tensor, layout, is_whole)  # (B, T, ...)
     if is_whole:
         # `ascontiguousarray` would give a tensor of no axes one.
         return [{name: np.asarray(array, order="C") for name, array in arrays.items()}]
@@ -103,14 +103,12 @@ def split(
     return answers
 
 
-def _batch_first(array: np.ndarray, tensor: Tensor, is_whole: bool) -> np.ndarray:
+def _batch_first(array: np.ndarray, tensor: Tensor, layout: Layout, is_whole: bool) -> np.ndarray:
     """Return a graph's output in the layout of clients."""
-    axes = axis_order(tensor)
-    if array.ndim == len(axes):
-        return array.transpose(axes)
+    if array.ndim == len(layout.to_client):
+        return array.transpose(layout.to_client)
     # A model that calls `.squeeze()` drops an axis of size 1, here and in PyTorch.
-    keeps_layout = axes == tuple(range(len(axes)))
-    if is_whole and keeps_layout:
+    if is_whole and layout.is_kept:
         return array
     raise RunError(
         f"output `{tensor.name}` has shape {list(array.shape)}, the graph declares {tensor}: the model drops an axis "

@@ -48,7 +48,8 @@ class Feeds:
             else:
                 arrays[spec.name] = _default(spec, signature, sizes)
         for name, time_axis in signature.lengths.items():
-            _check_lengths(name, arrays[name], _limit(time_axis, sizes))
+            if name in inputs:
+                _check_lengths(name, arrays[name], _limit(time_axis, sizes))
         rows = sizes[signature.batch_axis] if signature.batch_axis else 1
         step_counts = {sizes[axis] for axis in signature.time_axes if axis in sizes}
         steps = step_counts.pop() if len(step_counts) == 1 else None
@@ -169,6 +170,8 @@ def _limit(time_axis: int | str, sizes: Mapping[str, int]) -> int | None:
 
 def _check_lengths(name: str, lengths: np.ndarray, limit: int | None) -> None:
     """Check what onnxruntime does not: a length of 0, or beyond T, makes it read memory that is not the row's."""
+    if lengths.min() >= 1 and (limit is None or lengths.max() <= limit):
+        return
     is_right = lengths >= 1
     if limit is not None:
         is_right &= lengths <= limit

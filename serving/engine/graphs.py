@@ -40,7 +40,7 @@ class Graphs:
     ) -> None:
         self.dynamic = dynamic
         self.buckets = buckets
-        self._ranges = ranges or {}
+        self._ranges = {runner: found for runner, found in (ranges or {}).items() if found}
         # Whether a run has one core only -> rows from which on a dynamic graph is used -> the graph: the first for any
         # number, until `assign` says otherwise.
         first = {1: dynamic[0]} if dynamic else {}
@@ -76,6 +76,11 @@ class Graphs:
             buckets={steps: runners[file] for steps, file, _ in fixed},
             ranges={runners[graph.file]: graph.ranges for graph in graphs},
         )
+
+    @property
+    def take_all_sizes(self) -> bool:
+        """Whether every size of every axis has a graph, and is the same to all graphs."""
+        return bool(self.dynamic) and not self._ranges
 
     def ranges_of(self, axis: str | None) -> list[SizeRange]:
         """The different ranges of an axis in the graphs; empty if every graph takes any size."""

@@ -1,8 +1,7 @@
 """`RunTimes`: how long a run takes, by its rows and steps."""
 
-from collections.abc import Mapping
-
-import numpy as np
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 
 
 class RunTimes:
@@ -14,27 +13,31 @@ class RunTimes:
     """
 
     def __init__(self, measured: Mapping[int, Mapping[int, float]]) -> None:
-        self._measured = {
-            steps: dict(sorted(by_rows.items())) for steps, by_rows in sorted(measured.items())
-        }
+        self._steps = sorted(measured)
+        # For each of these: the numbers of rows, and their seconds.
+        self._by_rows: list[tuple[list[int], list[float]]] = []
+        for steps in self._steps:
+            by_rows = measured[steps]
+            counts = sorted(by_rows)
+            self._by_rows.append((counts, [by_rows[count] for count in counts]))
 
     def seconds(self, rows: int, steps: int) -> float:
         """Return the seconds of a run of `rows` rows of `steps` steps."""
-        if not self._measured:
+        if not self._steps:
             return float(steps)
-        measured_steps = list(self._measured)
-        values = [_between(by_rows, rows) for by_rows in self._measured.values()]
-        return _between(dict(zip(measured_steps, values, strict=True)), steps)
+        values = [_between(counts, seconds, rows) for counts, seconds in self._by_rows]
+        return _between(self._steps, values, steps)
 
 
-def _between(points: Mapping[int, float], place: int) -> float:
+def _between(places: Sequence[int], values: Sequence[float], place: int) -> float:
     """Return the value at `place` of the lines through the points, which are in rising order."""
-    places = list(points)
-    values = list(points.values())
+    if place <= places[0]:
+        return values[0]  # a run has a fixed cost, too
     last = places[-1]
     if place <= last:
-        # Before the first point it is that of the first: a run has a fixed cost, too.
-        return float(np.interp(place, places, values))
+        index = bisect_left(places, place)
+        share = (place - places[index - 1]) / (places[index] - places[index - 1])
+        return values[index - 1] + share * (values[index] - values[index - 1])
     if len(places) == 1:
         return values[-1] * place / last
     slope = (values[-1] - values[-2]) / (last - places[-2])

@@ -81,6 +81,11 @@ class Signature:
         return frozenset(self.lengths) | frozenset(self.states)
 
     @cached_property
+    def layouts(self) -> "Mapping[str, Layout]":
+        """Tensor -> the order of its axes."""
+        return {tensor.name: Layout.of(tensor) for tensor in self.tensors}
+
+    @cached_property
     def trimmed_axes(self) -> Mapping[str, int]:
         """Outputs with an axis whose size no input tells -> that axis, in the layout of clients.
 
@@ -128,6 +133,29 @@ class Signature:
         """Outputs with a value for every step."""
         names = [tensor.name for tensor in self.outputs if tensor.time is not None]
         return frozenset(names)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of the axes of a tensor.
+
+    Attributes:
+        to_client: the graph's axes in the order in which clients see them.
+        to_graph: the axes of clients in the order of the graph.
+    """
+
+    to_client: tuple[int, ...]
+    to_graph: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        to_client = axis_order(tensor)
+        return cls(to_client, tuple(map(to_client.index, range(len(to_client)))))
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether clients see the tensor as the graph has it."""
+        return self.to_client == tuple(range(len(self.to_client)))
 
 
 def axis_order(tensor: Tensor) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from threading import Condition
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Self
 
 from deploy_rnn.runtime import CPU
@@ -14,9 +14,14 @@ from ..engine.providers import side_by_side
 
 @dataclass(eq=False)
 class Slot:
-    """What a run holds: one core, or all of them."""
+    """What a run holds: one core, or all of them.
+
+    Attributes:
+        awaited: a lock that is released when it gets its core; a thread waits for it.
+    """
 
     cores: int = 1
+    awaited: Lock = field(default_factory=Lock)
 
 
 class CoreSlots:
@@ -33,7 +38,7 @@ class CoreSlots:
         self.count = count
         self._free = count
         self._waiting: deque[Slot] = deque()
-        self._changed = Condition()
+        self._lock = Lock()
 
     @classmethod
     def of(cls, provider: str = CPU, threads: int | None = None) -> Self:
@@ -44,23 +49,31 @@ class CoreSlots:
     def taken(self) -> Iterator[Slot]:
         """Wait for a core, and give back what the slot holds in the end."""
         slot = Slot()
-        with self._changed:
-            self._waiting.append(slot)
-            while self._waiting[0] is not slot or not self._free:
-                self._changed.wait()
-            self._waiting.popleft()
-            self._free -= 1
-            self._changed.notify_all()
+        with self._lock:
+            has_to_wait = not self._free
+            if has_to_wait:
+                slot.awaited.acquire()
+                self._waiting.append(slot)
+            else:
+                self._free -= 1
+        if has_to_wait:
+            slot.awaited.acquire()
         try:
             yield slot
         finally:
-            with self._changed:
-                self._free += slot.cores
-                self._changed.notify_all()
+            self._give_back(slot)
+
+    def _give_back(self, slot: Slot) -> None:
+        """Hand the cores of a slot to those that wait: each awakes only when it has one."""
+        with self._lock:
+            self._free += slot.cores
+            while self._free and self._waiting:
+                self._free -= 1
+                self._waiting.popleft().awaited.release()
 
     def widen(self, slot: Slot) -> bool:
         """Take all the other cores too. False, and nothing is taken, if one of them is in use or waited for."""
-        with self._changed:
+        with self._lock:
             if self._free < self.count - 1 or self._waiting:
                 return False
             self._free = 0

@@ -75,6 +75,8 @@ def end_to_end(segment: StreamSegment, signature: Signature) -> Feeds:
     """Make one request of the chunks of a segment, starting from the state of its stream."""
     first = segment[0].feeds
     stream = segment[0].stream
+    if stream is None:
+        return first
     arrays = dict(first.arrays)
     if len(segment) > 1:
         for spec in signature.client_inputs:
