@@ -4,6 +4,7 @@
 # make serving-bench: the server beside Triton and others, in about twelve minutes; SERVING="--quick" in two.
 # make docs: the site, in build/site, from an environment of its own.
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
+# make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
 # JOBS= sets how many processes the tests run in.
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ OUT ?= build/cuda
 DOCS_VENV ?= build/docs-venv
 ZOO_VENV ?= build/zoo-venv
 TRITON_VENV := build/triton-venv
+PERF_VENV ?= build/perf-venv
 JOBS ?= 2
 
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
@@ -25,7 +27,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -40,11 +42,25 @@ demo: $(READY)
 	@$(RUN) -m deploy_rnn demo
 
 test: $(READY)
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not chaos'
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not chaos and not perf_analyzer'
 
 # A server among 300 clients for a minute; DEPLOY_RNN_CHAOS_SECONDS= and DEPLOY_RNN_CHAOS_CLIENTS= change that.
 chaos: $(READY)
 	@$(RUN) -m pytest -s -m chaos tests/serving/chaos
+
+# NVIDIA's load generator, which the wheel of its client has in it, against a server. For Linux on x86-64.
+perf-analyzer: $(READY) $(PERF_VENV)/installed
+	@PERF_ANALYZER=$(PERF_VENV)/perf_analyzer $(RUN) -m pytest -m perf_analyzer tests/serving/test_perf_analyzer.py
+
+# It needs two libraries: CUDA's runtime, without a GPU, and libb64, which Debian and Ubuntu have.
+$(PERF_VENV)/installed:
+	@echo "Installing into $(PERF_VENV) ..."
+	@$(PYTHON) -m venv $(PERF_VENV)
+	@$(PERF_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps tritonclient==2.49.0 nvidia-cuda-runtime-cu12
+	@cd $(PERF_VENV) && apt-get download -qq libb64-0d && dpkg -x libb64-0d_*.deb .
+	@printf '%s\n' '#!/bin/sh' 'export LD_LIBRARY_PATH=$(abspath $(PERF_VENV))/usr/lib/x86_64-linux-gnu:$$(echo $(abspath $(PERF_VENV))/lib/python*/site-packages/nvidia/cuda_runtime/lib)' 'exec $(abspath $(PERF_VENV))/bin/perf_analyzer "$$@"' > $(PERF_VENV)/perf_analyzer
+	@chmod +x $(PERF_VENV)/perf_analyzer
+	@touch $@
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

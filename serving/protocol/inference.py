@@ -120,13 +120,14 @@ class Inference:
             InputError, TooLargeError, UnsupportedError: as `decode`.
             InputError, StreamError, BusyError, ClosedError: as `Model.submit`.
         """
-        self.check_model(name, version)
+        model = self._repository.model(name, version)
         try:
             infer_request = await in_thread_if_large(size, decode)
         except DeployError:
             self._repository.count_unreadable(name)
             raise
-        future = self._repository.submit(name, version, infer_request.request)
+        request = oip.in_layout_of_model(infer_request.request, model)
+        future = self._repository.submit(name, version, request)
         return Submitted(infer_request, future)
 
     async def answer(self, future: "Future[Response]") -> Response:

@@ -5,6 +5,7 @@ The descriptions are dicts in the shape of Triton's JSON, which is also that of 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,22 +129,58 @@ def server_metadata() -> dict[str, Any]:
     }
 
 
+def in_layout_of_model(request: Request, model: ServedModel) -> Request:
+    """The request, with [B] in place of [B, 1] where the model has no other axis: clients may send either."""
+    axes = _first_axis(model)
+    changed: dict[str, np.ndarray] = {}
+    for spec in model.inputs:
+        array = request.inputs.get(spec.name)
+        if array is None or len(spec.shape) != axes:
+            continue
+        if array.ndim == axes + 1 and array.shape[-1] == 1:
+            changed[spec.name] = array[..., 0]
+    return replace(request, inputs={**request.inputs, **changed}) if changed else request
+
+
+def _first_axis(model: ServedModel) -> int:
+    """The first axis of a tensor that is not that of the batch."""
+    return 1 if model.max_batch else 0
+
+
+def _listed_inputs(model: ServedModel) -> list[TensorSpec]:
+    """The inputs without the states, which Triton does not list either: the server holds them."""
+    return [spec for spec in model.inputs if spec.name not in model.states]
+
+
+def _listed_outputs(model: ServedModel) -> list[TensorSpec]:
+    """The outputs without the states, unless they are all there is."""
+    states = set(model.states.values())
+    listed = [spec for spec in model.outputs if spec.name not in states]
+    return listed or list(model.outputs)
+
+
 def model_metadata(model: ServedModel) -> dict[str, Any]:
+    first_axis = _first_axis(model)
+    inputs = []
+    for spec in _listed_inputs(model):
+        shape = _sizes(spec.shape[:first_axis]) + _input_dims(spec, first_axis)
+        inputs.append(_tensor_metadata(spec, shape))
     return {
         "name": model.name,
         "versions": [VERSION],
         "platform": PLATFORM,
-        "inputs": [_tensor_metadata(spec) for spec in model.inputs],
-        "outputs": [_tensor_metadata(spec) for spec in model.outputs],
+        "inputs": inputs,
+        "outputs": [_tensor_metadata(spec, _sizes(spec.shape)) for spec in _listed_outputs(model)],
     }
 
 
-def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "datatype": datatype(spec.dtype),
-        "shape": _sizes(spec.shape),
-    }
+def _tensor_metadata(spec: TensorSpec, shape: Sequence[int]) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": shape}
+
+
+def _input_dims(spec: TensorSpec, first_axis: int) -> list[int]:
+    """The axes of an input but that of the batch; of lengths [B], one of size 1: clients of Triton need one."""
+    return _sizes(spec.shape[first_axis:]) or [1]
 
 
 def _sizes(shape: Sequence[int | str]) -> list[int]:
@@ -154,13 +191,18 @@ def _sizes(shape: Sequence[int | str]) -> list[int]:
 def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
     """The model configuration that Triton would show."""
     # In a configuration with a batch size, `dims` leave out the batch axis.
-    first_axis = 1 if model.max_batch else 0
+    first_axis = _first_axis(model)
     inputs = []
-    for spec in model.inputs:
-        config = _tensor_config(spec, first_axis)
+    for spec in _listed_inputs(model):
+        config = _tensor_config(spec, _input_dims(spec, first_axis))
         config["format"] = "FORMAT_NONE"
         config["optional"] = spec.name in model.optional
+        if len(spec.shape) == first_axis:
+            config["reshape"] = {"shape": []}
         inputs.append(config)
+    outputs = []
+    for spec in _listed_outputs(model):
+        outputs.append(_tensor_config(spec, _sizes(spec.shape[first_axis:])))
     return {
         "name": model.name,
         "platform": PLATFORM,
@@ -168,7 +210,7 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "version_policy": {"latest": {"num_versions": 1}},
         "max_batch_size": model.max_batch,
         "input": inputs,
-        "output": [_tensor_config(spec, first_axis) for spec in model.outputs],
+        "output": outputs,
         "model_transaction_policy": {"decoupled": False},
         # The protocol writes every dynamic axis as -1; here they have their names.
         "parameters": {"shapes": {"string_value": _named_shapes(model)}},
@@ -182,12 +224,12 @@ def _named_shapes(model: ServedModel) -> str:
     return json.dumps({spec.name: spec.shape for spec in specs})
 
 
-def _tensor_config(spec: TensorSpec, first_axis: int) -> dict[str, Any]:
-    return {
-        "name": spec.name,
-        "data_type": f"TYPE_{datatype(spec.dtype)}",
-        "dims": _sizes(spec.shape[first_axis:]),
-    }
+def _tensor_config(spec: TensorSpec, dims: Sequence[int]) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": _data_type(spec), "dims": dims}
+
+
+def _data_type(spec: TensorSpec) -> str:
+    return f"TYPE_{datatype(spec.dtype)}"
 
 
 def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
@@ -201,7 +243,25 @@ def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
                 "max_candidate_sequences": limits.max_streams,
                 "max_queue_delay_microseconds": max_wait,
             },
+            "state": [_state_config(spec, model) for spec in _states(model)],
         }
+    }
+
+
+def _states(model: ServedModel) -> list[TensorSpec]:
+    return [spec for spec in model.inputs if spec.name in model.states]
+
+
+def _state_config(spec: TensorSpec, model: ServedModel) -> dict[str, Any]:
+    """A state that the server holds; a client that carries it itself sends and asks for it by these names."""
+    dims = _sizes(spec.shape[_first_axis(model) :])
+    initial = {"name": "zeros", "data_type": _data_type(spec), "dims": dims, "zero_data": True}
+    return {
+        "input_name": spec.name,
+        "output_name": model.states[spec.name],
+        "data_type": _data_type(spec),
+        "dims": dims,
+        "initial_state": [initial],
     }
 
 

@@ -20,6 +20,7 @@ class ServedModel(Protocol):
         inputs, outputs: batch-first; a dynamic axis has a name instead of a size.
         optional: names of the inputs that a client may leave out.
         streaming: whether it holds the states of streams.
+        states: names of the inputs that carry a state -> the outputs that give it; empty if it has none.
         max_batch: rows that one run takes; 0 if its tensors have no batch axis.
     """
 
@@ -37,6 +38,9 @@ class ServedModel(Protocol):
 
     @property
     def streaming(self) -> bool: ...
+
+    @property
+    def states(self) -> Mapping[str, str]: ...
 
     @property
     def max_batch(self) -> int: ...

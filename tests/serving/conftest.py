@@ -3,10 +3,11 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -47,6 +48,7 @@ class SumModel:
     outputs = (TensorSpec("y", "float32", ("B", "T")), TensorSpec("total_n", "float32", ("B", 1)))
     optional = frozenset({"total"})
     streaming = True
+    states: Mapping[str, str] = MappingProxyType({"total": "total_n"})
     max_batch = 8
 
     def __init__(self, path: Path, name: str) -> None:
@@ -187,8 +189,8 @@ def repository(folder: Path) -> Iterator[Repository]:
 
 
 @contextmanager
-def _loaded(folder: Path) -> Iterator[Repository]:
-    repository = Repository(folder, SumModel)
+def _loaded(folder: Path, model: Callable[..., Any] = SumModel) -> Iterator[Repository]:
+    repository = Repository(folder, model)
     repository.load_all()
     yield repository
     for model in repository.models():
@@ -198,7 +200,7 @@ def _loaded(folder: Path) -> Iterator[Repository]:
 
 @pytest.fixture(scope="session")
 def load_repository() -> Callable[..., Any]:
-    """A context manager: a folder -> its repository, of `SumModel`s."""
+    """A context manager: a folder -> its repository, of `SumModel`s if there is no other class."""
     return _loaded
 
 

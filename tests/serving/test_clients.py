@@ -142,6 +142,11 @@ def test_every_description_that_a_client_requests(triton: tuple[Any, Any]) -> No
     config = config.get("config", config)
     assert config["input"][0]["data_type"] == "TYPE_INT64"
     assert [int(size) for size in config["input"][0]["dims"]] == [-1]
+    config = client.get_model_config("stream", **as_json)
+    config = config.get("config", config)
+    assert [tensor["name"] for tensor in config["input"]] == ["input"]
+    (state,) = config["sequence_batching"]["state"]
+    assert (state["input_name"], state["output_name"]) == ("h0", "h_n")
     assert (
         client.get_inference_statistics("tagger", **as_json)["model_stats"][0]["name"] == "tagger"
     )

@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest import bodies, infer
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.rest.compression import choose_encoding, decompress
+from deploy_rnn.serving.scheduling.request import Request
 from deploy_rnn.serving.settings import Settings
+from deploy_rnn.tensor_spec import TensorSpec
 
 INFER = "/v2/models/sum/infer"
 
@@ -497,12 +500,20 @@ def test_health_follows_the_repository(folder: Path, make_client: Any, sum_model
 
 def test_descriptions_of_a_model(client: Any) -> None:
     metadata = client.get("/v2/models/sum/versions/1").json()
-    assert metadata["inputs"][0] == {"name": "x", "datatype": "FP32", "shape": [-1, -1]}
+    # States are not listed: who sends all inputs that are could not send chunks of a stream.
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}]
+    assert metadata["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
     config = client.get("/v2/models/sum/config").json()
-    assert (config["max_batch_size"], config["input"][1]) == (
-        8, {"name": "total", "data_type": "TYPE_FP32", "dims": [1], "format": "FORMAT_NONE", "optional": True},
+    assert (config["max_batch_size"], config["input"]) == (
+        8, [{"name": "x", "data_type": "TYPE_FP32", "dims": [-1], "format": "FORMAT_NONE", "optional": False}],
     )  # fmt: skip
-    assert config["sequence_batching"].keys() == {"max_sequence_idle_microseconds", "oldest"}
+    assert [output["name"] for output in config["output"]] == ["y"]
+    assert config["sequence_batching"]["state"] == [
+        {
+            "input_name": "total", "output_name": "total_n", "data_type": "TYPE_FP32", "dims": [1],
+            "initial_state": [{"name": "zeros", "data_type": "TYPE_FP32", "dims": [1], "zero_data": True}],
+        }
+    ]  # fmt: skip
     stats = client.get("/v2/models/sum/stats").json()["model_stats"][0]
     assert (stats["inference_count"], stats["execution_count"], stats["last_inference"]) == (
         5,
@@ -514,6 +525,42 @@ def test_descriptions_of_a_model(client: Any) -> None:
         (1, {"count": 2, "ns": 100_000_000}), (3, {"count": 1, "ns": 150_000_000}),
     ]  # fmt: skip
     assert client.get("/v2").json()["name"] == "deploy-rnn"
+
+
+def test_lengths_have_one_axis_or_another_of_size_1(
+    folder: Path, sum_model: Any, load_repository: Any, make_client: Any
+) -> None:
+    """[B, 1] is what Triton asks for, since a configuration of its clients needs an axis besides that of the batch."""
+    seen = []
+
+    class WithLengths(sum_model):  # type: ignore[misc]
+        inputs = (*sum_model.inputs, TensorSpec("lengths", "int64", ("B",)))
+        optional = frozenset({"total", "lengths"})
+
+        def submit(self, request: Request) -> Any:
+            lengths = request.inputs["lengths"]
+            seen.append(lengths)
+            inputs = {name: array for name, array in request.inputs.items() if name != "lengths"}
+            return super().submit(replace(request, inputs=inputs))
+
+    with load_repository(folder, WithLengths) as repository:
+        client = make_client(make_app(repository))
+        metadata = client.get("/v2/models/sum").json()
+        assert metadata["inputs"][1] == {"name": "lengths", "datatype": "INT64", "shape": [-1, 1]}
+        config = client.get("/v2/models/sum/config").json()
+        assert config["input"][1] == {
+            "name": "lengths", "data_type": "TYPE_INT64", "dims": [1], "reshape": {"shape": []},
+            "format": "FORMAT_NONE", "optional": True,
+        }  # fmt: skip
+        for shape, data in (([2], [3, 1]), ([2, 1], [3, 1]), ([2, 1], [[3], [1]])):
+            lengths = {"name": "lengths", "datatype": "INT64", "shape": shape, "data": data}
+            body = infer_body(tensor(((1, 2, 3), (4, 5, 6))), lengths)
+            assert client.post(INFER, json=body).status_code == 200
+            np.testing.assert_array_equal(seen.pop(), [3, 1])
+        # Any other shape is for the model to refuse.
+        lengths |= {"shape": [1, 2], "data": [3, 1]}
+        client.post(INFER, json=infer_body(tensor(), lengths))
+        assert seen.pop().shape == (1, 2)
 
 
 def test_metrics(client: Any) -> None:
