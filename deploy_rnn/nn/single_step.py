@@ -142,6 +142,10 @@ def _check_sizes(rows: Tensor, states: list[Tensor], input_size: int, hidden_siz
             f"input has inconsistent input_size: got {rows.size(1)} expected {input_size}"
         )
     for number, state in enumerate(states):
+        if state.dim() != 2:  # one row of states for many rows of input, or the reverse
+            raise RuntimeError(
+                f"Expected 2D hidden{number} (batch x hidden_size), but got {state.dim()}D tensor"
+            )
         if state.size(0) != rows.size(0):
             raise RuntimeError(
                 f"Input batch size {rows.size(0)} doesn't match hidden{number} batch size {state.size(0)}"

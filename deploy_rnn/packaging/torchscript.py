@@ -30,7 +30,7 @@ def script_file(model: nn.Module, path: Path) -> None:
         ExportError: TorchScript cannot compile the model's code; the cause is TorchScript's.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit announces its own end
+        warnings.filterwarnings("ignore", r".*torch\.jit")  # which announces its own end
         _forget_unfinished_types(model)
         _let_lightning_be_scripted(model)
         _fold_parametrizations(model)
@@ -129,6 +129,6 @@ def _script_reason(module: nn.Module) -> str:
 def load_file(path: Path) -> Callable[..., Any]:
     """Load the function in a `.pt` file."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r".*torch\.jit")
         loaded: Callable[..., Any] = torch.jit.load(str(path))
     return loaded

@@ -178,7 +178,7 @@ def test_a_subclass_of_our_layer_stays_what_it_is() -> None:
     assert torch.equal(converted.last(torch.ones(2, 1, 3)), layer.last(torch.ones(2, 1, 3)))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_scripted_model_is_refused() -> None:
     with pytest.raises(ConversionError, match="`0` is scripted, with a recurrent layer in it"):
         convert(nn.Sequential(torch.jit.script(nn.RNN(3, 4))))
@@ -188,7 +188,7 @@ def test_a_scripted_model_is_refused() -> None:
         convert(torch.jit.freeze(torch.jit.script(nn.Sequential(nn.LSTM(3, 4))).eval()))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_scripted_part_without_a_layer_stays() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:
@@ -479,7 +479,7 @@ def test_a_module_that_refuses_to_be_copied_is_named() -> None:
         convert(nn.Sequential(Single(3, 4)))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own
 class Silent(nn.Sequential):
     """Its `train`, which `eval` calls, returns nothing."""
 

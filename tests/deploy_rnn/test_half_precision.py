@@ -177,7 +177,7 @@ def test_a_package_of_another_dtype_than_the_model_is_refused(tmp_path: Path) ->
         deploy_rnn.package(Raw(torch.float16), (X,), tmp_path / "model.pt")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_compiles(dtype: torch.dtype) -> None:
     model = HalfInside(dtype).eval()

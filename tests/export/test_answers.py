@@ -88,7 +88,7 @@ def test_a_file_is_not_verified_against_noise(tmp_path: Path) -> None:
         verify(tmp_path / "wrong.onnx", model, X)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.parametrize("way", [*WAYS, "verify"])
 def test_what_is_not_a_module_is_refused_by_name(way: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"

@@ -515,7 +515,7 @@ def test_an_output_of_another_dtype_is_judged_by_the_precision_of_the_file(tmp_p
     assert all(comparison.allowed >= 1e-5 for comparison in report.comparisons)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_scripted_layer_is_refused(tmp_path: Path) -> None:
     model = nn.Sequential(Last(5, 7), torch.jit.script(RNN(7, 7)))
     with pytest.raises(
@@ -539,7 +539,7 @@ class BesideScripted(nn.Module):
         return y
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_scripted_and_traced_parts_with_weights(tmp_path: Path) -> None:
     model = BesideScripted().eval()
     report = export_onnx(model, torch.randn(2, 5, 3), tmp_path / "a.onnx", form="scan")

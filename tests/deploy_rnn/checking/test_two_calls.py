@@ -285,7 +285,7 @@ def test_a_global_state_is_neither() -> None:
 GRU = nn.GRU(3, 4)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.parametrize(
     ("model", "error", "text"),
     [
@@ -310,7 +310,7 @@ def test_what_is_not_a_module_is_named(model: Any, error: type[Exception], text:
     assert text in str(raised.value)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_scripted_model_is_named() -> None:
     with pytest.raises(ConversionError, match="`model` is a TorchScript module"):
         check_module(torch.jit.script(nn.Linear(3, 4)))

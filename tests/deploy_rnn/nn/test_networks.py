@@ -303,7 +303,7 @@ def test_vmap_over_inputs_and_over_weights(family: str) -> None:
 
 
 # PyTorch's own forward mode uses torch.jit.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_mode_gradients(family: str) -> None:
@@ -321,7 +321,7 @@ def test_forward_mode_gradients(family: str) -> None:
     torch.testing.assert_close(derivative, expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scripts(family: str, tmp_path: Any) -> None:

@@ -232,7 +232,7 @@ def test_what_a_cell_refuses() -> None:
         )
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 @pytest.mark.parametrize("kind", KINDS)
 def test_scripted(kind: str) -> None:
     layer = made(kind, 2, bidirectional=True)

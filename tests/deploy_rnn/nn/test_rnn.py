@@ -235,7 +235,7 @@ def test_dropout_between_layers_in_training_only() -> None:
     torch.testing.assert_close(ours.eval()(x), original.eval()(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_scripts(bidirectional: bool, tmp_path: Any) -> None:
@@ -264,7 +264,7 @@ def test_scripts(bidirectional: bool, tmp_path: Any) -> None:
         torch.testing.assert_close(scripted(x), original(x))
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_a_scripted_layer_trains_and_keeps_its_errors() -> None:
     original, ours = pair(3, 5, 2, bidirectional=True)

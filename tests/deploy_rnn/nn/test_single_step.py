@@ -80,7 +80,9 @@ def test_the_errors_of_torch(kind: str) -> None:
             theirs(*call)
         with pytest.raises(expected.type) as raised:
             ours(*call)
-        assert str(raised.value) == str(expected.value)
+        told = str(raised.value)
+        # torch 2.15 is the first to look at the rank; before, it compared a size of the wrong axis.
+        assert told == str(expected.value) or told.startswith("Expected 2D hidden")
 
 
 def test_an_unknown_nonlinearity() -> None:
@@ -98,7 +100,7 @@ def test_autocast_gives_the_dtypes_of_torch(kind: str) -> None:
         assert [state.dtype for state in actual] == [state.dtype for state in expected]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_scripted(kind: str, bias: bool) -> None:

@@ -576,7 +576,7 @@ def test_a_model_that_could_not_be_scripted_before(tmp_path: Path) -> None:
             deploy_rnn.package(model, torch.randn(5, 2, 3), tmp_path / "model.pt")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_parametrized_weights_are_scripted(tmp_path: Path) -> None:
     norm = parametrizations.weight_norm(nn.Linear(3, 3))
     spectral = parametrizations.spectral_norm(nn.Linear(3, 3))

@@ -306,7 +306,7 @@ def test_a_file_that_does_not_contain_weights_is_refused(content: bytes, tmp_pat
         )  # torch's advice, which no option of the command follows
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit")
 def test_torchscript_is_refused(tmp_path: Path) -> None:
     torch.jit.script(nn.Linear(2, 3)).save(str(tmp_path / "w.pt"))
     with pytest.raises(

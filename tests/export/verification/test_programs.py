@@ -112,7 +112,7 @@ def test_the_file_of_a_program_is_right_and_a_wrong_one_is_found(
         verify(wrong_file, program, ARGS)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_scripted_forward_has_the_names_and_defaults_that_it_was_written_with() -> None:
     forward = runnable(torch.jit.script(MODEL)).forward
     assert str(inspect.signature(forward)) == "(x, scale, bias=None)"
@@ -130,7 +130,7 @@ class Counting(nn.Module):
         return self.last
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_state_of_a_scripted_model_is_named_and_stays_as_it_was(file: Path) -> None:
     model = torch.jit.script(Counting())
     with pytest.raises(ExportError, match=r"keeps a state.*`program\.last`"):
@@ -138,7 +138,7 @@ def test_a_state_of_a_scripted_model_is_named_and_stays_as_it_was(file: Path) ->
     assert model.last.tolist() == [0, 0, 0]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_scripted_module_without_a_forward_is_refused(file: Path) -> None:
     with pytest.raises(
         ConversionError, match="`model` is a TorchScript module without a `forward`"
