@@ -560,7 +560,7 @@ class Unscriptable(Scripted):
         return output
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_a_model_that_the_process_has_scripted_before(tmp_path: Path) -> None:
     model = Scripted().eval()
     torch.jit.script(model)
