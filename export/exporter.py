@@ -95,8 +95,8 @@ def export_onnx(
         VerificationError: the file's numbers differ from the model's; no file is left.
         ExportError: the model fails on the example, draws random numbers, or keeps a state between its calls; PyTorch
             cannot export it, the form cannot express it, it cannot stream, the file would have more than `max_nodes`
-            nodes, it has no layers and walks over an axis in a loop of Python, its weights are more than 2 GB, which
-            `export_bundle` takes, or an argument is out of range.
+            nodes, it has no layers and walks over an axis in a loop of Python that cannot be kept (docs/loops.md), its
+            weights are more than 2 GB, which `export_bundle` takes, or an argument is out of range.
 
     Warns:
         UserWarning: every axis is fixed although the recurrent layers have a batch; a loop of Python is written out; an

@@ -24,12 +24,16 @@ class PythonLoop:
     Attributes:
         line: of the model, such as "model.py:12: `for x in steps:`".
         input: the name of the tensor, such as "hx[0]".
+        tensor: the number of that tensor in the call.
         axis: its number.
+        places: the file and the number of each line with more steps, of this loop and of others.
     """
 
     line: str
     input: str
+    tensor: int
     axis: int
+    places: Sequence[tuple[str, int]]
 
     def __str__(self) -> str:
         """The beginning of a sentence about it."""
@@ -53,7 +57,7 @@ def python_loop(model: nn.Module, call: ExampleCall) -> PythonLoop | None:
             line = shown_line(file, number)
             if LOOP.search(line.partition("`")[2]):
                 tensor, axis = axes[0]
-                return PythonLoop(line, call.names[tensor], axis)
+                return PythonLoop(line, call.names[tensor], tensor, axis, more)
     return None
 
 

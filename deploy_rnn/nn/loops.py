@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
+from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -196,10 +197,13 @@ def _kept_loop(
     if torch.compiler.is_dynamo_compiling():
         _, outputs = flat_step(states, first_slices)
     else:
-        noted = _Captured([*states, *sequences, *first_slices])
         # Nothing of this call is to be in the graph.
-        with _flag(_IN_STEP), disable_proxy_modes_tracing(), noted:
-            _, outputs = flat_step(states, first_slices)
+        with _flag(_IN_STEP), disable_proxy_modes_tracing():
+            # Others than the first states, which a step can also use as what they are.
+            given_states = [state.view_as(state) for state in states]
+            noted = _Captured([*given_states, *first_slices])
+            with noted:
+                _, outputs = flat_step(given_states, first_slices)
         captured = noted.tensors
     leaves, spec = pytree.tree_flatten(outputs)
     are_tensors = [leaf is not None for leaf in leaves]
@@ -245,7 +249,8 @@ def _exported(
 
     inits = [_with_known_sizes(_copy(state)) for state in states]
     walked = [_with_known_sizes(sequence) for sequence in sequences]
-    used = [_with_known_sizes(tensor) for tensor in captured]
+    # A tensor that no module registers, such as a weight in a dict, is a constant, and becomes one of the graph.
+    used = [_with_known_sizes(tensor if is_fake(tensor) else tensor.clone()) for tensor in captured]
     sizes: list[Any] = []
     for tensor in (*inits, *walked, *used):
         sizes += tensor.shape

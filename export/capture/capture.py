@@ -1,12 +1,13 @@
 """A PyTorch model becomes an ONNX graph in which each recurrent stack is still one node."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, nn
 
 from deploy_rnn.any_size import AnySize
@@ -20,12 +21,14 @@ from deploy_rnn.tensor_spec import axis_names
 
 from ..stack import Stack, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, Traced, fix_sizes, fixed_axis, trace
+from .loop_code import Place, keep_loops
 from .named_sizes import NamedSizes
 from .packing import OnnxPacking
 from .related_axes import with_multiples
 from .squeezing import TRACING, Squeezing
 from .symbolic import make_symbolic
 from .unchanged import unchanged
+from .walking import Walking
 
 
 class Tracer:
@@ -54,6 +57,28 @@ class Tracer:
         self.any_size = AnySize(inside=TRACING)
         self.squeezes: list[str] = []
         self.fixed_lengths: list[list[int]] = []
+        self._walking: Walking | None = None
+
+    def keeps_loops(self, places: Collection[Place]) -> bool:
+        """Let loops of Python in these places stay loops. Returns: whether the model can be traced so, with any number
+        of steps; otherwise it is as it was."""
+        as_it_was = [(module, dict(vars(module))) for module in self.model.modules()]
+        if keep_loops(self.model, places):
+            self._walking = Walking()
+            with suppress(ExportError):
+                if any(isinstance(loop.steps, torch.SymInt) for loop in self._open_loops()):
+                    return True
+        self._walking = None
+        vars(self).pop("open_graph", None)
+        for module, attributes in as_it_was:
+            vars(module).clear()
+            vars(module).update(attributes)
+        return False
+
+    def _open_loops(self) -> Sequence[LoopSizes]:
+        """The loops of the model with every axis open."""
+        assert self.open_graph is not None
+        return self.loops
 
     def capture(self, axes: Sequence[Axes]) -> Traced:
         """Return the model as ONNX, its stacks as `deploy_rnn::Recurrent` nodes.
@@ -82,6 +107,7 @@ class Tracer:
             self.any_size,
             noted_loops() as loops,
             _noted_cells(self.model, loops),
+            self._walking or nullcontext(),
         ):
             make_symbolic([*layers.values()], packing)
             captured, limits = trace(

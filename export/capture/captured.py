@@ -90,10 +90,14 @@ class CapturedModel:
         # First of all: what does not run cannot be exported either, and the model's own error says why.
         result = check_two_calls(model, call)
         check_result(result)
-        _check_layers(model, call, is_fixed=not dynamic_time or options.dynamic_shapes is not None)
-        if options.streaming:
+        has_layers = _check_layers(model)
+        if has_layers and options.streaming:
             check_can_stream(model)
         tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
+        if not has_layers:
+            _keep_loops(model, tracer, options, is_fixed=not dynamic_time)
+        if options.streaming:
+            check_can_stream(model)
         _return_tensors(tracer.model, result)
         if options.streaming:
             call = with_zero_states(model, call)
@@ -276,10 +280,9 @@ def _return_tensors(model: nn.Module, result: Any) -> None:
         model.register_forward_hook(lambda _, args, output: without_numbers(output))
 
 
-def _check_layers(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> None:
+def _check_layers(model: nn.Module) -> bool:
+    """Check the dtypes of the recurrent layers. Returns: whether there are any."""
     layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
-    if not layers:
-        _check_loops(model, call, is_fixed=is_fixed)
     for name, layer in layers.items():
         dtype = next(layer.parameters()).dtype
         if dtype not in (torch.float32, torch.float64):
@@ -287,36 +290,47 @@ def _check_layers(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> Non
                 f"`{name or 'model'}` has {dtype} weights; onnxruntime multiplies float32 and float64 on every "
                 "provider: convert the model by its `.float()`, and the tensors that it takes."
             )
+    return bool(layers)
 
 
-def _check_loops(model: nn.Module, call: ExampleCall, *, is_fixed: bool) -> None:
+def _keep_loops(
+    model: nn.Module, tracer: Tracer, options: ExportOptions, *, is_fixed: bool
+) -> None:
     """A model without layers has loops of `deploy_rnn.scan`, takes one step, or has no steps at all.
 
-    One with a loop of Python is written with the steps of the example, which has a warning.
+    A loop of Python stays a loop if its number of steps is to be dynamic; otherwise it is written with the steps of the
+    example, which has a warning.
 
     Args:
-        is_fixed: whether the number of steps need not be dynamic.
+        is_fixed: whether the form fixes the number of steps.
 
     Raises:
-        ExportError: it need be, and there is a loop of Python.
+        ExportError: the number is to be dynamic, and the loop cannot be kept.
     """
+    call = tracer.call
     # In training mode, a call would change the batch statistics.
     copied = fresh_copy(model)
     with count_cell_calls(copied, CALLER) as cells, noted_loops() as loops:
         call.run(copied)
     if loops:
         return
+    loop = python_loop(fresh_copy(model), call)
     in_loop = _described_cells(cells)
+    if loop and not in_loop:
+        in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}"
     if not in_loop:
-        loop = python_loop(fresh_copy(model), call)
-        in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}" if loop else ""
-    if in_loop and not is_fixed:
+        return
+    axes_asked = None if options.dynamic_shapes is None else call.axes(options.dynamic_shapes)
+    is_asked = axes_asked is None or (loop is not None and loop.axis in axes_asked[loop.tensor])
+    can_be_kept = loop is not None and is_asked and not is_fixed and not options.streaming
+    if can_be_kept and loop is not None and tracer.keeps_loops(loop.places):
+        return
+    if axes_asked is None and not is_fixed:
         raise ExportError(
             f"{type(model).__name__} has no recurrent layer: {in_loop} Or use form='unrolled', for the steps of the "
             "example."
         )
-    if in_loop:
-        warn_user(in_loop)
+    warn_user(in_loop)
 
 
 WRITTEN_OUT = "PyTorch writes out the loop, with the number of steps of the example."

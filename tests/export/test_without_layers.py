@@ -1,4 +1,4 @@
-"""Models without a recurrent layer: every axis that they leave open stays so, and a loop of Python is named."""
+"""Models without a recurrent layer: every axis that they leave open stays so; a loop of Python is kept, or named."""
 
 from pathlib import Path
 
@@ -27,6 +27,18 @@ class Loop(nn.Module):
         return h
 
 
+class Left(Loop):
+    """A loop that is left early."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.size(0), 4)
+        for step in x.unbind(1):
+            if step.size(0) > 100:
+                break
+            h = self.mix(torch.cat([step, h], -1)).tanh()
+        return h
+
+
 def test_open_axes_stay_open(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv1d(3, 4, 3, stride=2), nn.ReLU(), nn.Conv1d(4, 2, 1)).eval()
     path = tmp_path / "model.onnx"
@@ -38,12 +50,21 @@ def test_open_axes_stay_open(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.from_numpy(answer), model(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_loop_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    report = export_onnx(Loop().eval(), (X,), path)
+    assert report.form == "scan"
+    assert report.inputs[0].shape == ("B", "T", 3)
+    with pytest.raises(ExportError, match="form='native' writes ONNX's RNN, GRU and LSTM"):
+        export_onnx(Loop().eval(), (X,), path, form="native")
+
+
 @pytest.mark.parametrize("form", ["scan", "native", "auto"])
 def test_a_loop_is_refused_with_its_line(form: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError) as raised:
-        export_onnx(Loop(), (X,), tmp_path / "model.onnx", form=form)
+        export_onnx(Left(), (X,), tmp_path / "model.onnx", form=form)
     message = str(raised.value)
-    assert message.startswith(f"Loop has no recurrent layer: {__file__}:")
+    assert message.startswith(f"Left has no recurrent layer: {__file__}:")
     assert "`for step in x.unbind(1):` is a loop over axis 1 of `x`: PyTorch writes out" in message
     assert "deploy_rnn.scan" in message
     assert "deploy_rnn.Recurrent" in message
@@ -52,7 +73,7 @@ def test_a_loop_is_refused_with_its_line(form: str, tmp_path: Path) -> None:
 
 def test_the_search_for_a_loop_leaves_batch_statistics_alone(tmp_path: Path) -> None:
     """In training mode, a call changes them: the user's model would become another one, and the file with it."""
-    model = nn.Sequential(Loop(), nn.BatchNorm1d(4))
+    model = nn.Sequential(Left(), nn.BatchNorm1d(4))
     statistics = {name: value.clone() for name, value in model[1].named_buffers()}
     with pytest.raises(ExportError, match="is a loop over axis 1"):
         export_onnx(model, (X,), tmp_path / "model.onnx")
@@ -62,7 +83,7 @@ def test_the_search_for_a_loop_leaves_batch_statistics_alone(tmp_path: Path) -> 
 
 def test_a_loop_in_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="is a loop over axis 1 of `x`"):
-        export_bundle(Loop(), (X,), tmp_path / "bundle")
+        export_bundle(Left(), (X,), tmp_path / "bundle")
 
 
 def test_a_loop_written_out(tmp_path: Path) -> None:
@@ -79,12 +100,15 @@ def test_a_loop_written_out(tmp_path: Path) -> None:
 
 
 def test_a_loop_over_an_axis_that_is_asked_to_be_dynamic(tmp_path: Path) -> None:
-    dynamic = {"x": {1: "T"}}
+    path = tmp_path / "model.onnx"
+    dynamic = {"x": {1: "steps"}}
+    report = export_onnx(Loop(), (X,), path, form="scan", dynamic_shapes=dynamic)
+    assert report.inputs[0].shape == (2, "steps", 3)
     with (
         pytest.warns(UserWarning, match="is a loop over axis 1 of `x`"),
         pytest.raises(DynamicAxisError, match="axis 1 of `x` cannot be dynamic"),
     ):
-        export_onnx(Loop(), (X,), tmp_path / "model.onnx", form="scan", dynamic_shapes=dynamic)
+        export_onnx(Left(), (X,), path, form="scan", dynamic_shapes=dynamic)
 
 
 def test_an_axis_that_only_the_graph_fixes() -> None:
