@@ -5,7 +5,7 @@ Parts, each a table and a JSON file; together they take about twelve minutes on 
 - lengths: the trained highlighter, rows of 1 to 200 characters (uniform) at random times (Poisson, an open loop), at
   rising rates, over HTTP and gRPC. Latency, and the capacity: the highest rate that is kept up (ladder.py).
 - whole: the same model without lengths, so that only rows of equal length may share a run.
-- models: three models of unlike size at once, with a third of the requests each.
+- models: three models of unlike size at once, with a third of the requests each, over HTTP.
 - cpu: the processor time of a request besides the run of its model, with a tiny model and eight requests at a time.
 
 All contestants (contestants.py) answer the same bytes, in the same order, at the same times. Each runs alone. The load
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +47,7 @@ MODELS_RATES = (150.0, 300.0, 450.0)
 CALLS = 8
 """Requests under way at any time in part `cpu`."""
 WARM_RATE = 100.0
+WARM_SECONDS = 1.0
 REST_SECONDS = 0.5
 """Between two loads: a server that was overrun still works off what it has."""
 
@@ -59,7 +60,7 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and for how many seconds a point."""
+    """What is measured, and for how long: a point takes `seconds`, or longer if it would have less than `requests`."""
 
     contestants: Sequence[str]
     protocols: Sequence[str]
@@ -67,6 +68,7 @@ class Plan:
     models_rates: Sequence[float]
     search: bool
     seconds: float
+    requests: int
     files: Path
 
 
@@ -87,8 +89,9 @@ def run_load(
 
 
 def measure_rate(
-    running: Running, protocol: str, served: Sequence[Served], seconds: float, rate: float
+    plan: Plan, running: Running, protocol: str, served: Sequence[Served], rate: float
 ) -> Point:
+    seconds = max(plan.seconds, plan.requests / rate)
     return {"rate": rate, **run_load(running, protocol, served, seconds, "--rate", str(rate))}
 
 
@@ -103,7 +106,7 @@ def measure_contestants(plan: Plan, served: Sequence[Served], measure: Measure) 
             with contestant.run(bundles) as running:
                 for protocol in protocols:
                     console.log(f"{contestant.name}, {protocol}")
-                    measure_rate(running, protocol, served, min(1.0, plan.seconds), WARM_RATE)
+                    run_load(running, protocol, served, WARM_SECONDS, "--rate", str(WARM_RATE))
                     measured = measure(running, protocol)
                     rows.append({"contestant": contestant.name, "protocol": protocol, **measured})
         except MissingError as error:
@@ -118,7 +121,7 @@ def measure_ladder(plan: Plan, name: str) -> dict[str, Any]:
     served = [prepare(name, plan.files)]
 
     def measure(running: Running, protocol: str) -> Row:
-        at_rate = partial(measure_rate, running, protocol, served, plan.seconds)
+        at_rate = partial(measure_rate, plan, running, protocol, served)
         return climb(at_rate, plan.rates, search=plan.search)
 
     return {"rates": plan.rates, "rows": measure_contestants(plan, served, measure)}
@@ -129,10 +132,10 @@ def measure_models(plan: Plan) -> dict[str, Any]:
     served = [prepare(name, plan.files) for name in ("small", "highlight", "large")]
 
     def measure(running: Running, protocol: str) -> Row:
-        at_rate = partial(measure_rate, running, protocol, served, plan.seconds)
+        at_rate = partial(measure_rate, plan, running, protocol, served)
         return climb(at_rate, plan.models_rates, search=False)
 
-    rows = measure_contestants(plan, served, measure)
+    rows = measure_contestants(replace(plan, protocols=["http"]), served, measure)
     return {"rates": plan.models_rates, "models": [model.name for model in served], "rows": rows}
 
 
@@ -192,7 +195,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=list(PROTOCOLS))
     parser.add_argument("--rates", nargs="+", type=float, help="requests a second")
-    parser.add_argument("--seconds", type=float, help="of each point (default 4)")
+    parser.add_argument("--seconds", type=float, help="of each point (default 3)")
     parser.add_argument(
         "--quick", action="store_true", help="two rates, a second each, no search: two minutes"
     )
@@ -214,7 +217,8 @@ def make_plan(options: argparse.Namespace, files: Path) -> Plan:
         rates=options.rates or rates,
         models_rates=options.rates or models_rates,
         search=not options.quick,
-        seconds=options.seconds or (1.0 if options.quick else 4.0),
+        seconds=options.seconds or (1.0 if options.quick else 3.0),
+        requests=0 if options.quick else 1000,
         files=files,
     )
 

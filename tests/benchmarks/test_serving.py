@@ -246,7 +246,7 @@ def test_the_processor_time_of_a_session_is_that_of_its_processes() -> None:
 def plan(tmp_path_factory: pytest.TempPathFactory) -> serve.Plan:
     return serve.Plan(
         contestants=["deploy-rnn", "sketch"], protocols=contestants.PROTOCOLS, rates=[50.0],
-        models_rates=[50.0], search=False, seconds=0.3, files=tmp_path_factory.mktemp("files"),
+        models_rates=[50.0], search=False, seconds=0.3, requests=0, files=tmp_path_factory.mktemp("files"),
     )  # fmt: skip
 
 
