@@ -21,6 +21,9 @@ from .session import Runner
 
 Batch = Sequence[Feeds]
 
+RunnerSeconds = dict[Runner, dict[int, float]]
+"""Graph -> rows -> seconds of a run."""
+
 MEASURED_ROWS = (1, 2, 4, 8, 16)
 MEASURED_STEPS = 64
 FEW_STEPS = 8
@@ -192,12 +195,14 @@ class BatchEngine:
         """
         measured_rows = MEASURED_ROWS if self.rows_are_independent() else (1,)
         row_counts = self._row_counts_in_range(measured_rows)
-        self._warm_up_graphs(row_counts)
+        seconds = self._warm_up_graphs(row_counts)
         if side_by_side:
-            self._measure_run_times(row_counts)
+            # On a single core these are the same runs.
+            self._measure_run_times(row_counts, seconds if self.cores == 1 else {})
 
-    def _warm_up_graphs(self, row_counts: Sequence[int]) -> None:
-        seconds = {}
+    def _warm_up_graphs(self, row_counts: Sequence[int]) -> RunnerSeconds:
+        """Return what runs of `MEASURED_STEPS` take in each dynamic graph, with all cores."""
+        seconds: RunnerSeconds = {}
         for runner in self._graphs.dynamic:
             steps = self._steps_within(runner, MEASURED_STEPS)
             seconds[runner] = self._measure(runner, steps, row_counts)
@@ -215,15 +220,23 @@ class BatchEngine:
             if dynamic is not None and self.padding_is_harmless():
                 dynamic_seconds = self._time(dynamic, self._steps_within(dynamic, steps), rows)
                 self._graphs.prefer(steps, bucket_seconds, dynamic_seconds)
+        return seconds
 
-    def _measure_run_times(self, row_counts: Sequence[int]) -> None:
-        """Measure runs as they are made side by side, and which dynamic graph is the fastest then."""
+    def _measure_run_times(self, row_counts: Sequence[int], known: RunnerSeconds) -> None:
+        """Measure runs as they are made side by side, and which dynamic graph is the fastest then.
+
+        Args:
+            known: what is known already of runs of `MEASURED_STEPS`.
+        """
         one_core = self.cores > 1
         measured: dict[int, dict[int, float]] = {}  # steps -> rows -> seconds
         for graph_steps in (FEW_STEPS, MEASURED_STEPS):
             for rows in row_counts if self._graphs.dynamic else ():
                 seconds = {}
                 for runner in self._graphs.dynamic:
+                    if graph_steps == MEASURED_STEPS and runner in known:
+                        seconds[runner] = known[runner][rows]
+                        continue
                     steps = self._steps_within(runner, graph_steps)
                     seconds[runner] = self._time(runner, steps, rows, one_core)
                 fastest = min(seconds, key=seconds.__getitem__)

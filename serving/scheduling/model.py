@@ -28,7 +28,7 @@ from .queue import Job, RequestQueue, StreamSegment
 from .request import Request, Response
 from .splitting import SplitJob
 from .statistics import Statistics, Tally
-from .streams import StreamTable
+from .streams import Stream, StreamTable
 
 
 class Model:
@@ -322,13 +322,16 @@ class Model:
                 if not job.request.future.done():
                     self._fail(job, error)
         finally:
-            with self._changed:
-                for segment in batch:
-                    if segment[0].stream:
-                        segment[0].stream.running = False
-                # Chunks of these streams may have come meanwhile.
-                if self._queue.can_run or self._closed:
-                    self._changed.notify_all()
+            streams = [segment[0].stream for segment in batch if segment[0].stream]
+            if streams:
+                self._go_on(streams)
+
+    def _go_on(self, streams: Sequence[Stream]) -> None:
+        """Let the next chunks of streams run, whose run has ended; some may have come meanwhile."""
+        with self._changed:
+            for stream in streams:
+                stream.running = False
+            self._changed.notify_all()
 
     def _wait_for_work(self) -> bool:
         """Wait until a batch is due; False once the model is closed and nothing is left to run.

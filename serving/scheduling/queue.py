@@ -33,6 +33,10 @@ class Job:
         future: gets the answer.
         claimed: True or False once claimed, None before.
         refused: whether its client has been told an error.
+        steps: of its inputs.
+        key: requests that differ in an axis other than rows and steps, or in what the model does with their steps,
+            cannot share a run.
+        input_bytes: of its inputs.
     """
 
     feeds: Feeds
@@ -45,6 +49,15 @@ class Job:
     future: "Future[Response]" = field(default_factory=Future)
     claimed: bool | None = None
     refused: bool = False
+    steps: int = field(init=False)
+    key: Hashable = field(init=False)
+    input_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Each is asked for many times while the request waits.
+        self.steps = self.feeds.steps or 1
+        self.key = (self.feeds.other_sizes, self.feeds.step_ranges)
+        self.input_bytes = sum([array.nbytes for array in self.feeds.arrays.values()])
 
     @property
     def request(self) -> "Job":
@@ -57,16 +70,6 @@ class Job:
         return self.feeds.rows
 
     @property
-    def steps(self) -> int:
-        return self.feeds.steps or 1
-
-    @property
-    def key(self) -> Hashable:
-        """Requests that differ in an axis other than rows and steps, or in what the model does with their steps, cannot
-        share a run."""
-        return self.feeds.other_sizes, self.feeds.step_ranges
-
-    @property
     def must_wait(self) -> bool:
         """Whether it is a chunk of a stream whose run goes on: it needs the state that comes of it."""
         return self.stream is not None and self.stream.running
@@ -75,10 +78,6 @@ class Job:
     def is_lost(self) -> bool:
         """Whether it is a chunk that has no state to start from, since one before it was not run."""
         return self.stream is not None and self.stream.has_lost(self.chunk)
-
-    @property
-    def input_bytes(self) -> int:
-        return sum(array.nbytes for array in self.feeds.arrays.values())
 
     def claim(self) -> bool:
         """Claim it for a run: it can no longer be cancelled. False if it has been; its waiters are then told."""
@@ -177,10 +176,13 @@ class RequestQueue:
         """
         dropped: list[DroppedJob] = []
         while True:
-            dropped += self._drop_expired(self._candidates(), now)
-            batch = self._choose()
-            jobs = [job for segment in batch for job in segment]
-            claims = [job.claim_run() for job in jobs]
+            candidates = self._candidates()
+            expired = self._drop_expired(candidates, now)
+            if expired:
+                dropped += expired
+                candidates = self._candidates()
+            batch = self._choose(candidates)
+            claims = [job.claim_run() for segment in batch for job in segment]
             if all(claims):
                 return self._start(batch), dropped
             # One was cancelled since it was chosen: drop it, and choose again.
@@ -188,9 +190,9 @@ class RequestQueue:
     def _start(self, batch: Sequence[StreamSegment]) -> list[StreamSegment]:
         """Remove what a run takes; what is left of a request waits again, behind all others."""
         parts: list[StreamSegment] = []
+        self._remove([job for segment in batch for job in segment])
         for segment in batch:
             parts.append([job.next_run() for job in segment])
-            self._remove(segment)
             for job in segment:
                 if job.stream:
                     job.stream.running = True
@@ -219,13 +221,12 @@ class RequestQueue:
             self.input_bytes -= sum(job.input_bytes for job in jobs)
             self._jobs = [job for job in self._jobs if job not in removed]
 
-    def _choose(self) -> list[StreamSegment]:
-        candidates = self._candidates()
+    def _choose(self, candidates: Sequence[Job]) -> list[StreamSegment]:
         if not candidates:
             return []
         if not self._streaming:
             indices = choose_rows(candidates, self._max_rows, self._max_waste, self._run_seconds)
-            chosen = [candidates[index] for index in sorted(indices)]
+            chosen = [candidates[index] for index in indices]
             return [[job] for job in self._within_row_steps(chosen)]
         # A request of no stream is a backlog by itself.
         by_stream: dict[Stream | Job, list[Job]] = {}

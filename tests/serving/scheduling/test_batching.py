@@ -73,7 +73,7 @@ def test_nobody_starves(queue: list[Waiting], max_rows: int, max_waste: float) -
         ([10, 11, 10], 8, 0.0, [0, 2]),
         ([10, 20, 20, 20, 20], 8, 0.15, [0]),  # 10 of 40 is too much
         ([10, 5, 8], 8, 0.2, [0, 2]),  # the nearest comes first
-        ([10, 1, 1, 1], 8, 0.5, [0]),  # it would hardly pay
+        ([60, 1, 1, 1], 8, 0.5, [0]),  # it would hardly pay
     ],
 )
 def test_rows_of_like_length_run_together(
@@ -85,9 +85,11 @@ def test_rows_of_like_length_run_together(
 @pytest.mark.parametrize(
     ("seconds_of_rows", "expected"),
     [
-        ({1: 1.8, 16: 25.6}, 1),  # each row costs nearly as much as alone
-        ({1: 1.7, 2: 2.0, 4: 2.96, 8: 5.44, 16: 9.28}, 9),  # sixteen are hardly better than nine
-        ({1: 1.0, 16: 1.0}, 14),  # rows cost nothing; the last two are not waited for
+        ({1: 1.8, 16: 28.0}, 1),  # each row costs nearly as much as alone
+        ({1: 1.8, 16: 25.6}, 3),  # a tenth less: three have most of it
+        ({1: 1.7, 2: 2.0, 4: 2.96, 8: 5.44, 16: 9.28}, 13),  # sixteen are hardly better
+        ({1: 1.0, 16: 1.0}, 16),  # rows cost nothing
+        ({1: 0.0001, 16: 0.0016}, 9),  # but each run does, besides its graph
     ],
 )
 def test_as_many_rows_share_a_run_as_pays(seconds_of_rows: dict[int, float], expected: int) -> None:
