@@ -22,11 +22,15 @@ from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
 from deploy_rnn.inductor import compile_graph
 from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text, warn_user
-from deploy_rnn.nn.recurrent import is_plain_layer
+from deploy_rnn.nn.library import LibraryRecurrence, has_kernel
+from deploy_rnn.nn.recurrent import Recurrent, is_plain_layer
 from deploy_rnn.packing.tracing import packing_traced
 
+RECURRENCES = ("auto", "library", "scan")
+"""What may compute a layer in the compiled graph."""
 
-def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
+
+def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -> nn.Module:
     """Compile a copy of `model`: `convert`, then `torch.compile(fullgraph=True, dynamic=True)`.
 
     The time loop stays a loop in the compiled code, so compiling takes as long for T=1000 as for T=10, and new lengths
@@ -38,8 +42,10 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     A model may pack its rows (`pack_padded_sequence`, `pad_packed_sequence`) by lengths that are a tensor: there is one
     graph for all lengths, and lengths that PyTorch refuses are refused with its error.
 
-    On a CPU, an RNN or a GRU becomes faster than that of `torch.nn`, and an LSTM slower: there `nn.LSTM` has a fused
-    kernel, which `torch.compile` does not reach. Export an LSTM instead, or compile it for what surrounds it.
+    A layer is a loop over its steps, or one call of a library's kernel, in the same graph. A library has one for an
+    LSTM without `proj_size` on a CPU, in float32 and without gradients: oneDNN's, which `nn.LSTM` calls, too. It reads
+    weights in an order of its own, in which a copy of them is kept. The copy is made again after any change that
+    PyTorch counts, such as by `load_state_dict` or an optimizer; not after one through `.data` or NumPy.
 
     The first call also compares the converted model with `model`: both run once, uncompiled, on the inputs of the call,
     in evaluation mode and without gradients, with the parameters that the result then has. Compiling takes longer
@@ -48,17 +54,24 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
     Args:
         model: any module that `convert` takes; it is not changed, and shares no parameters with the result.
         check: whether the first call compares.
+        recurrence: what computes the layers: "library" for a library's kernel wherever there is one, "scan" for the
+            loop, "auto" for what was faster where it was measured (docs/speed.md).
 
     Raises:
         CompilationError: at a call, torch.compile cannot take the model, or the model itself fails on its arguments.
         ConversionError: see `convert`; a list, a dict or another object holds a layer that no module registers; at the
             first call, the converted model gives something else than `model`.
+        ValueError: another `recurrence`.
 
     Warns:
         UserWarning: at the first call, if a cell such as `torch.nn.LSTMCell` is called more than once: torch.compile
             unrolls the loop around it, so that every number of steps compiles again; at the first call beyond
             the limit.
     """
+    if recurrence not in RECURRENCES:
+        raise ValueError(
+            f"`recurrence` (={recurrence!r}) must be one of {', '.join(map(repr, RECURRENCES))}."
+        )
     converted = convert(model)
     model = unwrapped(model)
     for path, layer in unregistered_layers(converted).items():
@@ -68,12 +81,15 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
         )
     compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=compile_graph)
     _substitute_max_pool()
+    prepare = _use_library(converted) if recurrence != "scan" else None
     compiled_forward = _CompiledFunction(packing_traced(converted))
     first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if first_call is not None:
             first_call.check(args, kwargs)
+        if prepare is not None:
+            prepare()
         try:
             return compiled_forward(*args, **kwargs)
         except Exception as error:
@@ -89,6 +105,22 @@ def compile(model: nn.Module, *, check: bool = True) -> nn.Module:
 
     compiled.forward = forward
     return cast(nn.Module, compiled)
+
+
+def _use_library(model: nn.Module) -> Callable[[], None]:
+    """Let the layers of a converted copy be computed by a library's kernel: -> what to do before each call."""
+    recurrences = []
+    for layer in model.modules():
+        if isinstance(layer, Recurrent) and has_kernel(layer):
+            layer.recurrence = recurrence = LibraryRecurrence(layer)
+            recurrences.append(recurrence)
+
+    def prepare() -> None:
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            for recurrence in recurrences:
+                recurrence.prepare()
+
+    return prepare
 
 
 class _CompiledFunction:

@@ -1,0 +1,265 @@
+"""`deploy_rnn.compile(recurrence="library")`: a library's kernel in the graph.
+
+Dynamo traces each graph, and PyTorch runs it as it is: the kernel is the same, and no C++ is compiled.
+"""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils import _pytree as pytree
+
+import deploy_rnn
+import deploy_rnn.compilation
+from deploy_rnn.nn.library import has_kernel
+from deploy_rnn.nn.recurrence import Recurrence
+
+pytestmark = [
+    pytest.mark.usefixtures("fresh_compiler"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning"
+    ),  # torch compiles through its own deprecated modules
+]
+
+KERNEL = torch.ops.aten.mkldnn_rnn_layer.default
+
+SHAPES = [
+    (5, 5), (9, 9), (4, 7), (7, 2), (33, 6), (2, 8), (64, 2), (3, 3), (2, 2), (17, 5), (8, 64), (65, 3), (18, 18),
+    (100, 2), (6, 9), (10, 10), (7, 31), (24, 4), (16, 16), (5, 9),
+]  # fmt: skip
+"""Steps and batch of twenty calls; some equal each other, the input size or the states' size."""
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that torch.compile has made, which run as they are."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(deploy_rnn.compilation, "compile_graph", keep)
+    return graphs
+
+
+def kernels(graph: torch.fx.GraphModule) -> int:
+    """How many calls of the kernel a graph has."""
+    return sum(node.target is KERNEL for node in graph.graph.nodes)
+
+
+def states_for(layer: nn.LSTM, rows: int) -> tuple[Tensor, Tensor]:
+    shape = (layer.num_layers * (1 + layer.bidirectional), rows, layer.hidden_size)
+    return torch.randn(shape), torch.randn(shape)
+
+
+@torch.no_grad()
+def test_one_graph_for_every_length_and_batch(traced: list[torch.fx.GraphModule]) -> None:
+    original = nn.LSTM(5, 9, 2, bidirectional=True)
+    compiled = deploy_rnn.compile(original, recurrence="library")
+    for steps, batch in SHAPES:
+        x = torch.randn(steps, batch, 5)
+        torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
+    assert [kernels(graph) for graph in traced] == [4]
+
+
+@pytest.mark.parametrize("with_states", [False, True])
+@torch.no_grad()
+def test_one_graph_for_all_lengths(traced: list[torch.fx.GraphModule], with_states: bool) -> None:
+    """Both directions, from states too: what no row may see are the steps beyond its end."""
+    original = nn.LSTM(5, 9, 2, bidirectional=True, batch_first=True)
+    converted = deploy_rnn.convert(original)
+    compiled = deploy_rnn.compile(original, recurrence="library")
+    for steps, batch in SHAPES:
+        x = torch.randn(batch, steps, 5)
+        lengths = torch.randint(1, steps + 1, (batch,))
+        lengths[0] = 1
+        states = states_for(original, batch) if with_states else None
+        expected = converted(x, states, lengths)
+        x[torch.arange(steps) >= lengths.unsqueeze(1)] = torch.inf
+        actual = compiled(x, states, lengths)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
+    assert [kernels(graph) for graph in traced] == [4]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": False, "bidirectional": True},
+        {"num_layers": 3, "dropout": 0.5, "batch_first": True},
+    ],
+)
+@pytest.mark.parametrize("shape", [(6, 4, 5), (1, 1, 5), (6, 5)])
+@torch.no_grad()
+def test_it_is_equal_to_torch(
+    traced: list[torch.fx.GraphModule], options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    original = nn.LSTM(5, 9, **options).eval()
+    compiled = deploy_rnn.compile(original, recurrence="library")
+    x = torch.randn(shape)
+    rows = x.size(0 if original.batch_first else 1)
+    states = states_for(original, rows)
+    if x.dim() == 2:
+        h, c = states_for(original, 1)
+        states = (h.squeeze(1), c.squeeze(1))
+    torch.testing.assert_close(compiled(x, states), original(x, states), rtol=0, atol=1e-6)
+    torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
+    assert all(kernels(graph) > 0 for graph in traced)
+
+
+@torch.no_grad()
+def test_a_batch_of_no_rows() -> None:
+    original = nn.LSTM(5, 9)
+    output, (h, c) = deploy_rnn.compile(original, recurrence="library")(torch.zeros(4, 0, 5))
+    assert (output.shape, h.shape, c.shape) == ((4, 0, 9), (1, 0, 9), (1, 0, 9))
+
+
+def halved(layer: nn.Module) -> None:
+    for weight in layer.parameters():
+        weight.mul_(0.5)
+
+
+def loaded(layer: nn.Module) -> None:
+    layer.load_state_dict({name: -value for name, value in layer.state_dict().items()})
+
+
+def assigned(layer: nn.Module) -> None:
+    values = {name: value + 0.5 for name, value in layer.state_dict().items()}
+    layer.load_state_dict(values, assign=True)
+
+
+def renewed(layer: nn.Module) -> None:
+    """Twice, so that the second may lie where the first of all lay."""
+    for _ in range(2):
+        for weight in layer.parameters():
+            weight.data = torch.rand_like(weight)
+
+
+def stepped(layer: nn.Module) -> None:
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with torch.enable_grad():
+        layer(torch.randn(3, 2, 5))[0].sum().backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def test_a_change_of_the_weights_is_seen(traced: list[torch.fx.GraphModule]) -> None:
+    compiled: Any = deploy_rnn.compile(nn.LSTM(5, 9, bidirectional=True), recurrence="library")
+    layer = compiled._orig_mod
+    x = torch.randn(4, 3, 5)
+    for change in (halved, loaded, assigned, renewed, stepped):
+        before = compiled(x)[0]
+        change(layer)
+        expected = nn.LSTM(5, 9, bidirectional=True)
+        expected.load_state_dict(layer.state_dict())
+        actual = compiled(x)
+        torch.testing.assert_close(actual, expected(x), rtol=0, atol=1e-6)
+        assert not torch.allclose(actual[0], before), change.__name__
+    assert sum(kernels(graph) for graph in traced) == 2  # one graph
+
+
+def test_a_computed_weight_is_computed_at_each_call(traced: list[torch.fx.GraphModule]) -> None:
+    """A parametrisation makes another tensor each time: there is nothing to reorder."""
+    layer = nn.LSTM(5, 9)
+    nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    compiled: Any = deploy_rnn.compile(layer, recurrence="library")
+    x = torch.randn(4, 3, 5)
+    with torch.no_grad():
+        compiled(x)
+        for part in (layer, compiled):
+            part.parametrizations.weight_hh_l0.original0.mul_(0.1)
+        torch.testing.assert_close(compiled(x), layer(x), rtol=0, atol=1e-6)
+    assert kernels(traced[0]) == 1
+
+
+def test_with_gradients_and_in_other_dtypes_it_is_the_loop(
+    traced: list[torch.fx.GraphModule],
+) -> None:
+    original = nn.LSTM(5, 9)
+    compiled = deploy_rnn.compile(original, recurrence="library")
+    x = torch.randn(3, 2, 5)
+    compiled(x)[0].sum().backward()
+    original(x)[0].sum().backward()
+    torch.testing.assert_close(compiled.weight_hh_l0.grad, original.weight_hh_l0.grad)
+    with torch.no_grad():
+        compiled(x)
+        torch.testing.assert_close(compiled.double()(x.double()), original.double()(x.double()))
+    assert [kernels(graph) for graph in traced] == [0, 1, 0]
+
+
+class Labeller(nn.Module):
+    """It packs its rows; the steps of its second layer are those of the longest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(5, 4, batch_first=True, bidirectional=True)
+        self.second = nn.LSTM(8, 3, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        packed, (h, _) = self.first(packed)
+        return self.second(pad_packed_sequence(packed, batch_first=True)[0])[0], h
+
+
+@torch.no_grad()
+def test_a_model_that_packs_its_rows(traced: list[torch.fx.GraphModule]) -> None:
+    model = Labeller()
+    compiled = deploy_rnn.compile(model)
+    for lengths in ([3, 5, 1], [4, 4]):
+        x = torch.randn(len(lengths), 6, 5)
+        actual = compiled(x, torch.tensor(lengths))
+        torch.testing.assert_close(actual, model(x, torch.tensor(lengths)), rtol=0, atol=1e-6)
+    assert [kernels(graph) for graph in traced] == [3]
+
+
+@torch.no_grad()
+def test_a_copy_has_weights_of_its_own() -> None:
+    model = nn.Sequential(nn.LSTM(5, 9))
+    compiled: Any = deploy_rnn.compile(model, recurrence="library")
+    x = torch.randn(4, 3, 5)
+    expected = compiled(x)
+    copied = copy.deepcopy(compiled._orig_mod)
+    halved(copied)
+    torch.testing.assert_close(compiled(x), expected)
+    assert not torch.allclose(copied(x)[0], expected[0])
+
+
+class Doubled(deploy_rnn.LSTM):
+    """A loop of its own."""
+
+    def run_layers(self, input: Tensor, states: Any, lengths: Any) -> Any:
+        output, finals = super().run_layers(input, states, lengths)
+        return 2 * output, finals
+
+
+class Scaled(Recurrence):
+    def run(self, layer: Any, input: Tensor, states: Any, lengths: Any) -> Any:
+        return super().run(layer, 2 * input, states, lengths)
+
+
+def test_what_has_no_kernel() -> None:
+    scaled = deploy_rnn.LSTM(3, 4)
+    scaled.recurrence = Scaled()
+    others = [
+        deploy_rnn.GRU(3, 4), deploy_rnn.RNN(3, 4), deploy_rnn.LSTM(3, 4, proj_size=2), Doubled(3, 4), scaled,
+    ]  # fmt: skip
+    assert not any(has_kernel(layer) for layer in others)
+    assert has_kernel(deploy_rnn.LSTM(3, 4))
+    assert has_kernel(deploy_rnn.convert(nn.LSTM(3, 4)))
+
+
+@torch.no_grad()
+def test_the_choice(traced: list[torch.fx.GraphModule]) -> None:
+    original = nn.LSTM(3, 4)
+    x = torch.randn(3, 2, 3)
+    for recurrence in ("scan", "auto"):
+        output = deploy_rnn.compile(original, recurrence=recurrence)(x)
+        torch.testing.assert_close(pytree.tree_leaves(output), pytree.tree_leaves(original(x)))
+    assert [kernels(graph) for graph in traced] == [0, 1]
+    with pytest.raises(ValueError, match=r"`recurrence` \(='cudnn'\) must be one of 'auto'"):
+        deploy_rnn.compile(original, recurrence="cudnn")
