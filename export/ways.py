@@ -297,16 +297,20 @@ class Candidate:
     def packaged(self, suffix: str, load: Callable[[Path], Callable[..., Any]]) -> Taken:
         """Package, with the axes open that a file leaves open if that is possible."""
         path = self._folder / f"model{suffix}"
-        axes = self._axes
-        # A scripted file has both sides of a branch.
-        ranges = {} if suffix == ".pt" else self._ranges
-        try:
-            self._package(path, axes, ranges)
-        except DynamicAxisError:
-            if not axes:
-                raise
-            axes, ranges = [{} for _ in axes], {}
-            self._package(path, axes, ranges)
+        axes, ranges = self._axes, self._ranges
+        attempts = [(axes, ranges)]
+        # A file scripted from the model's own code has both sides of a branch, and needs no range.
+        if suffix == ".pt" and ranges:
+            attempts.insert(0, (axes, {}))
+        if axes:
+            attempts.append(([{} for _ in axes], {}))
+        for number, (axes, ranges) in enumerate(attempts, start=1):
+            try:
+                self._package(path, axes, ranges)
+                break
+            except DynamicAxisError:
+                if number == len(attempts):
+                    raise
         return Taken(partial(self._call.run, load(path)), axes, ranges)
 
     def way(self, name: str, milliseconds: float, taken: Taken) -> Way:

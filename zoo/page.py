@@ -37,7 +37,7 @@ SUMMARY = {
     "auto": "are exported to ONNX, and right at other batch sizes and lengths.",
     "compile": "go through `deploy_rnn.compile`.",
     ".pt2": "become a `.pt2` file, which runs without Python.",
-    ".pt": "become a `.pt` file: TorchScript takes less of Python than the others do.",
+    ".pt": "become a `.pt` file: TorchScript, from the model's code, or from its graph where that is refused.",
     "streaming": "become a streaming file, of those that read from left to right.",
 }
 """The ways at the top of the page."""

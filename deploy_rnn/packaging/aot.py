@@ -6,9 +6,7 @@ where the file is used, and do not cover dynamic strides). So each input first g
 `checked`, whose C++ text is compiled into the file: it refuses, or passes on a contiguous copy.
 """
 
-import re
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,26 +16,15 @@ import torch
 import torch._inductor
 from torch import Tensor, nn
 from torch._inductor.exc import InductorError
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from deploy_rnn.any_size import AnySize
-from deploy_rnn.checking.branches import Condition, conditions_on
+from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.errors import DynamicAxisError, ExportError
+from deploy_rnn.errors import ExportError
 from deploy_rnn.inductor import CPP_WRAPPER
-from deploy_rnn.model_errors import (
-    data_dependence,
-    first_paragraph,
-    nothing_printed_on_error,
-    quiet_loggers,
-    raising_line,
-)
-from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
-from deploy_rnn.packing.tracing import packing_exported
-
-# A logger that reports what an error says again.
-_REMARKS = ("torch.fx.experimental.symbolic_shapes",)
+from deploy_rnn.packaging.axes import Axes, Axis
+from deploy_rnn.packaging.tracing import explained_errors, trace
 
 
 @torch.library.custom_op("deploy_rnn::checked", mutates_args=())
@@ -98,7 +85,7 @@ inline AOTITorchError aoti_torch_cpu_checked(
 
 def compile_file(
     model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path: Path
-) -> list[Condition]:
+) -> Sequence[Condition]:
     """Compile `model` to a `.pt2` file for the CPU, with `axes` open.
 
     Args:
@@ -119,20 +106,12 @@ def compile_file(
         )
     _refuse_constants(call)
     model.register_forward_pre_hook(_checks(call, axes), prepend=True, with_kwargs=True)
-    any_size = AnySize(inside=__name__)
-    with warnings.catch_warnings(), torch.no_grad(), TemporaryDirectory() as folder:
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # PyTorch's own calls of its own deprecated functions
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            with nothing_printed_on_error(), quiet_loggers(_REMARKS):
-                program = _export(model, call, axes, any_size)
-                package_path = _compile(program, Path(folder) / "model.pt2")
-        except Exception as error:  # torch raises many types here
-            raise _format_error(error, any_size.why_fixed) from error
+    traced = trace(model, call, axes)
+    with TemporaryDirectory() as folder:
+        with explained_errors():
+            package_path = _compile(traced.program, Path(folder) / "model.pt2")
         shutil.copyfile(package_path, path)
-    return conditions_on(_sizes(program, axes))
+    return traced.conditions
 
 
 def load_file(path: Path) -> Callable[..., Any]:
@@ -176,44 +155,6 @@ def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
     return copy
 
 
-def _export(
-    model: nn.Module, call: ExampleCall, axes: Sequence[Axes], any_size: AnySize
-) -> ExportedProgram:
-    """Trace `model` with `torch.export`, `axes` open."""
-    dims: dict[Axis, Dim] = {}
-    tensor_dims = []
-    for tensor_axes in axes:
-        for axis in tensor_axes.values():
-            if axis not in dims:
-                dims[axis] = _dim(axis)
-        tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
-    shapes = call.shapes(tensor_dims)
-    with packing_exported(model), any_size:
-        return torch.export.export(
-            model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
-        )
-
-
-def _sizes(program: ExportedProgram, axes: Sequence[Axes]) -> dict[str, torch.SymInt]:
-    """Name of each dynamic axis -> its size in the traced graph."""
-    names = program.graph_signature.user_inputs
-    values = [node.meta["val"] for node in program.graph.nodes if node.name in names]
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    sizes: dict[str, torch.SymInt] = {}
-    for tensor, tensor_axes in zip(tensors, axes, strict=True):
-        for number, axis in tensor_axes.items():
-            size = tensor.size(number)
-            # A size that the model fixes is an int, whatever its type says.
-            if isinstance(size, torch.SymInt):
-                sizes[axis.name] = size
-    return sizes
-
-
-def _dim(axis: Axis) -> Dim:
-    most = axis.most if axis.most < NO_LIMIT else None
-    return Dim(axis.name, min=axis.least, max=most)
-
-
 def _compile(program: ExportedProgram, path: Path) -> str:
     """Compile a traced model with AOTInductor: -> the path of the package."""
     options = {
@@ -233,47 +174,3 @@ def _compile(program: ExportedProgram, path: Path) -> str:
         package_path=str(path),
         inductor_configs=options | {"allow_buffer_reuse": False, "inplace_buffers": False},
     )
-
-
-def _format_error(error: Exception, why_fixed: str) -> ExportError:
-    """Torch's error in a sentence, for the errors that users are likely to meet.
-
-    why_fixed: to follow that the model fixes an axis; it may be empty.
-    """
-    text = str(error).strip()
-    if "C++ compiler" in text:
-        return ExportError(
-            "a .pt2 file needs a C++ compiler, such as g++, and none was found; write a .pt file instead."
-        )
-    fixed_axis = re.search(
-        r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text
-    )
-    if fixed_axis:
-        reason = (
-            f"`{fixed_axis[1]}` cannot be dynamic: the model fixes it at {fixed_axis[2]}{why_fixed}"
-        )
-        return DynamicAxisError(
-            f"{reason}; leave it out of `dynamic_shapes`, or write a .pt file, which fixes no axis.",
-            reason,
-        )
-    if "Constraints violated" in text:
-        suggested_lines = re.findall(r"^  (\w+ = .*)$", text, re.MULTILINE)
-        suggestion = "; ".join(suggested_lines) or text
-        reason = "an axis has sizes that the compiled model would not take"
-        return DynamicAxisError(
-            f"{reason}; torch.export suggests `{suggestion}`. Give that range in `dynamic_shapes`, leave the axis out, "
-            "or write a .pt file, which fixes no axis.",
-            reason,
-        )
-    if "PackedSequence" in text and "TreeSpec" in text:
-        return ExportError(
-            "the model returns a PackedSequence, which no file does; return what pad_packed_sequence makes of it."
-        )
-    line = raising_line(error)
-    if isinstance(error, ExportError):
-        return ExportError(f"{line}: {error}" if line else text)
-    dependence = data_dependence(error)
-    if dependence:
-        return ExportError(f"{line}: {dependence}" if line else dependence)
-    start = f"{line}: PyTorch cannot compile this" if line else "PyTorch cannot compile the model"
-    return ExportError(f"{start}: {first_paragraph(error)}")

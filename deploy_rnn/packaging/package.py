@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from deploy_rnn.checking.branches import Condition
@@ -23,6 +25,7 @@ from deploy_rnn.nn.recurrent import is_plain_layer, is_recurrent
 from deploy_rnn.packaging import aot, torchscript
 from deploy_rnn.packaging.axes import DynamicCall
 from deploy_rnn.packaging.found_axes import BATCH, STEPS, found_axes
+from deploy_rnn.packaging.tracing import trace
 from deploy_rnn.packaging.trials import (
     Trial,
     largest_differences,
@@ -30,6 +33,9 @@ from deploy_rnn.packaging.trials import (
     trials_of,
     with_least_sizes,
 )
+
+CODE = "code"
+GRAPH = "graph"
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class Package:
         differences: for each output, the largest absolute difference from the model over everything that was run.
         half_parts: the half precision in which parts of the model compute, and what may differ for that reason, such
             as "float16 parts: 0.02"; empty if there are none.
+        source: "code" if the file was made from the model's own Python code, "graph" if from the graph of torch.export.
+        conditions: what a .pt file from a graph requires of the sizes, such as "T <= 6*B": the model branches on them.
 
     `print(...)` shows all of them.
     """
@@ -53,6 +61,8 @@ class Package:
     inputs: dict[str, tuple[int | str, ...]]
     differences: tuple[float, ...]
     half_parts: str = ""
+    source: str = CODE
+    conditions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         inputs = []
@@ -65,8 +75,12 @@ class Package:
             ", ".join(inputs),
             f"largest difference {largest:.0e}",
         ]
+        if self.conditions:
+            parts.insert(2, f"where {' and '.join(self.conditions)}")
         if self.half_parts:
             parts.append(self.half_parts)
+        if self.source == GRAPH and self.path.endswith(".pt"):
+            parts.append("from the graph of torch.export")
         return f"{self.path}: {'; '.join(parts)}"
 
 
@@ -85,7 +99,9 @@ def package(
     1. `.pt2`: compiled by AOTInductor; `torch._inductor.aoti_load_package(path)` loads it, or C++. It refuses an input
        with another rank, dtype, device or fixed size than it was made for. Writing it needs a C++ compiler and
        torch >= 2.13; it runs on the kind of processor that it was written on.
-    2. `.pt`: scripted and frozen by TorchScript; `torch.jit.load(path)` loads it, or C++. It fixes no axis.
+    2. `.pt`: scripted and frozen by TorchScript; `torch.jit.load(path)` loads it, or C++. Where TorchScript takes the
+       model's own code, it fixes no axis. Otherwise it is made from the graph of torch.export, as a .pt2 file is, and
+       refuses the same inputs.
 
     Both take a model that packs its rows (`pack_padded_sequence`, `pad_packed_sequence`) by lengths that are a tensor.
 
@@ -130,33 +146,106 @@ def package(
     check_two_calls(reference.model, call)
     tolerance = tolerance.with_half(reference.half_precision(call))
 
-    def written(example: DynamicCall) -> Package:
-        example = with_least_sizes(reference, example)
-        trials = list(trials_of(reference, example))
+    draft = _Draft(reference, tolerance, path)
+
+    def packaged(write: Write) -> Package:
+        if dynamic_shapes is not None or is_plain_layer(model):
+            return draft.written(DynamicCall.of(model, call, dynamic_shapes), write)
+        return _written_with_found_axes(draft, call, write)
+
+    def write_graph(example: DynamicCall, trials: Sequence[Trial], file: Path) -> _File:
+        converted = convert_for_inference(model)
+        if path.suffix == ".pt2":
+            return _compile(converted, example, trials, file)
+        return _script_graph(converted, reference, example, trials, tolerance, file)
+
+    if path.suffix == ".pt2":
+        return packaged(write_graph)
+    try:
+        module = torchscript.scripted(convert_for_inference(model))
+        return packaged(partial(_save_scripted, module))
+    except ExportError as error:
+        refusal = error
+    # The code of other people is seldom such that TorchScript takes it.
+    try:
+        return packaged(write_graph)
+    except ExportError as error:
+        if str(error) != str(refusal):
+            raise _with_refusal(error, refusal) from error
+        raise
+
+
+def _with_refusal(error: ExportError, refusal: ExportError) -> ExportError:
+    """The error of the graph, and what TorchScript says of the code that it came from."""
+    text = f"{error} The model's own code is refused, too: {refusal}"
+    if isinstance(error, DynamicAxisError):
+        return DynamicAxisError(text, error.reason)
+    return ExportError(text)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What was written, before it is checked.
+
+    Attributes:
+        function: loaded from it.
+        source: as `Package.source`.
+        branches: what is true of the sizes on the sides of the branches that it has, and is not required by it.
+        conditions: what it requires of the sizes.
+    """
+
+    function: Callable[..., Any]
+    source: str
+    branches: Sequence[Condition] = ()
+    conditions: Sequence[Condition] = ()
+
+
+Write = Callable[[DynamicCall, Sequence[Trial], Path], _File]
+"""Writes a file with the axes of a call open; the trials are what it will be checked on."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A file that is yet to be written and checked."""
+
+    reference: Reference
+    tolerance: Tolerance
+    path: Path
+
+    def written(self, example: DynamicCall, write: Write) -> Package:
+        """Write the file with the axes of `example` open, check it, and move it into place."""
+        example = with_least_sizes(self.reference, example)
+        trials = list(trials_of(self.reference, example))
 
         def write_and_check(temporary: Path) -> Package:
-            function, conditions = _write(convert_for_inference(model), example, trials, temporary)
-            beyond = trials_beyond(reference, example, conditions)
+            file = write(example, trials, temporary)
+            beyond = trials_beyond(self.reference, example, file.branches)
+            taken = [trial for trial in [*trials, *beyond] if _takes(file.conditions, trial)]
             differences = largest_differences(
-                function, [*trials, *beyond], tolerance, path.name, conditions
+                file.function, taken, self.tolerance, self.path.name, file.branches
             )
-            size = temporary.stat().st_size
-            return Package(str(path), size, example.shapes, differences, tolerance.half_parts)
+            return Package(
+                path=str(self.path),
+                bytes=temporary.stat().st_size,
+                inputs=example.shapes,
+                differences=differences,
+                half_parts=self.tolerance.half_parts,
+                source=file.source,
+                conditions=tuple(str(condition) for condition in file.conditions),
+            )
 
-        return replace_file(path, write_and_check)
-
-    if dynamic_shapes is not None or is_plain_layer(model):
-        return written(DynamicCall.of(model, call, dynamic_shapes))
-    return _written_with_found_axes(reference, call, path, written)
+        return replace_file(self.path, write_and_check)
 
 
-def _written_with_found_axes(
-    reference: Reference,
-    call: ExampleCall,
-    path: Path,
-    written: Callable[[DynamicCall], Package],
-) -> Package:
+def _takes(conditions: Sequence[Condition], trial: Trial) -> bool:
+    """Whether a file that requires these conditions takes the sizes of a trial."""
+    sizes = {axis.name: size for axis, size in trial.sizes.items()}
+    return all(condition.holds(sizes) for condition in conditions)
+
+
+def _written_with_found_axes(draft: _Draft, call: ExampleCall, write: Write) -> Package:
     """Write the file with B and T open where the model has them, and lets them be open."""
+    reference = draft.reference
     shapes = call.shapes(found_axes(reference, call))
     example = DynamicCall.of(reference.model, call, shapes)
     reasons = {}
@@ -167,7 +256,7 @@ def _written_with_found_axes(
     package = None
     while package is None:
         try:
-            package = written(example)
+            package = draft.written(example, write)
         except ExportError as error:
             first_error = first_error or error
             if not example.names:
@@ -179,12 +268,11 @@ def _written_with_found_axes(
                 else str(error).partition(";")[0]
             )
             example = example.without(name)
-    if path.suffix == ".pt2":
+    if package.source == GRAPH:
         for name, reason in reasons.items():
             meaning = "batch" if name.startswith(BATCH) else "steps"
             warn_user(
-                f"{path.name} takes the {meaning} of the example only: {reason}; give `dynamic_shapes`, or write a "
-                ".pt file, which fixes no axis."
+                f"{draft.path.name} takes the {meaning} of the example only: {reason}; give `dynamic_shapes`."
             )
     return package
 
@@ -204,18 +292,74 @@ def _name_to_fix(example: DynamicCall, error: ExportError) -> str:
     return min(named or example.names, key=lambda name: name == BATCH)
 
 
-def _write(
-    model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path: Path
-) -> tuple[Callable[..., Any], list[Condition]]:
-    """Write the file: -> the function in it, and what is true of the sizes on its side of each branch."""
-    if path.suffix == ".pt":
-        torchscript.script_file(model, path)
-        return torchscript.load_file(path), []  # it has both sides of each branch
-    # torch.export takes an axis of size 1 for fixed.
+def _compile(model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path: Path) -> _File:
+    """Write a `.pt2` file."""
+    branches = aot.compile_file(model, _traceable(trials), example.axes, path)
+    return _File(aot.load_file(path), GRAPH, branches)
+
+
+def _save_scripted(
+    module: torch.jit.ScriptModule, example: DynamicCall, _: Sequence[Trial], path: Path
+) -> _File:
+    """Write a `.pt` file from the model's code, which has both sides of each branch."""
+    return _saved(module, CODE, example, path)
+
+
+def _script_graph(
+    model: nn.Module,
+    reference: Reference,
+    example: DynamicCall,
+    trials: Sequence[Trial],
+    tolerance: Tolerance,
+    path: Path,
+) -> _File:
+    """Write a `.pt` file from the model's graph, which requires the sizes of the sides that it has of each branch."""
+    traced = trace(model, _traceable(trials), example.axes)
+    file = _saved(torchscript.scripted_graph(traced), GRAPH, example, path)
+    required = []
+    for condition in traced.conditions:
+        beyond = trials_beyond(reference, example, [condition])
+        across = [*beyond, *(trial for trial in trials if not _takes([condition], trial))]
+        # Often both sides compute the same.
+        if not _agrees(file.function, across, tolerance):
+            required.append(condition)
+    if not required:
+        return file
+    module = torchscript.scripted_graph(traced, required)
+    return _saved(module, GRAPH, example, path, required)
+
+
+def _agrees(function: Callable[..., Any], trials: Sequence[Trial], tolerance: Tolerance) -> bool:
+    """Whether a function gives what the model gives."""
+    try:
+        if trials:
+            largest_differences(function, trials, tolerance, "the graph")
+    except ExportError:
+        return False
+    return True
+
+
+def _saved(
+    module: torch.jit.ScriptModule,
+    source: str,
+    example: DynamicCall,
+    path: Path,
+    conditions: Sequence[Condition] = (),
+) -> _File:
+    about = {
+        "source": source,
+        "inputs": example.shapes,
+        "conditions": [str(condition) for condition in conditions],
+    }
+    torchscript.write_file(module, path, about)
+    return _File(torchscript.load_file(path), source, conditions=conditions)
+
+
+def _traceable(trials: Sequence[Trial]) -> ExampleCall:
+    """A call without an axis of size 1, which torch.export takes for fixed."""
     traceable = [trial for trial in trials if 1 not in trial.sizes.values()]
     if not traceable:
         raise ExportError(
             "PyTorch takes an axis of size 1 for fixed, and the model takes no call without one."
         )
-    conditions = aot.compile_file(model, traceable[0].call, example.axes, path)
-    return aot.load_file(path), conditions
+    return traceable[0].call

@@ -1,8 +1,10 @@
-"""A `.pt` file: the model scripted and frozen by TorchScript."""
+"""A `.pt` file: the model, or its graph, scripted and frozen by TorchScript."""
 
+import json
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,14 @@ from torch import nn
 from torch.jit._recursive import concrete_type_store
 from torch.nn.utils import parametrize
 
+from deploy_rnn.checking.branches import Condition
 from deploy_rnn.errors import ExportError
 from deploy_rnn.model_errors import first_paragraph, line_in_text
+from deploy_rnn.packaging.script_program import scripted_program
+from deploy_rnn.packaging.tracing import Traced
+
+METADATA = "deploy_rnn.json"
+"""The name, within a `.pt` file, of what it says about itself; `torch.jit.load` reads it as an extra file."""
 
 _MISFIT = re.compile(
     r"^\s*(?P<function>[\w:.]+)\((?P<signature>.*)\) -> .*:\n"
@@ -23,19 +31,18 @@ _MISFIT = re.compile(
 """What TorchScript says of each variant of a function that does not take the arguments of a call."""
 
 
-def script_file(model: nn.Module, path: Path) -> None:
-    """Script `model`, a converted copy in evaluation mode, and freeze its weights into a `.pt` file.
+def scripted(model: nn.Module) -> torch.jit.ScriptModule:
+    """Script `model`, a converted copy in evaluation mode, and freeze its weights.
 
     Raises:
         ExportError: TorchScript cannot compile the model's code; the cause is TorchScript's.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit")  # which announces its own end
+    with _quiet():
         _forget_unfinished_types(model)
         _let_lightning_be_scripted(model)
         _fold_parametrizations(model)
         try:
-            frozen = torch.jit.freeze(torch.jit.script(model))
+            frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(model))
         except Exception as error:  # torch.jit raises many types here
             line = line_in_text(str(error))
             start = f"{line}: " if line else ""
@@ -44,16 +51,41 @@ def script_file(model: nn.Module, path: Path) -> None:
             # TorchScript names no line of the model where a module of torch.nn, or the class of a module, is refused.
             if not line:
                 what = _failing_part(model, reason) or what
-            raise ExportError(
-                f"{start}TorchScript cannot compile {what}: {reason}. Write a .pt2 file instead, "
-                "which takes any code that torch.export does."
-            ) from error
-        try:
-            frozen.save(str(path))
-        except RuntimeError as error:
-            raise ExportError(
-                f"the file cannot be written; is there enough space? PyTorch says: {first_paragraph(error)}"
-            ) from error
+            raise ExportError(f"{start}TorchScript cannot compile {what}: {reason}.") from error
+        return frozen
+
+
+def scripted_graph(traced: Traced, conditions: Sequence[Condition] = ()) -> torch.jit.ScriptModule:
+    """Script the graph of torch.export, and freeze its weights; it refuses sizes without the `conditions`.
+
+    Raises:
+        ExportError: TorchScript does not have an operator, or a type of argument; the cause is TorchScript's.
+    """
+    with _quiet():
+        module = scripted_program(traced.program, traced.call, traced.axes, conditions)
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(module)
+        return frozen
+
+
+def write_file(module: torch.jit.ScriptModule, path: Path, about: Mapping[str, Any]) -> None:
+    """Save a `.pt` file, with what it says about itself as JSON.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    try:
+        module.save(str(path), _extra_files={METADATA: json.dumps(about)})
+    except RuntimeError as error:
+        raise ExportError(
+            f"the file cannot be written; is there enough space? PyTorch says: {first_paragraph(error)}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit")  # which announces its own end
+        yield
 
 
 def _forget_unfinished_types(model: nn.Module) -> None:
@@ -74,11 +106,17 @@ def _let_lightning_be_scripted(model: nn.Module) -> None:
 
 
 def _fold_parametrizations(model: nn.Module) -> None:
-    """Give every parametrized weight the value that it has: TorchScript takes no module with a computed one."""
+    """Give every parametrized weight the value that it has: TorchScript takes no module with a computed one.
+
+    `remove_parametrizations` would take the weights out of the class, which copies of the module share.
+    """
     for module in model.modules():
         if parametrize.is_parametrized(module):
-            for name in [*module.parametrizations]:  # type: ignore[misc]
-                parametrize.remove_parametrizations(module, str(name))
+            values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+            for name, value in values.items():
+                module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
 
 
 def _reason(error: Exception) -> str:
@@ -128,7 +166,6 @@ def _script_reason(module: nn.Module) -> str:
 
 def load_file(path: Path) -> Callable[..., Any]:
     """Load the function in a `.pt` file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit")
+    with _quiet():
         loaded: Callable[..., Any] = torch.jit.load(str(path))
     return loaded
