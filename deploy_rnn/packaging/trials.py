@@ -180,7 +180,8 @@ def _branch(trial: Trial, conditions: Sequence[Condition]) -> str:
         if not condition.holds(sizes):
             return (
                 f"The model branches on a size, and the file has the side where {condition}: let it compute the same "
-                "on both sides, leave an axis out of `dynamic_shapes`, or write a .pt file, which refuses the other side if it lacks it."
+                "on both sides, leave an axis out of `dynamic_shapes`, or write a .pt file, which has both sides or "
+                "refuses the sizes of the other."
             )
     return ""
 
