@@ -269,7 +269,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         process.silence_grpc()
         logging.basicConfig(level=options.pop("log_level").upper(), format=LOG_FORMAT)
         try:
-            from . import server  # noqa: F401
+            from . import server
         except ModuleNotFoundError as error:
             message = (
                 f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
@@ -281,8 +281,12 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         settings = _make_settings(given_options)
         addresses = (host, http_port, grpc_port)
         access_log = _make_access_log(given_options.get("access_log"))
-        with _no_end_during_a_load(repository):
-            asyncio.run(_serve(repository, settings, access_log, addresses, signals, stdout))
+        process.keep_what_is_imported()
+        with (
+            _no_end_during_a_load(repository),
+            asyncio.Runner(loop_factory=server.new_event_loop) as runner,
+        ):
+            runner.run(_serve(repository, settings, access_log, addresses, signals, stdout))
 
 
 def _token(token: str | None, file: Path | None) -> str | None:

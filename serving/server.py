@@ -14,7 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from .grpc.server import GrpcServer
-from .open_files import report_rarely
+from .open_files import Listener, report_rarely
 from .protocol.access_log import AccessLog
 from .protocol.inference import Inference
 from .repository import Repository
@@ -23,11 +23,24 @@ from .rest.connection import Places, connection_factory
 from .rest.other_sites import OwnHost, parse_hosts
 from .settings import Settings
 
+try:
+    import uvloop
+except ModuleNotFoundError:  # on Windows there is none
+    uvloop = None  # type: ignore[assignment]
+
 BACKLOG = 2048
 """Connections that the kernel holds until the loop accepts them; uvicorn's default."""
 
 LAST_SECONDS = 1.0
 """When the time for answers is up, those that wait are told so, for which this is enough."""
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """The event loop for HTTP: that of uvloop, which takes half the time, where there is one."""
+    if uvloop is None:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
 
 
 class Server:
@@ -127,6 +140,14 @@ class _Uvicorn(uvicorn.Server):
         self._places.stopping = True
         self.should_exit = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if uvloop is None or not isinstance(asyncio.get_running_loop(), uvloop.Loop):
+            await super().startup(sockets)
+            return
+        listeners: list[Any] = [Listener(one, self._make_connection) for one in sockets or []]
+        self.servers = listeners
+        self.started = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for listener in sockets or []:
             await self._accept_waiting(listener)
@@ -161,6 +182,7 @@ def _uvicorn_config(app: ASGIApp, settings: Settings, places: Places) -> uvicorn
         lifespan="off",
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody looks at what they change
         server_header=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )

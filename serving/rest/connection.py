@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Set
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -316,13 +316,14 @@ class Connection(asyncio.Protocol):
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._written_bytes = 0
+        self._unread_since = 0.0
         self._write_timer: asyncio.TimerHandle | None = None
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # That of uvloop is of a class of its own.
+        self._transport = cast(asyncio.Transport, transport)
         self._addresses = {
             "client": _address(transport, "peername"),
             "server": _address(transport, "sockname"),
@@ -458,10 +459,12 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self._transport.is_closing():
             return
+        if not self._transport.get_write_buffer_size():
+            self._unread_since = self._loop.time()
         self._transport.write(data)
         self._written_bytes += len(data)
         if self._write_timer is None and self._transport.get_write_buffer_size():
-            self._watch_writing()
+            self._watch_writing(self._unread_since)
 
     def end_exchange(self, exchange: Exchange) -> None:
         """The answer was written: go on with the next request, or end the connection."""
@@ -663,19 +666,24 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def _watch_writing(self) -> None:
-        """Drop the connection if the client does not read what was written."""
-        seconds = self._settings.unread_seconds
-        self._write_timer = self._loop.call_later(seconds, self._check_writing, self._read_bytes())
+    def _watch_writing(self, since: float) -> None:
+        """Drop the connection if the client does not read what was written at `since`."""
+        ends = since + self._settings.unread_seconds
+        arguments = (self._loop.time(), self._read_bytes())
+        self._write_timer = self._loop.call_at(ends, self._check_writing, *arguments)
 
-    def _check_writing(self, read_before: int) -> None:
+    def _check_writing(self, began: float, read_before: int) -> None:
         self._write_timer = None
         if not self._transport.get_write_buffer_size():
             return
-        if self._read_bytes() - read_before < MIN_UNREAD_RATE * self._settings.unread_seconds:
+        now = self._loop.time()
+        if self._unread_since > began:
+            # That was read; what waits now was written later.
+            self._watch_writing(self._unread_since)
+        elif self._read_bytes() - read_before < MIN_UNREAD_RATE * (now - began):
             self.abort()
         else:
-            self._watch_writing()
+            self._watch_writing(now)
 
     def _read_bytes(self) -> int:
         """Bytes that have arrived at the client."""
@@ -699,7 +707,7 @@ def _refusal(status: int, message: str) -> ASGIApp:
     return JSONResponse({"error": message}, status, headers)
 
 
-def _address(transport: asyncio.Transport, name: str) -> tuple[str, int] | None:
+def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
     address = transport.get_extra_info(name)
     return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
 

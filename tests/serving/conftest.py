@@ -33,7 +33,7 @@ from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.scheduling.request import Request, Response
 from deploy_rnn.serving.scheduling.statistics import Durations, Statistics
-from deploy_rnn.serving.server import Server
+from deploy_rnn.serving.server import Server, new_event_loop
 from deploy_rnn.serving.settings import Settings
 
 
@@ -245,7 +245,8 @@ def _running(
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                runner.run(serve())
         except BaseException as error:
             if not started.done():
                 started.set_exception(error)
