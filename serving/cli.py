@@ -267,6 +267,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         process.let_output_be_lost()
         process.allow_open_files()
         process.silence_grpc()
+        process.let_threads_take_turns()
         logging.basicConfig(level=options.pop("log_level").upper(), format=LOG_FORMAT)
         try:
             from . import server

@@ -117,6 +117,16 @@ def keep_what_is_imported() -> None:
     gc.freeze()
 
 
+SWITCH_SECONDS = 5e-4
+"""For how long one thread runs Python code while others wait to. A run of a model has to wait so long before it begins
+and before it ends, while the event loop is busy; Python's own 5 ms are longer than many a run."""
+
+
+def let_threads_take_turns() -> None:
+    """Let a thread that runs a model go on soon, however busy the one that talks to clients is."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+
+
 def silence_grpc() -> None:
     """Unless the user wants it, have gRPC's core write nothing to stderr: it reports each mistake of each client."""
     # Read when grpc is imported.

@@ -22,6 +22,10 @@ from .session import Runner
 ALL_CORES = 0
 """Number of parts of a run whose nodes are shared by all cores."""
 
+WORTH_ALL_CORES = 1.5
+"""How many times as fast a run must be with all cores to keep them from others: it is measured while nothing else runs,
+but beside it a server reads requests, and the next one to come has to wait for it."""
+
 
 class Cores(Runner):
     """A graph in two sessions, for all cores and for one. `tune` opens the one for one core, which runs side by side
@@ -48,6 +52,9 @@ class Cores(Runner):
         self._one_core: Runner | None = None  # opened by `tune`
         self._batch_axes: Mapping[str, int] = {}
         self._parts = {1: ALL_CORES}
+        self._gains = {
+            1: 1.0
+        }  # rows -> the time on one core as a multiple of that of the fastest way
         self._pool = ThreadPoolExecutor(
             cores,
             thread_name_prefix="deploy-rnn rows",
@@ -61,7 +68,7 @@ class Cores(Runner):
         return self._run(feeds, outputs, parts)
 
     def gains_from_cores(self, rows: int) -> bool:
-        return self.parts(rows) != 1
+        return self._gains[self._tuned_rows(rows)] >= WORTH_ALL_CORES
 
     def specs(self) -> tuple[Specs, Specs]:
         return self._all_cores.specs()
@@ -71,8 +78,11 @@ class Cores(Runner):
 
     def parts(self, rows: int) -> int:
         """Return into how many parts a run is divided, each on one core; `ALL_CORES` if all cores share it."""
-        tuned_rows = max(row_count for row_count in self._parts if row_count <= rows)
-        return self._parts[tuned_rows]
+        return self._parts[self._tuned_rows(rows)]
+
+    def _tuned_rows(self, rows: int) -> int:
+        """The number of rows that was measured, and that tells most about these."""
+        return max(row_count for row_count in self._parts if row_count <= rows)
 
     def tune(
         self,
@@ -95,7 +105,8 @@ class Cores(Runner):
             for parts in _choices(most_parts):
                 seconds[parts] = self._seconds(feeds, outputs, parts)
             best = min(seconds, key=seconds.__getitem__)
-            # A new dict, since `run` may be looking through the old one.
+            # New dicts, since others may be looking through the old ones.
+            self._gains = {**self._gains, rows: seconds[1] / seconds[best]}
             self._parts = {**self._parts, rows: best}
             fastest[rows] = seconds[best]
         if self._one_core is not None and ALL_CORES not in self._parts.values():

@@ -44,7 +44,7 @@ class Runner(Protocol):
         ...
 
     def gains_from_cores(self, rows: int) -> bool:
-        """Return whether a run of these rows is faster with all cores than with one."""
+        """Return whether a run of these rows is so much faster with all cores than with one that others should wait."""
         return False
 
     def specs(self) -> tuple[Specs, Specs]:

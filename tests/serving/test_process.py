@@ -155,3 +155,12 @@ main()
     finally:
         os.close(write)
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_take_turns_within_the_time_of_a_short_run() -> None:
+    before = sys.getswitchinterval()
+    try:
+        process.let_threads_take_turns()
+        assert sys.getswitchinterval() < 1e-3
+    finally:
+        sys.setswitchinterval(before)

@@ -142,6 +142,14 @@ def test_the_session_for_all_cores_is_closed_if_it_is_never_the_faster() -> None
     assert not runner.gains_from_cores(2)
 
 
+@pytest.mark.parametrize(("one_core", "gains"), [(1.4, False), (1.6, True)])
+def test_a_little_faster_is_not_worth_all_cores(one_core: float, gains: bool) -> None:
+    """The fastest way for who runs alone is another question."""
+    runner, _ = make_cores(all_cores=lambda rows: 1.0, one_core=lambda rows: one_core, cores=2)
+    assert runner.parts(1) == ALL_CORES
+    assert runner.gains_from_cores(1) is gains
+
+
 def test_a_run_beside_others_has_one_core() -> None:
     runner, sessions = make_cores(all_cores=lambda rows: 1.0, one_core=lambda rows: 5.0, cores=2)
     assert runner.gains_from_cores(2)
