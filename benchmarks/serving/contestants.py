@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -25,7 +25,6 @@ SKETCH = "a sketch without checks and limits"
 PROTOCOLS = ("http", "grpc")
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class MissingError(Exception):
@@ -47,7 +46,8 @@ class Running:
     def cpu_seconds(self) -> float:
         """What all its processes have taken so far, in user and kernel mode."""
         processes = Path("/proc").glob("[0-9]*")
-        return sum(_cpu_ticks(process, self.session) for process in processes) / TICKS
+        ticks = sum(_cpu_ticks(process, self.session) for process in processes)
+        return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _cpu_ticks(folder: Path, session: int) -> int:
@@ -66,17 +66,24 @@ def _session(
     command: Sequence[str], environment: dict[str, str] | None = None
 ) -> Iterator["subprocess.Popen[str]"]:
     """Run a server in a session of its own; end all its processes."""
-    with subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as process:
+    with (
+        TemporaryFile() as log,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             yield process
+        except MissingError as error:
+            log.seek(0)
+            last_line = log.read().decode(errors="replace").strip().splitlines()[-1:]
+            raise MissingError(": ".join([str(error), *last_line])) from None
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -36,8 +36,8 @@ LAST_ANSWERS_SECONDS = 2.0
 """How long the load waits for the answers to the last requests."""
 
 
-class PreciseSelector(selectors.EpollSelector):
-    """Wakes up when it should: epoll rounds up to whole milliseconds, which would count as latency."""
+class PreciseSelector(selectors.DefaultSelector):
+    """Wakes up when it should: Python's epoll rounds up to whole milliseconds, which would count as latency."""
 
     def select(self, timeout: float | None = None) -> Any:
         if timeout is not None and timeout > 0:

@@ -81,7 +81,10 @@ def run_load(
     options = ["--protocol", protocol, "--seconds", str(seconds), *mode]
     command = [sys.executable, "-m", "benchmarks.serving.load", port, *traffics, *options]
     before = running.cpu_seconds()
-    point: Point = json.loads(subprocess.check_output(command, cwd=ROOT))
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise MissingError(f"the load failed: {finished.stderr.strip().splitlines()[-1]}")
+    point: Point = json.loads(finished.stdout)
     point["seconds"] = seconds
     point["server_cpu"] = running.cpu_seconds() - before
     time.sleep(REST_SECONDS)

@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 from benchmarks.reporting import serving_tables
 from benchmarks.serving import contestants, ladder, load, over_grpc, over_http, serve, sketch_server
+from benchmarks.serving.models import Served
 from benchmarks.serving.traffic import FailedError, Traffic, difference, draw_rows
 from benchmarks.serving.triton import Installation
 from deploy_rnn.serving.grpc.messages import CLASSES
@@ -197,6 +201,16 @@ def make_row(contestant: str, capacity: float, p99: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_the_line_of_the_readme_names_the_peers_that_ran() -> None:
+    rows = [make_row(contestants.DEPLOY_RNN, 800, 30), make_row(contestants.PLAIN, 300, 30)]
+    words = serving_tables.serving_in_words(make_result(*rows))
+    assert "keeps up with 800 requests a second on 2 cores" in words
+    assert "per request, with 300." in words
+    assert "Triton" not in words
+    with_triton = make_result(*rows, make_row(contestants.TRITON, 400, 30))
+    assert "in its Python backend, with 400;" in serving_tables.serving_in_words(with_triton)
+
+
 def test_a_missing_contestant_and_a_wrong_answer_are_in_the_table() -> None:
     row = make_row(contestants.DEPLOY_RNN, 200, 30)
     row["search"] = [make_point(300, right=98, wrong=2)]
@@ -226,6 +240,7 @@ def test_goals_are_met_or_not_by_the_figures() -> None:
 def test_the_tables_name_the_contestants_as_the_benchmark_does() -> None:
     assert serving_tables.OURS == contestants.DEPLOY_RNN
     assert serving_tables.TRITON == contestants.TRITON
+    assert serving_tables.PLAIN == contestants.PLAIN
 
 
 def test_without_its_environment_triton_is_missing(tmp_path: Path) -> None:
@@ -233,6 +248,7 @@ def test_without_its_environment_triton_is_missing(tmp_path: Path) -> None:
         Installation(tmp_path / "absent")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 def test_the_processor_time_of_a_session_is_that_of_its_processes() -> None:
     running = contestants.Running({}, os.getsid(0))
     before = running.cpu_seconds()
@@ -240,6 +256,28 @@ def test_the_processor_time_of_a_session_is_that_of_its_processes() -> None:
     assert total > 0
     assert running.cpu_seconds() - before >= 0.02
     assert contestants.Running({}, 2**22 + 1).cpu_seconds() == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import sys; sys.exit('no such model')", "has ended at its start: no such model"),
+        ("print('HTTP on http://127.0.0.1:1, no gRPC')", "the load failed: .*Connect call failed"),
+    ],
+)
+def test_a_contestant_that_ends_is_left_out_and_says_why(
+    program: str, reason: str, plan: serve.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(bundles: Sequence[Path]) -> Any:
+        return contestants._printing_ports([sys.executable, "-c", program])
+
+    monkeypatch.setitem(serve.CONTESTANTS, "plain", contestants.Contestant("broken", run))
+    traffic = plan.files / "traffic.npz"
+    make_traffic().save(traffic)
+    served = [Served("tiny", plan.files / "tiny", traffic)]
+    plain_plan = replace(plan, contestants=["plain"])
+    (row,) = serve.measure_contestants(plain_plan, served, lambda running, protocol: {})
+    assert re.search(reason, row["missing"])
 
 
 @pytest.fixture(scope="module")
