@@ -20,6 +20,8 @@ class FileMetadata:
         states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
         time: of a streaming file, inputs -> their time axis.
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
+        table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has; an index is 0 to
+            one less.
     """
 
     form: str | None = None
@@ -27,6 +29,7 @@ class FileMetadata:
     states: Mapping[str, str] = field(default_factory=dict)
     time: Mapping[str, int] = field(default_factory=dict)
     ranges: Ranges = field(default_factory=dict)
+    table_rows: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> "FileMetadata":
@@ -48,6 +51,7 @@ class FileMetadata:
             {name: output.text() for name, output in states.items()},
             {name: axis.whole_number(0) for name, axis in time.items()},
             read_ranges(read("ranges")),
+            {name: rows.whole_number(1) for name, rows in read("table_rows").entries().items()},
         )
 
     def to_properties(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ class OnnxFile:
         states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
         time: of a streaming file, inputs -> their time axis.
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
+        table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has.
         producer: the name and version of the program that wrote it.
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
@@ -58,6 +59,7 @@ class OnnxFile:
     missing_data: Mapping[str, str]
     metadata: Mapping[str, str]
     ranges: Ranges = field(default_factory=dict)
+    table_rows: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
@@ -102,6 +104,7 @@ class OnnxFile:
                 key: value for key, value in properties.items() if not key.startswith(PREFIX)
             },
             ranges=metadata.ranges,
+            table_rows=metadata.table_rows,
         )
 
     @property
@@ -148,6 +151,7 @@ class OnnxFile:
             "lengths": self.lengths,
             "states": self.states,
             "ranges": self.ranges,
+            "table_rows": self.table_rows,
             "producer": self.producer,
             "opsets": self.opsets,
             "inputs": [spec.to_dict() for spec in self.inputs],
@@ -173,6 +177,10 @@ class OnnxFile:
             f"  dynamic  {name}: {', '.join(places)}" for name, places in self.dynamic.items()
         ]
         lines += [f"  sizes    {name}: {sizes}" for name, sizes in self.ranges.items()]
+        lines += [
+            f"  indices  {name}: 0 to {rows - 1}, into a table"
+            for name, rows in self.table_rows.items()
+        ]
         lines += [
             f"  lengths  {name}: at most {limit} each" for name, limit in self.lengths.items()
         ]

@@ -33,6 +33,7 @@ from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from ..torch_onnx import Traced
 from .capture import Tracer
+from .indices import table_rows
 from .io_names import name_inputs_and_outputs
 from .packing import refuse_packed
 from .related_axes import open_axes, with_free_axes
@@ -120,7 +121,9 @@ class CapturedModel:
             options.output_names or output_names,
             own_output_names,
         )
-        metadata = FileMetadata(lengths=row_lengths(graph), ranges=limits.ranges)
+        metadata = FileMetadata(
+            lengths=row_lengths(graph), ranges=limits.ranges, table_rows=table_rows(graph)
+        )
         if options.streaming:
             refuse_lengths(metadata.lengths)
             stack_axes = (

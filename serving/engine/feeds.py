@@ -38,7 +38,8 @@ class Feeds:
         """Check a client's inputs, and fill in those that it left out.
 
         Raises:
-            InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range.
+            InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length, or an index of a
+                step that counts, out of range.
         """
         sizes = _axis_sizes(inputs, signature)
         arrays = {}
@@ -50,6 +51,9 @@ class Feeds:
         for name, time_axis in signature.lengths.items():
             if name in inputs:
                 _check_lengths(name, arrays[name], _limit(time_axis, sizes))
+        for name, table_rows in signature.table_rows.items():
+            if not _all_below(arrays[name], table_rows):
+                arrays[name] = _checked_indices(name, arrays, table_rows, signature)
         rows = sizes[signature.batch_axis] if signature.batch_axis else 1
         step_counts = {sizes[axis] for axis in signature.time_axes if axis in sizes}
         steps = step_counts.pop() if len(step_counts) == 1 else None
@@ -180,3 +184,40 @@ def _check_lengths(name: str, lengths: np.ndarray, limit: int | None) -> None:
         row = int(wrong_rows[0])
         rule = "1 step or more" if limit is None else f"1 to {limit} steps"
         raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has {rule}.")
+
+
+def _all_below(indices: np.ndarray, table_rows: int) -> bool:
+    """Return whether all are from 0 to `table_rows` - 1."""
+    # Read as unsigned, a number below 0 is a large one: once through the array is enough.
+    unsigned = indices.view(f"u{indices.itemsize}")
+    return int(unsigned.max()) < table_rows
+
+
+def _checked_indices(
+    name: str, arrays: Arrays, table_rows: int, signature: Signature
+) -> np.ndarray:
+    """Return indices of which some are out of range, with 0 in the place of these, which are padding.
+
+    Raises:
+        InputError: one of them is not padding. onnxruntime takes -1 for the last row of a table; PyTorch refuses it.
+    """
+    indices = arrays[name]
+    is_wrong = (indices < 0) | (indices >= table_rows)
+    counted = is_wrong
+    if name in signature.padded_axes:
+        lengths_name, row_axis, time_axis = signature.padded_axes[name]
+        steps = np.arange(indices.shape[time_axis])
+        is_padding = steps >= arrays[lengths_name][:, None]  # (B, T)
+        axes = (row_axis, time_axis)
+        others = tuple(axis for axis in range(indices.ndim) if axis not in axes)
+        if row_axis > time_axis:
+            is_padding = is_padding.T
+        counted = is_wrong & ~np.expand_dims(is_padding, others)
+    places = np.argwhere(counted)
+    if places.size:
+        place = places[0].tolist()
+        raise InputError(
+            f"`{name}` has {indices[tuple(place)]} at {place}; must be from 0 to {table_rows - 1}: it is an index into "
+            f"a table of {table_rows} rows."
+        )
+    return np.where(is_wrong, 0, indices)

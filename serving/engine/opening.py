@@ -65,17 +65,21 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner], cores: int) ->
         raise BundleError(
             f"{str(folder)!r} has graphs in {names}; all graphs of a bundle must be in one precision."
         )
-    signature = Signature.of_manifest(manifest)
+    table_rows: dict[str, int] = {}
 
     def open_row(graph: Graph) -> Runner:
         try:
             runner = open_graph(content.graphs[graph.file], fixed=graph.steps is not None)
+            metadata = _read_metadata(runner, folder / graph.file)
         except LoadError as error:
             raise BundleError(str(error)) from error
         _compare(manifest, graph, runner, folder)
+        for name, rows in metadata.table_rows.items():
+            table_rows[name] = min(rows, table_rows.get(name, rows))
         return runner
 
     graphs = Graphs.of_bundle(manifest.graphs, open_row)
+    signature = Signature.of_manifest(manifest, table_rows)
     return OpenedModel(
         manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs, cores
     )

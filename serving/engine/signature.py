@@ -23,6 +23,7 @@ class Signature:
         lengths: inputs that hold the lengths of the rows -> the time axis that limits them, by its name or size.
         states: inputs that carry a state from chunk to chunk -> the outputs that give it.
         least_sizes: dynamic axes that may not have every size -> one that the graphs take.
+        table_rows: inputs that are indices into a table -> how many rows it has.
     """
 
     inputs: tuple[Tensor, ...]
@@ -30,14 +31,22 @@ class Signature:
     lengths: Mapping[str, int | str]
     states: Mapping[str, str]
     least_sizes: Mapping[str, int] = field(default_factory=dict)
+    table_rows: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest) -> Self:
+    def of_manifest(cls, manifest: Manifest, table_rows: Mapping[str, int]) -> Self:
+        """The signature of a bundle.
+
+        Args:
+            manifest: of the bundle.
+            table_rows: which its graphs have in their metadata.
+        """
         return cls(
             inputs=manifest.inputs,
             outputs=manifest.outputs,
             lengths=manifest.lengths,
             states=manifest.states,
+            table_rows=_of_whole_numbers(table_rows, manifest.inputs),
         )
 
     @classmethod
@@ -58,7 +67,8 @@ class Signature:
         for state_input, state_output in metadata.states.items():
             if state_input in input_names and state_output in output_names:
                 states[state_input] = state_output
-        return cls(input_tensors, output_tensors, lengths, states)
+        table_rows = _of_whole_numbers(metadata.table_rows, input_tensors)
+        return cls(input_tensors, output_tensors, lengths, states, table_rows=table_rows)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -110,6 +120,22 @@ class Signature:
                 return None
             names.add(size)
         return names.pop() if len(names) == 1 else None
+
+    @cached_property
+    def padded_axes(self) -> Mapping[str, tuple[str, int, int]]:
+        """Inputs with steps that may be padding -> the input of their lengths, the axis of the rows, and that of the
+        steps, in the layout of clients."""
+        axes: dict[str, tuple[str, int, int]] = {}
+        for tensor in self.client_inputs:
+            for lengths in self.client_inputs:
+                limit = self.lengths.get(lengths.name)
+                if limit is None or len(lengths.shape) != 1:
+                    continue
+                row_axis = _only_axis(tensor, lengths.shape[0])
+                time_axis = _only_axis(tensor, limit)
+                if row_axis is not None and time_axis is not None and row_axis != time_axis:
+                    axes[tensor.name] = lengths.name, row_axis, time_axis
+        return axes
 
     @cached_property
     def time_axes(self) -> frozenset[str]:
@@ -178,6 +204,17 @@ def batch_first(tensor: Tensor) -> Tensor:
     batch = None if tensor.batch is None else axes.index(tensor.batch)
     time = None if tensor.time is None else axes.index(tensor.time)
     return replace(tensor, shape=tuple(shape), batch=batch, time=time)
+
+
+def _only_axis(tensor: Tensor, size: int | str) -> int | None:
+    """Return the axis of this size; None if there is none, or several."""
+    return tensor.shape.index(size) if tensor.shape.count(size) == 1 else None
+
+
+def _of_whole_numbers(table_rows: Mapping[str, int], inputs: Iterable[Tensor]) -> dict[str, int]:
+    """Leave out what is not an input of whole numbers: another tool may have changed the file."""
+    names = {tensor.name for tensor in inputs if tensor.dtype.startswith(("int", "uint"))}
+    return {name: rows for name, rows in table_rows.items() if name in names}
 
 
 def _axis_names(tensor: Tensor) -> frozenset[str]:

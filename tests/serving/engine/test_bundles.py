@@ -104,7 +104,11 @@ def test_nan_stays_in_its_row(tmp_path: Path) -> None:
         ({"lengths": np.array([-1, 6])}, "`lengths` has -1 in row 0; a row has 1 to 6 steps."),
         (
             {"tokens": np.full((2, 6), 20)},
-            "the graph cannot take these inputs: [ONNXRuntimeError] : 2 : INVALID",
+            "`tokens` has 20 at [0, 0]; must be from 0 to 19: it is an index into a table of 20",
+        ),
+        (
+            {"tokens": np.array([[1, 2, 3, 4, 5, 6], [7, 8, -1, 20, -1, -1]])},
+            "`tokens` has -1 at [1, 2]; must be from 0 to 19",
         ),
     ],
 )
@@ -115,6 +119,20 @@ def test_what_it_cannot_take_is_refused_by_name(
     with pytest.raises(InputError) as raised:
         Engine(padded).run({name: array for name, array in inputs.items() if array is not None})
     assert message in str(raised.value)
+
+
+def test_indices_beyond_the_end_of_a_row_do_not_matter(padded: Path) -> None:
+    tokens = make_tokens(2, 6)
+    engine = Engine(padded)
+    lengths = np.array([6, 3])
+    expected = engine.run({"tokens": tokens, "lengths": lengths})
+    for padding in (-1, 20, 2**62, -(2**63)):
+        tokens[1, 3:] = padding
+        outputs = engine.run({"tokens": tokens, "lengths": lengths})
+        np.testing.assert_array_equal(outputs["output"], expected["output"])
+        assert tokens[1, 4] == padding  # the caller's array is not changed
+    with pytest.raises(InputError, match=r"at \[1, 3\]"):
+        engine.run({"tokens": tokens})
 
 
 def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Path) -> None:
