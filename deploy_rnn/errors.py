@@ -109,11 +109,13 @@ class DynamicAxisError(ExportError):
     Args:
         message: the whole message.
         reason: its first part, without what to do; for whoever knows better what to do. None if that is all of it.
+        axis: the name of the axis, if the model itself takes it in no other size than the example's.
     """
 
-    def __init__(self, message: str, reason: str | None = None) -> None:
+    def __init__(self, message: str, reason: str | None = None, axis: str | None = None) -> None:
         super().__init__(message)
         self.reason = message if reason is None else reason
+        self.axis = axis
 
 
 class VerificationError(ExportError):

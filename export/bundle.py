@@ -1,6 +1,6 @@
 """`export_bundle`: one model as several verified graphs that share one file of weights."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -23,7 +23,7 @@ from deploy_rnn.model_errors import error_text
 from deploy_rnn.runtime import CPU
 from deploy_rnn.tensor_spec import SizeRange, TensorSpec, size_of
 
-from .capture.captured import CapturedModel
+from .capture.captured import CapturedModel, with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, ExportOptions
 from .saving import save
@@ -78,8 +78,8 @@ def export_bundle(
     Warns:
         UserWarning: as for `export_onnx`.
     """
-    model = check_module(model)
-    folder = folder_target(folder, bundle.MANIFEST)
+    checked = check_module(model)
+    target = folder_target(folder, bundle.MANIFEST)
     if isinstance(forms, str):
         raise ExportError(f"`forms` (={forms!r}) must be a list of names, such as [{forms!r}].")
     for form in forms or ():
@@ -100,12 +100,27 @@ def export_bundle(
         rtol=rtol,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance_for(model), sizes)
-    captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=True)
-    captured.warn_of_limits()
-    plans = _plan_graphs(captured, forms, buckets, max_nodes)
+    checks = CheckOptions(options.tolerance_for(checked), sizes)
+    title = name or target.resolve().name
+
+    def attempt(fixed: Collection[str]) -> Manifest:
+        captured = CapturedModel.of(checked, args, kwargs, options, dynamic_time=True, fixed=fixed)
+        captured.warn_of_limits()
+        plans = _plan_graphs(captured, forms, buckets, max_nodes)
+        return _write_bundle(captured, plans, target, title, options, checks)
+
+    return with_fixed_axes(attempt, options)
+
+
+def _write_bundle(
+    captured: CapturedModel,
+    plans: Sequence["_GraphPlan"],
+    folder: Path,
+    title: str,
+    options: ExportOptions,
+    checks: CheckOptions,
+) -> Manifest:
     reference = Reference(captured.model)
-    title = name or folder.resolve().name
 
     def write(temporary: Path) -> Manifest:
         weights = SharedWeights(temporary / bundle.WEIGHTS)
@@ -116,7 +131,7 @@ def export_bundle(
                 if plan.steps is None
                 else _with_fixed_steps(captured, plan.steps, options, reference)
             )
-            graph = source.written(plan.form, max_nodes=max_nodes)
+            graph = source.written(plan.form, max_nodes=options.max_nodes)
             weights.take(graph)
             file = temporary / plan.file
             save(graph, file)
@@ -136,7 +151,7 @@ def export_bundle(
             plan.describe(report, captured) for plan, report in zip(plans, reports, strict=True)
         ]
         # Last, since it has the digest of every other file.
-        manifest = _manifest(captured, title, opset_version, graphs, temporary)
+        manifest = _manifest(captured, title, options.opset_version, graphs, temporary)
         (temporary / bundle.MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
         return manifest
 

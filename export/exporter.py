@@ -1,6 +1,6 @@
 """`export_onnx`: from a model to a verified ONNX file in one call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,7 +12,7 @@ from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 
 from .auto import choose_form
-from .capture.captured import CapturedModel
+from .capture.captured import CapturedModel, with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
 from .saving import check_weights, save
@@ -100,12 +100,12 @@ def export_onnx(
 
     Warns:
         UserWarning: every axis is fixed although the recurrent layers have a batch; a loop of Python is written out; an
-            axis is fixed that the model takes in other sizes; an axis may have only some sizes,
-            since the model branches on its size; or see `verify`.
+            axis is fixed that the model takes in other sizes, or, but for the batch, takes in no other size; an axis may
+            have only some sizes, since the model branches on its size; or see `verify`.
     """
-    model = check_module(model)
-    check_weights(model)
-    path = target(path, "model.onnx")
+    checked = check_module(model)
+    check_weights(checked)
+    file_path = target(path, "model.onnx")
     if form not in (*FORMS, AUTO):
         offered = " or ".join(map(repr, (*FORMS, AUTO)))
         raise ExportError(f"`form` (={form!r}) is unknown; use {offered}.")
@@ -122,20 +122,40 @@ def export_onnx(
         rtol=rtol,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance_for(model), sizes, require_provider=require_provider)
+    checks = CheckOptions(options.tolerance_for(checked), sizes, require_provider=require_provider)
+
+    def attempt(fixed: Collection[str]) -> Report:
+        return _export(checked, args, kwargs, file_path, form, options, checks, fixed)
+
+    return with_fixed_axes(attempt, options)
+
+
+def _export(
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None,
+    path: Path,
+    form: str,
+    options: ExportOptions,
+    checks: CheckOptions,
+    fixed: Collection[str],
+) -> Report:
+    """Export with axes `fixed` that would be dynamic otherwise; the others are those of `export_onnx`."""
     dynamic_time = form not in FIXED_TIME
     try:
-        captured = CapturedModel.of(model, args, kwargs, options, dynamic_time=dynamic_time)
+        captured = CapturedModel.of(
+            model, args, kwargs, options, dynamic_time=dynamic_time, fixed=fixed
+        )
     except DynamicAxisError as error:
-        if dynamic_shapes is None and dynamic_time:
+        if options.dynamic_shapes is None and dynamic_time:
             raise DynamicAxisError(f"{error} {FIXED_STEPS}") from error
         raise
     captured.warn_of_limits()
     measured_forms: dict[str, float | str] = {}
-    written_form: str = form
+    written_form = form
     if form == AUTO:
-        written_form, measured_forms = choose_form(captured, max_nodes=max_nodes)
-    graph = captured.written(written_form, max_nodes=max_nodes)
+        written_form, measured_forms = choose_form(captured, max_nodes=options.max_nodes)
+    graph = captured.written(written_form, max_nodes=options.max_nodes)
     reference = Reference(captured.model)
 
     def save_and_check(temporary: Path) -> Report:

@@ -1,9 +1,9 @@
 """A model captured for every form: one graph, whose inputs and outputs have their names."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 import torch
@@ -40,6 +40,8 @@ from .related_axes import open_axes, with_free_axes
 from .result import check_result
 from .streaming import check_can_stream, open_states, refuse_lengths
 from .tied_axes import fixed_axes, with_tied_axes
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ class CapturedModel:
         options: ExportOptions,
         *,
         dynamic_time: bool,
+        fixed: Collection[str] = (),
     ) -> "CapturedModel":
         """Capture a model; arguments and errors are those of `export_onnx`.
 
         `dynamic_time`: whether the time axis is open where `dynamic_shapes` is None.
+        `fixed`: names of axes that are then not open, of those that are found.
         """
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
@@ -108,6 +112,8 @@ class CapturedModel:
             input_names, output_names = layer_names(model, call)
         else:
             axes = _model_axes(tracer, call, options.dynamic_shapes, time=dynamic_time)
+            for name in fixed:
+                axes = [_without(tensor_axes, name) for tensor_axes in axes]
             input_names, output_names = None, None
         own_output_names = output_names_of(result)
         if is_layer(model) or options.dynamic_shapes is not None:
@@ -265,6 +271,23 @@ class CapturedModel:
         onnx.ir_version = self.ir_version
         onnx.metadata_props.update(replace(self.metadata, form=form).to_properties())
         return onnx
+
+
+def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:
+    """Call `attempt` with the names of the axes to fix: those that the model takes in the size of the example only.
+
+    These are found when the file is checked. Of axes that nobody has asked for, each but the batch is fixed then, with
+    a warning, and the export begins again.
+    """
+    fixed: list[str] = []
+    while True:
+        try:
+            return attempt(fixed)
+        except DynamicAxisError as error:
+            if error.axis in (None, "B", *fixed) or options.dynamic_shapes is not None:
+                raise
+            fixed.append(str(error.axis))
+            warn_user(f"{error.axis}: fixed at the size in the example, since {error.reason}.")
 
 
 def _refuse_bfloat16(call: ExampleCall) -> None:

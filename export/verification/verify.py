@@ -217,7 +217,8 @@ def check(
     cases = list(maker.cases(options.sizes))
     if axis_advice is not None:
         for name, reason in maker.unchanged.items():
-            raise DynamicAxisError(f"axis {name} cannot be dynamic: {reason}. {axis_advice}")
+            reason = f"axis {name} cannot be dynamic: {reason}"
+            raise DynamicAxisError(f"{reason}. {axis_advice}", reason, name)
     for name in maker.unvaried:
         warn_user(
             f"the example of `{name}` has one value all over, so {file.name} is checked with no other; "

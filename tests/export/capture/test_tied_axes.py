@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import DynamicAxisError
-from deploy_rnn.export import export_onnx
+from deploy_rnn.export import export_bundle, export_onnx
 from deploy_rnn.export.capture.tied_axes import with_tied_axes
 from deploy_rnn.runtime import open_session
 
@@ -66,7 +66,7 @@ def test_what_has_to_grow_along(named: list[Any], expected: list[Any]) -> None:
     assert named[1] in ({}, {0: "B"})
 
 
-def test_an_axis_of_one_size_is_not_tied_but_refused(tmp_path: Path) -> None:
+def test_an_axis_of_one_size_is_not_tied_but_fixed(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -78,11 +78,17 @@ def test_an_axis_of_one_size_is_not_tied_but_refused(tmp_path: Path) -> None:
             output: Tensor = self.rnn(x)[0]
             return output
 
-    with pytest.raises(DynamicAxisError) as raised:
-        export_onnx(Fixed(), torch.randn(2, 4, 5), tmp_path / "m.onnx", form="scan")
-    message = str(raised.value)
-    assert message.startswith("axis T cannot be dynamic: T other than 4: ")
-    assert (
-        "ValueError: four steps, please. Without `dynamic_shapes` the time axis is dynamic; "
-        in message
+    path = tmp_path / "m.onnx"
+    reason = (
+        r"T: fixed at the size in the example, since .* T other than 4: .* four steps, please\."
     )
+    with pytest.warns(UserWarning, match=reason):
+        report = export_onnx(Fixed(), torch.randn(2, 4, 5), path, form="scan")
+    assert report.inputs[0].shape == ("B", 4, 5)
+    with pytest.warns(UserWarning, match=reason):
+        manifest = export_bundle(Fixed(), torch.randn(2, 4, 5), tmp_path / "bundle")
+    assert manifest.inputs[0].shape == ("B", 4, 5)
+    with pytest.raises(DynamicAxisError, match=r"axis steps cannot be dynamic: .* Leave it out of"):
+        export_onnx(
+            Fixed(), torch.randn(2, 4, 5), path, form="scan", dynamic_shapes={"x": {1: "steps"}}
+        )
