@@ -100,8 +100,8 @@ def export_onnx(
 
     Warns:
         UserWarning: every axis is fixed although the recurrent layers have a batch; a loop of Python is written out; an
-            axis is fixed that the model takes in other sizes, or, but for the batch, takes in no other size; an axis may
-            have only some sizes, since the model branches on its size; or see `verify`.
+            axis is fixed that the model takes in other sizes, or, but for the batch, takes in no other size; an axis
+            may have only some sizes, since the model branches on its size; or see `verify`.
     """
     checked = check_module(model)
     check_weights(checked)
