@@ -22,12 +22,9 @@ from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
 from deploy_rnn.inductor import compile_graph
 from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text, warn_user
-from deploy_rnn.nn.library import LibraryRecurrence, has_kernel
-from deploy_rnn.nn.recurrent import Recurrent, is_plain_layer
+from deploy_rnn.nn.library import assign_kernels, check_recurrence
+from deploy_rnn.nn.recurrent import is_plain_layer
 from deploy_rnn.packing.tracing import packing_traced
-
-RECURRENCES = ("auto", "library", "scan")
-"""What may compute a layer in the compiled graph."""
 
 
 def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -> nn.Module:
@@ -68,10 +65,7 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
             unrolls the loop around it, so that every number of steps compiles again; at the first call beyond
             the limit.
     """
-    if recurrence not in RECURRENCES:
-        raise ValueError(
-            f"`recurrence` (={recurrence!r}) must be one of {', '.join(map(repr, RECURRENCES))}."
-        )
+    check_recurrence(recurrence)
     converted = convert(model)
     model = unwrapped(model)
     for path, layer in unregistered_layers(converted).items():
@@ -81,15 +75,16 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
         )
     compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=compile_graph)
     _substitute_max_pool()
-    prepare = _use_library(converted) if recurrence != "scan" else None
+    kernels = assign_kernels(converted, recurrence)
     compiled_forward = _CompiledFunction(packing_traced(converted))
     first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if first_call is not None:
             first_call.check(args, kwargs)
-        if prepare is not None:
-            prepare()
+        if kernels and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            for kernel in kernels:
+                kernel.prepare()
         try:
             return compiled_forward(*args, **kwargs)
         except Exception as error:
@@ -105,22 +100,6 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
 
     compiled.forward = forward
     return cast(nn.Module, compiled)
-
-
-def _use_library(model: nn.Module) -> Callable[[], None]:
-    """Let the layers of a converted copy be computed by a library's kernel: -> what to do before each call."""
-    recurrences = []
-    for layer in model.modules():
-        if isinstance(layer, Recurrent) and has_kernel(layer):
-            layer.recurrence = recurrence = LibraryRecurrence(layer)
-            recurrences.append(recurrence)
-
-    def prepare() -> None:
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            for recurrence in recurrences:
-                recurrence.prepare()
-
-    return prepare
 
 
 class _CompiledFunction:

@@ -1,6 +1,7 @@
 """Our networks by themselves, compared with torch.nn: `python -m benchmarks.studies.torch_modules`.
 
-Two bidirectional layers with I = H, inference. Contestants take turns (see deploy_rnn/timing.py), each is compared with
+Two bidirectional layers with I = H, inference. "compiled" is `deploy_rnn.compile` with its own choice; "library" and
+"scan" are what it chooses from. Contestants take turns (see deploy_rnn/timing.py), each is compared with
 torch.nn before it is timed, and one compilation serves all points of one family and H.
 """
 
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._inductor
@@ -23,6 +24,8 @@ from benchmarks.grid.contestants import measure_side_by_side, torch_contestant
 from benchmarks.grid.products import torch_products
 from benchmarks.reporting.machine import publish
 from benchmarks.reporting.tables import modules_summary, modules_table
+from deploy_rnn.nn.library import has_kernel
+from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.timing import compare
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
@@ -39,12 +42,21 @@ def make_modules(layer: nn.RNNBase, folder: Path) -> dict[str, Callable[..., Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.script is deprecated, and says so
         scripted = torch.jit.script(deploy_rnn.convert(layer))
+    converted = cast(Recurrent, deploy_rnn.convert(layer))
     modules: dict[str, Callable[..., Any]] = {
         "torch.nn": layer,
-        "deploy_rnn": deploy_rnn.convert(layer),
+        "deploy_rnn": converted,
         "deploy_rnn, scripted": scripted,
         "deploy_rnn, compiled": deploy_rnn.compile(layer),
     }
+    # What "auto" chose from. A layer for which no library has a kernel is the same loop with every choice.
+    if has_kernel(converted):
+        modules["deploy_rnn, library"] = deploy_rnn.compile(layer, recurrence="library")
+        modules["deploy_rnn, scan"] = deploy_rnn.compile(layer, recurrence="scan")
+    else:
+        modules["deploy_rnn, library"] = modules["deploy_rnn, scan"] = modules[
+            "deploy_rnn, compiled"
+        ]
     if layer.weight_ih_l0.device.type == "cpu":  # what `package` writes
         path = folder / "layer.pt2"
         deploy_rnn.package(layer, (torch.randn(5, 4, layer.input_size),), path)

@@ -10,13 +10,16 @@ from typing import Any
 import torch
 import torch._dynamo
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from deploy_rnn.nn.cells import CELLS
 from deploy_rnn.nn.lengths import reverse_rows
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.recurrent import Recurrent
+
+RECURRENCES = ("auto", "library", "scan")
+"""What may compute a layer in a compiled graph."""
 
 HOLD = 1e4
 """What a step beyond a row's end adds to its gates: the sigmoid of it is 1, and of its negative 0."""
@@ -37,6 +40,34 @@ def has_kernel(layer: Recurrent) -> bool:
         and all(getattr(type(layer), name) is getattr(Recurrent, name) for name in _LOOPS)
         and torch.backends.mkldnn.is_available()
     )
+
+
+def check_recurrence(recurrence: str) -> None:
+    """Check a user's choice.
+
+    Raises:
+        ValueError: it is not one of `RECURRENCES`.
+    """
+    if recurrence not in RECURRENCES:
+        choices = ", ".join(map(repr, RECURRENCES))
+        raise ValueError(f"`recurrence` (={recurrence!r}) must be one of {choices}.")
+
+
+def assign_kernels(model: nn.Module, recurrence: str) -> "list[LibraryRecurrence]":
+    """Let a library's kernel compute the layers of `model`, a converted copy, where the user's choice says so.
+
+    Returns:
+        What is now the `recurrence` of a layer.
+    """
+    if recurrence == "scan":
+        return []
+    kernels = []
+    for layer in model.modules():
+        if isinstance(layer, Recurrent) and has_kernel(layer):
+            kernel = LibraryRecurrence(layer)
+            layer.recurrence = kernel
+            kernels.append(kernel)
+    return kernels
 
 
 class LibraryRecurrence(Recurrence):
@@ -228,7 +259,7 @@ class _ReorderedWeights:
 def _is_ordinary(weight: Any) -> bool:
     """Whether it is a float32 parameter on a CPU, of which PyTorch counts changes; none that a hook computes."""
     return (
-        type(weight) is torch.nn.Parameter
+        type(weight) is nn.Parameter
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.is_contiguous()

@@ -20,6 +20,7 @@ from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 from deploy_rnn.model_errors import warn_user
+from deploy_rnn.nn.library import assign_kernels, check_recurrence
 from deploy_rnn.nn.loops import noted_loops
 from deploy_rnn.nn.recurrent import is_plain_layer, is_recurrent
 from deploy_rnn.packaging import aot, torchscript
@@ -93,6 +94,7 @@ def package(
     dynamic_shapes: Any = None,
     atol: float | None = None,
     rtol: float | None = None,
+    recurrence: str = "auto",
 ) -> Package:
     """Write a model with recurrent layers to one file that needs none of its Python source, and check it first.
 
@@ -122,6 +124,7 @@ def package(
             PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
             bfloat16. Whole numbers and booleans must be equal.
         rtol: allowed difference as a share of the element's magnitude, in addition to `atol`.
+        recurrence: what computes the layers in a .pt2 file: "library", "scan" or "auto", as in `deploy_rnn.compile`.
 
     Raises:
         ExportError: another suffix; the model fails on the example, or gives other numbers when it is called again;
@@ -129,11 +132,12 @@ def package(
         DynamicAxisError: an axis was requested as dynamic that the model fixes.
         VerificationError: the file's numbers differ from the model's; no file is left.
         ConversionError: a recurrent layer that `convert` cannot replace, or a TorchScript module.
-        ValueError, TypeError: a `model`, `atol`, `rtol` or `args` that cannot be used.
+        ValueError, TypeError: a `model`, `atol`, `rtol`, `recurrence` or `args` that cannot be used.
 
     Warns:
         UserWarning: without `dynamic_shapes`, the batch or the steps of the recurrent layers are fixed in a .pt2 file.
     """
+    check_recurrence(recurrence)
     model = check_module(model)
     path = target(path, "model.pt2")
     if path.suffix not in (".pt2", ".pt"):
@@ -156,6 +160,7 @@ def package(
     def write_graph(example: DynamicCall, trials: Sequence[Trial], file: Path) -> _File:
         converted = convert_for_inference(model)
         if path.suffix == ".pt2":
+            assign_kernels(converted, recurrence)
             return _compile(converted, example, trials, file)
         return _script_graph(converted, reference, example, trials, tolerance, file)
 

@@ -113,7 +113,8 @@ def test_torch_modules(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["rows"]
     assert [row["B"] for row in rows] == [1, 32]
     assert list(rows[0]["contestants"]) == [
-        "torch.nn", "deploy_rnn", "deploy_rnn, scripted", "deploy_rnn, compiled", "deploy_rnn, packaged",
+        "torch.nn", "deploy_rnn", "deploy_rnn, scripted", "deploy_rnn, compiled", "deploy_rnn, library",
+        "deploy_rnn, scan", "deploy_rnn, packaged",
     ]  # fmt: skip
     assert "| GRU, B=32 |" in finished.stdout
 

@@ -4,19 +4,23 @@ Dynamo traces each graph, and PyTorch runs it as it is: the kernel is the same, 
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
 import deploy_rnn.compilation
+from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.library import has_kernel
 from deploy_rnn.nn.recurrence import Recurrence
+from deploy_rnn.packaging import aot
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -251,6 +255,30 @@ def test_what_has_no_kernel() -> None:
     assert not any(has_kernel(layer) for layer in others)
     assert has_kernel(deploy_rnn.LSTM(3, 4))
     assert has_kernel(deploy_rnn.convert(nn.LSTM(3, 4)))
+
+
+@torch.no_grad()
+def test_a_package_has_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled to the file; tests/deploy_rnn/packaging runs one without our source."""
+    found = []
+
+    def look(model: nn.Module, call: Any, *_: Any) -> Any:
+        free = {0: Dim.AUTO, 1: Dim.AUTO}
+        shapes = {name: free for name in call.bound.arguments}
+        graph = torch.export.export(model, call.bound.args, dynamic_shapes=shapes).graph_module
+        found.append(kernels(graph))
+        raise ExportError("looked")
+
+    monkeypatch.setattr(aot, "compile_file", look)
+    layer = nn.LSTM(5, 9, 2, bidirectional=True)
+    for recurrence in ("auto", "library", "scan"):
+        with pytest.raises(ExportError, match="looked"):
+            deploy_rnn.package(
+                layer, torch.randn(4, 3, 5), tmp_path / "m.pt2", recurrence=recurrence
+            )
+    assert found == [4, 4, 0]
+    with pytest.raises(ValueError, match=r"`recurrence` \(='loop'\) must be one of 'auto'"):
+        deploy_rnn.package(layer, torch.randn(4, 3, 5), tmp_path / "m.pt2", recurrence="loop")
 
 
 @torch.no_grad()
