@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ def describe() -> dict[str, Any]:
         "cores": usable_cores(),
         **_gpu(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **versions(PACKAGES),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed version of each package; "absent" if there is none."""
+    return {package: _version(package) for package in packages}
 
 
 def publish(result: dict[str, Any], output: Path | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ import onnxruntime
 from rich.console import Console
 
 from benchmarks import ROOT
-from benchmarks.reporting.machine import publish
+from benchmarks.reporting.machine import publish, versions
 from benchmarks.reporting.serving_tables import TABLES
 from benchmarks.serving.contestants import (
     CONTESTANTS,
@@ -44,6 +44,7 @@ from benchmarks.serving.traffic import Traffic
 
 QUICK_RATES = (200.0, 700.0)
 MODELS_RATES = (150.0, 300.0, 450.0)
+SERVER_PACKAGES = ("starlette", "uvicorn", "uvloop", "httptools", "orjson", "grpcio", "protobuf")
 CALLS = 8
 """Requests under way at any time in part `cpu`."""
 WARM_RATE = 100.0
@@ -237,8 +238,13 @@ def main() -> None:
             console.log(f"part {part}")
             output = options.output and options.output / f"serving_{part}.json"
             measured = PARTS[part](plan)
-            header = {"benchmark": f"serving_{part}", "seconds": plan.seconds}
-            result = publish({**header, "triton": triton_versions(), **measured}, output)
+            header = {
+                "benchmark": f"serving_{part}",
+                "seconds": plan.seconds,
+                "server": versions(SERVER_PACKAGES),
+                "triton": triton_versions(),
+            }
+            result = publish({**header, **measured}, output)
             wrong += count_wrong(result)
             print(f"\n{TABLES[part](result)}", flush=True)
     if wrong:
