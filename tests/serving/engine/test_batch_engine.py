@@ -264,3 +264,8 @@ def test_a_fault_of_onnxruntime_is_not_blamed_on_the_inputs() -> None:
 
     with pytest.raises(RunError, match="onnxruntime failed: out of memory"):
         translate_errors(fail)
+
+
+def test_on_one_core_no_run_is_measured_twice(padded: Path, runs: list[tuple[int, ...]]) -> None:
+    make_engine(padded).warm_up(side_by_side=True)
+    assert 1 <= runs.count((1, batch_engine.MEASURED_STEPS)) <= 3
