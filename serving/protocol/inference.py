@@ -10,6 +10,7 @@ from deploy_rnn.errors import (
     ClosedError,
     DeadlineError,
     DeployError,
+    InputError,
     UnauthorizedError,
     UnsupportedError,
 )
@@ -127,7 +128,10 @@ class Inference:
             self._repository.count_unreadable(name)
             raise
         request = oip.in_layout_of_model(infer_request.request, model)
-        future = self._repository.submit(name, version, request)
+        try:
+            future = self._repository.submit(name, version, request)
+        except InputError as error:
+            raise oip.in_words_of_protocol(error, request, model) from error
         return Submitted(infer_request, future)
 
     async def answer(self, future: "Future[Response]") -> Response:

@@ -19,7 +19,7 @@ from ..scheduling.limits import Limits
 from ..scheduling.request import Request
 from ..scheduling.served_model import ServedModel
 from ..scheduling.statistics import Statistics
-from .tensors import datatype
+from .tensors import DATATYPE_OF, datatype, shown
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -88,9 +88,7 @@ def _sequence(value: object) -> int | str | None:
     """The stream of a `sequence_id`; Triton's clients send 0 or "" for none."""
     # bool is a subclass of int.
     if isinstance(value, bool) or not isinstance(value, int | str | None):
-        raise InputError(
-            f"`sequence_id` must be an integer or a string, got {type(value).__name__}."
-        )
+        raise InputError(f"`sequence_id` must be an integer or a string, got {shown(value)}.")
     if isinstance(value, str) and len(value) > MAX_SEQUENCE_CHARACTERS:
         raise InputError(
             f"`sequence_id` has {len(value)} characters; must be at most {MAX_SEQUENCE_CHARACTERS}."
@@ -103,7 +101,7 @@ def _sequence(value: object) -> int | str | None:
 def _flag(parameters: Mapping[str, Any], name: str, sequence: int | str | None) -> bool:
     value = parameters.get(name, False)
     if not isinstance(value, bool):
-        raise InputError(f"`{name}` must be true or false, got {type(value).__name__}.")
+        raise InputError(f"`{name}` must be true or false, got {shown(value)}.")
     if value and sequence is None:
         raise InputError(f"`{name}` is set, but `sequence_id` is missing, 0 or empty.")
     return value
@@ -114,9 +112,8 @@ def _timeout(microseconds: object) -> float:
     value = 0 if microseconds is None else microseconds
     # bool is a subclass of int.
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        text = str(value)[:40]
         raise InputError(
-            f"`timeout` (={text}) must be a number of microseconds, an integer from 0 to 2**64 - 1."
+            f"`timeout` (={shown(value)}) must be a number of microseconds, an integer from 0 to 2**64 - 1."
         )
     return value / 1e6 if value else float("inf")
 
@@ -140,6 +137,41 @@ def in_layout_of_model(request: Request, model: ServedModel) -> Request:
         if array.ndim == axes + 1 and array.shape[-1] == 1:
             changed[spec.name] = array[..., 0]
     return replace(request, inputs={**request.inputs, **changed}) if changed else request
+
+
+def in_words_of_protocol(error: InputError, request: Request, model: ServedModel) -> InputError:
+    """The error of a model that refuses a request.
+
+    Of a datatype or a shape, which the model calls what numpy calls it, another one: with the client's words.
+    """
+    if not request.inputs.keys() <= {spec.name for spec in model.inputs}:
+        return error
+    for spec in model.inputs:
+        array = request.inputs.get(spec.name)
+        if array is None:
+            continue
+        if array.dtype != spec.dtype:
+            given, needed = DATATYPE_OF[array.dtype.name], datatype(spec.dtype)
+            return InputError(f"`{spec.name}` has datatype {given}; must be {needed}.")
+        if not _fits(array.shape, spec.shape):
+            needed = _shape_in_words(spec, model)
+            return InputError(f"`{spec.name}` has shape {list(array.shape)}; must be {needed}.")
+    return error
+
+
+def _fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    pairs = zip(shape, expected, strict=True)
+    return all(size == axis or (isinstance(axis, str) and size > 0) for size, axis in pairs)
+
+
+def _shape_in_words(spec: TensorSpec, model: ServedModel) -> str:
+    sizes = ", ".join(map(str, spec.shape))
+    is_flat = len(spec.shape) == _first_axis(model)
+    either = f" or [{sizes}, 1]" if is_flat and sizes else ""
+    no_zero = ", with no size 0" if any(isinstance(size, str) for size in spec.shape) else ""
+    return f"[{sizes}]{either}{no_zero}"
 
 
 def _first_axis(model: ServedModel) -> int:

@@ -1,6 +1,7 @@
 """Tensors of the protocol to numpy and back: datatypes, shapes, bytes, JSON."""
 
 import itertools
+import json
 import math
 import reprlib
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         supported = ", ".join(DATATYPES)
-        raise InputError(f"`{name}` has datatype {_shorten(datatype)}; must be one of {supported}.")
+        raise InputError(f"`{name}` has datatype {shown(datatype)}; must be one of {supported}.")
     dtype = np.dtype(DATATYPES[datatype])
     return dtype.newbyteorder("<")
 
@@ -68,18 +69,18 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
     # A list of JSON, or a repeated field of protobuf; a string is a sequence too.
     if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_RANK:
         raise InputError(
-            f"`{name}` has shape {_shorten(shape)}; must be a list of at most {MAX_RANK} sizes."
+            f"`{name}` has shape {shown(shape)}; must be a list of at most {MAX_RANK} sizes."
         )
     sizes = tuple(shape)
     for size in sizes:
         # True is an int too.
         if type(size) is not int or size < 0:
             raise InputError(
-                f"`{name}` has size {_shorten(size)} in its shape; sizes must be integers >= 0."
+                f"`{name}` has size {shown(size)} in its shape; sizes must be integers >= 0."
             )
     # numpy has limits for an empty tensor too, such as one of shape [2**62, 0].
     if math.prod(size for size in sizes if size) * dtype.itemsize > max_bytes:
-        text = _shorten(list(sizes))
+        text = shown(list(sizes))
         raise TooLargeError(
             f"`{name}` of shape {text} has more than {max_bytes} bytes, which is the limit."
         )
@@ -138,7 +139,7 @@ def from_values(
 def _flatten(name: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
     """The values in nested lists, row by row, and the shape that the lists have."""
     if not isinstance(data, list):
-        raise InputError(f"`{name}` has data {_shorten(data)}; must be a list of values.")
+        raise InputError(f"`{name}` has data {shown(data)}; must be a list of values.")
     values: list[Any] = data
     sizes = [len(values)]
     while set(map(type, values)) == {list}:
@@ -165,7 +166,7 @@ def _check_types(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> None
             f"`{name}` has data that is not a tensor: lists and values next to each other."
         )
     datatype = DATATYPE_OF[dtype.name]
-    example = _shorten(wrong_value)
+    example = shown(wrong_value)
     raise InputError(f"`{name}` contains values that are not {datatype}, such as {example}.")
 
 
@@ -193,19 +194,34 @@ def _convert(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarr
     return converted
 
 
-def _shorten(value: object) -> str:
-    """At most 80 characters of a value that came from a client."""
+def shown(value: object) -> str:
+    """At most 80 characters of a value that came from a client, as JSON has it."""
     # `repr` of a huge integer takes long, or fails.
-    if isinstance(value, int) and abs(value) >= 10**40:
+    if isinstance(value, int | float) and abs(value) >= 10**40:
         return "a huge number"
-    text = _REPR.repr(value)
+    text = _SHORT_JSON.repr(value)
     if len(text) > 80:
         text = f"{text[:77]}..."
     return text
 
 
-# The built-in `repr` would write all of a value before it is cut, and fails where lists are nested deeply.
-_REPR = reprlib.Repr()
-_REPR.maxlevel = 3
-_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = MAX_RANK
-_REPR.maxstring = _REPR.maxother = 80
+class _ShortJson(reprlib.Repr):
+    """The built-in `repr` would write all of a value before it is cut, and fails where lists are nested deeply."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = MAX_RANK
+        self.maxother = 80
+
+    def repr_str(self, value: str, level: int) -> str:
+        return json.dumps(value[:80])
+
+    def repr_bool(self, value: bool, level: int) -> str:
+        return json.dumps(value)
+
+    def repr_NoneType(self, value: None, level: int) -> str:
+        return json.dumps(value)
+
+
+_SHORT_JSON = _ShortJson()

@@ -8,6 +8,8 @@ import orjson
 
 from deploy_rnn.errors import InputError, TooLargeError
 
+from ..protocol.tensors import shown
+
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header with the number of bytes that are JSON."""
 
@@ -54,7 +56,7 @@ def parse_json(text: bytes, max_bytes: int) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         fields = _parse_again(text)
     if not isinstance(fields, dict):
-        raise InputError(f"the request's JSON must be an object, got {type(fields).__name__}.")
+        raise InputError(f"the request's JSON must be an object, got {shown(fields)}.")
     return fields
 
 

@@ -9,7 +9,15 @@ from deploy_rnn.errors import InputError, TooLargeError
 
 from ..protocol import oip
 from ..protocol.inference import InferRequest
-from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
+from ..protocol.tensors import (
+    check_shape,
+    datatype,
+    dtype_of,
+    from_bytes,
+    from_values,
+    shown,
+    to_bytes,
+)
 from ..scheduling.request import Response
 from ..settings import Settings
 from .binary import BinaryData, join, split, too_much_json
@@ -149,7 +157,7 @@ def _parameters(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _string(fields: Mapping[str, Any], key: str, default: str | None = None) -> str:
     value = fields.get(key, default)
     if not isinstance(value, str):
-        raise InputError(f"`{key}` must be a string, got {type(value).__name__}.")
+        raise InputError(f"`{key}` must be a string, got {shown(value)}.")
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -189,7 +189,7 @@ class Model:
         feeds = self._engine.check_inputs(request.inputs)
         if (feeds.steps or 0) > self._limits.max_steps:
             raise InputError(
-                f"the request has {feeds.steps} steps; `max_steps` is {self._limits.max_steps}."
+                f"the request has {feeds.steps} steps; send at most {self._limits.max_steps} at once."
             )
         most_rows = self._most_rows(feeds)
         if feeds.rows > most_rows:
@@ -256,12 +256,12 @@ class Model:
             return
         if not self.streaming:
             raise StreamError(
-                f"model {self.name!r} has no states and holds no streams; leave out `sequence`."
+                f"model {self.name!r} has no states and holds no streams; a request must not name one."
             )
         for name in self.states:
             if name in request.inputs:
                 raise StreamError(
-                    f"`{name}` is given together with a `sequence`, whose states the server holds; leave out one."
+                    f"`{name}` is given in a chunk of a stream, whose states the server holds; leave it out."
                 )
 
     def _output_names(self, request: Request) -> Sequence[str] | None:

@@ -175,8 +175,8 @@ def test_a_bool_is_0_or_1() -> None:
     [
         ([0, 2**63], ""), ([2**64 - 1, 1], ""),
         ([-1, 2**63], "out of range for UINT64, 0 to"), ([0, 2**64], "out of range for UINT64, 0 to"),
-        ([0.5, 2**63], "that are not UINT64, such as 0.5."), (["a", 2**63], "that are not UINT64, such as 'a'."),
-        ([2**63, None], "that are not UINT64, such as None."),
+        ([0.5, 2**63], "that are not UINT64, such as 0.5."), (["a", 2**63], "that are not UINT64, such as \"a\"."),
+        ([2**63, None], "that are not UINT64, such as null."),
     ],
 )  # fmt: skip
 def test_the_upper_half_of_uint64(values: list[Any], error: str) -> None:
@@ -193,7 +193,7 @@ def test_a_text_among_numbers_takes_no_more_memory() -> None:
     values = ["x" * 50_000, *[1] * 4000]
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match="`x` contains values that are not FP32, such as 'xxx"):
+        with pytest.raises(InputError, match='`x` contains values that are not FP32, such as "xxx'):
             from_values("x", dtype_of("x", "FP32"), (4001,), values)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
@@ -237,6 +237,6 @@ def test_a_value_that_the_datatype_cannot_represent(datatype: str, value: int) -
 
 @pytest.mark.parametrize(("datatype", "value"), [("INT64", 2.5), ("INT32", True), ("BOOL", 3)])
 def test_a_wrong_value_is_shown_as_it_was_sent(datatype: str, value: object) -> None:
-    message = f"`x` contains values that are not {datatype}, such as {value}."
+    message = f"`x` contains values that are not {datatype}, such as {json.dumps(value)}."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         from_values("x", dtype_of("x", datatype), (1,), [value])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy_rnn.errors import DeadlineError, TooLargeError
+from deploy_rnn.errors import DeadlineError, InputError, TooLargeError
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest import bodies, infer
 from deploy_rnn.serving.rest.app import make_app
@@ -138,12 +138,12 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ({"inputs": []}, "the request has no `inputs`."),
         ({"inputs": 3}, "`inputs` must be a list of objects."),
         ({"inputs": [tensor(), tensor()]}, "an input appears twice; the inputs are x, x."),
-        ({"id": 3}, "`id` must be a string, got int."),
+        ({"id": 3}, "`id` must be a string, got 3."),
         ({"inputs": [tensor(shape=[[[1]] * 9, 3])]}, "`x` has size [[1], [1],"),
-        ({"inputs": [tensor(datatype="F32")]}, "`x` has datatype 'F32'; must be one of BOOL,"),
+        ({"inputs": [tensor(datatype="F32")]}, '`x` has datatype "F32"; must be one of BOOL,'),
         (
             {"inputs": [tensor(datatype="BYTES", data=["a"])]},
-            "`x` has datatype 'BYTES'; must be one of BOOL,",
+            '`x` has datatype "BYTES"; must be one of BOOL,',
         ),
         (
             {"inputs": [tensor(shape=[-1, 3])]},
@@ -156,7 +156,7 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ),
         (
             {"inputs": [tensor(data=[1, "2", 3])]},
-            "`x` contains values that are not FP32, such as '2'.",
+            '`x` contains values that are not FP32, such as "2".',
         ),
         ({"inputs": [tensor(data=[[1], [2, 3]])]}, "`x` has data that is not a tensor: "),
         ({"inputs": [tensor(data=[1e300, 0, 0])]}, "`x` contains values out of range for FP32."),
@@ -170,7 +170,7 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ),
         (
             {"parameters": {"sequence_id": 1.5}},
-            "`sequence_id` must be an integer or a string, got float.",
+            "`sequence_id` must be an integer or a string, got 1.5.",
         ),
         (
             {"parameters": {"sequence_start": True}},
@@ -178,7 +178,7 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         ),
         (
             {"parameters": {"sequence_id": 3, "sequence_end": 1}},
-            "`sequence_end` must be true or false, got int.",
+            "`sequence_end` must be true or false, got 1.",
         ),
         (
             {"parameters": {"timeout": 10**400}},
@@ -187,6 +187,20 @@ def test_a_stream_by_number_and_by_name(client: Any) -> None:
         (
             {"parameters": {"timeout": -1}},
             "`timeout` (=-1) must be a number of microseconds, an integer from 0 to",
+        ),
+        (
+            {"parameters": {"timeout": None, "sequence_id": True}},
+            "`sequence_id` must be an integer or a string, got true.",
+        ),
+        # What the model refuses, too, is said in the words of the protocol.
+        ({"inputs": [tensor(datatype="FP64")]}, "`x` has datatype FP64; must be FP32."),
+        (
+            {"inputs": [tensor(shape=[3])]},
+            "`x` has shape [3]; must be [B, T], with no size 0.",
+        ),
+        (
+            {"inputs": [tensor(shape=[0, 3], data=[])]},
+            "`x` has shape [0, 3]; must be [B, T], with no size 0.",
         ),
     ],
 )
@@ -207,7 +221,7 @@ def test_the_message_says_what_is_wrong(change: dict[str, Any], message: str, cl
         (r'"parameters": {"sequence_id": "\ud800"}', r"there is no stream '\ud800'."),
         (
             '"parameters": {"sequence_id": 1e400}',
-            "`sequence_id` must be an integer or a string, got float.",
+            "`sequence_id` must be an integer or a string, got a huge number.",
         ),
         ('"parameters": {"timeout": 1e400}', "must be a number of microseconds"),
         (
@@ -271,7 +285,7 @@ def test_an_invalid_header_length(header: str, client: Any) -> None:
     ("body", "message"),
     [
         (b"", "the request is not JSON"),
-        (b"[1]", "the request's JSON must be an object, got list."),
+        (b"[1]", "the request's JSON must be an object, got [1]."),
         (b'{"inputs": [NaN]}', "NaN is not a number in JSON; send it as binary data"),
         (b'{"a":' * 100_000, "the request's JSON is nested too deeply."),
         (
@@ -539,6 +553,8 @@ def test_lengths_have_one_axis_or_another_of_size_1(
 
         def submit(self, request: Request) -> Any:
             lengths = request.inputs["lengths"]
+            if lengths.ndim != 1:
+                raise InputError("lengths: int64 (B,)")
             seen.append(lengths)
             inputs = {name: array for name, array in request.inputs.items() if name != "lengths"}
             return super().submit(replace(request, inputs=inputs))
@@ -557,10 +573,10 @@ def test_lengths_have_one_axis_or_another_of_size_1(
             body = infer_body(tensor(((1, 2, 3), (4, 5, 6))), lengths)
             assert client.post(INFER, json=body).status_code == 200
             np.testing.assert_array_equal(seen.pop(), [3, 1])
-        # Any other shape is for the model to refuse.
         lengths |= {"shape": [1, 2], "data": [3, 1]}
-        client.post(INFER, json=infer_body(tensor(), lengths))
-        assert seen.pop().shape == (1, 2)
+        answer = client.post(INFER, json=infer_body(tensor(), lengths))
+        message = "`lengths` has shape [1, 2]; must be [B] or [B, 1], with no size 0."
+        assert (answer.status_code, answer.json()["error"]) == (400, message)
 
 
 def test_metrics(client: Any) -> None:

@@ -201,7 +201,7 @@ def test_only_the_outputs_wanted(
 @pytest.mark.parametrize(
     ("request_", "error", "message"),
     [
-        (ask(tokens(1, 101)), InputError, "the request has 101 steps; `max_steps` is 100"),
+        (ask(tokens(1, 101)), InputError, "the request has 101 steps; send at most 100 at once"),
         (
             ask(tokens(1, 4).astype(np.int32)),
             InputError,
@@ -341,9 +341,9 @@ def test_a_request_that_is_cancelled_while_a_batch_is_chosen(
     model = open_model(padded)
     choose = model._queue._choose
 
-    def cancel_and_choose() -> Any:
+    def cancel_and_choose(*arguments: Any) -> Any:
         cancelled.cancel()
-        return choose()
+        return choose(*arguments)
 
     with held(model, ask(tokens(1, 5))):
         cancelled = model.submit(ask(tokens(1, 5)))
@@ -657,7 +657,7 @@ def test_a_client_may_carry_the_states_itself(
     np.testing.assert_allclose(np.concatenate(scores, 1), expected(stream_model, array), atol=1e-5)
     with pytest.raises(
         StreamError,
-        match=r"`rnn.h0` is given together with a `sequence`, whose states the server holds",
+        match=r"`rnn.h0` is given in a chunk of a stream, whose states the server holds; leave it out",
     ):
         model.submit(Request({"tokens": array, **states}, sequence=1, start=True))
     assert not model.holds(1)
