@@ -399,10 +399,14 @@ def _model_axes(
         why_fixed = tracer.any_size.why_fixed
         with count_cell_calls(tracer.model, CALLER) as cells:
             call.run(tracer.model)
+        in_loop = _described_cells(cells)
+        loop = None if in_loop or "steps" not in missing else python_loop(tracer.model, call)
+        if loop is not None:
+            in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}"
         warn_user(
             f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
             f"axis of the inputs is that by itself{why_fixed}; give `dynamic_shapes` if one should be dynamic. "
-            f"{_described_cells(cells)}".rstrip()
+            f"{in_loop}".rstrip()
         )
     return axes
 

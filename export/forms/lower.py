@@ -91,6 +91,12 @@ def _dynamic_time(graph: ir.Graph, steps: ir.SymbolicDim, form: str) -> DynamicA
         for axis, size in enumerate(value.shape or ())
         if isinstance(size, ir.SymbolicDim) and symbols & _symbols(size)
     ]
+    if not axes:
+        return DynamicAxisError(
+            f"a recurrent layer has as many steps as the longest row, which the lengths tell; form={form!r} writes out "
+            "every step, and cannot keep that dynamic. Let pad_packed_sequence have `total_length=x.size(...)`, the "
+            "steps of the padded input, or use form='scan' or form='native'."
+        )
     return DynamicAxisError(
         f"{' and '.join(axes)} is the time axis, which form={form!r} cannot keep dynamic: it writes out every step. "
         "Leave it out of `dynamic_shapes`, or use form='scan' or form='native'."

@@ -99,7 +99,7 @@ def _axis_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
 def _bind_sizes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
     """Return dynamic axis -> its size, which must be the same in every array that has the axis."""
     sizes: dict[str, int] = {}
-    owners: dict[str, str] = {}  # the first input that has the axis
+    owners: dict[str, TensorSpec] = {}  # the first input that has the axis
     for spec in specs:
         array = inputs[spec.name]
         _check_array(array, spec)
@@ -108,12 +108,23 @@ def _bind_sizes(specs: Sequence[TensorSpec], inputs: Arrays) -> dict[str, int]:
                 continue  # a fixed size, which `_check_array` has compared
             if axis not in sizes:
                 sizes[axis] = size
-                owners[axis] = spec.name
+                owners[axis] = spec
             elif size != sizes[axis]:
+                owner = owners[axis]
+                layouts = [*filter(None, (_layout(owner), _layout(spec)))]
                 raise InputError(
-                    f"`{spec.name}` has {axis}={size}, `{owners[axis]}` has {axis}={sizes[axis]}."
+                    f"`{spec.name}` has {axis}={size}, `{owner.name}` has {axis}={sizes[axis]}."
+                    f"{f' {layouts[0]}' if layouts else ''}"
                 )
     return sizes
+
+
+def _layout(spec: TensorSpec) -> str:
+    """Whether the batch or the steps come first in an input that has both; empty for others."""
+    if not {"B", "T"} <= set(spec.shape):
+        return ""
+    first = "batch" if spec.shape.index("B") < spec.shape.index("T") else "time"
+    return f"This model takes {first} first: {spec}."
 
 
 def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
@@ -126,9 +137,10 @@ def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
             f"`{spec.name}` is {array.dtype}, the graph takes {spec.dtype}; use array.astype({spec.dtype!r})."
         )
     if not _fits(array.shape, spec.shape):
-        raise InputError(
+        text = (
             f"`{spec.name}` has shape {list(array.shape)}, the graph takes {spec} with no size 0."
         )
+        raise InputError(f"{text} {_layout(spec)}".rstrip())
 
 
 def _fits(shape: Sequence[int], expected_shape: Sequence[int | str]) -> bool:

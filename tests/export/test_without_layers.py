@@ -115,3 +115,25 @@ def test_an_axis_that_only_the_graph_fixes() -> None:
     """Of a model with an axis for its weights, one that it takes in every size, and one with a name."""
     model = Loop()
     assert fixed_axes(model, ExampleCall.of(model, (X,)), [{0: "x_0"}]) == [(0, 1)]
+
+
+class Stepped(nn.Module):
+    """A layer that is called for one step at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(3, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = None
+        for t in range(x.size(1)):
+            y, h = self.rnn(x[:, t : t + 1], h)
+        return y
+
+
+def test_a_loop_around_a_layer_has_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match=r"have steps, .*`for t in range\(x.size\(1\)\):` is a loop"
+    ):
+        report = export_onnx(Stepped(), (X,), tmp_path / "model.onnx", form="native")
+    assert report.inputs[0].shape == ("B", 5, 3)

@@ -15,6 +15,7 @@ from deploy_rnn.errors import InputError, LoadError, ProviderError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.runtime import CUDA, TensorSpec, placement
 from deploy_rnn.serving import Engine
+from deploy_rnn.serving.engine.feeds import _bind_sizes
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,22 @@ def test_only_the_outputs_asked_for(path: Path) -> None:
         engine.run(list(make_inputs(2).values()))
     with pytest.raises(ValueError, match=r"`threads` \(=0\) must be a whole number from 1"):
         Engine(path, threads=0)
+
+
+def test_a_wrong_layout_is_refused_with_the_right_one() -> None:
+    time_first = [
+        TensorSpec("input", "float32", ("T", "B", 3)),
+        TensorSpec("h0", "float32", (1, "B", 4)),
+    ]
+    arrays = {"input": np.zeros((2, 6, 3), "float32"), "h0": np.zeros((1, 2, 4), "float32")}
+    message = (
+        r"`h0` has B=2, `input` has B=6\. This model takes time first: input: float32 \[T, B, 3\]\."
+    )
+    with pytest.raises(InputError, match=message):
+        _bind_sizes(time_first, arrays)
+    batch_first = [TensorSpec("input", "float32", ("B", "T", 3))]
+    with pytest.raises(InputError, match=r"no size 0\. This model takes batch first: input: "):
+        _bind_sizes(batch_first, {"input": np.zeros((3, 2, 6), "float32")})
 
 
 @pytest.mark.parametrize(
