@@ -12,6 +12,8 @@ import torch._inductor
 from torch._inductor.exc import InductorError
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from deploy_rnn.loop_blocks import LoopsInBlocks
+
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 # Inductor can write the driving code in C++ too, which makes a loop of small steps up to 1.7x faster
@@ -36,8 +38,7 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """Compile a graph of torch.compile, as its `backend`."""
     define_quotient_of_sizes()
-    # tanh from one exponential, in one vectorised loop.
-    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+    options = loop_options()
     if CPP_WRAPPER and not torch.is_grad_enabled():
         try:
             return _compile(graph, example_inputs, options | {"cpp_wrapper": True})
@@ -47,6 +48,15 @@ def compile_graph(
             if "CppCompileError" not in str(error):
                 raise
     return _compile(graph, example_inputs, options)
+
+
+def loop_options() -> dict[str, Any]:
+    """Options of inductor for a graph with loops over time."""
+    # tanh from one exponential, in one vectorised loop.
+    options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+    if CPP_WRAPPER:
+        options["post_grad_custom_post_pass"] = LoopsInBlocks()
+    return options
 
 
 def _compile(

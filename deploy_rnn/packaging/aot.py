@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import ExportError
-from deploy_rnn.inductor import CPP_WRAPPER
+from deploy_rnn.inductor import CPP_WRAPPER, loop_options
 from deploy_rnn.packaging.axes import Axes, Axis
 from deploy_rnn.packaging.tracing import explained_errors, trace
 
@@ -157,7 +157,7 @@ def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
 
 def _compile(program: ExportedProgram, path: Path) -> str:
     """Compile a traced model with AOTInductor: -> the path of the package."""
-    options = {
+    options = loop_options() | {
         "aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}
     }
     try:

@@ -58,7 +58,8 @@ ARROWS = {
     "first_call": {"checking", "copying", "random_state", "half_precision"},
     "packing": {"nn"},
     "any_size": set(),
-    "inductor": set(),
+    "inductor": {"loop_blocks"},
+    "loop_blocks": set(),
     "compilation": {
         "any_size", "conversion", "copying", "first_call", "held_layers", "inductor", "nn", "packing",
     },

@@ -17,6 +17,8 @@ import deploy_rnn
 from deploy_rnn import RNN
 from deploy_rnn.compilation import _NO_DUCK_SHAPES
 from deploy_rnn.errors import CompilationError, ConversionError
+from deploy_rnn.inductor import TORCH_VERSION
+from deploy_rnn.loop_blocks import STEPS_A_TURN, LoopsInBlocks
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -74,6 +76,32 @@ def test_one_compilation_serves_every_length_and_batch(
             x = torch.randn(steps, batch, 5)
             torch.testing.assert_close(compiled(x), original(x))
         assert graphs() == 1
+
+
+@pytest.mark.skipif(TORCH_VERSION < (2, 13), reason="steps are taken one by one")
+def test_a_loop_takes_several_steps_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And then those that are left, one by one. With one row, no step calls a library for its product."""
+    bodies: list[torch.fx.Graph] = []
+
+    class Seen(LoopsInBlocks):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            super().__call__(graph)
+            for loop in graph.find_nodes(
+                op="call_function", target=torch.ops.higher_order.while_loop
+            ):
+                bodies.append(getattr(graph.owning_module, loop.args[1].target).graph)
+
+    monkeypatch.setattr(deploy_rnn.inductor, "LoopsInBlocks", Seen)
+    original = nn.RNN(3, 4).eval()
+    compiled = deploy_rnn.compile(original)
+    with torch.no_grad():
+        for steps in (7, 2, 3, 4, 5, 8, 9):
+            x = torch.randn(steps, 1, 3)
+            torch.testing.assert_close(compiled(x), original(x))
+    assert graphs() == 1
+    operators = [[str(node.target) for node in body.nodes] for body in bodies]
+    assert [names.count("aten.tanh.default") for names in operators] == [STEPS_A_TURN, 1]
+    assert not any("bmm" in name for names in operators for name in names)
 
 
 @pytest.mark.slow
