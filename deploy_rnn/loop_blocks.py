@@ -17,7 +17,7 @@ STEPS_A_TURN = 4
 aten = torch.ops.aten
 
 
-class LoopsInBlocks(CustomGraphPass):  # type: ignore[misc]
+class LoopsInBlocks(CustomGraphPass):
     """Rewrites each `scan` on the CPU into two loops, for `post_grad_custom_post_pass` of inductor.
 
     The first takes `STEPS_A_TURN` steps a turn, as long as there are so many; the second takes those that are left, one
@@ -109,7 +109,7 @@ class _Loops:
         end_of_states = end_of_outputs + len(states)
         end_of_sequences = end_of_states + len(sequences)
 
-        def goes_on(*inputs: Any) -> torch.Tensor:
+        def goes_on(*inputs: Any) -> Any:
             return inputs[0][-1] < steps
 
         def turn(*inputs: Any) -> tuple[torch.Tensor, ...]:
