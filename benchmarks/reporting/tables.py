@@ -19,6 +19,8 @@ from benchmarks.reporting.grid_tables import (
     points_table,
     targets_table,
 )
+from benchmarks.reporting.serving_tables import TABLES as SERVING_TABLES
+from benchmarks.reporting.serving_tables import goals_table, serving_in_words
 from benchmarks.reporting.summary import leads, medians
 from benchmarks.reporting.text import factor, load, machine_line, markdown
 
@@ -163,41 +165,6 @@ def batching_table(result: Result) -> str:
     return markdown(header, lines) + "\n\n" + machine_line(result)
 
 
-def serving_table(result: Result) -> str:
-    """Throughput within the limit, overhead, padding, and latency at two rates that every contestant reached."""
-    shortest = min((row["points"] for row in result["rows"]), key=len)
-    common_rates = [point["rate"] for point in shortest]
-    shown_rates = common_rates[:: max(1, len(common_rates) // 2)][:2]
-    lines = []
-    for row in result["rows"]:
-        best = row["best"] or {"rate": 0.0, "rows": 0.0}
-        padding = f"{best['waste']:.0%}" if "waste" in best else ""
-        latencies = {point["rate"]: _latency(point) for point in row["points"]}
-        lines.append(
-            [
-                row["contestant"],
-                f"{best['rate']:.0f}",
-                f"{best['rows']:.1f}",
-                padding,
-                f"{row['overhead']:.2f}",
-                *(latencies[rate] for rate in shown_rates),
-            ]
-        )
-    header = [
-        "",
-        f"requests/s within p99 {result['limit']:.0f} ms",
-        "rows of a run",
-        "padding",
-        "overhead ms",
-    ]
-    header += [f"p50 / p95 / p99 ms at {rate:.0f}/s" for rate in shown_rates]
-    return markdown(header, lines) + "\n\n" + machine_line(result)
-
-
-def _latency(point: dict[str, float]) -> str:
-    return f"{point['p50']:.1f} / {point['p95']:.1f} / {point['p99']:.1f}"
-
-
 def accuracy_line(metrics: dict[str, Any]) -> str:
     """How well the highlighter does, from the metrics of its training."""
     return (
@@ -208,13 +175,13 @@ def accuracy_line(metrics: dict[str, Any]) -> str:
     )
 
 
-def in_words(export: Result, grid: Result, serving: Result) -> str:
+def in_words(export: Result, grid: Result, lengths: Result) -> str:
     """The three figures of the README: an export, the speed of a file, and a server."""
     return "\n".join(
         [
             f"- {_export_in_words(export)}",
             f"- {_speed_in_words(grid)}",
-            f"- {_serving_in_words(serving)}",
+            f"- {serving_in_words(lengths)}",
             "",
             machine_line(grid),
         ]
@@ -260,16 +227,6 @@ def _by_family(result: Result) -> dict[str, list[Any]]:
     }
 
 
-def _serving_in_words(result: Result) -> str:
-    """Requests a second within the limit, of the plain server and of ours."""
-    rates = {row["contestant"]: row["best"]["rate"] for row in result["rows"] if row["best"]}
-    plain = rates["Starlette, one `session.run` per request"]
-    return (
-        f"**Serve** rows of 1 to 200 steps: {rates['deploy-rnn serve']:.0f} requests a second with a p99 within "
-        f"{result['limit']:.0f} ms, where Starlette with one `session.run` per request reaches {plain:.0f}."
-    )
-
-
 def sections() -> dict[str, str]:
     """Every generated part of the README and docs, by the name in its markers."""
     return {
@@ -285,9 +242,9 @@ def sections() -> dict[str, str]:
         "cuda_grid": cuda_grid_table(load(RESULTS / "grid_cuda.json")),
         "cuda_modules": modules_table(load(RESULTS / "torch_modules_cuda.json")),
         "in_words": in_words(
-            load(RESULTS / "export.json"), load(GRID), load(RESULTS / "serving.json")
+            load(RESULTS / "export.json"), load(GRID), load(RESULTS / "serving_lengths.json")
         ),
-        "serving": serving_table(load(RESULTS / "serving.json")),
+        **serving_sections(serving_results()),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
@@ -307,6 +264,20 @@ def grid_sections(result: Result) -> dict[str, str]:
         "grid_points": points_table(result),
         "grid_missing": missing_table(result),
     }
+
+
+def serving_results() -> dict[str, Result]:
+    """Every part of the comparison of servers that was measured."""
+    paths = {part: RESULTS / f"serving_{part}.json" for part in SERVING_TABLES}
+    return {part: load(path) for part, path in paths.items() if path.exists()}
+
+
+def serving_sections(results: dict[str, Result]) -> dict[str, str]:
+    """The table of each part of the comparison of servers, and what it was to show."""
+    part_tables = {
+        f"serving_{part}": SERVING_TABLES[part](result) for part, result in results.items()
+    }
+    return {**part_tables, "serving_goals": goals_table(results)}
 
 
 def fill(text: str) -> str:

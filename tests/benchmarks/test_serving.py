@@ -205,10 +205,12 @@ def test_the_line_of_the_readme_names_the_peers_that_ran() -> None:
     rows = [make_row(contestants.DEPLOY_RNN, 800, 30), make_row(contestants.PLAIN, 300, 30)]
     words = serving_tables.serving_in_words(make_result(*rows))
     assert "keeps up with 800 requests a second on 2 cores" in words
-    assert "per request, with 300." in words
+    assert "the load shares (p99 at 400: 30 ms)" in words
+    assert words.endswith("per request, with 300.")
     assert "Triton" not in words
     with_triton = make_result(*rows, make_row(contestants.TRITON, 400, 30))
-    assert "in its Python backend, with 400;" in serving_tables.serving_in_words(with_triton)
+    triton_words = "in its Python backend, with 400 (p99 at 400: 30 ms);"
+    assert triton_words in serving_tables.serving_in_words(with_triton)
 
 
 def test_a_missing_contestant_and_a_wrong_answer_are_in_the_table() -> None:
@@ -226,9 +228,8 @@ def test_goals_are_met_or_not_by_the_figures() -> None:
     ours = make_row(contestants.DEPLOY_RNN, 800, 30)
     triton = make_row(contestants.TRITON, 400, 25)
     cpu_row = {**ours, "points": [make_point(0, server_cpu=0.030)]}
-    table = serving_tables.goals_table(
-        make_result(ours, triton), make_result(triton, ours), make_result(cpu_row)
-    )
+    results = {"lengths": make_result(ours, triton), "cpu": make_result(cpu_row)}
+    table = serving_tables.goals_table(results)
     assert (
         "| p99 against Triton's, lengths, HTTP | <= 1x at every rate | 1.20x at 400/s | **no** |"
         in table
@@ -288,7 +289,11 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> serve.Plan:
     )  # fmt: skip
 
 
-def test_our_server_and_the_sketch_are_measured_and_right(plan: serve.Plan) -> None:
+def test_our_server_and_the_sketch_are_measured_and_right(
+    plan: serve.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "WARM_SECONDS", 0.1)
+    monkeypatch.setattr(serve, "REST_SECONDS", 0)
     result = serve.PARTS["cpu"](plan)
     rows: Sequence[dict[str, Any]] = result["rows"]
     assert [(row["contestant"], row["protocol"]) for row in rows] == [
