@@ -150,6 +150,20 @@ def test_a_little_faster_is_not_worth_all_cores(one_core: float, gains: bool) ->
     assert runner.gains_from_cores(1) is gains
 
 
+def test_a_run_that_was_held_up_is_not_taken_for_slow() -> None:
+    """By another process, while the runs on one core were measured for the first time."""
+    times = iter([9.0] * 3)
+    runner, _ = make_cores(
+        all_cores=lambda rows: 4.0, one_core=lambda rows: next(times, 5.0), cores=2
+    )
+    assert not runner.gains_from_cores(1)
+    times = iter([9.0] * 100)
+    runner, _ = make_cores(
+        all_cores=lambda rows: 4.0, one_core=lambda rows: next(times, 5.0), cores=2
+    )
+    assert runner.gains_from_cores(1), "it is always slow"
+
+
 def test_a_run_beside_others_has_one_core() -> None:
     runner, sessions = make_cores(all_cores=lambda rows: 1.0, one_core=lambda rows: 5.0, cores=2)
     assert runner.gains_from_cores(2)
