@@ -1,5 +1,6 @@
 """The process of `deploy-rnn serve`: its signals, its standard files, and its end."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -164,3 +165,12 @@ def test_threads_take_turns_within_the_time_of_a_short_run() -> None:
         assert sys.getswitchinterval() < 1e-3
     finally:
         sys.setswitchinterval(before)
+
+
+def test_what_is_imported_is_not_collected_again() -> None:
+    """A full collection would look through all of it, while nothing else goes on."""
+    try:
+        process.keep_what_is_imported()
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -400,3 +401,82 @@ def test_a_stop_takes_the_connections_that_wait(repository: Repository) -> None:
     answer = asyncio.run(asyncio.wait_for(answer_to_the_waiting(), 20))
     assert statuses(answer) == [200]
     assert b"connection: close" in answer
+
+
+class StoppedClock:
+    """An event loop whose time passes by itself only: in `pass_seconds`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.timers: list[tuple[float, Callable[..., Any], tuple[Any, ...]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_at(self, when: float, function: Callable[..., Any], *args: Any) -> Any:
+        timer = (when, function, args)
+        self.timers.append(timer)
+        return SimpleNamespace(cancel=lambda: self.timers.remove(timer))
+
+    def call_later(self, seconds: float, function: Callable[..., Any], *args: Any) -> Any:
+        return self.call_at(self.now + seconds, function, *args)
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += seconds
+        for timer in [timer for timer in self.timers if timer[0] <= self.now]:
+            self.timers.remove(timer)
+            timer[1](*timer[2])
+
+
+class Unsent:
+    """A transport that keeps what is written until `unsent` is set to 0: the client has read it."""
+
+    def __init__(self) -> None:
+        self.unsent = 0
+        self.aborted = False
+
+    def write(self, data: bytes) -> None:
+        self.unsent += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def is_closing(self) -> bool:
+        return self.aborted
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+def test_a_client_has_the_time_to_read_since_it_has_read_all_before() -> None:
+    """uvloop sends at the end of each turn: whenever one looks, an answer may have been written just now."""
+
+    async def check() -> None:
+        state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[])
+        places = connection.Places(
+            Settings(unread_seconds=10, header_seconds=1000, idle_seconds=1000), set()
+        )
+        tested: Any = connection.Connection(lambda *args: None, state, places)  # type: ignore[arg-type, return-value]
+        clock = StoppedClock()
+        tested._loop = clock
+        transport: Any = Unsent()
+        tested.connection_made(transport)
+        for _ in range(5):  # a small answer now and then, which is read a second later
+            tested.write(b"answer")
+            clock.pass_seconds(1)
+            transport.unsent = 0
+            clock.pass_seconds(8.5)
+        tested.write(b"answer")
+        clock.pass_seconds(9)
+        assert not transport.aborted
+        clock.pass_seconds(2)
+        assert transport.aborted
+
+    asyncio.run(check())
