@@ -42,7 +42,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
     A layer is a loop over its steps, or one call of a library's kernel, in the same graph. A library has one for an
     LSTM without `proj_size` on a CPU, in float32 and without gradients: oneDNN's, which `nn.LSTM` calls, too. It reads
     weights in an order of its own, in which a copy of them is kept. The copy is made again after any change that
-    PyTorch counts, such as by `load_state_dict` or an optimizer; not after one through `.data` or NumPy.
+    PyTorch counts, such as by `load_state_dict` or an optimizer. A change through `.data` or NumPy is not counted, and
+    is seen if it is of more than a few elements.
 
     The first call also compares the converted model with `model`: both run once, uncompiled, on the inputs of the call,
     in evaluation mode and without gradients, with the parameters that the result then has. Compiling takes longer

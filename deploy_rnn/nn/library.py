@@ -4,6 +4,7 @@
 for any number of steps and rows, so that a graph with it stays one graph for every T and B.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ RECURRENCES = ("auto", "library", "scan")
 
 HOLD = 1e4
 """What a step beyond a row's end adds to its gates: the sigmoid of it is 1, and of its negative 0."""
+
+SAMPLES = 64
+"""How many elements of a weight, at least, are looked at before each call."""
 
 _LSTM_OF_ONEDNN = 2
 """Its number for the operator."""
@@ -88,8 +92,8 @@ class LibraryRecurrence(Recurrence):
         """See to the weights before a call of the compiled graph.
 
         oneDNN reads them in an order of its own. They are put into that order once, and again whenever PyTorch counts a
-        change: `load_state_dict`, an optimizer, any operation in place, another tensor in a weight's place. Not seen is
-        what is written through `.data` or NumPy.
+        change: `load_state_dict`, an optimizer, any operation in place, another tensor in a weight's place. What is
+        written through `.data` or NumPy is seen if it changes one of 64 elements, spread evenly over the weight.
         """
         self._reordered.update()
 
@@ -207,45 +211,35 @@ class _ReorderedWeights:
     def __init__(self, layer: Recurrent) -> None:
         self.weights: list[list[Tensor]] | None = None
         self._layer = layer
-        # Of every weight: its name, its place in memory, and how often PyTorch has counted a change of it.
-        self._seen: list[tuple[str, int, int]] | None = None
-        self._held: list[Tensor] = []
+        self._seen: dict[str, _SeenWeight] = {}
 
     def update(self) -> None:
         """Make them again if those of the layer have changed."""
         parameters: dict[str, Any] = self._layer._parameters
-        if self._seen is not None:
-            for name, place, version in self._seen:
-                weight = parameters.get(name)
-                if weight is None or weight.data_ptr() != place or weight._version != version:
-                    break
-            else:
+        for name, seen in self._seen.items():
+            if not seen.is_still(parameters.get(name)):
+                break
+        else:
+            if self._seen:
                 return
-        self.weights = self._seen = None
         names = list(self._layer.weight_shapes())
-        found: list[Any] = [weight for weight in map(parameters.get, names) if _is_ordinary(weight)]
-        if len(found) < len(names):
+        if not all(_is_ordinary(parameters.get(name)) for name in names):
+            self.weights, self._seen = None, {}
             return
-        # They are held, so that no other ones take their place in memory.
-        self._held = [weight.detach() for weight in found]
-        self._seen = [
-            (name, weight.data_ptr(), weight._version)
-            for name, weight in zip(names, found, strict=True)
-        ]
+        seen_weights = {name: _SeenWeight(parameters[name]) for name in names}
+        tensors = [seen.tensor for seen in seen_weights.values()]
         count = 4 if self._layer.bias else 2
         self.weights = [
-            self._reordered(
-                self._held[first : first + count],
-                reverse=names[first].endswith("_reverse"),
-            )
-            for first in range(0, len(names), count)
+            self._reordered(tensors[first : first + count], names[first].endswith("_reverse"))
+            for first in range(0, len(tensors), count)
         ]
+        self._seen = seen_weights
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to a copied layer, whose weights are others."""
-        return vars(self) | {"weights": None, "_seen": None, "_held": []}
+        return vars(self) | {"weights": None, "_seen": {}}
 
-    def _reordered(self, weights: list[Tensor], *, reverse: bool) -> list[Tensor]:
+    def _reordered(self, weights: list[Tensor], reverse: bool) -> list[Tensor]:
         layer = self._layer
         matrices = torch.ops.mkldnn._reorder_mkldnn_rnn_layer_weight(
             *weights[:2], layer.hidden_size, reverse, layer.bias, False, None
@@ -254,6 +248,40 @@ class _ReorderedWeights:
         for weight in reordered:
             torch._dynamo.mark_static(weight)  # as the sizes of a parameter are
         return reordered
+
+
+class _SeenWeight:
+    """A weight as it was when it was reordered.
+
+    Attributes:
+        tensor: the same memory, which is held so that no other weight takes its place.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        self.tensor = weight.detach()
+        self._place = weight.data_ptr()
+        self._version = weight._version
+        # What is written through `.data` or NumPy is not counted. If it is more than a few elements, it changes these.
+        numbers = self.tensor.flatten()
+        self._samples = numbers[:: _stride(numbers.numel(), self.tensor.size(-1))].numpy()
+        self._bytes = self._samples.tobytes()
+
+    def is_still(self, weight: Any) -> bool:
+        """Whether `weight` is in the same place, and has the same numbers."""
+        return (
+            weight is not None
+            and weight.data_ptr() == self._place
+            and weight._version == self._version
+            and self._samples.tobytes() == self._bytes
+        )
+
+
+def _stride(numbers: int, columns: int) -> int:
+    """How far samples are apart, so that they do not all lie in one column."""
+    stride = max(1, numbers // SAMPLES)
+    while math.gcd(stride, columns) > 1:
+        stride -= 1
+    return stride
 
 
 def _is_ordinary(weight: Any) -> bool:

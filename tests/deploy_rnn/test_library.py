@@ -144,6 +144,18 @@ def renewed(layer: nn.Module) -> None:
             weight.data = torch.rand_like(weight)
 
 
+def averaged(layer: nn.Module) -> None:
+    """Through `.data`, which PyTorch does not count; what is left out changes every second column."""
+    for weight in layer.parameters():
+        if weight.dim() == 2:
+            weight.data[:, 1::2] *= 0.5
+
+
+def written(layer: nn.Module) -> None:
+    for weight in layer.parameters():
+        weight.detach().numpy()[: weight.size(0) // 4] += 0.5
+
+
 def stepped(layer: nn.Module) -> None:
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     with torch.enable_grad():
@@ -156,7 +168,7 @@ def test_a_change_of_the_weights_is_seen(traced: list[torch.fx.GraphModule]) -> 
     compiled: Any = deploy_rnn.compile(nn.LSTM(5, 9, bidirectional=True), recurrence="library")
     layer = compiled._orig_mod
     x = torch.randn(4, 3, 5)
-    for change in (halved, loaded, assigned, renewed, stepped):
+    for change in (halved, loaded, assigned, renewed, averaged, written, stepped):
         before = compiled(x)[0]
         change(layer)
         expected = nn.LSTM(5, 9, bidirectional=True)
