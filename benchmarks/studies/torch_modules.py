@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch._inductor
@@ -24,8 +24,7 @@ from benchmarks.grid.contestants import measure_side_by_side, torch_contestant
 from benchmarks.grid.products import torch_products
 from benchmarks.reporting.machine import publish
 from benchmarks.reporting.tables import modules_summary, modules_table
-from deploy_rnn.nn.library import has_kernel
-from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.nn.library import assign_kernels
 from deploy_rnn.timing import compare
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
@@ -42,15 +41,14 @@ def make_modules(layer: nn.RNNBase, folder: Path) -> dict[str, Callable[..., Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.script is deprecated, and says so
         scripted = torch.jit.script(deploy_rnn.convert(layer))
-    converted = cast(Recurrent, deploy_rnn.convert(layer))
     modules: dict[str, Callable[..., Any]] = {
         "torch.nn": layer,
-        "deploy_rnn": converted,
+        "deploy_rnn": deploy_rnn.convert(layer),
         "deploy_rnn, scripted": scripted,
         "deploy_rnn, compiled": deploy_rnn.compile(layer),
     }
     # What "auto" chose from. A layer for which no library has a kernel is the same loop with every choice.
-    if has_kernel(converted):
+    if assign_kernels(deploy_rnn.convert(layer), "library"):
         modules["deploy_rnn, library"] = deploy_rnn.compile(layer, recurrence="library")
         modules["deploy_rnn, scan"] = deploy_rnn.compile(layer, recurrence="scan")
     else:

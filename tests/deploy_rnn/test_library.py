@@ -4,6 +4,7 @@ Dynamo traces each graph, and PyTorch runs it as it is: the kernel is the same, 
 """
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch.utils import _pytree as pytree
 import deploy_rnn
 import deploy_rnn.compilation
 from deploy_rnn.errors import ExportError
-from deploy_rnn.nn.library import has_kernel
+from deploy_rnn.nn import cudnn
+from deploy_rnn.nn.library import assign_kernels
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.packaging import aot
 
@@ -264,9 +266,10 @@ def test_what_has_no_kernel() -> None:
     others = [
         deploy_rnn.GRU(3, 4), deploy_rnn.RNN(3, 4), deploy_rnn.LSTM(3, 4, proj_size=2), Doubled(3, 4), scaled,
     ]  # fmt: skip
-    assert not any(has_kernel(layer) for layer in others)
-    assert has_kernel(deploy_rnn.LSTM(3, 4))
-    assert has_kernel(deploy_rnn.convert(nn.LSTM(3, 4)))
+    for layer in others:
+        assert assign_kernels(layer, "library") == []
+    for layer in (deploy_rnn.LSTM(3, 4), deploy_rnn.convert(nn.LSTM(3, 4))):
+        assert len(assign_kernels(layer, "library")) == 1
 
 
 @torch.no_grad()
@@ -303,3 +306,105 @@ def test_the_choice(traced: list[torch.fx.GraphModule]) -> None:
     assert [kernels(graph) for graph in traced] == [0, 1]
     with pytest.raises(ValueError, match=r"`recurrence` \(='cudnn'\) must be one of 'auto'"):
         deploy_rnn.compile(original, recurrence="cudnn")
+
+
+# cuDNN. Its operator has a stand-in: torch.nn's own functions, under its name, on the CPU.
+
+CUDNN = torch.ops.aten._cudnn_rnn.default
+FUNCTIONS: Any = (torch.rnn_relu, torch.rnn_tanh, torch.lstm, torch.gru)
+
+
+def stand_in(
+    input: Tensor, weight: list[Tensor], count: int, buffer: Tensor | None, hx: Tensor, cx: Tensor | None, mode: int,
+    hidden: int, proj: int, layers: int, batch_first: bool, dropout: float, train: bool, bidirectional: bool,
+    batch_sizes: list[int], dropout_state: Tensor | None,
+) -> Any:  # fmt: skip
+    states = hx if cx is None else (hx, cx)
+    has_biases = count >= 4
+    results = FUNCTIONS[mode](
+        input, states, weight, has_biases, layers, dropout, train, bidirectional, batch_first
+    )
+    results = [result.clone() for result in results]
+    nothing = input.new_empty(0)
+    output, h, c = results if cx is not None else (*results, nothing)
+    assert buffer is None or buffer.numel() == sum(part.numel() for part in weight)
+    return output, h, c, input.new_empty(0, dtype=torch.uint8), nothing
+
+
+def joined(weights: list[Tensor], *_: Any) -> Tensor:
+    """As cuDNN's own does: the weights become parts of one piece of memory."""
+    buffer = torch.cat([weight.flatten() for weight in weights])
+    parts = buffer.split([weight.numel() for weight in weights])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.set_(part.view(weight.shape))
+    return buffer
+
+
+@pytest.fixture
+def cudnn_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(cudnn, "DEVICE", "cpu")
+    monkeypatch.setattr(cudnn, "has_kernel", lambda: True)
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", joined)
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_cudnn_rnn", stand_in, "CPU")
+    yield
+    library._destroy()
+
+
+@pytest.mark.usefixtures("cudnn_on_the_cpu")
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        (nn.RNN, {"nonlinearity": "relu", "batch_first": True}),
+        (nn.RNN, {"bias": False}),
+        (nn.GRU, {"dropout": 0.5, "batch_first": True}),
+        (nn.LSTM, {}),
+        (nn.LSTM, {"proj_size": 3}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@torch.no_grad()
+def test_cudnn_in_one_graph(
+    traced: list[torch.fx.GraphModule], family: Any, options: dict[str, Any]
+) -> None:
+    original = family(5, 9, 2, bidirectional=True, **options).eval()
+    compiled: Any = deploy_rnn.compile(original, recurrence="library")
+    for steps, batch in SHAPES[:6]:
+        x = torch.randn(steps, batch, 5)
+        torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
+    halved(compiled._orig_mod)
+    halved(original)
+    torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
+    renewed(compiled._orig_mod)
+    original.load_state_dict(compiled._orig_mod.state_dict())
+    torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
+    graph = traced[0].graph
+    assert len(traced) == 1
+    assert sum(node.target is CUDNN for node in graph.nodes) == 1
+
+
+@pytest.mark.usefixtures("cudnn_on_the_cpu")
+@torch.no_grad()
+def test_what_cudnn_leaves_to_the_loop(traced: list[torch.fx.GraphModule]) -> None:
+    original = nn.GRU(5, 4)
+    compiled = deploy_rnn.compile(original, recurrence="library")
+    x, lengths = torch.randn(4, 2, 5), torch.tensor([4, 1])
+    expected = deploy_rnn.convert(original)(x, None, lengths)
+    torch.testing.assert_close(compiled(x, None, lengths), expected)
+    assert not any(node.target is CUDNN for node in traced[0].graph.nodes)
+    assert assign_kernels(deploy_rnn.GRU(5, 4), "auto") == []
+
+
+@pytest.mark.cuda
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")
+@pytest.mark.parametrize("family", [nn.RNN, nn.GRU, nn.LSTM])
+def test_cudnn_on_a_gpu(monkeypatch: pytest.MonkeyPatch, family: Any) -> None:
+    """Compiled to the end, in float32 and in float16."""
+    monkeypatch.undo()
+    for dtype, atol in ((torch.float32, 1e-5), (torch.float16, 1e-2)):
+        original = family(5, 64, 2, bidirectional=True, device="cuda", dtype=dtype)
+        compiled = deploy_rnn.compile(original, recurrence="library")
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for steps, batch in SHAPES[:4]:
+                x = torch.randn(steps, batch, 5, device="cuda", dtype=dtype)
+                torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=atol)
