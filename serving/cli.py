@@ -133,7 +133,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     show_default="131072",
     type=COUNT,
     metavar="N",
-    help="Rows times steps in one run, as for --max-rows.",
+    help="Rows times steps in one run.",
 )
 @click.option(
     "--max-output-bytes",

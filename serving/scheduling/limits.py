@@ -16,8 +16,9 @@ class Limits:
             come in meanwhile.
         max_waste: share of a run's steps that may be padding.
         max_steps: steps of one request, and of chunks of a stream that are run as one.
-        max_row_steps: rows times steps of one run, as for `max_rows`: memory and time grow with them, and a run cannot
-            be stopped. 131,072 of them take about 200 MB in a bidirectional LSTM of 32 units.
+        max_row_steps: rows times steps of one run, since memory and time grow with them and a run cannot be stopped; a
+            request of which a run would have more is refused. 131,072 of them take about 200 MB in a bidirectional LSTM
+            of 32 units.
         max_output_bytes: bytes of the outputs of one request.
         max_streams: streams that are held at once.
         stream_idle: seconds without a chunk after which a stream is dropped.

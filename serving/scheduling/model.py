@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread, current_thread
 from typing import Self
@@ -191,9 +192,8 @@ class Model:
             raise InputError(
                 f"the request has {feeds.steps} steps; send at most {self._limits.max_steps} at once."
             )
-        most_rows = self._most_rows(feeds)
-        if feeds.rows > most_rows:
-            self._check_divisible(request, feeds, most_rows)
+        pieces = self._pieces(request, feeds)
+        self._check_row_steps(feeds, pieces)
         outputs = self._engine.check_outputs(self._output_names(request))
         output_bytes = self._engine.output_bytes(feeds, outputs)
         if output_bytes > self._limits.max_output_bytes:
@@ -205,47 +205,42 @@ class Model:
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout
         job = Job(feeds, outputs, joins, arrived, deadline)
-        if feeds.rows > most_rows:
-            return SplitJob(job, most_rows, self._engine.longest_row(feeds))
-        return job
+        return SplitJob(job, pieces, self._engine.longest_row(feeds)) if pieces > 1 else job
 
-    def _most_rows(self, feeds: Feeds) -> int:
-        """How many rows of these steps one run takes; 0 if a single one is too long."""
-        by_steps = self._limits.max_row_steps // (feeds.steps or 1)
-        return min(lower(self._limits.max_rows, self._engine.most_rows), by_steps)
-
-    def _check_divisible(self, request: Request, feeds: Feeds, most_rows: int) -> None:
-        """Check that the rows of a request, which are too many for one run, may run in several.
+    def _pieces(self, request: Request, feeds: Feeds) -> int:
+        """In how many runs a request has its answer.
 
         Raises:
-            InputError: they must run together.
-            TooLargeError: the same, and a run would have too many rows times steps.
+            InputError: it has more rows than a run takes, and they must run together.
         """
-        reason = self._why_together(request, feeds, most_rows)
-        if reason is None:
-            return
-        row_steps = feeds.rows * (feeds.steps or 1)
-        if row_steps > self._limits.max_row_steps:
-            raise TooLargeError(
-                f"the request has {feeds.rows} rows of {feeds.steps} steps, which is {row_steps}; send at most "
-                f"{self._limits.max_row_steps} rows times steps at once: {reason}."
-            )
-        raise InputError(
-            f"the request has {feeds.rows} rows; send at most {most_rows} at once: {reason}."
-        )
-
-    def _why_together(self, request: Request, feeds: Feeds, most_rows: int) -> str | None:
-        """Why the rows of a request must run together; None if they may run apart."""
-        if request.sequence is not None:
-            return "a chunk of a stream is one run"
-        if most_rows == 0:
-            return "a row is one run"
-        if not self._engine.rows_are_independent():
-            return "the rows of this model are not known to be independent of each other"
+        most_rows = lower(self._limits.max_rows, self._engine.most_rows)
+        if feeds.rows <= most_rows:
+            return 1
         is_trimmed = bool(self._engine.signature.trimmed_axes)
-        if is_trimmed and (most_rows == 1 or self._engine.longest_row(feeds) is None):
-            return "the sizes of this model's outputs depend on all rows"
-        return None
+        reason = ""
+        if request.sequence is not None:
+            reason = "a chunk of a stream is one run"
+        elif not self._engine.rows_are_independent():
+            reason = "the rows of this model are not known to be independent of each other"
+        elif is_trimmed and (most_rows == 1 or self._engine.longest_row(feeds) is None):
+            reason = "the sizes of this model's outputs depend on all rows"
+        if reason:
+            raise InputError(
+                f"the request has {feeds.rows} rows; send at most {most_rows} at once: {reason}."
+            )
+        # Each run of a model that trims its outputs has the longest row, too.
+        return ceil(feeds.rows / (most_rows - is_trimmed))
+
+    def _check_row_steps(self, feeds: Feeds, pieces: int) -> None:
+        """Raises: TooLargeError: a run would have too many rows times steps."""
+        rows = ceil(feeds.rows / pieces)
+        row_steps = rows * (feeds.steps or 1)
+        if row_steps > self._limits.max_row_steps:
+            run = "the request" if pieces == 1 else "each run of the request"
+            raise TooLargeError(
+                f"{run} has {rows} rows of {feeds.steps} steps, which is {row_steps}; send at most "
+                f"{self._limits.max_row_steps} rows times steps at once."
+            )
 
     def _check_stream(self, request: Request) -> None:
         if request.sequence is None:

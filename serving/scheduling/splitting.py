@@ -20,17 +20,16 @@ class SplitJob(Job):
 
     Args:
         job: the request, with all of its rows.
-        most_rows: rows that one run takes.
+        pieces: in how many runs.
         shared_row: a row that every piece has to have in its run, since the sizes of the outputs depend on it; None if
             they do not.
     """
 
-    def __init__(self, job: Job, most_rows: int, shared_row: int | None = None) -> None:
+    def __init__(self, job: Job, pieces: int, shared_row: int | None = None) -> None:
         super().__init__(job.feeds, job.outputs, job.joins, job.arrived, job.deadline)
         self._shared_row = shared_row
-        spare = 0 if shared_row is None else 1
         # Of equal size, but for one row: a last piece of few rows would take nearly as long as a full one.
-        self._pieces = -(-self.feeds.rows // (most_rows - spare))
+        self._pieces = pieces
         self._taken = 0
         self._joined = 0
         self._joined_outputs: Outputs = {}

@@ -51,6 +51,18 @@ VALUES = {
 }  # fmt: skip
 
 
+def test_the_documentation_has_every_limit_once() -> None:
+    """With its default in the table, and in the help."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    access = {"token", "pages", "allowed_hosts"}
+    names = {field.name for field in (*fields(Limits), *fields(Settings))} - access
+    options = {option.name: option for option in main.get_command(None, "serve").params}  # type: ignore[arg-type]
+    for name in names:
+        option = options[name]
+        assert page.count(f"| `{option.opts[0]}` |") == 1, name
+        assert option.show_default, name  # type: ignore[attr-defined]
+
+
 def test_every_limit_and_setting_has_an_option(
     real_bundles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -239,8 +239,8 @@ def test_a_request_of_too_many_rows_times_steps(
 ) -> None:
     model = open_model(padded, max_row_steps=40)
     assert model.infer(ask(tokens(2, 20))).outputs["output"].shape == (2, 20, 3)
-    with pytest.raises(TooLargeError, match="1 rows of 42 steps, which is 42; send at most 40"):
-        model.submit(ask(tokens(1, 42)))
+    with pytest.raises(TooLargeError, match="3 rows of 14 steps, which is 42; send at most 40"):
+        model.submit(ask(tokens(3, 14)))
     assert model.statistics().failure_reasons == {"too_large": 1}
 
 

@@ -106,14 +106,12 @@ def test_on_several_cores(exact: Path, tagger: nn.Module) -> None:
             np.testing.assert_allclose(output, expected(tagger, array), atol=1e-5)
 
 
-def test_rows_times_steps_are_a_limit_of_a_run(padded: Path, runs: Runs) -> None:
-    with Model(padded, threads=1, limits=Limits(max_row_steps=40)) as model:
-        assert ask(model, tokens(5, 14)).result(30).outputs["output"].shape == (5, 14, 3)
-        with pytest.raises(
-            TooLargeError, match=r"1 rows of 41 steps.* at most 40 .*: a row is one"
-        ):
-            ask(model, tokens(1, 41))
-    assert runs.rows == [[1], [2], [2]]
+def test_rows_times_steps_are_a_limit_of_each_run(padded: Path, runs: Runs) -> None:
+    with Model(padded, threads=1, limits=Limits(max_rows=4, max_row_steps=40)) as model:
+        assert ask(model, tokens(10, 10)).result(30).outputs["output"].shape == (10, 10, 3)
+        with pytest.raises(TooLargeError, match="each run of the request has 4 rows of 11 steps"):
+            ask(model, tokens(10, 11))
+    assert runs.rows == [[3], [3], [4]]
 
 
 def test_states_that_the_client_carries_are_split_too(
