@@ -68,7 +68,7 @@ class _Loops:
         self._results = results
         self._spec = spec
 
-    def __call__(self, *tensors: Any) -> list[Any]:
+    def __call__(self, *tensors: Any) -> tuple[list[Any]]:
         states, sequences, others = pytree.tree_unflatten(list(tensors), self._spec)
         steps = sequences[0].size(0)
         outputs = self._empty_outputs(len(states), [*tensors, steps])
@@ -77,7 +77,8 @@ class _Loops:
             numbers, outputs, states = self._loop(
                 numbers[:steps_a_turn], steps, outputs, states, sequences, others
             )
-        return [*states, *outputs]
+        # One result, the list: were it the only state, a bare one would be taken for what it is taken out of.
+        return ([*states, *outputs],)
 
     def _empty_outputs(self, number_of_states: int, known: Sequence[Any]) -> list[torch.Tensor]:
         """Memory for the outputs of all steps; their sizes are formulas of the sizes in `known`."""

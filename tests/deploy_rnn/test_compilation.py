@@ -17,7 +17,7 @@ import deploy_rnn
 from deploy_rnn import RNN
 from deploy_rnn.compilation import _NO_DUCK_SHAPES
 from deploy_rnn.errors import CompilationError, ConversionError
-from deploy_rnn.inductor import TORCH_VERSION
+from deploy_rnn.inductor import TORCH_VERSION, compile_graph
 from deploy_rnn.loop_blocks import STEPS_A_TURN, LoopsInBlocks
 
 pytestmark = [
@@ -102,6 +102,23 @@ def test_a_loop_takes_several_steps_a_turn(monkeypatch: pytest.MonkeyPatch) -> N
     operators = [[str(node.target) for node in body.nodes] for body in bodies]
     assert [names.count("aten.tanh.default") for names in operators] == [STEPS_A_TURN, 1]
     assert not any("bmm" in name for names in operators for name in names)
+
+
+def test_a_loop_of_one_state_without_outputs() -> None:
+    """Its only result is one of a list, and not the list."""
+
+    def total(x: Tensor) -> Tensor:
+        last: Tensor = deploy_rnn.scan(
+            lambda state, x: (torch.tanh(state + x), None), x.new_zeros(x.shape[1:]), x
+        )[0]
+        return last
+
+    compiled = torch.compile(total, fullgraph=True, dynamic=True, backend=compile_graph)
+    with torch.no_grad():
+        for steps in (6, 3, 8):
+            x = torch.randn(steps, 5)
+            torch.testing.assert_close(compiled(x), total(x))
+    assert graphs() == 1
 
 
 @pytest.mark.slow
