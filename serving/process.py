@@ -117,7 +117,7 @@ def keep_what_is_imported() -> None:
     gc.freeze()
 
 
-SWITCH_SECONDS = 5e-4
+SWITCH_SECONDS = 1e-3
 """For how long one thread runs Python code while others wait to. A run of a model has to wait so long before it begins
 and before it ends, while the event loop is busy; Python's own 5 ms are longer than many a run."""
 
