@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from deploy_rnn.known_numbers import KnownNumbers
 from deploy_rnn.model_errors import running_line
 
 
@@ -20,7 +21,8 @@ class AnySize(TorchFunctionMode):
        are joined to the tensor.
     3. A clamp between a tensor of one number and a number, which PyTorch takes for two numbers, and which has no
        operator: between two tensors. Nor has one between a whole number and a float: between two floats.
-    4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown.
+    4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown. So it
+       does one that is computed from buffers and sizes, as a padding is (`KnownNumbers`).
 
     Args:
         inside: the module that calls the model, for the lines of the model.
@@ -33,6 +35,7 @@ class AnySize(TorchFunctionMode):
         super().__init__()
         self.taken_apart: list[str] = []
         self._inside = inside
+        self.known = KnownNumbers()
         # The numbers of a tensor of one axis, or the one of a tensor of none.
         self._numbers: MutableMapping[Tensor, Sequence[float]] = WeakTensorKeyDictionary()
 
@@ -47,12 +50,17 @@ class AnySize(TorchFunctionMode):
         # Case 4.
         if func in _TAKING and args[0] in self._numbers:
             return _TAKING[func](self._numbers[args[0]][0])
+        if func in _TAKING and args[0] in self.known:
+            return _TAKING[func](self.known[args[0]])
+        if func is F.pad and len(args) > 1 and isinstance(args[1], (tuple, list)):
+            args = (args[0], tuple(self.known.in_place_of(args[1])), *args[2:])
         replacement = _REPLACEMENTS.get(func)
         if replacement is not None:
             return replacement(func, *args, **kwargs)
         if func in _UNBINDING:
             self._note_axis(*args, **kwargs)
         result = func(*args, **kwargs)
+        self.known.note(func, args, kwargs, result)
         if func is torch.arange and _are_whole(args) and not result.is_floating_point():
             self._numbers[result] = range(*args)
         elif func in _UNBINDING and args[0] in self._numbers:
@@ -149,7 +157,7 @@ def _are_whole(numbers: Sequence[Any]) -> bool:
     return all(isinstance(number, int) for number in numbers)
 
 
-def _same(number: float) -> float:
+def _same(number: Any) -> Any:
     return number
 
 
@@ -161,8 +169,9 @@ def _number(size: Any) -> int:
 _UNBINDING = (torch.unbind, Tensor.unbind)
 """Also what a loop over a tensor calls, and `tolist`."""
 
-_TAKING: dict[Any, Callable[[float], float]] = {
+_TAKING: dict[Any, Callable[[Any], Any]] = {
     Tensor.item: _same,
+    Tensor.__bool__: bool,
     Tensor.__int__: int,
     Tensor.__float__: float,
     Tensor.__index__: int,

@@ -90,7 +90,7 @@ def _export(
                 dims[axis] = _dim(axis)
         tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
     shapes = call.shapes(tensor_dims)
-    with packing_exported(model), any_size:
+    with packing_exported(model), any_size, any_size.known.of_buffers(model):
         return torch.export.export(
             model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
         )

@@ -105,6 +105,7 @@ class Tracer:
             installed(packing),
             squeezing,
             self.any_size,
+            self.any_size.known.of_buffers(self.model),
             noted_loops() as loops,
             _noted_cells(self.model, loops),
             self._walking or nullcontext(),

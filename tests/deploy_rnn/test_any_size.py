@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deploy_rnn.any_size import AnySize
 from deploy_rnn.export import export_onnx
+from deploy_rnn.known_numbers import KnownNumbers
 from deploy_rnn.tensor_spec import SizeRange
 
 
@@ -95,6 +96,52 @@ def test_numbers_out_of_a_range_are_known() -> None:
 
     x = torch.randn(3, 4, 7)
     torch.testing.assert_close(exported(Function(function)).module()(x), function(x))
+
+
+class Framed(nn.Module):
+    """Pads to whole frames, and computes by how much with the buffers of its kernel and stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 2, 5, stride=3)
+        self.register_buffer("size", torch.tensor(5), persistent=False)
+        self.register_buffer("stride", torch.tensor(3), persistent=False)
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[-1]
+        frames = torch.ceil((length - self.size) / self.stride + 1).to(torch.int64) - 1
+        missing = frames * self.stride + self.size - length
+        before, after = self.size - self.stride, missing
+        if length <= max(before, after):
+            x = F.pad(x, (0, 9))
+        y: Tensor = self.conv(F.pad(x, (before, after), mode="reflect"))
+        return y
+
+
+def test_numbers_in_buffers_are_known() -> None:
+    model = Framed()
+    any_size = AnySize(inside=__name__)
+    open_axes = ({2: torch.export.Dim.AUTO},)
+    with any_size, any_size.known.of_buffers(model), torch.no_grad():
+        program = torch.export.export(
+            model, (torch.randn(1, 1, 14),), dynamic_shapes=open_axes, strict=False
+        )
+        for length in (12, 15, 16, 29):
+            x = torch.randn(1, 1, length)
+            torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_a_number_that_is_changed_is_not_known() -> None:
+    model = Framed()
+    known = KnownNumbers()
+    known[model.size] = 5
+    known.note(torch.add, (model.size, 2), {}, result := torch.tensor(7))
+    assert known[result] == 7
+    known.note(Tensor.add_, (result, 1), {}, result)
+    assert result not in known
+    known.note(torch.add, (model.size, model.calls), {}, result)
+    assert result not in known
 
 
 def test_indices_of_a_maximum_are_left_to_pytorch() -> None:

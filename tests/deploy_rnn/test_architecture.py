@@ -57,7 +57,8 @@ ARROWS = {
     },
     "first_call": {"checking", "copying", "random_state", "half_precision"},
     "packing": {"nn"},
-    "any_size": set(),
+    "any_size": {"known_numbers"},
+    "known_numbers": set(),
     "inductor": {"loop_blocks"},
     "loop_blocks": set(),
     "compilation": {
