@@ -21,8 +21,8 @@ class AnySize(TorchFunctionMode):
        are joined to the tensor.
     3. A clamp between a tensor of one number and a number, which PyTorch takes for two numbers, and which has no
        operator: between two tensors. Nor has one between a whole number and a float: between two floats.
-    4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown. So it
-       does one that is computed from buffers and sizes, as a padding is (`KnownNumbers`).
+    4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown. So
+       it does one that is computed from buffers and sizes, as a padding is (`KnownNumbers`).
 
     Args:
         inside: the module that calls the model, for the lines of the model.

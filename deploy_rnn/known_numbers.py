@@ -72,7 +72,8 @@ class KnownNumbers:
         return [self._number(value) for value in values]
 
     def _number(self, value: Any) -> Any:
-        return self[value] if value in self else value
+        known = isinstance(value, Tensor) and value in self._numbers
+        return self._numbers[value] if known else value
 
 
 _DTYPES = (torch.int64, torch.int32, torch.float32, torch.float64)
