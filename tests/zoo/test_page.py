@@ -5,6 +5,7 @@ import re
 import pytest
 
 from zoo import PAGE, RESULT, ROOT
+from zoo.models import MODELS
 from zoo.page import WAYS, counts, load, page, reason_of, verdict
 
 
@@ -62,3 +63,14 @@ def test_a_small_page() -> None:
 
 def test_a_reason_is_one_line() -> None:
     assert reason_of("a <b>\n c") == "a &lt;b> c"
+
+
+def test_the_goal_is_met() -> None:
+    """At least 30 models of 15 packages, and four cells in five that go or cannot be."""
+    models = load()["models"]
+    assert set(models) == set(MODELS)
+    assert len(models) >= 30
+    assert len({model["package"] for model in models.values()}) >= 15
+    verdicts = [verdict(model["cells"].get(way)) for model in models.values() for way in WAYS]
+    good = verdicts.count("ok") + verdicts.count("not applicable")
+    assert good >= 0.8 * len(verdicts)
