@@ -38,6 +38,8 @@ class KnownNumbers:
         """While it is entered, the numbers in the buffers of `model` are known."""
         hooks = []
         for module in model.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks
             numbers = {
                 name: buffer.item()
                 for name, buffer in module.named_buffers(recurse=False)

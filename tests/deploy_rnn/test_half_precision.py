@@ -173,7 +173,7 @@ def test_a_package_of_another_dtype_than_the_model_is_refused(tmp_path: Path) ->
                 y: Tensor = self.linear(self.rnn(x)[0])
             return y
 
-    with pytest.raises(VerificationError, match=r"is bfloat16\[3, 5, 3\], PyTorch gives float16"):
+    with pytest.raises(ExportError, match=r"is bfloat16\[3, 5, 3\], PyTorch gives float16"):
         deploy_rnn.package(Raw(torch.float16), (X,), tmp_path / "model.pt")
 
 

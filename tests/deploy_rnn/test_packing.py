@@ -15,12 +15,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import deploy_rnn
 from deploy_rnn import compilation
-from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.conversion import convert_for_inference
 from deploy_rnn.errors import CompilationError, ExportError
-from deploy_rnn.packaging import aot
 from deploy_rnn.packaging.axes import DynamicCall
+from deploy_rnn.packaging.tracing import trace
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -222,9 +221,7 @@ def test_one_exported_graph_serves_all_lengths(use: Callable[..., Any]) -> None:
     example = DynamicCall.of(model, call, call.shapes(shapes))
     before = rnn.pack_padded_sequence.__code__
     with torch.no_grad():
-        program = aot._export(
-            convert_for_inference(model), call, example.axes, AnySize(inside=aot.__name__)
-        )
+        program = trace(convert_for_inference(model), call, example.axes).program
         assert rnn.pack_padded_sequence.__code__ is before
         for args in CALLS[use]:
             actual, expected = program.module()(*args), model(*args)

@@ -225,7 +225,7 @@ def test_a_full_disk_is_not_an_error_of_the_model(monkeypatch: pytest.MonkeyPatc
         package(nn.GRU(4, 8), X, "m.pt")
 
 
-def refuse_to_write(*_: Any) -> None:
+def refuse_to_write(*_: Any, **__: Any) -> None:
     raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
 
 
