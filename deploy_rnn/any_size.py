@@ -36,8 +36,7 @@ class AnySize(TorchFunctionMode):
         self.taken_apart: list[str] = []
         self._inside = inside
         self.known = KnownNumbers()
-        # The numbers of a tensor of one axis, or the one of a tensor of none.
-        self._numbers: MutableMapping[Tensor, Sequence[float]] = WeakTensorKeyDictionary()
+        self._ranges: MutableMapping[Tensor, range] = WeakTensorKeyDictionary()  # of `torch.arange`
 
     def __torch_function__(
         self,
@@ -48,8 +47,8 @@ class AnySize(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         # Case 4.
-        if func in _TAKING and args[0] in self._numbers:
-            return _TAKING[func](self._numbers[args[0]][0])
+        if func in _TAKING and args[0] in self._ranges:
+            return _TAKING[func](self._ranges[args[0]][0])
         if func in _TAKING and args[0] in self.known:
             return _TAKING[func](self.known[args[0]])
         if func is F.pad and len(args) > 1 and isinstance(args[1], (tuple, list)):
@@ -62,10 +61,10 @@ class AnySize(TorchFunctionMode):
         result = func(*args, **kwargs)
         self.known.note(func, args, kwargs, result)
         if func is torch.arange and _are_whole(args) and not result.is_floating_point():
-            self._numbers[result] = range(*args)
-        elif func in _UNBINDING and args[0] in self._numbers:
-            for tensor, number in zip(result, self._numbers[args[0]], strict=True):
-                self._numbers[tensor] = [number]
+            self._ranges[result] = range(*args)
+        elif func in _UNBINDING and args[0] in self._ranges:
+            for tensor, number in zip(result, self._ranges[args[0]], strict=True):
+                self.known[tensor] = number
         return result
 
     @property

@@ -88,13 +88,14 @@ class _JoinedWeights:
         self.buffer: Tensor | None = None
         self.weights: list[Tensor] | None = None
         self._layer = layer
+        self._names = list(layer.weight_shapes())
         self._mode = mode
         self._seen: list[SeenWeight] = []
 
     def update(self) -> None:
         """Make it again if the weights of the layer have changed."""
         layer = self._layer
-        found: list[Any] = [layer._parameters.get(name) for name in layer.weight_shapes()]
+        found: list[Any] = [layer._parameters.get(name) for name in self._names]
         if self._seen and all(map(SeenWeight.is_still, self._seen, found)):
             return
         if not all(_can_be_copied(weight) for weight in found):

@@ -175,33 +175,29 @@ class _ReorderedWeights:
     def __init__(self, layer: Recurrent) -> None:
         self.weights: list[list[Tensor]] | None = None
         self._layer = layer
-        self._seen: dict[str, SeenWeight] = {}
+        self._names = list(layer.weight_shapes())
+        self._seen: list[SeenWeight] = []
 
     def update(self) -> None:
         """Make them again if those of the layer have changed."""
-        parameters: dict[str, Any] = self._layer._parameters
-        for name, seen in self._seen.items():
-            if not seen.is_still(parameters.get(name)):
-                break
-        else:
-            if self._seen:
-                return
-        names = list(self._layer.weight_shapes())
-        if not all(_is_ordinary(parameters.get(name)) for name in names):
-            self.weights, self._seen = None, {}
+        found: list[Any] = [self._layer._parameters.get(name) for name in self._names]
+        if self._seen and all(map(SeenWeight.is_still, self._seen, found)):
             return
-        seen_weights = {name: SeenWeight(parameters[name]) for name in names}
-        tensors = [seen.tensor for seen in seen_weights.values()]
+        if not all(_is_ordinary(weight) for weight in found):
+            self.weights, self._seen = None, []
+            return
+        seen = [SeenWeight(weight) for weight in found]
+        tensors = [weight.tensor for weight in seen]
         count = 4 if self._layer.bias else 2
         self.weights = [
-            self._reordered(tensors[first : first + count], names[first].endswith("_reverse"))
+            self._reordered(tensors[first : first + count], self._names[first].endswith("_reverse"))
             for first in range(0, len(tensors), count)
         ]
-        self._seen = seen_weights
+        self._seen = seen
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy belongs to a copied layer, whose weights are others."""
-        return vars(self) | {"weights": None, "_seen": {}}
+        return vars(self) | {"weights": None, "_seen": []}
 
     def _reordered(self, weights: list[Tensor], reverse: bool) -> list[Tensor]:
         layer = self._layer

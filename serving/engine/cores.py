@@ -56,9 +56,8 @@ class Cores(Runner):
         self._one_core: Runner | None = None  # opened by `tune`
         self._batch_axes: Mapping[str, int] = {}
         self._parts = {1: ALL_CORES}
-        self._gains = {
-            1: 1.0
-        }  # rows -> the time on one core as a multiple of that of the fastest way
+        # Rows -> the time on one core as a multiple of that of the fastest way.
+        self._gains = {1: 1.0}
         self._pool = ThreadPoolExecutor(
             cores,
             thread_name_prefix="deploy-rnn rows",

@@ -177,3 +177,10 @@ def test_a_file_is_for_every_size(tmp_path: Path) -> None:
         )
     assert report.file.inputs[0].shape == ("B", 3, "T")
     assert report.ranges == {"T": SizeRange(2)}
+
+
+def test_a_number_that_is_changed_in_place_is_another_one() -> None:
+    with AnySize(inside=__name__):
+        number = torch.arange(3).unbind()[0]
+        number += 1
+        assert int(number) == 1
