@@ -16,6 +16,9 @@ TRITON_VENV := build/triton-venv
 PERF_VENV ?= build/perf-venv
 JOBS ?= 2
 
+# What `make test` runs: all tests but those that need something installed or a quiet machine.
+LIGHT := not (chaos or perf_analyzer or ray or triton or kserve or nginx or prometheus or runtimes)
+
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
 ORT := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),onnxruntime-gpu,onnxruntime)
 
@@ -42,7 +45,7 @@ demo: $(READY)
 	@$(RUN) -m deploy_rnn demo
 
 test: $(READY)
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not chaos and not perf_analyzer'
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile -m '$(LIGHT)'
 
 # A server among 300 clients for a minute; DEPLOY_RNN_CHAOS_SECONDS= and DEPLOY_RNN_CHAOS_CLIENTS= change that.
 chaos: $(READY)
