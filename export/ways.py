@@ -25,7 +25,7 @@ from deploy_rnn.errors import DeployError, DynamicAxisError, ExportError
 from deploy_rnn.model_errors import nothing_printed_on_error, raising_line
 from deploy_rnn.packaging import aot, torchscript
 from deploy_rnn.packaging.axes import DynamicCall
-from deploy_rnn.packaging.package import package
+from deploy_rnn.packaging.package import Package, package
 from deploy_rnn.packaging.trials import (
     Trial,
     example_trial,
@@ -306,7 +306,7 @@ class Candidate:
             attempts.append(([{} for _ in axes], {}))
         for number, (axes, ranges) in enumerate(attempts, start=1):
             try:
-                self._package(path, axes, ranges)
+                ranges = self._package(path, axes, ranges).ranges
                 break
             except DynamicAxisError:
                 if number == len(attempts):
@@ -324,8 +324,8 @@ class Candidate:
         ranges = {size: taken.ranges[size] for size in open_names if size in taken.ranges}
         return Way(name, milliseconds, open=tuple(open_names), fixed=fixed, ranges=ranges)
 
-    def _package(self, path: Path, axes: Sequence[Axes] | None, ranges: Ranges) -> None:
-        package(
+    def _package(self, path: Path, axes: Sequence[Axes] | None, ranges: Ranges) -> Package:
+        return package(
             self._model,
             self._call.bound.args,
             path,

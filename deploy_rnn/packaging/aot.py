@@ -24,6 +24,7 @@ from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import ExportError
 from deploy_rnn.inductor import CPP_WRAPPER, loop_options
 from deploy_rnn.packaging.axes import Axes, Axis
+from deploy_rnn.packaging.size_checks import CPP_FUNCTION, cpp_checks
 from deploy_rnn.packaging.tracing import explained_errors, trace
 
 
@@ -36,8 +37,12 @@ def checked(
     sizes: list[int],
     least: list[int],
     most: list[int],
+    all_sizes: list[int],
 ) -> Tensor:
-    """A contiguous copy of `input`, or an error if the file was not made for it: see `CHECKED`."""
+    """A contiguous copy of `input`, or an error if the file was not made for it: see `CHECKED`.
+
+    all_sizes: of every dynamic axis, once; empty for all tensors but the last, when they are known to be as they must.
+    """
     raise NotImplementedError("`checked` is compiled into a package, and has no other code.")
 
 
@@ -52,7 +57,7 @@ CHECKED = """
 inline AOTITorchError aoti_torch_cpu_checked(
     AtenTensorHandle input, const char* name, int32_t dtype, const char* dtype_name,
     const int64_t* sizes, int64_t rank, const int64_t* least, int64_t, const int64_t* most, int64_t,
-    AtenTensorHandle* copy) {
+    const int64_t* all_sizes, int64_t axes, AtenTensorHandle* copy) {
   int64_t dim, *actual;
   int32_t actual_dtype, device, index;
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(input, &dim));
@@ -76,6 +81,9 @@ inline AOTITorchError aoti_torch_cpu_checked(
     if (actual[axis] != sizes[axis])
       throw std::runtime_error(size + "; this package takes " + std::to_string(sizes[axis]) + " here.");
   }
+  if (axes > 0) {
+    CONDITIONS
+  }
   std::vector<int64_t> strides(rank, 1);
   for (int64_t axis = rank - 1; axis > 0; --axis) strides[axis - 1] = strides[axis] * sizes[axis];
   AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(rank, sizes, strides.data(), dtype, device, index, copy));
@@ -84,17 +92,19 @@ inline AOTITorchError aoti_torch_cpu_checked(
 
 
 def compile_file(
-    model: nn.Module, call: ExampleCall, axes: Sequence[Axes], path: Path
-) -> Sequence[Condition]:
+    model: nn.Module,
+    call: ExampleCall,
+    axes: Sequence[Axes],
+    conditions: Sequence[Condition],
+    path: Path,
+) -> None:
     """Compile `model` to a `.pt2` file for the CPU, with `axes` open.
 
     Args:
-        model: a converted copy, in evaluation mode; a hook is added to it.
+        model: a converted copy, in evaluation mode.
         call: an example call in which no dynamic axis has the size 1, which PyTorch would take for fixed.
-
-    Returns:
-        What is true of the sizes on the sides of the branches that were traced. If that is about one axis alone,
-        PyTorch refuses the model.
+        axes: the dynamic axes of each tensor of the call.
+        conditions: what the file requires of their sizes.
 
     Raises:
         DynamicAxisError: the model fixes an axis, or does not take all of its sizes.
@@ -105,13 +115,16 @@ def compile_file(
             f"a .pt2 file needs torch >= 2.13, this is {torch.__version__}; write a .pt file instead."
         )
     _refuse_constants(call)
-    model.register_forward_pre_hook(_checks(call, axes), prepend=True, with_kwargs=True)
+    names = _axis_names(axes) if conditions else []
+    sizes = {name: f"all_sizes[{number}]" for number, name in enumerate(names)}
+    checks = cpp_checks(conditions, sizes)
+    hook = _checks(call, axes, names)
+    model.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
     traced = trace(model, call, axes)
     with TemporaryDirectory() as folder:
         with explained_errors():
-            package_path = _compile(traced.program, Path(folder) / "model.pt2")
+            package_path = _compile(traced.program, checks, Path(folder) / "model.pt2")
         shutil.copyfile(package_path, path)
-    return traced.conditions
 
 
 def load_file(path: Path) -> Callable[..., Any]:
@@ -130,35 +143,47 @@ def _refuse_constants(call: ExampleCall) -> None:
                 )
 
 
-def _checks(call: ExampleCall, axes: Sequence[Axes]) -> Callable[..., Any]:
-    """A hook that sends every tensor of a call through `checked`."""
+def _axis_names(axes: Sequence[Axes]) -> list[str]:
+    return list(dict.fromkeys(axis.name for tensor_axes in axes for axis in tensor_axes.values()))
+
+
+def _checks(call: ExampleCall, axes: Sequence[Axes], names: Sequence[str]) -> Callable[..., Any]:
+    """A hook that sends every tensor of a call through `checked`; `names`: axes whose sizes the last of them gets."""
 
     def hook(_: nn.Module, args: Any, kwargs: Any) -> Any:
         names_and_axes = zip(call.names, axes, strict=True)
+        sizes: dict[str, Any] = {}
+        remaining = len(axes)
 
         def check(tensor: Tensor) -> Tensor:
+            nonlocal remaining
             name, tensor_axes = next(names_and_axes)
-            return _checked(tensor, name, tensor_axes)
+            for number, axis in tensor_axes.items():
+                sizes.setdefault(axis.name, tensor.size(number))
+            remaining -= 1
+            all_sizes = [] if remaining else [sizes[name] for name in names]
+            return _checked(tensor, name, tensor_axes, all_sizes)
 
         return pytree.tree_map_only(Tensor, check, (args, kwargs))
 
     return hook
 
 
-def _checked(tensor: Tensor, name: str, axes: Axes) -> Tensor:
+def _checked(tensor: Tensor, name: str, axes: Axes, all_sizes: list[Any]) -> Tensor:
     ranges = [axes.get(number, Axis("")) for number in range(tensor.dim())]
     dtype_name = str(tensor.dtype).removeprefix("torch.")
     copy: Tensor = checked(
         tensor, name, tensor.dtype, dtype_name, list(tensor.shape),
-        [axis.least for axis in ranges], [axis.most for axis in ranges],
+        [axis.least for axis in ranges], [axis.most for axis in ranges], all_sizes,
     )  # fmt: skip
     return copy
 
 
-def _compile(program: ExportedProgram, path: Path) -> str:
+def _compile(program: ExportedProgram, checks: str, path: Path) -> str:
     """Compile a traced model with AOTInductor: -> the path of the package."""
+    shim = CPP_FUNCTION + CHECKED.replace("CONDITIONS", checks)
     options = loop_options() | {
-        "aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [CHECKED]}
+        "aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [shim]}
     }
     try:
         return torch._inductor.aoti_compile_and_package(

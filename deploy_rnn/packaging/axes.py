@@ -29,6 +29,11 @@ class Axis:
     least: int = 0
     most: int = NO_LIMIT
 
+    @property
+    def has_range(self) -> bool:
+        """Whether a size of 2 or more is left out."""
+        return self.least > 2 or self.most < NO_LIMIT
+
 
 Axes = dict[int, Axis]
 """The dynamic axes of one tensor, by number; its other axes are fixed."""
@@ -88,6 +93,15 @@ class DynamicCall:
         for axes in self.axes:
             new_axes.append({number: axis for number, axis in axes.items() if axis.name != name})
         return replace(self, axes=new_axes)
+
+    def with_axes(self, axes: Sequence[Axes]) -> "DynamicCall":
+        """The same call, with other axes."""
+        return replace(self, axes=list(axes))
+
+    def takes(self, sizes: Mapping[Axis, int]) -> bool:
+        """Whether sizes, of axes that may have another range, are within the ranges of the axes of the same names."""
+        sizes_by_name = {axis.name: size for axis, size in sizes.items()}
+        return all(axis.least <= sizes_by_name[axis.name] <= axis.most for axis in self.sizes)
 
     def with_ranges(self, ranges: Mapping[Axis, Axis]) -> "DynamicCall":
         """The same call, each axis replaced by one with another range."""

@@ -1,7 +1,7 @@
 """`package`: write a model to one file that runs without its Python source, once the file is checked."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,18 @@ from deploy_rnn.nn.library import assign_kernels, check_recurrence
 from deploy_rnn.nn.loops import noted_loops
 from deploy_rnn.nn.recurrent import is_plain_layer, is_recurrent
 from deploy_rnn.packaging import aot, torchscript
-from deploy_rnn.packaging.axes import DynamicCall
+from deploy_rnn.packaging.axes import NO_LIMIT, Axis, DynamicCall
 from deploy_rnn.packaging.found_axes import BATCH, STEPS, found_axes
-from deploy_rnn.packaging.tracing import trace
+from deploy_rnn.packaging.tracing import Traced, trace
 from deploy_rnn.packaging.trials import (
     Trial,
+    broken_sizes,
     largest_differences,
-    trials_beyond,
+    random_trial,
     trials_of,
     with_least_sizes,
 )
+from deploy_rnn.tensor_spec import SizeRange
 
 CODE = "code"
 GRAPH = "graph"
@@ -52,7 +54,9 @@ class Package:
         half_parts: the half precision in which parts of the model compute, and what may differ for that reason, such
             as "float16 parts: 0.02"; empty if there are none.
         source: "code" if the file was made from the model's own Python code, "graph" if from the graph of torch.export.
-        conditions: what a .pt file from a graph requires of the sizes, such as "T <= 6*B": the model branches on them.
+        ranges: axes that may not have every size, in a file from a graph -> the sizes that they may have.
+        conditions: what else a file from a graph requires of the sizes, such as "T <= 6*B": the model goes another way
+            for others, or refuses them.
 
     `print(...)` shows all of them.
     """
@@ -63,6 +67,7 @@ class Package:
     differences: tuple[float, ...]
     half_parts: str = ""
     source: str = CODE
+    ranges: Mapping[str, SizeRange] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -76,8 +81,9 @@ class Package:
             ", ".join(inputs),
             f"largest difference {largest:.0e}",
         ]
-        if self.conditions:
-            parts.insert(2, f"where {' and '.join(self.conditions)}")
+        limits = [f"{name} of {sizes}" for name, sizes in self.ranges.items()]
+        limits += [f"where {condition}" for condition in self.conditions]
+        parts[2:2] = limits
         if self.half_parts:
             parts.append(self.half_parts)
         if self.source == GRAPH and self.path.endswith(".pt"):
@@ -118,7 +124,7 @@ def package(
         kwargs: example keyword arguments.
         dynamic_shapes: name of each dynamic axis, such as {"tokens": {0: "B", 1: "T"}}; or a `torch.export.Dim` with
             its range. None: the batch and the steps of the recurrent layers, called "B" and "T" ("T1" where a decoder
-            has others), and no other axis; one that the model fixes is fixed, and in a .pt2 file with a warning.
+            has others), and no other axis; one that the model fixes is fixed, in a file from a graph with a warning.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
             PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
@@ -135,7 +141,7 @@ def package(
         ValueError, TypeError: a `model`, `atol`, `rtol`, `recurrence` or `args` that cannot be used.
 
     Warns:
-        UserWarning: without `dynamic_shapes`, the batch or the steps of the recurrent layers are fixed in a .pt2 file.
+        UserWarning: without `dynamic_shapes`, a file from a graph fixes the batch or the steps of the recurrent layers.
     """
     check_recurrence(recurrence)
     model = check_module(model)
@@ -157,13 +163,7 @@ def package(
             return draft.written(DynamicCall.of(model, call, dynamic_shapes), write)
         return _written_with_found_axes(draft, call, write)
 
-    def write_graph(example: DynamicCall, trials: Sequence[Trial], file: Path) -> _File:
-        converted = convert_for_inference(model)
-        if path.suffix == ".pt2":
-            assign_kernels(converted, recurrence)
-            return _compile(converted, example, trials, file)
-        return _script_graph(converted, reference, example, trials, tolerance, file)
-
+    write_graph = partial(_write_graph, model, recurrence, draft)
     if path.suffix == ".pt2":
         return packaged(write_graph)
     try:
@@ -195,14 +195,27 @@ class _File:
     Attributes:
         function: loaded from it.
         source: as `Package.source`.
-        branches: what is true of the sizes on the sides of the branches that it has, and is not required by it.
+        example: the example call, with the ranges of its axes that the file takes.
         conditions: what it requires of the sizes.
     """
 
     function: Callable[..., Any]
     source: str
-    branches: Sequence[Condition] = ()
+    example: DynamicCall
     conditions: Sequence[Condition] = ()
+
+    @property
+    def ranges(self) -> dict[str, SizeRange]:
+        """The axes that may not have every size. The model's own code decides on that by itself."""
+        if self.source == CODE:
+            return {}
+        ranges = {}
+        for axis in self.example.sizes:
+            most = axis.most if axis.most < NO_LIMIT else None
+            limits = SizeRange(max(axis.least, 1), most)
+            if limits.is_limited:
+                ranges[axis.name] = limits
+        return ranges
 
 
 Write = Callable[[DynamicCall, Sequence[Trial], Path], _File]
@@ -224,11 +237,11 @@ class _Draft:
 
         def write_and_check(temporary: Path) -> Package:
             file = write(example, trials, temporary)
-            beyond = trials_beyond(self.reference, example, file.branches)
-            taken = [trial for trial in [*trials, *beyond] if _takes(file.conditions, trial)]
-            differences = largest_differences(
-                file.function, taken, self.tolerance, self.path.name, file.branches
-            )
+            tried = trials
+            if file.example.axes != example.axes:
+                tried = list(trials_of(self.reference, file.example))
+            taken = [trial for trial in tried if _hold(file.conditions, trial.sizes)]
+            differences = largest_differences(file.function, taken, self.tolerance, self.path.name)
             return Package(
                 path=str(self.path),
                 bytes=temporary.stat().st_size,
@@ -236,16 +249,75 @@ class _Draft:
                 differences=differences,
                 half_parts=self.tolerance.half_parts,
                 source=file.source,
+                ranges=file.ranges,
                 conditions=tuple(str(condition) for condition in file.conditions),
             )
 
         return replace_file(self.path, write_and_check)
 
+    def required(
+        self, traced: Traced, example: DynamicCall, trials: Sequence[Trial]
+    ) -> list[Condition]:
+        """The conditions of a graph without which it is not the model: its outputs differ, or the model has none.
 
-def _takes(conditions: Sequence[Condition], trial: Trial) -> bool:
-    """Whether a file that requires these conditions takes the sizes of a trial."""
-    sizes = {axis.name: size for axis, size in trial.sizes.items()}
-    return all(condition.holds(sizes) for condition in conditions)
+        Most conditions are mere notes of torch.export, and the graph is right without them.
+        """
+        if not traced.conditions:
+            return []
+        graph: Callable[..., Any]
+        try:
+            graph = torchscript.scripted_graph(traced)
+        except ExportError:  # the slower one takes every operator
+            graph = traced.program.module(check_guards=False)
+        wrong: list[Sizes] = []
+        right: list[Sizes] = []
+        for condition in traced.conditions:
+            for sizes in broken_sizes(condition, example, trials):
+                if sizes not in [*wrong, *right]:
+                    agrees = self._agrees(graph, example, sizes)
+                    (right if agrees else wrong).append(sizes)
+        return _chosen(traced.conditions, wrong, right)
+
+    def _agrees(
+        self, graph: Callable[..., Any], example: DynamicCall, sizes: Mapping[Axis, int]
+    ) -> bool:
+        """Whether a graph gives what the model gives for these sizes; not where the model gives nothing."""
+        trial = random_trial(self.reference, example, sizes)
+        if trial is None:
+            return False
+        try:
+            largest_differences(graph, [trial], self.tolerance, "the graph")
+        except ExportError:
+            return False
+        return True
+
+
+Sizes = Mapping[Axis, int]
+"""The size of each dynamic axis."""
+
+
+def _chosen(
+    conditions: Sequence[Condition], wrong: Sequence[Sizes], right: Sequence[Sizes]
+) -> list[Condition]:
+    """Few conditions that are not true of the wrong sizes, and are of most right ones."""
+    chosen: list[Condition] = []
+
+    def worth(condition: Condition) -> tuple[int, int, int]:
+        lost = [sizes for sizes in right if not _hold([condition], sizes)]
+        refused = [sizes for sizes in wrong if not _hold([condition], sizes)]
+        return -len(lost), len(refused), -len(str(condition))
+
+    while wrong:
+        candidates = [one for one in conditions if not all(_hold([one], sizes) for sizes in wrong)]
+        chosen.append(max(candidates, key=worth))
+        wrong = [sizes for sizes in wrong if _hold(chosen, sizes)]
+    return chosen
+
+
+def _hold(conditions: Sequence[Condition], sizes: Mapping[Axis, int]) -> bool:
+    """Whether conditions are true of the sizes of these axes."""
+    sizes_by_name = {axis.name: size for axis, size in sizes.items()}
+    return all(condition.holds(sizes_by_name) for condition in conditions)
 
 
 def _written_with_found_axes(draft: _Draft, call: ExampleCall, write: Write) -> Package:
@@ -297,10 +369,27 @@ def _name_to_fix(example: DynamicCall, error: ExportError) -> str:
     return min(named or example.names, key=lambda name: name == BATCH)
 
 
-def _compile(model: nn.Module, example: DynamicCall, trials: Sequence[Trial], path: Path) -> _File:
-    """Write a `.pt2` file."""
-    branches = aot.compile_file(model, _traceable(trials), example.axes, path)
-    return _File(aot.load_file(path), GRAPH, branches)
+def _write_graph(
+    model: nn.Module,
+    recurrence: str,
+    draft: _Draft,
+    example: DynamicCall,
+    trials: Sequence[Trial],
+    path: Path,
+) -> _File:
+    """Write a file from the model's graph, which requires the sizes of the sides that it has of each branch."""
+    converted = convert_for_inference(model)
+    if draft.path.suffix == ".pt2":
+        assign_kernels(converted, recurrence)
+    call = _traceable(trials)
+    traced = trace(converted, call, example.axes)
+    example = example.with_axes(traced.axes)
+    conditions = draft.required(traced, example, trials)
+    if draft.path.suffix == ".pt":
+        module = torchscript.scripted_graph(traced, conditions)
+        return _saved(module, GRAPH, example, path, conditions)
+    aot.compile_file(converted, call, traced.axes, conditions, path)
+    return _File(aot.load_file(path), GRAPH, example, conditions)
 
 
 def _save_scripted(
@@ -310,40 +399,6 @@ def _save_scripted(
     return _saved(module, CODE, example, path)
 
 
-def _script_graph(
-    model: nn.Module,
-    reference: Reference,
-    example: DynamicCall,
-    trials: Sequence[Trial],
-    tolerance: Tolerance,
-    path: Path,
-) -> _File:
-    """Write a `.pt` file from the model's graph, which requires the sizes of the sides that it has of each branch."""
-    traced = trace(model, _traceable(trials), example.axes)
-    file = _saved(torchscript.scripted_graph(traced), GRAPH, example, path)
-    required = []
-    for condition in traced.conditions:
-        beyond = trials_beyond(reference, example, [condition])
-        across = [*beyond, *(trial for trial in trials if not _takes([condition], trial))]
-        # Often both sides compute the same.
-        if not _agrees(file.function, across, tolerance):
-            required.append(condition)
-    if not required:
-        return file
-    module = torchscript.scripted_graph(traced, required)
-    return _saved(module, GRAPH, example, path, required)
-
-
-def _agrees(function: Callable[..., Any], trials: Sequence[Trial], tolerance: Tolerance) -> bool:
-    """Whether a function gives what the model gives."""
-    try:
-        if trials:
-            largest_differences(function, trials, tolerance, "the graph")
-    except ExportError:
-        return False
-    return True
-
-
 def _saved(
     module: torch.jit.ScriptModule,
     source: str,
@@ -351,13 +406,15 @@ def _saved(
     path: Path,
     conditions: Sequence[Condition] = (),
 ) -> _File:
+    file = _File(module, source, example, conditions)
     about = {
         "source": source,
         "inputs": example.shapes,
+        "ranges": file.ranges,
         "conditions": [str(condition) for condition in conditions],
     }
     torchscript.write_file(module, path, about)
-    return _File(torchscript.load_file(path), source, conditions=conditions)
+    return replace(file, function=torchscript.load_file(path))
 
 
 def _traceable(trials: Sequence[Trial]) -> ExampleCall:

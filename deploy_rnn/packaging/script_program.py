@@ -27,6 +27,7 @@ from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
 from deploy_rnn.packaging.script_graph import GraphText
 from deploy_rnn.packaging.script_types import Value, collections, leaves, results_text, type_of
 from deploy_rnn.packaging.script_values import constant_text
+from deploy_rnn.packaging.size_checks import MESSAGE
 
 _MODULES = {"torch": torch, "math": math, "Tensor": Tensor}
 
@@ -231,9 +232,7 @@ def _write_condition(graph: GraphText, condition: Condition, sizes: Mapping[str,
     text = str(condition)
     expression = re.sub(r"[A-Za-z_]\w*", lambda word: sizes.get(word[0], word[0]), text)
     with graph.block(f"if not bool({expression}):"):
-        message = constant_text(
-            f"the sizes must be such that {text}; the model goes another way for others."
-        )
+        message = constant_text(MESSAGE.format(condition=text))
         graph.write(f"raise RuntimeError({message})")
 
 

@@ -62,8 +62,11 @@ def scripted_graph(traced: Traced, conditions: Sequence[Condition] = ()) -> torc
         ExportError: TorchScript does not have an operator, or a type of argument; the cause is TorchScript's.
     """
     with _quiet():
-        module = scripted_program(traced.program, traced.call, traced.axes, conditions)
-        frozen: torch.jit.ScriptModule = torch.jit.freeze(module)
+        try:
+            module = scripted_program(traced.program, traced.call, traced.axes, conditions)
+            frozen: torch.jit.ScriptModule = torch.jit.freeze(module)
+        except RuntimeError as error:  # TorchScript's own
+            raise ExportError(f"TorchScript cannot compile the graph: {_reason(error)}.") from error
         return frozen
 
 

@@ -1,14 +1,17 @@
 """A model as the graph of torch.export, with its dynamic axes open; its errors in a sentence."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.branches import Condition, conditions_on
@@ -28,6 +31,10 @@ from deploy_rnn.packing.tracing import packing_exported
 _REMARKS = ("torch.fx.experimental.symbolic_shapes",)
 
 
+LARGEST = 2**30
+"""Sizes from which on a limit is PyTorch's own, such as that of an index, and not one of the model."""
+
+
 @dataclass(frozen=True)
 class Traced:
     """A model as a graph.
@@ -35,9 +42,8 @@ class Traced:
     Attributes:
         program: the graph.
         call: the call that it was traced with.
-        axes: the dynamic axes of each tensor of the call.
-        conditions: what is true of their sizes on the sides of the branches that were traced. If that is about one axis
-            alone, PyTorch refuses the model.
+        axes: the dynamic axes of each tensor of the call, with the ranges for which the graph holds.
+        conditions: what is true of their sizes on the sides of the branches that were traced.
     """
 
     program: ExportedProgram
@@ -49,18 +55,111 @@ class Traced:
 def trace(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Traced:
     """Trace `model` with torch.export, `axes` open.
 
+    An axis without a range gets one if the model needs it, as where it takes the last three steps.
+
     Args:
         model: a converted copy, in evaluation mode.
         call: an example call in which no dynamic axis has the size 1, which PyTorch would take for fixed.
 
     Raises:
-        DynamicAxisError: the model fixes an axis, or does not take all of its sizes.
+        DynamicAxisError: the model fixes an axis, or does not take all of its range.
         ExportError: PyTorch cannot export the model; the cause is PyTorch's.
     """
     any_size = AnySize(inside=__name__)
     with explained_errors(any_size):
-        program = _export(model, call, axes, any_size)
-    return Traced(program, call, axes, conditions_on(_sizes(program, axes)))
+        try:
+            program = _export(model, call, _named_dims(axes), any_size)
+        except UserError as error:
+            if "Constraints violated" not in str(error):
+                raise
+            program = _any_range(model, call, axes, any_size, error)
+    sizes = _sizes(program, axes)
+    conditions = conditions_on(sizes)
+    ranges = _ranges(program, call, axes, sizes, conditions)
+    return Traced(program, call, [_narrowed(one, ranges) for one in axes], conditions)
+
+
+def _any_range(
+    model: nn.Module,
+    call: ExampleCall,
+    axes: Sequence[Axes],
+    any_size: AnySize,
+    error: UserError,
+) -> ExportedProgram:
+    """Trace a model that does not take every size of an axis, whatever range it needs.
+
+    error: of torch.export, where an axis must have its range; it is raised if the model needs another one.
+    """
+    hook = model.register_forward_pre_hook(_same_sizes(axes), with_kwargs=True)
+    try:
+        program = _export(model, call, _hints(axes), any_size)
+    except Exception:  # torch raises many types here
+        raise error from None
+    finally:
+        hook.remove()
+    sizes = _sizes(program, axes)
+    ranges = _ranges(program, call, axes, sizes, conditions_on(sizes))
+    for axis in {axis for tensor_axes in axes for axis in tensor_axes.values()}:
+        if axis.name not in sizes or (axis.has_range and ranges[axis.name] != axis):
+            raise error
+    return program
+
+
+def _same_sizes(axes: Sequence[Axes]) -> Callable[..., None]:
+    """A hook that tells torch.export which axes have one name, and so one size."""
+
+    def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        first_sizes: dict[str, Any] = {}
+        for tensor, tensor_axes in zip(tensors, axes, strict=True):
+            for number, axis in tensor_axes.items():
+                size = tensor.size(number)
+                torch._check(first_sizes.setdefault(axis.name, size) == size)
+
+    return hook
+
+
+def _narrowed(axes: Axes, ranges: Mapping[str, Axis]) -> Axes:
+    return {number: ranges.get(axis.name, axis) for number, axis in axes.items()}
+
+
+def _ranges(
+    program: ExportedProgram,
+    call: ExampleCall,
+    axes: Sequence[Axes],
+    sizes: Mapping[str, torch.SymInt],
+    conditions: Sequence[Condition],
+) -> dict[str, Axis]:
+    """Name of each dynamic axis -> the axis, with the range for which the graph holds."""
+    ranges: dict[str, Axis] = {}
+    for tensor, tensor_axes in zip(call.tensors, axes, strict=True):
+        for number, axis in tensor_axes.items():
+            if axis.name not in sizes or axis.name in ranges:
+                continue
+            bounds = program.range_constraints.get(sizes[axis.name].node.expr)
+            if bounds is not None:
+                axis = _within(axis, int(bounds.lower), int(min(bounds.upper, NO_LIMIT)))
+            for condition in conditions:
+                limits = None
+                if condition.names == {axis.name}:
+                    limits = condition.size_range(tensor.size(number))
+                if limits is not None:
+                    axis = _within(axis, limits.least, limits.most or NO_LIMIT)
+            ranges[axis.name] = axis
+    return ranges
+
+
+def _within(axis: Axis, least: int, most: int) -> Axis:
+    """An axis with the sizes of its own range that are in another one.
+
+    torch.export takes no axis for one of size 1, and so does not tell 1 and 2 apart.
+    """
+    if least > 2:
+        axis = replace(axis, least=max(axis.least, least))
+    if most < LARGEST:
+        axis = replace(axis, most=min(axis.most, most))
+    return axis
 
 
 @contextmanager
@@ -79,21 +178,41 @@ def explained_errors(any_size: AnySize | None = None) -> Iterator[None]:
 
 
 def _export(
-    model: nn.Module, call: ExampleCall, axes: Sequence[Axes], any_size: AnySize
+    model: nn.Module, call: ExampleCall, dims: Sequence[Mapping[int, Any]], any_size: AnySize
 ) -> ExportedProgram:
-    """Trace `model` with `torch.export`, `axes` open."""
-    dims: dict[Axis, Dim] = {}
-    tensor_dims = []
-    for tensor_axes in axes:
-        for axis in tensor_axes.values():
-            if axis not in dims:
-                dims[axis] = _dim(axis)
-        tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
-    shapes = call.shapes(tensor_dims)
+    """Trace `model` with `torch.export`; `dims`: of each tensor, those of its dynamic axes."""
+    shapes = call.shapes([dict(tensor_dims) for tensor_dims in dims])
     with packing_exported(model), any_size, any_size.known.of_buffers(model):
         return torch.export.export(
             model, call.bound.args, call.bound.kwargs, dynamic_shapes=shapes, strict=False
         )
+
+
+def _named_dims(axes: Sequence[Axes]) -> list[dict[int, Any]]:
+    """Axes of one name are one size, and must have all of their range."""
+    dims: dict[Axis, Any] = {}
+    tensor_dims = []
+    for tensor_axes in axes:
+        for axis in tensor_axes.values():
+            if axis not in dims:
+                dims[axis] = Dim(axis.name, min=axis.least, max=_most(axis))
+        tensor_dims.append({number: dims[axis] for number, axis in tensor_axes.items()})
+    return tensor_dims
+
+
+def _hints(axes: Sequence[Axes]) -> list[dict[int, Any]]:
+    """Axes may turn out to have a smaller range."""
+    return [
+        {
+            number: Dim.DYNAMIC(min=max(axis.least, 2), max=_most(axis))
+            for number, axis in tensor_axes.items()
+        }
+        for tensor_axes in axes
+    ]
+
+
+def _most(axis: Axis) -> int | None:
+    return axis.most if axis.most < NO_LIMIT else None
 
 
 def _sizes(program: ExportedProgram, axes: Sequence[Axes]) -> dict[str, torch.SymInt]:
@@ -109,11 +228,6 @@ def _sizes(program: ExportedProgram, axes: Sequence[Axes]) -> dict[str, torch.Sy
             if isinstance(size, torch.SymInt):
                 sizes[axis.name] = size
     return sizes
-
-
-def _dim(axis: Axis) -> Dim:
-    most = axis.most if axis.most < NO_LIMIT else None
-    return Dim(axis.name, min=axis.least, max=most)
 
 
 def _format_error(error: Exception, why_fixed: str) -> ExportError:

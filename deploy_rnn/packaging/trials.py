@@ -1,6 +1,6 @@
 """The calls on which a converted model, in whatever file or compiled, is compared with PyTorch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,9 @@ from deploy_rnn.tensor_spec import SizeRange
 TRIED_ABOVE_LEAST = (0, 1, 2, 6, 32)
 """How far above the least size of a dynamic axis a package is tried."""
 
+SMALL = (2, 3)
+"""A model that takes none of these sizes has a least one that is larger, or takes multiples of a number."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -31,11 +34,16 @@ class Trial:
     expected: list[Expected]
     dtypes: list[torch.dtype]
 
+    @property
+    def sizes_by_name(self) -> dict[str, int]:
+        return {axis.name: size for axis, size in self.sizes.items()}
+
 
 def with_least_sizes(reference: Reference, example: DynamicCall) -> DynamicCall:
     """Let each axis begin at 1 if the model takes that, else at 2: torch.export does not tell the two apart.
 
-    A squeeze that drops an axis of size 1 gives other outputs than those of the file, which keep their axes.
+    1. A squeeze that drops an axis of size 1 gives other outputs than those of the file, which keep their axes.
+    2. A waveform may have to be of hundreds of samples: the axis begins where the model begins to take it.
     """
     random = torch.Generator().manual_seed(0)
     sizes = example.sizes
@@ -43,10 +51,35 @@ def with_least_sizes(reference: Reference, example: DynamicCall) -> DynamicCall:
     ranks = [expected.values.ndim for expected in example_trial(reference, example).expected]
     for axis in sizes:
         taken = _first_taken(reference, example.calls(sizes | {axis: 1}, random))
+        # Case 1.
         keeps_axes = taken is not None and _ranks(taken[1]) == ranks
         least = 1 if keeps_axes else 2
+        if taken is None and axis.least <= 2:
+            least = _least_size(reference, example, axis, random)  # case 2
         ranges[axis] = replace(axis, least=max(axis.least, least))
     return example.with_ranges(ranges)
+
+
+def _least_size(
+    reference: Reference, example: DynamicCall, axis: Axis, random: torch.Generator
+) -> int:
+    """The least size of an axis, of 2 or more, that the model takes, the other axes as in the example."""
+
+    def takes(size: int) -> bool:
+        calls = example.calls(example.sizes | {axis: size}, random)
+        return _first_taken(reference, calls) is not None
+
+    refused, taken = max(SMALL), example.sizes[axis]
+    if taken <= refused or any(takes(size) for size in SMALL):
+        return 2
+    while taken - refused > 1:
+        middle = (taken + refused) // 2
+        if takes(middle):
+            taken = middle
+        else:
+            refused = middle
+    # Where the model takes multiples of a number, sizes that it takes are on both sides.
+    return taken if takes(taken + 1) else 2
 
 
 def _ranks(outputs: Sequence[Tensor]) -> list[int]:
@@ -67,12 +100,17 @@ def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
         sizes = {
             axis: min(axis.least + addition, axis.most) for axis, addition in additions.items()
         }
-        trial = _random_trial(reference, example, sizes, random)
+        trial = random_trial(reference, example, sizes, random)
         if trial is None:
             continue
         yield trial
         # An axis of size 1 proves nothing: the model may broadcast it.
         varied |= {axis for axis, size in sizes.items() if size not in (1, example_sizes[axis])}
+    for axis in [axis for axis in example_sizes if axis not in varied]:
+        trial = _alone(reference, example, axis, random)
+        if trial is not None:
+            yield trial
+            varied.add(axis)
     fixed_names = [axis.name for axis in example_sizes if axis not in varied]
     if fixed_names:
         name = fixed_names[0]
@@ -83,19 +121,33 @@ def trials_of(reference: Reference, example: DynamicCall) -> Iterator[Trial]:
         )
 
 
-def trials_beyond(
-    reference: Reference, example: DynamicCall, conditions: Sequence[Condition]
-) -> Iterator[Trial]:
-    """Random inputs for which a condition is not true: they show whether both sides of the branch are equal."""
-    random = torch.Generator().manual_seed(0)
-    example_sizes = {axis.name: size for axis, size in example.sizes.items()}
-    ranges = {axis.name: SizeRange(axis.least, axis.most) for axis in example.sizes}
-    for condition in conditions:
-        for sizes in condition.broken(example_sizes, ranges):
-            axis_sizes = {axis: sizes[axis.name] for axis in example.sizes}
-            trial = _random_trial(reference, example, axis_sizes, random)
+def _alone(
+    reference: Reference, example: DynamicCall, axis: Axis, random: torch.Generator
+) -> Trial | None:
+    """Another size of one axis, the others as in the example; None if the model takes none that is tried."""
+    example_sizes = example.sizes
+    size = example_sizes[axis]
+    # A model may take multiples of a number only, such as 50, of which the example has one.
+    for other_size in (size + 1, size + 2, 2 * size, 3 * size, size // 2):
+        if other_size != 1 and axis.least <= other_size <= axis.most:
+            sizes = example_sizes | {axis: other_size}
+            trial = random_trial(reference, example, sizes, random)
             if trial is not None:
-                yield trial
+                return trial
+    return None
+
+
+def broken_sizes(
+    condition: Condition, example: DynamicCall, trials: Sequence[Trial]
+) -> list[dict[Axis, int]]:
+    """Sizes, within the ranges of the axes, of which a condition is not true: those of trials, and at its ends."""
+    axes = {axis.name: axis for axis in example.sizes}
+    ranges = {name: SizeRange(axis.least, axis.most) for name, axis in axes.items()}
+    example_sizes = {axis.name: size for axis, size in example.sizes.items()}
+    tried = [trial.sizes_by_name for trial in trials if example.takes(trial.sizes)]
+    broken = [sizes for sizes in tried if not condition.holds(sizes)]
+    broken += condition.broken(example_sizes, ranges)
+    return [{axes[name]: size for name, size in sizes.items()} for sizes in broken]
 
 
 def example_trial(reference: Reference, example: DynamicCall) -> Trial:
@@ -113,10 +165,14 @@ def _dtypes(tensors: Sequence[Tensor]) -> list[torch.dtype]:
     return [tensor.dtype for tensor in tensors]
 
 
-def _random_trial(
-    reference: Reference, example: DynamicCall, sizes: dict[Axis, int], random: torch.Generator
+def random_trial(
+    reference: Reference,
+    example: DynamicCall,
+    sizes: Mapping[Axis, int],
+    random: torch.Generator | None = None,
 ) -> Trial | None:
     """Random inputs of these sizes; None if the model refuses them."""
+    random = random or torch.Generator().manual_seed(0)
     taken = _first_taken(reference, example.calls(sizes, random))
     if taken is None:
         return None
@@ -124,7 +180,7 @@ def _random_trial(
     size_labels = [f"{axis.name}={size}" for axis, size in sizes.items()]
     label = ", ".join(["random input", *size_labels])
     expected = reference.expected(call, outputs, label)
-    return Trial(label, call, sizes, expected, _dtypes(outputs))
+    return Trial(label, call, dict(sizes), expected, _dtypes(outputs))
 
 
 def _first_taken(
@@ -144,13 +200,10 @@ def largest_differences(
     trials: Sequence[Trial],
     tolerance: Tolerance,
     file_name: str,
-    conditions: Sequence[Condition] = (),
 ) -> tuple[float, ...]:
     """Run every trial twice: -> the largest difference of each output.
 
     TorchScript optimises after its first calls, and no call may depend on the one before.
-
-    conditions: what is true of the sizes on the sides of the branches that `function` has.
 
     Raises:
         ExportError: the file cannot be run.
@@ -162,28 +215,9 @@ def largest_differences(
             outputs = trial.call.run(function)
         except Exception as error:  # PyTorch raises many types here
             raise ExportError(f"{file_name} fails on {trial.label}: {error}") from error
-        try:
-            differences = _differences(trial, outputs, tolerance, file_name)
-        except VerificationError as error:
-            branch = _branch(trial, conditions)
-            if not branch:
-                raise
-            raise VerificationError(f"{error} {branch}") from error
+        differences = _differences(trial, outputs, tolerance, file_name)
         largest = [max(pair) for pair in zip(largest, differences, strict=True)]
     return tuple(largest)
-
-
-def _branch(trial: Trial, conditions: Sequence[Condition]) -> str:
-    """On which branch the function is not the model at the sizes of a trial; empty if it is on every one."""
-    sizes = {axis.name: size for axis, size in trial.sizes.items()}
-    for condition in conditions:
-        if not condition.holds(sizes):
-            return (
-                f"The model branches on a size, and the file has the side where {condition}: let it compute the same "
-                "on both sides, leave an axis out of `dynamic_shapes`, or write a .pt file, which has both sides or "
-                "refuses the sizes of the other."
-            )
-    return ""
 
 
 def _differences(

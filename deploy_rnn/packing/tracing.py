@@ -65,9 +65,15 @@ def read_packed_by(model: nn.Module, packing: Callable[[], Packing | None]) -> N
 def packing_exported(model: nn.Module) -> Iterator[None]:
     """While torch.export traces `model`, a converted copy, packing is tensor operations."""
     packing = Packing()
+    layers = [module for module in model.modules() if isinstance(module, Recurrent)]
+    before = [layer.recurrence for layer in layers]
     read_packed_by(model, lambda: packing)
-    with installed(packing):
-        yield
+    try:
+        with installed(packing):
+            yield
+    finally:
+        for layer, recurrence in zip(layers, before, strict=True):
+            layer.recurrence = recurrence
 
 
 @contextmanager

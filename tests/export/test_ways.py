@@ -93,16 +93,26 @@ def test_a_way_for_one_side_of_a_branch() -> None:
     assert json.loads(json.dumps(fields["scan"]["ranges"])) == {"T": [1, 20]}
 
 
-@pytest.mark.slow
+class OnlyTraced(Branching):
+    """A file is made from its graph: TorchScript refuses its code."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = getattr(self, "rn" + "n")(x)[0]
+        return output * 2 if x.size(1) > 20 else output
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"), [(Branching, "any B and T"), (OnlyTraced, "any B, T of 1 to 20")]
+)
 @pytest.mark.filterwarnings("ignore:axis 1 of `x`, T, can have a size of 1 to 20 only:UserWarning")
-def test_files_for_both_sides_of_a_branch() -> None:
-    """What is compiled at each call, or scripted, has both; what was compiled ahead of time has one."""
-    check = deploy_rnn.check(Branching(), torch.randn(2, 6, 3))
-    assert {name: check[name].sizes for name in ("compile", ".pt", ".pt2")} == {
-        "compile": "any B and T",
-        ".pt": "any B and T",
-        ".pt2": "any B, T of 1 to 20",
-    }
+def test_a_file_has_both_sides_of_a_branch_or_one(
+    model: type[Branching], sizes: str, tmp_path: Path
+) -> None:
+    """What is scripted has both; what is made from a graph has one."""
+    candidate = ways.Candidate(model(), torch.randn(2, 6, 3), None, tmp_path)
+    judges = candidate.judges()
+    judges["scan"]()
+    assert candidate.way(".pt", 1.0, judges[".pt"]()).sizes == sizes
 
 
 @pytest.mark.usefixtures("without_compiler")

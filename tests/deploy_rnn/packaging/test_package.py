@@ -380,6 +380,7 @@ def test_what_cannot_be_asked_of_a_layer(
 
 
 T = {"x": {0: "T"}}
+RANGE = {"x": {0: Dim("T", max=50)}}
 
 
 class Rows(nn.Module):
@@ -409,7 +410,7 @@ ROWS_APART = (
         (Odd("number"), (X, 2.0), "m.pt2", None, ExportError, "`scale` has 2.0, which is not a tensor"),
         (Odd("unrolled"), X, "m.pt2", T, DynamicAxisError, "`T` cannot be dynamic: the model fixes it at 6; leave"),
         (Rows(), (X, LENGTHS), "m.pt2", ROWS, DynamicAxisError, ROWS_APART),
-        (Odd("long"), X, "m.pt2", T, DynamicAxisError, r"torch.export suggests `T = Dim\('T', min=4\)`"),
+        (Odd("long"), X, "m.pt2", RANGE, DynamicAxisError, r"`T = Dim\('T', min=4, max=50\)`"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("fresh_compiler")
@@ -447,22 +448,36 @@ def test_an_operation_on_every_output_of_a_compiled_loop(tmp_path: Path) -> None
     check_in_a_fresh_process(path, model, [(x,), (torch.randn(9, 5, 3),)])
 
 
+class Paired(nn.Module):
+    """Takes pairs of steps, and doubles its outputs beyond six steps for a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(6, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.rnn(x.reshape(x.size(0), -1, 6))[0]
+        return 2 * output if x.size(1) > 6 * x.size(0) else output
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("limit", "condition"), [("steps of a row", "T <= 6*B"), ("steps of all rows", "T*B <= 1000")]
-)
 @pytest.mark.usefixtures("fresh_compiler")
-def test_a_compiled_file_has_one_side_of_a_branch(
-    limit: str, condition: str, tmp_path: Path
-) -> None:
-    """PyTorch does not refuse a branch on two axes, and the sizes of the usual trials are all on one side."""
+def test_a_compiled_file_refuses_what_its_graph_is_not_for(tmp_path: Path) -> None:
+    """The other side of a branch on two axes, and half a pair: PyTorch would compute with either."""
+    model, path = Paired(), tmp_path / "m.pt2"
     dynamic_shapes = {"x": {0: "B", 1: "T"}}
-    with pytest.raises(VerificationError) as raised:
-        deploy_rnn.package(
-            Deciding(limit), torch.randn(8, 5, 3), tmp_path / "m.pt2", dynamic_shapes=dynamic_shapes
-        )
-    assert f"the file has the side where {condition}: let it compute" in str(raised.value)
-    assert not list(tmp_path.iterdir())
+    report = deploy_rnn.package(model, torch.randn(8, 10, 3), path, dynamic_shapes=dynamic_shapes)
+    pairs, rows = report.conditions
+    assert rows == "T <= 6*B"
+    check_in_a_fresh_process(
+        path,
+        model,
+        [(torch.randn(1, 6, 3),), (torch.randn(9, 2, 3),)],
+        {
+            f"the sizes must be such that {rows}; the model": (torch.randn(1, 8, 3),),
+            f"the sizes must be such that {pairs}; the model": (torch.randn(2, 5, 3),),
+        },
+    )
 
 
 @pytest.mark.parametrize(
@@ -586,3 +601,31 @@ def test_parametrized_weights_are_scripted(tmp_path: Path) -> None:
     assert deploy_rnn.package(model, x, tmp_path / "m.pt").source == "code"
     assert torch.equal(model(x)[0], before)
     assert isinstance(norm.parametrizations, nn.ModuleDict)
+
+
+class Framed(nn.Module):
+    """Takes frames of 20 samples and more of a waveform, or whole frames only."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.whole = whole
+        self.rnn = nn.GRU(20, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.unflatten(1, (-1, 20)) if self.whole else x.unfold(1, 20, 7)
+        output: Tensor = self.rnn(frames)[0]
+        return output
+
+
+@pytest.mark.parametrize(("whole", "least"), [(False, 20), (True, 2)])
+def test_sizes_are_tried_that_the_model_takes(whole: bool, least: int) -> None:
+    """Those near 1 are too few for a frame, or not a whole number of frames."""
+    model = Framed(whole).eval()
+    call = ExampleCall.of(model, torch.randn(2, 160))
+    reference = Reference(model)
+    axes = {"x": {0: "B", 1: "T"}}
+    example = with_least_sizes(reference, DynamicCall.of(model, call, axes))
+    assert [axis.least for axis in example.sizes] == [1, least]
+    tried = list(trials_of(reference, example))
+    steps = {size for trial in tried for axis, size in trial.sizes.items() if axis.name == "T"}
+    assert steps == ({160, 320} if whole else {160, 20, 21, 22, 26, 52})

@@ -208,9 +208,39 @@ def test_a_file_from_a_graph_says_so_and_holds_its_side_of_a_branch(tmp_path: Pa
         results = pytree.tree_leaves(loaded(x[:1], (states, states)))
         torch.testing.assert_close(results, pytree.tree_leaves(model(x[:1], (states, states))))
     with pytest.raises(
-        torch.jit.Error, match=r"the sizes must be such that T <= 6\*B; the model goes"
+        torch.jit.Error, match=r"the sizes must be such that T <= 6\*B; the model refuses"
     ):
         loaded(torch.zeros(1, 7, 5).double(), (states, states))
+
+
+class Last(nn.Module):
+    """Takes a last number of steps behind a convolution with a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(5, 5, 3, stride=2)
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.convolution((x * mask[..., None]).transpose(1, 2)).transpose(1, 2)
+        output: Tensor = getattr(self, "rn" + "n")(x)[0]
+        return output[:, -3:].reshape(-1, 12)
+
+
+def test_a_range_that_the_model_needs_is_found_and_kept(tmp_path: Path) -> None:
+    """torch.export takes the axes of one name for one size only where it knows that."""
+    model = Last().eval()
+    shapes = {"x": {0: "B", 1: "T"}, "mask": {0: "B", 1: "T"}}
+    inputs = torch.randn(2, 12, 5), torch.ones(2, 12)
+    report = deploy_rnn.package(model, inputs, tmp_path / "m.pt", dynamic_shapes=shapes)
+    assert report.ranges == {"T": (7, None)}
+    assert "; T of 7 or more; " in str(report)
+    loaded = torch.jit.load(tmp_path / "m.pt")
+    check(loaded, model, torch.randn(1, 7, 5), torch.ones(1, 7))
+    with pytest.raises(torch.jit.Error, match="axis 1 of `x` is 6; this file takes 7 or more"):
+        loaded(torch.randn(1, 6, 5), torch.ones(1, 6))
+    with pytest.raises(torch.jit.Error, match="axis 1 of `mask` is 9; this file takes 8 here"):
+        loaded(torch.randn(1, 8, 5), torch.ones(1, 9))
 
 
 class Refused(nn.Module):
