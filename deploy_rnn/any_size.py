@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,13 +26,15 @@ class AnySize(TorchFunctionMode):
 
     Args:
         inside: the module that calls the model, for the lines of the model.
+        model: what is traced.
 
     Attributes:
         taken_apart: the lines of the model that take an open axis apart, as a loop over it does, and so fix its size.
     """
 
-    def __init__(self, inside: str) -> None:
+    def __init__(self, inside: str, model: nn.Module) -> None:
         super().__init__()
+        self._model = model
         self.taken_apart: list[str] = []
         self._inside = inside
         self.known = KnownNumbers()
@@ -69,15 +71,47 @@ class AnySize(TorchFunctionMode):
 
     @property
     def why_fixed(self) -> str:
-        """To follow "the model fixes it at 2": where the model takes an axis apart; empty if it does not."""
-        if not self.taken_apart:
-            return ""
-        return f" (taken apart in {self.taken_apart[0]}, as by a loop over rows or unpack_sequence)"
+        """To follow "the model fixes it at 2": what in the model fixes an axis; empty if that is not known.
+
+        1. A line takes an axis apart.
+        2. TorchScript code reads a size, which is a number there.
+        """
+        if self.taken_apart:
+            return f" (taken apart in {self.taken_apart[0]}, as by a loop over rows or unpack_sequence)"
+        # Case 2.
+        for name, part in self._model.named_modules():
+            sizes = size_reading(part) if isinstance(part, torch.jit.ScriptModule) else ""
+            if sizes:
+                return (
+                    f" (the scripted part `{name}` reads {sizes}, and PyTorch traces what TorchScript reads as a "
+                    "number: let the model have that part unscripted)"
+                )
+        return ""
 
     def _note_axis(self, tensor: Tensor, dim: int = 0) -> None:
         line = running_line(self._inside)
         if line and not isinstance(tensor.size(dim), int) and line not in self.taken_apart:
             self.taken_apart.append(line)
+
+
+def size_reading(part: torch.jit.ScriptModule) -> str:
+    """Return which size the code of a scripted part reads first, such as "axis 0 of `x`"; empty if it reads none."""
+    graph = getattr(part, "inlined_graph", None)
+    if graph is None:  # it has no `forward`
+        return ""
+    for kind in ("aten::size", "aten::len"):
+        for node in graph.findAllNodes(kind):
+            tensor, *axes = node.inputs()
+            if not isinstance(tensor.type(), torch._C.TensorType):
+                continue
+            # TorchScript counts the values of one name, as in `x.1`, and has only numbers for the others.
+            name = tensor.debugName().partition(".")[0]
+            described = "a tensor" if name.isdigit() else f"`{name}`"
+            axis = axes[0].toIValue() if axes else None
+            if kind == "aten::len":
+                axis = 0
+            return f"the sizes of {described}" if axis is None else f"axis {axis} of {described}"
+    return ""
 
 
 def _max_pool(func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Any:

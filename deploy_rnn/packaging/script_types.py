@@ -51,7 +51,8 @@ def _common_type(label: str, values: list[Any]) -> str:
     if len(types) > 1:
         raise ExportError(
             f"{label} has a list or a dict with values of several types ({', '.join(types)}), which TorchScript does "
-            "not take; use a tuple."
+            "not take; let a module around the model have the values as arguments, and make the list or the dict of "
+            "them in its `forward`."
         )
     return types[0] if types else "Tensor"
 

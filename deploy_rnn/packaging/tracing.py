@@ -65,7 +65,7 @@ def trace(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> Traced:
         DynamicAxisError: the model fixes an axis, or does not take all of its range.
         ExportError: PyTorch cannot export the model; the cause is PyTorch's.
     """
-    any_size = AnySize(inside=__name__)
+    any_size = AnySize(inside=__name__, model=model)
     with explained_errors(any_size):
         try:
             program = _export(model, call, _named_dims(axes), any_size)

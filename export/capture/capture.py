@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.conversion import convert_for_inference
-from deploy_rnn.errors import ExportError
+from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.nn.loops import LoopSizes, in_step, noted_loops
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.packing.tracing import installed
@@ -54,7 +54,7 @@ class Tracer:
         self.call = call
         self._opset_version = opset_version
         self.loops: list[LoopSizes] = []
-        self.any_size = AnySize(inside=TRACING)
+        self.any_size = AnySize(inside=TRACING, model=self.model)
         self.squeezes: list[str] = []
         self.fixed_lengths: list[list[int]] = []
         self._walking: Walking | None = None
@@ -89,6 +89,14 @@ class Tracer:
             DynamicAxisError: an axis that the model itself fixes.
             ExportError: torch.export or torch.onnx cannot take the model; the cause is theirs.
         """
+        try:
+            return self._capture(axes)
+        except DynamicAxisError as error:
+            reason = error.reason + self.any_size.why_fixed
+            advice = str(error).removeprefix(error.reason)
+            raise DynamicAxisError(reason + advice, reason) from error
+
+    def _capture(self, axes: Sequence[Axes]) -> Traced:
         layers = {
             name: module
             for name, module in self.model.named_modules()
@@ -97,7 +105,7 @@ class Tracer:
         sizes = NamedSizes(self.call, axes)
         packing = OnnxPacking(sizes.same)
         squeezing = Squeezing()
-        self.any_size = AnySize(inside=TRACING)
+        self.any_size = AnySize(inside=TRACING, model=self.model)
         noted = sizes.noted(self.model)
         with (
             unchanged(self.model),

@@ -420,10 +420,10 @@ def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes
         )
 
 
-def _not_open(error: DynamicAxisError, why_fixed: str) -> DynamicAxisError:
+def _not_open(error: DynamicAxisError) -> DynamicAxisError:
     """The error for a batch axis that nobody has named: it is that of the recurrent layers, or goes with it."""
     return DynamicAxisError(
-        f"{error.reason}{why_fixed}, although it is the batch or the steps of the recurrent layers, or goes with them. "
+        f"{error.reason}, although it is the batch or the steps of the recurrent layers, or goes with them. "
         "Is it taken apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes "
         "that can be dynamic in `dynamic_shapes`."
     )
@@ -463,7 +463,7 @@ def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
                 f"{', '.join(fixed)}: fixed at the size in the example, since {first_error.reason}."
             )
             return traced
-    raise _not_open(first_error, tracer.any_size.why_fixed) from first_error
+    raise _not_open(first_error) from first_error
 
 
 def _without(axes: Axes, name: str) -> Axes:

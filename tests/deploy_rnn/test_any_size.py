@@ -8,9 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deploy_rnn.any_size import AnySize
+from deploy_rnn.any_size import AnySize, size_reading
+from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.conversion import convert_for_inference
+from deploy_rnn.errors import DynamicAxisError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.known_numbers import KnownNumbers
+from deploy_rnn.packaging.axes import Axis
+from deploy_rnn.packaging.tracing import trace
 from deploy_rnn.tensor_spec import SizeRange
 
 
@@ -25,7 +30,7 @@ class Function(nn.Module):
 
 def exported(model: nn.Module) -> torch.export.ExportedProgram:
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO}
-    with AnySize(inside=__name__):
+    with AnySize(inside=__name__, model=nn.Identity()):
         return torch.export.export(model, (torch.randn(2, 4, 12),), dynamic_shapes=(dims,))
 
 
@@ -121,7 +126,7 @@ class Framed(nn.Module):
 
 def test_numbers_in_buffers_are_known() -> None:
     model = Framed()
-    any_size = AnySize(inside=__name__)
+    any_size = AnySize(inside=__name__, model=model)
     open_axes = ({2: torch.export.Dim.AUTO},)
     with any_size, any_size.known.of_buffers(model), torch.no_grad():
         program = torch.export.export(
@@ -146,7 +151,7 @@ def test_a_number_that_is_changed_is_not_known() -> None:
 
 def test_indices_of_a_maximum_are_left_to_pytorch() -> None:
     x = torch.randn(2, 4, 12)
-    with AnySize(inside=__name__):
+    with AnySize(inside=__name__, model=nn.Identity()):
         values, indices = F.max_pool1d(x, 3, return_indices=True)
     torch.testing.assert_close(x.gather(2, indices), values)
 
@@ -180,7 +185,57 @@ def test_a_file_is_for_every_size(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_changed_in_place_is_another_one() -> None:
-    with AnySize(inside=__name__):
+    with AnySize(inside=__name__, model=nn.Identity()):
         number = torch.arange(3).unbind()[0]
         number += 1
         assert int(number) == 1
+
+
+class Shaped(nn.Module):
+    """Reads sizes in one of the ways that TorchScript has."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "axis":
+            return x + torch.zeros(x.size(0), 1, 1)
+        if self.way == "shape":
+            return x.reshape(x.shape)
+        if self.way == "len":
+            return x + len(x)
+        return x + len([x])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.parametrize(
+    ("way", "reading"),
+    [
+        ("axis", "axis 0 of `x`"),
+        ("shape", "the sizes of `x`"),
+        ("len", "axis 0 of `x`"),
+        ("none", ""),
+    ],
+)
+def test_what_scripted_code_reads(way: str, reading: str) -> None:
+    part = torch.jit.freeze(torch.jit.script(Shaped(way).eval()), preserved_attrs=["training"])
+    assert size_reading(part) == reading
+    rows = torch.jit.trace(lambda x: x.reshape(x.size(0), -1), torch.randn(2, 3, 4))
+    assert size_reading(rows) == "axis 0 of `x`"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+def test_a_scripted_part_that_fixes_an_axis_is_named(tmp_path: Path) -> None:
+    """PyTorch reads all sizes of a tensor for its scripted code."""
+    model = nn.Sequential(
+        torch.jit.script(nn.Tanh()), torch.jit.script(Shaped("axis")), nn.GRU(3, 4)
+    ).eval()
+    x, path = torch.randn(6, 2, 3), tmp_path / "m.onnx"
+    reason = r"\(the scripted part `1` reads axis 0 of `x`, and PyTorch traces"
+    with pytest.warns(UserWarning, match=f"every axis is fixed: .* by itself {reason}"):
+        export_onnx(model, x, path, form="scan")
+    with pytest.raises(DynamicAxisError, match=f"the model fixes it at 6 {reason}.*; leave it"):
+        export_onnx(model, x, path, form="scan", dynamic_shapes={"input": {0: "T"}})
+    with pytest.raises(DynamicAxisError, match=f"the model fixes it at 6 {reason}"):
+        trace(convert_for_inference(model), ExampleCall.of(model, x), [{0: Axis("T")}])
