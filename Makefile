@@ -5,6 +5,7 @@
 # make docs: the site, in build/site, from an environment of its own.
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
+# make triton: a real Triton and our server get the same requests, in a minute.
 # JOBS= sets how many processes the tests run in.
 
 PYTHON ?= python3
@@ -30,7 +31,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -64,6 +65,10 @@ $(PERF_VENV)/installed:
 	@printf '%s\n' '#!/bin/sh' 'export LD_LIBRARY_PATH=$(abspath $(PERF_VENV))/usr/lib/x86_64-linux-gnu:$$(echo $(abspath $(PERF_VENV))/lib/python*/site-packages/nvidia/cuda_runtime/lib)' 'exec $(abspath $(PERF_VENV))/bin/perf_analyzer "$$@"' > $(PERF_VENV)/perf_analyzer
 	@chmod +x $(PERF_VENV)/perf_analyzer
 	@touch $@
+
+# A real Triton beside our server. For Linux on x86-64 with glibc 2.35 or newer.
+triton: $(READY) $(TRITON_VENV)/installed
+	@$(RUN) -m pytest -m triton tests/serving/triton
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

@@ -16,7 +16,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from benchmarks import ROOT
-from benchmarks.serving.triton import VENV, Installation
+from benchmarks.serving.triton import VENV, Installation, write_models
 
 DEPLOY_RNN = "deploy-rnn serve"
 TRITON = "Triton, Python backend"
@@ -131,10 +131,21 @@ def run_sketch(bundles: Sequence[Path]) -> Iterator[Running]:
 
 @contextmanager
 def run_triton(bundles: Sequence[Path]) -> Iterator[Running]:
+    with TemporaryDirectory() as folder:
+        repository = Path(folder) / "repository"
+        write_models(repository, bundles)
+        with run_triton_on(repository) as running:
+            yield running
+
+
+@contextmanager
+def run_triton_on(repository: Path) -> Iterator[Running]:
+    """Run Triton with all models of a repository, whose path must not have a space."""
     installation = open_triton()
     ports = {"http": _free_port(), "grpc": _free_port()}
     with TemporaryDirectory() as folder:
-        command = installation.command(Path(folder), bundles, ports["http"], ports["grpc"])
+        backends = Path(folder) / "backends"
+        command = installation.command(repository, backends, ports["http"], ports["grpc"])
         with _session(command, installation.environment) as process:
             _wait_until_ready(process, ports["http"])
             yield Running(ports, process.pid)

@@ -52,20 +52,23 @@ class Installation:
             raise FileNotFoundError(f"nvidia-pytriton has no stub for Python {found['python']}")
 
     def command(
-        self, folder: Path, bundles: Sequence[Path], http_port: int, grpc_port: int
+        self, repository: Path, backends: Path, http_port: int, grpc_port: int
     ) -> list[str]:
-        """Write what Triton needs to `folder`, whose path must not have a space, and say how to start it."""
-        for bundle in bundles:
-            _write_model(folder / "repository" / bundle.name, bundle)
+        """Say how to start Triton.
+
+        Args:
+            repository: folder of its models; its path must not have a space.
+            backends: a new folder, to which the Python backend is written.
+        """
         # The backend looks for the stub beside itself; the wheel keeps one for each Python elsewhere.
-        backend = folder / "backends" / "python"
+        backend = backends / "python"
         shutil.copytree(self._root / "backends" / "python", backend)
         shutil.copy(self._stub, backend)
         address = "127.0.0.1"
         return [
             str(self._root / "bin" / "tritonserver"),
-            f"--model-repository={folder / 'repository'}",
-            f"--backend-directory={folder / 'backends'}",
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
             f"--cache-directory={self._root / 'caches'}",
             f"--http-address={address}",
             f"--http-port={http_port}",
@@ -84,6 +87,12 @@ class Installation:
             "PYTHONPATH": str(self._packages),
             "LD_LIBRARY_PATH": ":".join(libraries),
         }
+
+
+def write_models(repository: Path, bundles: Sequence[Path]) -> None:
+    """Write a model for each of the benchmark's bundles, by its name."""
+    for bundle in bundles:
+        _write_model(repository / bundle.name, bundle)
 
 
 def _write_model(folder: Path, bundle: Path) -> None:
