@@ -64,6 +64,8 @@ class Graph:
         precision: in which it computes, such as "float32".
         ranges: dynamic axes that may not have every size -> the sizes of a request that the graph is right for. Where
             the graph is for one number of steps, those of the steps are what may be padded to it.
+        row_ends: how ONNX's own operators are told where rows end, such as "held"; None for `sequence_lens`, or where
+            there are none.
     """
 
     file: str
@@ -73,12 +75,14 @@ class Graph:
     milliseconds: float
     precision: str
     ranges: Ranges = field(default_factory=dict, hash=False)
+    row_ends: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; `ranges` only where there are some."""
+        """For JSON; `ranges` and `row_ends` only where there are some."""
         fields = asdict(self)
-        if not self.ranges:
-            del fields["ranges"]
+        for name in ("ranges", "row_ends"):
+            if not fields[name]:
+                del fields[name]
         return fields
 
 
@@ -344,7 +348,7 @@ def _read_graph(field: JsonField, sha256: Mapping[str, str], precision: str | No
     names = ["file", "form", "steps", "nodes", "milliseconds"]
     if precision is None:
         names.append("precision")
-    fields = field.fields(names, optional=["ranges"])
+    fields = field.fields(names, optional=["ranges", "row_ends"])
     file = fields["file"].text()
     if file not in sha256:
         fields["file"].fail("the name of a file that `sha256` lists")
@@ -356,6 +360,7 @@ def _read_graph(field: JsonField, sha256: Mapping[str, str], precision: str | No
         milliseconds=fields["milliseconds"].number(),
         precision=precision or fields["precision"].choice(PRECISIONS),
         ranges=read_ranges(fields["ranges"]) if "ranges" in fields else {},
+        row_ends=fields["row_ends"].text() if "row_ends" in fields else None,
     )
 
 

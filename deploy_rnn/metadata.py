@@ -22,6 +22,8 @@ class FileMetadata:
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
         table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has; an index is 0 to
             one less.
+        row_ends: how ONNX's own operators are told where rows end, such as "held"; None for `sequence_lens`, or where
+            there are none.
     """
 
     form: str | None = None
@@ -30,6 +32,7 @@ class FileMetadata:
     time: Mapping[str, int] = field(default_factory=dict)
     ranges: Ranges = field(default_factory=dict)
     table_rows: Mapping[str, int] = field(default_factory=dict)
+    row_ends: str | None = None
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> "FileMetadata":
@@ -52,6 +55,7 @@ class FileMetadata:
             {name: axis.whole_number(0) for name, axis in time.items()},
             read_ranges(read("ranges")),
             {name: rows.whole_number(1) for name, rows in read("table_rows").entries().items()},
+            properties.get(PREFIX + "row_ends"),
         )
 
     def to_properties(self) -> dict[str, str]:

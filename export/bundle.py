@@ -50,6 +50,7 @@ def export_bundle(
     ir_version: int | None = DEFAULTS.ir_version,
     streaming: bool = DEFAULTS.streaming,
     max_nodes: int = DEFAULTS.max_nodes,
+    row_ends: Literal["sequence_lens", "held"] = DEFAULTS.row_ends,
     atol: float | None = None,
     rtol: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
@@ -96,6 +97,7 @@ def export_bundle(
         precision=precision,
         streaming=streaming,
         max_nodes=max_nodes,
+        row_ends=row_ends,
         atol=atol,
         rtol=rtol,
         sizes=sizes,
@@ -202,6 +204,7 @@ class _GraphPlan:
             milliseconds=report.latency[CPU]["example"],
             precision=report.precision,
             ranges=ranges,
+            row_ends=report.file.row_ends,
         )
 
     def _padded_ranges(self, captured: CapturedModel) -> dict[str, SizeRange]:

@@ -37,6 +37,7 @@ def export_onnx(
     ir_version: int | None = DEFAULTS.ir_version,
     streaming: bool = DEFAULTS.streaming,
     max_nodes: int = DEFAULTS.max_nodes,
+    row_ends: Literal["sequence_lens", "held"] = DEFAULTS.row_ends,
     atol: float | None = None,
     rtol: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
@@ -81,6 +82,10 @@ def export_onnx(
             a bare layer, "encoder.rnn.h0" and so on for a layer within a model. Feed zeros to the first chunk. The
             file is then also run on a sequence in random chunks, and compared with PyTorch on the whole sequence.
         max_nodes: form "unrolled" is refused if the file would have more nodes.
+        row_ends: how form "native" writes rows of different length; the other forms have one way.
+            "sequence_lens": the input of that name of ONNX's operators, which onnxruntime reads and other runtimes
+                ignore; the fastest there.
+            "held": gates that hold the state beyond a row's end, without that input; right wherever the operators are.
         atol, rtol, sizes, require_provider: as for `verify`.
 
     Returns:
@@ -118,6 +123,7 @@ def export_onnx(
         precision=precision,
         streaming=streaming,
         max_nodes=max_nodes,
+        row_ends=row_ends,
         atol=atol,
         rtol=rtol,
         sizes=sizes,

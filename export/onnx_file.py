@@ -29,6 +29,8 @@ class OnnxFile:
         time: of a streaming file, inputs -> their time axis.
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
         table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has.
+        row_ends: how ONNX's own operators are told where rows end, such as "held"; None for `sequence_lens`, or where
+            there are none.
         producer: the name and version of the program that wrote it.
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
@@ -60,6 +62,7 @@ class OnnxFile:
     metadata: Mapping[str, str]
     ranges: Ranges = field(default_factory=dict)
     table_rows: Mapping[str, int] = field(default_factory=dict)
+    row_ends: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
@@ -105,6 +108,7 @@ class OnnxFile:
             },
             ranges=metadata.ranges,
             table_rows=metadata.table_rows,
+            row_ends=metadata.row_ends,
         )
 
     @property
@@ -152,6 +156,7 @@ class OnnxFile:
             "states": self.states,
             "ranges": self.ranges,
             "table_rows": self.table_rows,
+            "row_ends": self.row_ends,
             "producer": self.producer,
             "opsets": self.opsets,
             "inputs": [spec.to_dict() for spec in self.inputs],
@@ -168,9 +173,7 @@ class OnnxFile:
 
     def __str__(self) -> str:
         opsets = ", ".join(f"{domain} {version}".strip() for domain, version in self.opsets.items())
-        lines = [
-            f"{self.path}: {self.form or 'not by deploy-rnn'}, {self.bytes / 1e3:,.0f} kB, opset {opsets}"
-        ]
+        lines = [f"{self.path}: {self._shown_form()}, {self.bytes / 1e3:,.0f} kB, opset {opsets}"]
         lines += [f"  input    {spec}" for spec in self.inputs]
         lines += [f"  output   {spec}" for spec in self.outputs]
         lines += [
@@ -195,6 +198,11 @@ class OnnxFile:
         within = f", and {self.inner_nodes} in loops and branches" if self.inner_nodes else ""
         lines.append(f"  nodes    {self.nodes}{within}{self._list_types()}")
         return "\n".join(lines)
+
+    def _shown_form(self) -> str:
+        if self.form is None:
+            return "not by deploy-rnn"
+        return self.form if self.row_ends is None else f"{self.form} (row ends: {self.row_ends})"
 
     def _list_types(self) -> str:
         if not self.node_types:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -10,6 +10,7 @@ from deploy_rnn.checking.tolerance import Tolerance, check_precision, model_prec
 from deploy_rnn.checking.trials import SIZES
 from deploy_rnn.errors import ExportError
 
+from .forms import ROW_ENDS
 from .forms.node_count import MAX_NODES
 from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
 
@@ -27,7 +28,7 @@ class ExportOptions:
     Their docstrings say what each one means. A new option is a field here and a keyword of both functions.
 
     Raises:
-        ExportError: an `opset_version` or `ir_version` that is not supported.
+        ExportError: an `opset_version`, `ir_version` or `row_ends` that is not supported.
         ValueError: a `precision` that is not offered.
     """
 
@@ -39,6 +40,7 @@ class ExportOptions:
     ir_version: int | None = None
     streaming: bool = False
     max_nodes: int = MAX_NODES
+    row_ends: Literal["sequence_lens", "held"] = "sequence_lens"
     atol: float | None = None
     rtol: float | None = None
     sizes: Sequence[int] = SIZES
@@ -55,6 +57,9 @@ class ExportOptions:
                 f"`ir_version` (={self.ir_version!r}) must be a whole number from {lowest}, the lowest for opset "
                 f"{self.opset_version}, to {NEWEST_IR}."
             )
+        if self.row_ends not in ROW_ENDS:
+            offered = " or ".join(map(repr, ROW_ENDS))
+            raise ExportError(f"`row_ends` (={self.row_ends!r}) must be {offered}.")
         if self.precision is not None:
             check_precision(self.precision)
 

@@ -28,7 +28,7 @@ from deploy_rnn.tensor_spec import SizeRange, axis_names
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
 from ..opset import WRITTEN, lowest_ir_version, to_opset
-from ..options import ExportOptions
+from ..options import DEFAULTS, ExportOptions
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from ..torch_onnx import Traced
@@ -59,6 +59,7 @@ class CapturedModel:
         conditions: what else than the ranges must be true of the sizes, or the graph may not hold.
         opset_version: of the files; `onnx` itself has 18 or above.
         ir_version: of the files.
+        row_ends: how form "native" writes rows of different length.
     """
 
     model: nn.Module
@@ -71,6 +72,7 @@ class CapturedModel:
     conditions: Sequence[Condition]
     opset_version: int
     ir_version: int
+    row_ends: str
 
     @classmethod
     def of(
@@ -156,6 +158,7 @@ class CapturedModel:
             limits.conditions,
             options.opset_version,
             options.ir_version or lowest_ir_version(options.opset_version),
+            options.row_ends,
         )
 
     @property
@@ -266,11 +269,18 @@ class CapturedModel:
             ExportError: see `lower` and `to_opset`.
         """
         onnx = self.onnx.clone()
-        lower(onnx, form, max_nodes=max_nodes)
+        lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends)
         to_opset(onnx, self.opset_version)
         onnx.ir_version = self.ir_version
-        onnx.metadata_props.update(replace(self.metadata, form=form).to_properties())
+        metadata = replace(self.metadata, form=form, row_ends=self._row_ends_in(form))
+        onnx.metadata_props.update(metadata.to_properties())
         return onnx
+
+    def _row_ends_in(self, form: str) -> str | None:
+        """How a file of this form writes rows of different length; None where that is no choice."""
+        has_lengths = any(stack.lengths is not None for stack in self._stacks)
+        is_chosen = form == "native" and has_lengths and self.row_ends != DEFAULTS.row_ends
+        return self.row_ends if is_chosen else None
 
 
 def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:

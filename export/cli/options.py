@@ -117,6 +117,11 @@ FORM_OPTIONS: tuple[Option, ...] = (
         "--max-nodes", type=click.IntRange(1), metavar="N", show_default="20000",
         help="Refuse the form unrolled if the file would have more nodes.",
     ),
+    click.option(
+        "--row-ends", metavar="WAY", show_default="sequence_lens",
+        help="How form native writes rows of different length: sequence_lens, an input of the operators that only "
+        "onnxruntime is known to read; or held, by the gates, right in other runtimes too.",
+    ),
 )  # fmt: skip
 
 # Keyword arguments of `verify`, and of both export functions.

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from ..stack import Stack
 from .builder import Builder
+from .held import held
 from .native import native
 from .scan import scan
 from .unrolled import unrolled
@@ -17,3 +18,6 @@ FORMS: dict[str, Form] = {"unrolled": unrolled, "scan": scan, "native": native}
 
 FIXED_TIME = frozenset({"unrolled"})
 """The forms whose number of steps is written into the file."""
+
+ROW_ENDS: dict[str, Form] = {"sequence_lens": native, "held": held}
+"""The ways in which form "native" can write rows of different length; the first one is for onnxruntime."""

@@ -10,14 +10,18 @@ from onnx_ir.passes import common
 from deploy_rnn.errors import DynamicAxisError, ExportError
 
 from ..stack import DOMAIN, Stack, loop_nodes, loop_steps, stack_nodes
-from . import FIXED_TIME, FORMS
+from . import FIXED_TIME, FORMS, ROW_ENDS
 from .builder import Builder
 from .loops import unroll
 from .node_count import MAX_NODES, check_node_count
 
 
-def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model:
+def lower(
+    model: ir.Model, form: str, *, max_nodes: int = MAX_NODES, row_ends: str = "sequence_lens"
+) -> ir.Model:
     """Write every recurrent stack of `model` in `form`, in place.
+
+    `row_ends`: how form "native" writes rows of different length, a key of `ROW_ENDS`.
 
     Raises:
         DynamicAxisError: the time axis is dynamic and the form fixes it.
@@ -33,12 +37,13 @@ def lower(model: ir.Model, form: str, *, max_nodes: int = MAX_NODES) -> ir.Model
         _check_steps(graph, form, max_nodes)
         for number, node in enumerate(loops):
             unroll(graph, node, _free_prefix(graph, f"loop{number}."), max_nodes)
+    write = ROW_ENDS[row_ends] if form == "native" else FORMS[form]
     results: dict[Hashable, Any] = {}
     for number, node in enumerate(stack_nodes(graph)):
         # Read one at a time: the stack before may have written the input of this one.
         stack = Stack.of(node)
         build = Builder(graph, _free_prefix(graph, f"rnn{number}."), results)
-        outputs = FORMS[form](build, stack)
+        outputs = write(build, stack)
         _replace(graph, node, build.nodes, outputs)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)

@@ -96,7 +96,7 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
     Raises:
         ExportError: a projection, a cell that ONNX has no operator for, or a dtype that onnxruntime lacks it for.
     """
-    operator = _operator(stack)
+    operator = operator_of(stack)
     directions = len(stack.layers[0])
     hidden = stack.sizes[0]
     names = stack.state_names
@@ -107,7 +107,7 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
         lengths = empty_rows.at_least_one
     starts = []
     for name, state in zip(names, stack.states, strict=True):
-        starts.append(_split_layers(build.scope(f"{name}0."), stack, state))
+        starts.append(split_layers(build.scope(f"{name}0."), stack, state))
     attributes: dict[str, Attribute] = dict(operator.attributes)
     if operator.activations:
         attributes["activations"] = [*operator.activations] * directions
@@ -118,7 +118,7 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
         outputs, *layer_finals = layer_build.op_many(
             operator.op_type,
             sequence,
-            *_weights(layer_build, layer, operator),
+            *operator_weights(layer_build, layer, operator),
             lengths,
             *(layer_states[number] for layer_states in starts),
             outputs=["Y", *(f"{name}_n" for name in names)],
@@ -145,7 +145,7 @@ def native(build: Builder, stack: Stack) -> list[ir.Value]:
     return results
 
 
-def _operator(stack: Stack) -> Operator:
+def operator_of(stack: Stack) -> Operator:
     operator = OPERATORS.get(stack.cell.step)
     if operator is None:
         raise ExportError("ONNX has no operator for this cell; use form='scan' or form='unrolled'.")
@@ -161,7 +161,7 @@ def _operator(stack: Stack) -> Operator:
     return operator
 
 
-def _weights(
+def operator_weights(
     build: Builder, layer: Sequence[DirectionWeights], operator: Operator
 ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
     """W [D, G*H, I], R [D, G*H, H], B [D, 2*G*H] or None, gates in the operator's order."""
@@ -193,9 +193,7 @@ def _weights(
     )
 
 
-def _split_layers(
-    build: Builder, stack: Stack, state: ir.Value | None
-) -> Sequence[ir.Value | None]:
+def split_layers(build: Builder, stack: Stack, state: ir.Value | None) -> Sequence[ir.Value | None]:
     """(L*D, B, H) -> L times [D, B, H]; None for zeros"""
     if state is None:
         return [None] * len(stack.layers)

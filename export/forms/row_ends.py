@@ -65,6 +65,13 @@ class RowEnds:
         mask = self._mask()
         return build.op("Where", mask, rows, zero(self.build, self.stack))
 
+    @_shared
+    def ended(self) -> ir.Value:
+        """1 where step t is beyond the end of row b, else 0, [T*B, 1], in the dtype of the stack."""
+        assert self.stack.input.dtype is not None
+        beyond = self.build.scope("beyond").op("Not", self._mask())
+        return self.build.scope("ended").cast(beyond, self.stack.input.dtype)
+
     def final_states(
         self,
         build: Builder,

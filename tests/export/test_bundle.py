@@ -114,6 +114,23 @@ def test_a_manifest_of_version_2_needs_a_precision(tmp_path: Path) -> None:
         Manifest.read(tmp_path)
 
 
+def test_the_manifest_says_how_rows_end_without_sequence_lens(tmp_path: Path) -> None:
+    kwargs = {"lengths": torch.tensor([4, 2])}
+    layer = nn.GRU(3, 4)
+    folder = tmp_path / "held"
+    args = (torch.randn(4, 2, 3),)
+    manifest = export_bundle(layer, args, folder, kwargs=kwargs, row_ends="held", sizes=(2,))
+    assert {graph.form: graph.row_ends for graph in manifest.graphs} == {
+        "scan": None,
+        "native": "held",
+    }
+    assert Manifest.read(folder) == manifest
+    jsonschema.validate(json.loads(manifest.to_json()), json.loads(SCHEMA.read_text()))
+    nodes = onnx.load(folder / "native.onnx", load_external_data=False).graph.node
+    gru = next(node for node in nodes if node.op_type == "GRU")
+    assert len(gru.input) == 4  # and no `sequence_lens`
+
+
 def test_graphs_share_their_weights(tmp_path: Path) -> None:
     export_bundle(
         nn.RNN(64, 64), torch.randn(5, 2, 64), tmp_path / "b", forms=["scan"], buckets=[3, 4, 5]

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
+from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_bundle, export_onnx
 from deploy_rnn.export.options import ExportOptions
 
@@ -36,3 +37,10 @@ def test_the_two_functions_differ_where_their_files_do() -> None:
         "buckets",
         "name",
     }
+
+
+def test_an_unknown_way_to_end_rows_is_refused() -> None:
+    with pytest.raises(
+        ExportError, match=r"`row_ends` \(='masked'\) must be 'sequence_lens' or 'held'"
+    ):
+        ExportOptions(row_ends="masked")

@@ -96,6 +96,7 @@ class Case:
     export: dict[str, Any] = field(default_factory=dict)
 
 
+HELD = {"row_ends": "held"}
 DEEP = {"num_layers": 2, "bidirectional": True}
 CASES = {
     "rnn_tanh": Case(nn.RNN),
@@ -108,6 +109,8 @@ CASES = {
     "lstm": Case(nn.LSTM),
     "lstm_states": Case(nn.LSTM, {"batch_first": True, "bidirectional": True}, states=True),
     "lstm_lengths": Case(nn.LSTM, {"bidirectional": True}, states=True, lengths=True),
+    "gru_lengths_held": Case(nn.GRU, {"bidirectional": True}, ("native",), lengths=True, export=HELD),
+    "lstm_lengths_held": Case(nn.LSTM, {"bidirectional": True}, ("native",), lengths=True, export=HELD),
     "lstm_projection": Case(nn.LSTM, {"proj_size": 2, "bidirectional": True}, ("unrolled", "scan")),
     "lstm_streaming": Case(nn.LSTM, {"num_layers": 2}, export={"streaming": True}),
     "lstm_all_fixed": Case(nn.LSTM, {"bidirectional": True}, ("scan",), lengths=True, export={"dynamic_shapes": {}}),

@@ -25,6 +25,8 @@ from deploy_rnn.export.forms.lower import lower
 from deploy_rnn.runtime import open_session
 
 FORMS = ("unrolled", "scan", "native")
+HELD = "native, held"
+"""Form "native" with row_ends="held"."""
 INPUT, HIDDEN, STEPS = 3, 7, 3
 
 FAMILIES: dict[str, Callable[..., nn.RNNBase]] = {
@@ -148,7 +150,11 @@ def assert_equal(
         assert difference.max() < limit, f"{label}: {difference.max()}"
 
 
-@pytest.mark.parametrize("form", FORMS)
+def options_of(form: str) -> dict[str, Any]:
+    return {"form": "native", "row_ends": "held"} if form == HELD else {"form": form}
+
+
+@pytest.mark.parametrize("form", [*FORMS, HELD])
 @pytest.mark.parametrize("with_states", [False, True], ids=["", "h0"])
 @pytest.mark.parametrize(
     ("with_lengths", "batch_first"),
@@ -159,7 +165,7 @@ def test_the_grid(
     form: str, with_lengths: bool, batch_first: bool, with_states: bool, tmp_path: Path
 ) -> None:
     model = captured(batch_first, with_lengths, with_states, form != "unrolled").clone()
-    ir.save(lower(model, form), tmp_path / "grid.onnx")
+    ir.save(lower(model, **options_of(form)), tmp_path / "grid.onnx")
     session = open_session(
         tmp_path / "grid.onnx", threads=1, optimize=form != "unrolled"
     )  # which would take seconds
@@ -196,12 +202,17 @@ def test_the_grid(
         assert_equal(session.run(None, feeds), expected, labels)
 
 
-@pytest.mark.parametrize("form", ["unrolled", "scan"])
+@pytest.mark.parametrize("form", ["unrolled", "scan", HELD])
 def test_what_lies_beyond_the_end_of_a_row_is_not_read(form: str, tmp_path: Path) -> None:
     layer, lengths = deploy_rnn.LSTM(3, 4, 2, bidirectional=True).eval(), torch.tensor([5, 1, 3])
     x = torch.randn(5, 3, 3)
     export_onnx(
-        layer, (x,), tmp_path / "lengths.onnx", kwargs={"lengths": lengths}, form=form, sizes=(2,)
+        layer,
+        (x,),
+        tmp_path / "lengths.onnx",
+        kwargs={"lengths": lengths},
+        sizes=(2,),
+        **options_of(form),
     )
     with torch.no_grad():
         output, (h_n, c_n) = layer(x, None, lengths)
@@ -226,7 +237,7 @@ class Counted(nn.Module):
         return self.rnn(x, states, lengths)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, HELD])
 @pytest.mark.parametrize("with_state", [False, True], ids=["", "h0"])
 @pytest.mark.parametrize("family", [deploy_rnn.RNN, deploy_rnn.GRU, deploy_rnn.LSTM])
 def test_an_empty_row_keeps_its_first_states(
@@ -236,7 +247,7 @@ def test_an_empty_row_keeps_its_first_states(
     x = torch.randn(4, 5, 3)
     state = torch.randn(4, 4, 4)
     args = (x, state) if with_state else (x,)
-    export_onnx(model, args, tmp_path / "counted.onnx", form=form, sizes=(2,))
+    export_onnx(model, args, tmp_path / "counted.onnx", sizes=(2,), **options_of(form))
     for row, length in enumerate([5, 0, 2, 0]):
         x[row, length:] = 0
     output, *finals = run(tmp_path / "counted.onnx", ExampleCall.of(model, args, None))
