@@ -6,6 +6,7 @@
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
 # make triton: a real Triton and our server get the same requests, in a minute.
+# make nginx: several servers behind a real nginx, in two minutes.
 # JOBS= sets how many processes the tests run in.
 
 PYTHON ?= python3
@@ -15,6 +16,7 @@ DOCS_VENV ?= build/docs-venv
 ZOO_VENV ?= build/zoo-venv
 TRITON_VENV := build/triton-venv
 PERF_VENV ?= build/perf-venv
+NGINX_VENV ?= build/nginx-venv
 JOBS ?= 2
 
 # What `make test` runs: all tests but those that need something installed or a quiet machine.
@@ -31,7 +33,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer nginx triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -69,6 +71,17 @@ $(PERF_VENV)/installed:
 # A real Triton beside our server. For Linux on x86-64 with glibc 2.35 or newer.
 triton: $(READY) $(TRITON_VENV)/installed
 	@$(RUN) -m pytest -m triton tests/serving/triton
+
+# Several servers behind a real nginx; Debian's package is installed if there is none.
+nginx: $(READY) $(NGINX_VENV)/installed
+	@SUPERVISORD=$(NGINX_VENV)/bin/supervisord $(RUN) -m pytest -m nginx tests/serving
+
+$(NGINX_VENV)/installed:
+	@test -x /usr/sbin/nginx || command -v nginx >/dev/null || { apt-get update -qq && apt-get install -qq -y nginx-light >/dev/null; }
+	@echo "Installing into $(NGINX_VENV) ..."
+	@$(PYTHON) -m venv $(NGINX_VENV)
+	@$(NGINX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check supervisor==4.3.0
+	@touch $@
 
 lint: $(READY)
 	@$(RUN) -m ruff check .

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "export": "deploy_rnn.export.cli.commands:export",
     "inspect": "deploy_rnn.export.cli.commands:inspect",
     "verify": "deploy_rnn.export.cli.commands:verify",
+    "nginx": "deploy_rnn.serving.nginx.cli:nginx",
     "serve": "deploy_rnn.serving.cli:serve",
 }
 """Subcommands of other folders, as `module:command`. These modules import only click until a command is called."""

@@ -87,6 +87,11 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     "localhost are answered. May be repeated.",
 )  # fmt: skip
 @click.option(
+    "--stream-header", show_default="none", metavar="NAME",
+    help="Header, or gRPC metadata, that must name the stream of each chunk, such as x-session-id: for servers "
+    "behind a proxy that chooses among them by it.",
+)  # fmt: skip
+@click.option(
     "--page", "pages", show_default="none", type=click.Path(path_type=Path), multiple=True, metavar="FOLDER",
     help="A folder with an index.html, served to everyone at /pages/FOLDER/. May be repeated.",
 )  # fmt: skip

@@ -1,11 +1,16 @@
 """What a server allows its clients, and what it shows them."""
 
 import hmac
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 MAX_TOKEN = 4096
 """Characters; with more, gRPC would refuse the metadata of some calls."""
+
+
+HEADER_NAME = re.compile(r"[a-z][a-z0-9-]*(?<!-bin)")
+"""gRPC has binary values in entries whose names end with `-bin`."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,12 @@ class Settings:
         token: what clients must send as `Authorization: Bearer TOKEN`; None if they need not.
         allowed_hosts: hosts, `NAME` or `NAME:PORT`, whose pages may ask, as the server's own may. A server without a
             token that listens on loopback answers requests to these hosts and to its own machine only.
+        stream_header: a header, or an entry of gRPC's metadata, that must name the stream of each chunk; for a proxy
+            that chooses among several servers by it. None if a chunk needs no header.
         pages: folders, each with an index.html, whose files are served to everyone at `/pages/FOLDER/`.
 
     Raises:
-        ValueError: `token` is one that no client can send.
+        ValueError: `token` is one that no client can send, or `stream_header` is not the name of a header.
     """
 
     max_bytes: int = 64 * 2**20
@@ -44,11 +51,14 @@ class Settings:
     max_connections: int = 1000
     token: str | None = None
     allowed_hosts: tuple[str, ...] = ()
+    stream_header: str | None = None
     pages: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token)
+        if self.stream_header is not None:
+            check_header_name(self.stream_header)
 
     def is_authorized(self, authorization: str | bytes | None) -> bool:
         """Whether a client with this `Authorization` header may use the server."""
@@ -60,6 +70,18 @@ class Settings:
         # Takes equally long for any wrong token, so that it cannot be guessed piece by piece.
         is_token = hmac.compare_digest(token.strip(), self.token.encode())
         return is_token and scheme.lower() == b"bearer"
+
+
+def check_header_name(name: str) -> None:
+    """
+    Raises:
+        ValueError: it is not the name of a header that HTTP and gRPC have in common.
+    """
+    if not HEADER_NAME.fullmatch(name):
+        raise ValueError(
+            f"stream header {name!r} must be lower-case letters, digits and hyphens, such as x-session-id, "
+            "and not end with -bin."
+        )
 
 
 def check_token(token: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -36,6 +37,10 @@ Context = Any
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
 """What gRPC calls with the messages of a call, and its context."""
+
+
+current_stream_headers: ContextVar[tuple[str, ...]] = ContextVar("stream_headers", default=())
+"""Of the call that is being handled, every metadata entry that names a stream."""
 
 
 class Service:
@@ -116,6 +121,7 @@ class Service:
                 self._authorize(context)
                 await self._calls.released()
                 self._calls.enter(context.peer())
+                current_stream_headers.set(self._stream_headers(context))
                 answer = await handle(context)
                 self._calls.sending(len(answer))
                 return answer
@@ -178,6 +184,13 @@ class Service:
     def _authorize(self, context: Context) -> None:
         metadata = dict(context.invocation_metadata() or ())
         self._inference.authorize(metadata.get("authorization"))
+
+    def _stream_headers(self, context: Context) -> tuple[str, ...]:
+        wanted = self._settings.stream_header
+        if wanted is None:
+            return ()
+        entries = context.invocation_metadata() or ()
+        return tuple(value for key, value in entries if key == wanted)
 
     def _server_live(self) -> Any:
         return CLASSES["ServerLiveResponse"](live=True)
@@ -270,7 +283,8 @@ class Service:
 
         model, version = message.model_name, message.model_version
         _note_model(model)
-        return await self._inference.submit(model, version, size, decode)
+        headers = current_stream_headers.get()
+        return await self._inference.submit(model, version, size, decode, headers)
 
     async def _response(self, model: str, submitted: Submitted) -> Any:
         """The ModelInferResponse, once it is there."""

@@ -1,7 +1,7 @@
 """What HTTP and gRPC do alike: authorize a client, decode and submit its request, and wait for the answer."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from ..scheduling.request import Request, Response
 from ..settings import Settings
 from . import oip
 from .deliveries import Deliveries
+from .stream_header import check_stream_header
 
 # Decoding this many bytes of JSON, or of typed contents, takes about 2 ms. A larger body is decoded in a thread, so
 # that the event loop goes on serving other clients.
@@ -110,12 +111,18 @@ class Inference:
         return [oip.model_statistics(model) for model in self._repository.models()]
 
     async def submit(
-        self, name: str, version: str, size: int, decode: Callable[[], InferRequest]
+        self,
+        name: str,
+        version: str,
+        size: int,
+        decode: Callable[[], InferRequest],
+        stream_headers: Sequence[str] = (),
     ) -> Submitted:
         """Decode a request and hand it to its model.
 
         Args:
             size: bytes that `decode` has to read; many are decoded in a worker thread.
+            stream_headers: every value that it has for `Settings.stream_header`.
 
         Raises:
             InputError, TooLargeError, UnsupportedError: as `decode`.
@@ -127,12 +134,18 @@ class Inference:
         except DeployError:
             self._repository.count_unreadable(name)
             raise
+        self._check_stream_header(infer_request.request, stream_headers)
         request = oip.in_layout_of_model(infer_request.request, model)
         try:
             future = self._repository.submit(name, version, request)
         except InputError as error:
             raise oip.in_words_of_protocol(error, request, model) from error
         return Submitted(infer_request, future)
+
+    def _check_stream_header(self, request: Request, values: Sequence[str]) -> None:
+        name = self.settings.stream_header
+        if name is not None and request.sequence is not None:
+            check_stream_header(name, request.sequence, values)
 
     async def answer(self, future: "Future[Response]") -> Response:
         """Wait for the answer to a request. If the wait ends early, a request that is not running yet is cancelled.

@@ -67,13 +67,23 @@ class InferApp:
         def decode() -> InferRequest:
             return read(body.decompressed(), header_length, self._settings)
 
-        submitted = await self._inference.submit(name, version, body.most_bytes, decode)
+        submitted = await self._inference.submit(
+            name, version, body.most_bytes, decode, self._stream_headers(scope)
+        )
         response = await self._inference.answer(submitted.future)
         size = sum([array.nbytes for array in response.outputs.values()])
         accepted = headers.get(b"accept-encoding", "")
         return await in_thread_if_large(
             size, self._encode, submitted.infer_request, name, response, accepted
         )
+
+    def _stream_headers(self, scope: Scope) -> list[str]:
+        """Every value of the header that names the stream; none if the server wants none."""
+        wanted = self._settings.stream_header
+        if wanted is None:
+            return []
+        key = wanted.encode()
+        return [value.decode("latin-1") for name, value in scope["headers"] if name == key]
 
     def _encode(
         self, infer_request: InferRequest, model_name: str, response: Response, accepted: str

@@ -117,6 +117,7 @@ ARROWS = {
         "serving.settings",
     },
     "serving.process": set(),
+    "serving.nginx": {"serving.cli", "serving.scheduling", "serving.settings"},
     "serving.cli": {
         "serving", "serving.process", "serving.server", "serving.repository", "serving.scheduling", "serving.settings",
         "serving.protocol",

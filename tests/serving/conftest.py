@@ -35,6 +35,7 @@ from deploy_rnn.serving.scheduling.request import Request, Response
 from deploy_rnn.serving.scheduling.statistics import Durations, Statistics
 from deploy_rnn.serving.server import Server, new_event_loop
 from deploy_rnn.serving.settings import Settings
+from tests.serving.behind_nginx import Processes, behind_nginx
 
 
 class SumModel:
@@ -325,6 +326,15 @@ def real_bundles(
         streaming=True,
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def behind_nginx_servers(
+    real_bundles: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Processes]:
+    """Two servers of `real_bundles` behind nginx."""
+    with behind_nginx(real_bundles, tmp_path_factory.mktemp("nginx")) as servers:
+        yield servers
 
 
 class Scorer(nn.Module):

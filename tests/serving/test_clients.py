@@ -28,7 +28,7 @@ from deploy_rnn.serving.settings import Settings
 PROTOCOLS = {"http": triton_http, "grpc": triton_grpc}
 
 
-def connect(protocol: str, server: Server) -> Any:
+def connect(protocol: str, server: Any) -> Any:
     address = server.http_address if protocol == "http" else server.grpc_address
     return PROTOCOLS[protocol].InferenceServerClient(address)
 
@@ -42,13 +42,24 @@ def real(real_bundles: Path) -> Iterator[Repository]:
 
 
 @pytest.fixture(scope="module")
-def real_server(real: Repository, run_server: Any) -> Iterator[Server]:
+def one_server(real: Repository, run_server: Any) -> Iterator[Server]:
     with run_server(real) as server:
         yield server
 
 
+WAYS = {"one_server": (), "behind_nginx_servers": (pytest.mark.nginx,)}
+"""Fixture of whoever answers `real_bundles` -> the markers of the tests with it."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=marks) for name, marks in WAYS.items()]
+)
+def real_server(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(params=["http", "grpc"])
-def triton(request: pytest.FixtureRequest, real_server: Server) -> Iterator[tuple[Any, Any]]:
+def triton(request: pytest.FixtureRequest, real_server: Any) -> Iterator[tuple[Any, Any]]:
     """Triton's module for a protocol, and a client of it."""
     with connect(request.param, real_server) as client:
         yield PROTOCOLS[request.param], client
@@ -101,8 +112,9 @@ def test_chunks_of_a_sequence_are_the_sequence(
         chunk = module.InferInput("input", [2, end - begin, 3], "FP32")
         chunk.set_data_from_numpy(np.ascontiguousarray(array[:, begin:end]))
         answer = client.infer(
-            "stream", [chunk], sequence_id=42, sequence_start=begin == 0, sequence_end=end == 9
-        )
+            "stream", [chunk], sequence_id=42, sequence_start=begin == 0, sequence_end=end == 9,
+            headers={"x-session-id": "42"},
+        )  # fmt: skip
         outputs.append(answer.as_numpy("output"))
     expected = real_models["stream"](torch.from_numpy(array))[0].detach().numpy()
     np.testing.assert_allclose(np.concatenate(outputs, axis=1), expected, atol=1e-5)
@@ -198,7 +210,7 @@ def test_a_wrong_input_reaches_the_client(triton: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
-def test_compression(algorithm: str, binary: bool, real_server: Server) -> None:
+def test_compression(algorithm: str, binary: bool, real_server: Any) -> None:
     array = np.random.default_rng(0).integers(20, size=(4, 50))
     with connect("http", real_server) as client:
         tensor = tokens(triton_http, array, binary_data=binary)
@@ -212,7 +224,7 @@ def test_compression(algorithm: str, binary: bool, real_server: Server) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_compressed_messages_of_grpc_are_refused(algorithm: str, real_server: Server) -> None:
+def test_compressed_messages_of_grpc_are_refused(algorithm: str, real_server: Any) -> None:
     """The library would decompress 60 kB to 60 MB before anything could be refused."""
     array = np.zeros((1, 5), np.int64)
     with connect("grpc", real_server) as client:
@@ -245,7 +257,7 @@ def test_many_at_once(triton: tuple[Any, Any]) -> None:
         np.testing.assert_allclose(output_alone, output_together, atol=1e-6)
 
 
-def test_the_asyncio_clients(real_server: Server) -> None:
+def test_the_asyncio_clients(real_server: Any) -> None:
     array = np.random.default_rng(0).integers(20, size=(2, 200))
 
     async def ask(module: Any, address: str) -> Any:
@@ -377,7 +389,7 @@ def test_load_and_unload(server: Server, folder: Path, new_bundle: Any) -> None:
                 assert grpc_client.infer("sum", make_inputs(1)).as_numpy("y").item() == scale
 
 
-def test_plain_http(real_server: Server) -> None:
+def test_plain_http(real_server: Any) -> None:
     body = {
         "inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [[1, 2, 3]]}]
     }
@@ -385,7 +397,7 @@ def test_plain_http(real_server: Server) -> None:
         for _ in range(2):  # on one connection
             answer = client.post("/v2/models/tagger/infer", json=body).raise_for_status().json()
         assert answer["outputs"][0]["shape"] == [1, 3, 10]
-        assert client.get("/metrics").status_code == 200
+        assert client.get("/v2").json()["name"] == "deploy-rnn"
 
 
 def test_the_server_needs_no_client_of_triton() -> None:
