@@ -19,6 +19,7 @@ from deploy_rnn.serving.engine import batch_engine
 from deploy_rnn.serving.engine.batch_engine import BatchEngine
 from deploy_rnn.serving.engine.opening import open_model
 from deploy_rnn.serving.engine.session import Session, translate_errors
+from tests.serving.dependent_rows import Centred, Trimmed
 
 KeepGraphs = Callable[..., Path]
 
@@ -143,41 +144,6 @@ class Smoothed(nn.Module):
             self.rnn(packed)[0], batch_first=True, total_length=x.shape[1]
         )
         return output[0]
-
-
-class Centred(nn.Module):
-    """Subtracts the mean of all rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(3, 5, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.rnn(x)[0]
-        return output - output.mean(0, keepdim=True)
-
-
-class Trimmed(nn.Module):
-    """As many steps as the longest row has: `pad_packed_sequence` without `total_length`.
-
-    `layers`: how often it packs and pads. `counts`: lengths that it counts itself, in place of an input.
-    """
-
-    def __init__(self, layers: int = 1, *, counts: bool = False) -> None:
-        super().__init__()
-        self.rnns = nn.ModuleList(nn.GRU(3, 3, batch_first=True) for _ in range(layers))
-        self.counts = counts
-
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        if self.counts:
-            lengths = (x[:, :, 0] > 0).sum(1).clamp(min=1)
-        assert lengths is not None
-        for rnn in self.rnns:
-            packed = nn.utils.rnn.pack_padded_sequence(
-                x, lengths.cpu(), batch_first=True, enforce_sorted=False
-            )
-            x = nn.utils.rnn.pad_packed_sequence(rnn(packed)[0], batch_first=True)[0]
-        return x
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch import nn
 
 from deploy_rnn.errors import BusyError, DeadlineError, InputError, RunError, TooLargeError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.serving import Limits, Model, Request
 from deploy_rnn.serving.scheduling import model as module
 from deploy_rnn.serving.scheduling.request import Response
+from tests.serving.dependent_rows import Centred, Trimmed
 
 
 class Runs:
@@ -129,23 +129,8 @@ def test_states_that_the_client_carries_are_split_too(
     np.testing.assert_allclose(output, expected(stream_model, array), atol=1e-5)
 
 
-class Trimmed(nn.Module):
-    """As many steps as the longest row has, and 7 beyond the end of a shorter one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(3, 4, batch_first=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        output: Tensor = pad_packed_sequence(
-            self.rnn(packed)[0], batch_first=True, padding_value=7.0
-        )[0]
-        return output
-
-
 def test_every_piece_is_as_long_as_the_longest_row(tmp_path: Path) -> None:
-    model = Trimmed().eval()
+    model = Trimmed(padding=7.0).eval()
     args = (torch.randn(3, 6, 3), torch.tensor([6, 4, 2]))
     export_bundle(model, args, tmp_path / "b", forms=["scan"], sizes=(2,))
     x = torch.randn(8, 6, 3).numpy()
@@ -153,7 +138,7 @@ def test_every_piece_is_as_long_as_the_longest_row(tmp_path: Path) -> None:
     request = Request({"x": x, "lengths": lengths})
     with Model(tmp_path / "b", limits=Limits(max_rows=3)) as served:
         output = served.infer(request).outputs["output"]
-    assert output.shape == (8, 5, 4)
+    assert output.shape == (8, 5, 3)
     np.testing.assert_allclose(output, expected(model, x, lengths), atol=1e-5)
     reason = "the sizes of this model's outputs depend on all rows"
     with (
@@ -161,18 +146,6 @@ def test_every_piece_is_as_long_as_the_longest_row(tmp_path: Path) -> None:
         pytest.raises(InputError, match=reason),
     ):
         served.submit(request)
-
-
-class Centred(nn.Module):
-    """Subtracts the mean of all rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(3, 5, batch_first=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.rnn(x)[0]
-        return output - output.mean(0, keepdim=True)
 
 
 def test_rows_that_depend_on_each_other_are_not_split(tmp_path: Path) -> None:
