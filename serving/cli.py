@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .scheduling.served_model import ServedModel
     from .server import Server
     from .settings import Settings
+    from .telemetry import Telemetry
 
 
 class _Seconds(click.FloatRange):
@@ -35,6 +36,13 @@ class _Seconds(click.FloatRange):
 
 
 TOKEN_VARIABLE = "DEPLOY_RNN_TOKEN"
+
+# Each of them says that traces are wanted.
+TRACE_VARIABLES = (
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -249,6 +257,11 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="A line on stdout for each request: time, client, method, model, status, bytes, milliseconds.",
 )  # fmt: skip
 @click.option(
+    "--otlp-endpoint", show_default="off", metavar="URL",
+    help="Where traces go, such as http://localhost:4318; OTEL_EXPORTER_OTLP_ENDPOINT and the other variables of "
+    "OpenTelemetry count, too. Needs the extra `otel`.",
+)  # fmt: skip
+@click.option(
     "--log-level", default="warning", show_default=True,
     type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
     help="What is logged on stderr. What gRPC's core has to say is not, unless the variable GRPC_VERBOSITY is set.",
@@ -287,12 +300,15 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         settings = _make_settings(given_options)
         addresses = (host, http_port, grpc_port)
         access_log = _make_access_log(given_options.get("access_log"))
+        telemetry = _make_telemetry(given_options.get("otlp_endpoint"))
         process.keep_what_is_imported()
         with (
             _no_end_during_a_load(repository),
             asyncio.Runner(loop_factory=server.new_event_loop) as runner,
         ):
-            runner.run(_serve(repository, settings, access_log, addresses, signals, stdout))
+            runner.run(
+                _serve(repository, settings, access_log, telemetry, addresses, signals, stdout)
+            )
 
 
 def _token(token: str | None, file: Path | None) -> str | None:
@@ -317,6 +333,7 @@ async def _serve(
     repository: "Repository",
     settings: "Settings",
     access_log: "AccessLog | None",
+    telemetry: "Telemetry | None",
     addresses: tuple[str, int, int],
     signals: StopSignals,
     stdout: Any,
@@ -328,7 +345,8 @@ async def _serve(
     """
     from .server import Server
 
-    server = Server(repository, settings, access_log)
+    tracing = telemetry.tracing if telemetry else None
+    server = Server(repository, settings, access_log, tracing)
     # Listening comes first, so that a port that is taken is known at once.
     await server.start(*addresses)
     loop = asyncio.get_running_loop()
@@ -350,6 +368,8 @@ async def _serve(
         process.end_by_signal(signals.received)
     _announce(repository, server, stdout)
     await server_task
+    if telemetry:
+        await telemetry.close()
     process.end(0)
 
 
@@ -380,6 +400,37 @@ def _make_access_log(form: str | None) -> "AccessLog | None":
     from .protocol.access_log import AccessLog
 
     return AccessLog(form) if form else None
+
+
+def _make_telemetry(endpoint: str | None) -> "Telemetry | None":
+    """None if nobody asks for traces.
+
+    Raises:
+        UsageError: the option asks for them, and a package is missing; or the endpoint or a variable is not valid.
+    """
+    if not _wants_traces(endpoint):
+        return None
+    try:
+        from .telemetry import Telemetry
+
+        return Telemetry(os.environ, endpoint)
+    except ModuleNotFoundError as error:
+        reason = f"`{error.name}` is not installed; run: pip install 'deploy-rnn[otel]'"
+        if endpoint is not None:
+            raise UsageError(f"`--otlp-endpoint` is given, but {reason}") from None
+    # A platform sets these variables for all of its programs.
+    logging.getLogger(__name__).warning("no traces are sent: %s", reason)
+    return None
+
+
+def _wants_traces(endpoint: str | None) -> bool:
+    """Whether the option or one of OpenTelemetry's variables asks for traces."""
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if endpoint is not None:
+        return True
+    exporter = os.environ.get("OTEL_TRACES_EXPORTER", "").strip()
+    return exporter != "none" and any(os.environ.get(name) for name in TRACE_VARIABLES)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -22,6 +22,9 @@ from .rest.app import OPEN_PATHS, make_app
 from .rest.connection import Places, connection_factory
 from .rest.other_sites import OwnHost, parse_hosts
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .protocol.tracing import Tracing
 
 try:
     import uvloop
@@ -50,6 +53,7 @@ class Server:
 
     Args:
         access_log: gets every request; None for no log.
+        tracing: traces the requests; None for no traces.
 
     Attributes:
         http_address, grpc_address: `host:port`, once started.
@@ -66,11 +70,13 @@ class Server:
         repository: Repository,
         settings: Settings | None = None,
         access_log: AccessLog | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._repository = repository
         self._settings = settings or Settings()
         self._access_log = access_log
-        self._app = make_app(repository, self._settings)
+        self._tracing = tracing
+        self._app = make_app(repository, self._settings, tracing)
         self._stop_requested = asyncio.Event()
 
     async def start(self, host: str = "127.0.0.1", http_port: int = 0, grpc_port: int = 0) -> None:
@@ -85,7 +91,8 @@ class Server:
             self._app = OwnHost(self._app, parse_hosts(self._settings.allowed_hosts))
         self.http_address = _address(host, http_socket.getsockname()[1])
         try:
-            inference = Inference(self._repository, self._settings)
+            make_inference = self._tracing.inference if self._tracing else Inference
+            inference = make_inference(self._repository, self._settings)
             self._grpc = GrpcServer(inference, self._access_log)
             port = await self._grpc.start(_address(host, grpc_port))
         except BaseException:

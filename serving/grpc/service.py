@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, NoReturn
-from urllib.parse import unquote
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -27,8 +26,10 @@ from .calls import STOPPING, Calls
 from .details import details
 from .disconnecting import disconnect
 from .messages import CLASSES, parse
+from .naming import address, code_name
 from .streaming_calls import Accepted, StreamingCalls
 from .tensors import parse_request, read, write
+from .tracing import traced
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,12 @@ class Service:
         for name, function in unary.items():
             calls[name] = self._call(self._unary_call(name, function))
         calls["ModelInfer"] = self._call(self._model_infer)
-        methods = {name: _unary(self._logged(name, call)) for name, call in calls.items()}
+        tracing = self._inference.tracing
+        methods = {}
+        for name, call in calls.items():
+            methods[name] = _unary(self._logged(name, traced(name, call, tracing)))
         streaming_call = self._call(self._model_stream_infer)
+        streaming_call = traced("ModelStreamInfer", streaming_call, tracing)
         methods["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
             self._logged("ModelStreamInfer/end", streaming_call)
         )
@@ -144,7 +149,7 @@ class Service:
             return handle
 
         async def handle_logged(messages: object, context: Context) -> bytes:
-            access = Access("grpc", _address(context.peer()), name)
+            access = Access("grpc", address(context.peer()), name)
             current_access.set(access)
             try:
                 answer: bytes = await handle(messages, context)
@@ -152,7 +157,7 @@ class Service:
                 access.size += len(answer)
                 return answer
             finally:
-                access.status = access.status or _code_name(context.code())
+                access.status = access.status or code_name(context.code())
                 log.add(access)
 
         return handle_logged
@@ -348,19 +353,6 @@ def _note_model(name: str) -> None:
     access = current_access.get()
     if access is not None:
         access.model = name
-
-
-def _address(peer: str) -> str:
-    """Address and port of a peer, as gRPC names it: `ipv4:127.0.0.1:5000`, `ipv6:%5B::1%5D:5000`."""
-    return unquote(peer.partition(":")[2])
-
-
-def _code_name(code: Any) -> str:
-    """The name of the status of a call that has not been answered; its client may have left."""
-    for known in grpc.StatusCode:
-        if known is not grpc.StatusCode.OK and code in (known, known.value[0]):
-            return str(known.name)
-    return str(grpc.StatusCode.CANCELLED.name)
 
 
 def _serialized(message: Any) -> bytes:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deploy_rnn.errors import (
     ClosedError,
@@ -21,6 +21,9 @@ from ..settings import Settings
 from . import oip
 from .deliveries import Deliveries
 from .stream_header import check_stream_header
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 # Decoding this many bytes of JSON, or of typed contents, takes about 2 ms. A larger body is decoded in a thread, so
 # that the event loop goes on serving other clients.
@@ -64,7 +67,12 @@ class Inference:
     """The models of a server as clients reach them; HTTP and gRPC only translate to and from it.
 
     Every method that takes a model's name raises an UnknownModelError if that model is not served.
+
+    Attributes:
+        tracing: what follows the requests; None for nothing.
     """
+
+    tracing: "Tracing | None" = None
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
         self._repository = repository

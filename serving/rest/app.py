@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Set
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,6 +27,10 @@ from .bodies import receive_body
 from .errors import error_response
 from .infer import InferApp, Shortcut
 from .other_sites import OwnSite, parse_hosts
+from .tracing import TracedApp
+
+if TYPE_CHECKING:
+    from ..protocol.tracing import Tracing
 
 UNSUPPORTED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
 """Extensions of Triton below /v2 that are answered with 501."""
@@ -38,16 +42,22 @@ POLICY_VIOLATION = 1008
 """The close code of a WebSocket that is refused."""
 
 
-def make_app(repository: Repository, settings: Settings | None = None) -> ASGIApp:
+def make_app(
+    repository: Repository, settings: Settings | None = None, tracing: "Tracing | None" = None
+) -> ASGIApp:
     """The application of a server's models.
 
     Any ASGI server runs it. It does nothing in its lifespan: the caller loads and closes `repository`.
+
+    Args:
+        tracing: traces the requests; None for no traces.
 
     Raises:
         ValueError: a folder in `settings.pages` is not a page, or one of `settings.allowed_hosts` not a host.
     """
     settings = settings or Settings()
-    inference = Inference(repository, settings)
+    make_inference = tracing.inference if tracing else Inference
+    inference = make_inference(repository, settings)
     infer = InferApp(inference)
     endpoints = Endpoints(inference, Metrics(repository), infer)
     page_routes = page.routes(settings.pages)
@@ -63,7 +73,8 @@ def make_app(repository: Repository, settings: Settings | None = None) -> ASGIAp
     # Pages need no token: the server's own asks its user for one.
     page_paths = {route.path for route in page_routes}
     own_site = OwnSite(Shortcut(infer, app), page_paths, parse_hosts(settings.allowed_hosts))
-    return Guard(own_site, inference, {*OPEN_PATHS, *page_paths})
+    guard = Guard(own_site, inference, {*OPEN_PATHS, *page_paths})
+    return TracedApp(guard, tracing) if tracing else guard
 
 
 class Guard:

@@ -116,11 +116,12 @@ ARROWS = {
         "serving.grpc", "serving.open_files", "serving.protocol", "serving.repository", "serving.rest",
         "serving.settings",
     },
+    "serving.telemetry": {"serving.protocol"},
     "serving.process": set(),
     "serving.nginx": {"serving.cli", "serving.scheduling", "serving.settings"},
     "serving.cli": {
         "serving", "serving.process", "serving.server", "serving.repository", "serving.scheduling", "serving.settings",
-        "serving.protocol",
+        "serving.protocol", "serving.telemetry",
     },
 }  # fmt: skip
 FOREIGN = {
@@ -296,7 +297,10 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
             "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc",
         ),
         ("deploy_rnn.serving.repository", "torch onnx onnxscript onnxruntime starlette grpc"),
-        ("deploy_rnn.serving.server", "torch onnx onnxscript onnxruntime tritonclient"),
+        (
+            "deploy_rnn.serving.server",
+            "torch onnx onnxscript onnxruntime tritonclient opentelemetry",
+        ),
         ("deploy_rnn.export", "torch onnx onnxscript onnxruntime"),
         ("deploy_rnn.serving.engine.engine", "torch onnx onnxscript starlette grpc"),
         ("deploy_rnn.serving.scheduling.model", "torch onnx onnxscript starlette grpc"),

@@ -233,13 +233,16 @@ def client(repository: Repository) -> Client:
 
 @contextmanager
 def _running(
-    repository: Repository, settings: Settings | None = None, access_log: AccessLog | None = None
+    repository: Repository,
+    settings: Settings | None = None,
+    access_log: AccessLog | None = None,
+    tracing: Any = None,
 ) -> Iterator[Server]:
     """A server on free ports, in its own thread."""
     started: Future[tuple[Server, asyncio.AbstractEventLoop]] = Future()
 
     async def serve() -> None:
-        server = Server(repository, settings, access_log)
+        server = Server(repository, settings, access_log, tracing)
         await server.start()
         started.set_result((server, asyncio.get_running_loop()))
         await server.run()

@@ -70,7 +70,7 @@ def test_every_limit_and_setting_has_an_option(
     seen: dict[str, Any] = {}
 
     class Recorder:
-        def __init__(self, repository: Any, settings: Settings, access_log: Any) -> None:
+        def __init__(self, repository: Any, settings: Settings, *rest: Any) -> None:
             seen["limits"] = repository.limits
             seen["settings"] = settings
             raise ValueError("far enough.")
@@ -231,7 +231,7 @@ def serve_until_stopped(
     seen = []
 
     class Recorder:
-        def __init__(self, repository: Any, settings: Settings, access_log: Any) -> None:
+        def __init__(self, repository: Any, settings: Settings, *rest: Any) -> None:
             seen.append(settings)
             raise ValueError("far enough.")
 
@@ -248,7 +248,9 @@ def test_the_log_of_accesses_is_off_unless_asked_for(
     levels: list[str] = []
 
     class Recorder:
-        def __init__(self, repository: Any, settings: Settings, access_log: Any) -> None:
+        def __init__(
+            self, repository: Any, settings: Settings, access_log: Any, *rest: Any
+        ) -> None:
             logs.append(access_log)
             raise ValueError("far enough.")
 
