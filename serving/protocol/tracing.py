@@ -137,9 +137,14 @@ class TracedInference(Inference):
         self.tracing: Tracing = tracing
 
     async def submit(
-        self, name: str, version: str, size: int, decode: Callable[[], InferRequest]
+        self,
+        name: str,
+        version: str,
+        size: int,
+        decode: Callable[[], InferRequest],
+        stream_headers: Sequence[str] = (),
     ) -> Submitted:
-        submitted = await super().submit(name, version, size, decode)
+        submitted = await super().submit(name, version, size, decode, stream_headers)
         self.tracing.follow(name, submitted)
         return submitted
 
