@@ -21,6 +21,7 @@ ELSEWHERE = {
     "inspect": "deploy_rnn.export.cli.commands:inspect",
     "verify": "deploy_rnn.export.cli.commands:verify",
     "nginx": "deploy_rnn.serving.nginx.cli:nginx",
+    "score": "deploy_rnn.serving.scoring.cli:score",
     "serve": "deploy_rnn.serving.cli:serve",
 }
 """Subcommands of other folders, as `module:command`. These modules import only click until a command is called."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .scheduling.model import Model
     from .scheduling.request import Request, Response
     from .scheduling.statistics import Statistics
+    from .scoring.job import ScoreReport
+    from .scoring.score import score
     from .server import Server
     from .settings import Settings
 
@@ -41,11 +43,13 @@ __all__ = [
     "Request",
     "Response",
     "RunError",
+    "ScoreReport",
     "Server",
     "Settings",
     "Statistics",
     "StreamError",
     "make_app",
+    "score",
 ]
 
 # Public name -> the submodule that defines it. Those over the network need the packages of another extra.
@@ -55,6 +59,8 @@ _IN_PROCESS = {
     "Model": "scheduling.model",
     "Request": "scheduling.request",
     "Response": "scheduling.request",
+    "ScoreReport": "scoring.job",
+    "score": "scoring.score",
     "Statistics": "scheduling.statistics",
 }
 

@@ -1,7 +1,9 @@
 """`BatchEngine`: from the checked inputs of one or several requests to their outputs, in one run."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 
 import numpy as np
@@ -29,6 +31,9 @@ MEASURED_STEPS = 64
 FEW_STEPS = 8
 """Where `warm_up` measures. One row tells little about several: onnxruntime's RNN operator takes them in turn, while a
 loop of products takes them at once."""
+
+MUCH_FASTER = 1.5
+"""How many times as fast a graph must be to take the place of the one that was the fastest where they were exported."""
 
 TRIAL_STEPS = (3, 7)
 """The steps of a shorter and of a longer row in the trials, where the model takes any number of them."""
@@ -199,6 +204,34 @@ class BatchEngine:
         if side_by_side:
             # On a single core these are the same runs.
             self._measure_run_times(row_counts, seconds if self.cores == 1 else {})
+
+    def fastest_graph(self, rows: int) -> int:
+        """Measure which graph for any number of steps takes least for these rows: its number, as `use_graph` takes it.
+
+        It is 0 unless another is much faster, so that the choice is the same whenever it is made: graphs differ in the
+        last digits of their answers.
+        """
+        if len(self._graphs.dynamic) < 2:
+            return 0
+        rows = self._row_counts_in_range([rows])[0]
+        seconds = []
+        for runner in self._graphs.dynamic:
+            feeds = example(self.signature, rows, self._steps_within(runner, MEASURED_STEPS))
+            choice = GraphChoice(runner, feeds.steps)
+            run = partial(self._run, choice, [feeds], self._output_names)
+            # The clock of this thread does not count what other processes do.
+            seconds.append(quickest(run, time.thread_time))
+        best = min(seconds)
+        return 0 if seconds[0] < MUCH_FASTER * best else seconds.index(best)
+
+    def use_graph(self, number: int) -> None:
+        """Use one graph for any number of rows and steps, but for the steps of a bucket.
+
+        Args:
+            number: of the graph, among those for any number of steps, the fastest example first.
+        """
+        if self._graphs.dynamic:
+            self._graphs.assign(1, self._graphs.dynamic[number])
 
     def _warm_up_graphs(self, row_counts: Sequence[int]) -> RunnerSeconds:
         """Return what runs of `MEASURED_STEPS` take in each dynamic graph, with all cores."""

@@ -136,6 +136,20 @@ def from_values(
     return _convert(name, values, dtype).reshape(shape)
 
 
+def from_nested(name: str, dtype: np.dtype[Any], data: object) -> np.ndarray:
+    """The tensor of nested lists of numbers, which say its shape; or of a number, which has no axes.
+
+    Raises:
+        InputError: lists that are not a tensor, or the datatype cannot represent a value.
+    """
+    if not isinstance(data, list):
+        _check_types(name, [data], dtype)
+        return _convert(name, [data], dtype).reshape(())
+    values, sizes = _flatten(name, data)
+    _check_types(name, values, dtype)
+    return _convert(name, values, dtype).reshape(sizes)
+
+
 def _flatten(name: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
     """The values in nested lists, row by row, and the shape that the lists have."""
     if not isinstance(data, list):

@@ -108,6 +108,7 @@ ARROWS = {
     "serving.repository": {"bundle", "serving.loads", "serving.scheduling"},
     "serving.metrics": {"serving.repository", "serving.scheduling"},
     "serving.protocol": {"serving.repository", "serving.scheduling", "serving.settings"},
+    "serving.scoring": {"bundle", "bundle_files", "runtime", "serving.engine", "serving.protocol"},
     "serving.rest": {
         "serving.protocol", "serving.repository", "serving.scheduling", "serving.settings", "serving.metrics",
     },
@@ -271,6 +272,7 @@ def _type_checking_only(path: Path, module: str) -> bool:
         "export/cli/commands.py",
         "export/cli/options.py",
         "serving/cli.py",
+        "serving/scoring/cli.py",
     ],
 )
 def test_the_command_line_loads_nothing_but_click(file: str) -> None:
@@ -295,6 +297,14 @@ def test_the_command_line_loads_nothing_but_click(file: str) -> None:
         (
             "deploy_rnn.serving.cli",
             "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc",
+        ),
+        (
+            "deploy_rnn.serving.scoring.cli",
+            "torch onnx onnxscript onnxruntime numpy rich starlette uvicorn grpc",
+        ),
+        (
+            "deploy_rnn.serving.scoring.score",
+            "torch onnx onnxscript starlette uvicorn grpc pyarrow",
         ),
         ("deploy_rnn.serving.repository", "torch onnx onnxscript onnxruntime starlette grpc"),
         (
@@ -325,8 +335,8 @@ def test_public_names() -> None:
     ]  # fmt: skip
     assert dir(deploy_rnn.serving) == [
         "BundleError", "BusyError", "ClosedError", "DeadlineError", "Engine", "InputError", "Limits", "LoadError",
-        "Model", "ProviderError", "Repository", "Request", "Response", "RunError", "Server", "Settings", "Statistics",
-        "StreamError", "make_app",
+        "Model", "ProviderError", "Repository", "Request", "Response", "RunError", "ScoreReport", "Server", "Settings",
+        "Statistics", "StreamError", "make_app", "score",
     ]  # fmt: skip
     for package in (deploy_rnn, deploy_rnn.export, deploy_rnn.serving):
         assert sorted(package.__all__) == dir(package)
@@ -355,6 +365,7 @@ def test_the_other_packages_are_there_after_import_deploy_rnn() -> None:
         ("deploy_rnn", "check", "onnx_ir", "export,onnxruntime"),
         ("deploy_rnn.serving", "Engine", "onnxruntime", "onnxruntime"),
         ("deploy_rnn.serving", "Model", "onnxruntime", "onnxruntime"),
+        ("deploy_rnn.serving", "score", "onnxruntime", "onnxruntime"),
         ("deploy_rnn.serving", "make_app", "starlette", "serving"),
         ("deploy_rnn.serving", "Server", "grpc", "serving"),
     ],

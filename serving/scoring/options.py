@@ -1,0 +1,53 @@
+"""`Options`: what the answers depend on besides the input. It is sent to other processes, and stands in the journal."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deploy_rnn.runtime import CPU
+
+MOST_ROW_STEPS = 131_072
+"""Rows times steps of a run, as in a server: memory and time grow with them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of `score` that can change a digit of an answer.
+
+    Attributes:
+        model: the path of the bundle, or of an .onnx file.
+        outputs: the names of the outputs to compute; None for all.
+        kept: the names of what is copied from the row to its answer.
+        rows: of one run, at most.
+        window: rows that are sorted by length together.
+        waste: share of a run's steps that may be padding.
+        finite: whether a row with NaN or infinity in an input is refused.
+        provider: the onnxruntime execution provider.
+        graph: which of the graphs for any number of steps is used, in the order of the fastest; None until measured.
+    """
+
+    model: str
+    outputs: tuple[str, ...] | None = None
+    kept: tuple[str, ...] = ()
+    rows: int = 64
+    window: int = 2048
+    waste: float = 0.1
+    finite: bool = False
+    provider: str = CPU
+    graph: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "window"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` (={value!r}) must be a whole number from 1.")
+        if not 0 <= self.waste < 1:
+            raise ValueError(f"`waste` (={self.waste!r}) must be from 0 to below 1: it is a share.")
+
+    def to_journal(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one before; the model is told by its digest."""
+        fields = asdict(self)
+        del fields["model"], fields["graph"]
+        for name in ("outputs", "kept"):
+            if fields[name] is not None:
+                fields[name] = list(fields[name])
+        return fields

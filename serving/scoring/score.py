@@ -1,0 +1,109 @@
+"""`score`: answer every row of a file."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from deploy_rnn.errors import InputError
+from deploy_rnn.files import target
+from deploy_rnn.runtime import CPU
+
+from ..engine.providers import side_by_side
+from .answers import OutputFormat
+from .formats import STANDARD, answers_format, open_source
+from .job import Job, Progress, ScoreReport
+from .options import Options
+from .scorer import Scorer
+
+
+def score(
+    model: str | Path,
+    input: str | Path,
+    output: str | Path,
+    *,
+    outputs: Sequence[str] | None = None,
+    errors: str | Path | None = None,
+    keep: Sequence[str] = (),
+    rows: int = 64,
+    window: int = 2048,
+    waste: float = 0.1,
+    finite: bool = False,
+    provider: str = CPU,
+    processes: int | None = None,
+    restart: bool = False,
+    input_format: str | None = None,
+    output_format: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> ScoreReport:
+    """Answer every row of a file, on all cores, and write the answers in the order of the rows.
+
+    A row is one sequence: each input without the batch axis, (T, ...) or a number, as the manifest of the bundle names
+    them. Lengths and states may be left out. An .onnx file does not say which axis is the batch: a row then has all
+    axes that the graph has, and is one run. Rows of a window that are close in length run together, where trials have
+    shown that this does not change their answers.
+
+    Finished windows are files in the folder OUTPUT.parts. If the process ends before the output is there, whatever
+    ended it, the same call goes on after the windows that are done, and gives the same bytes. The output appears whole,
+    by a move; then the folder is removed.
+
+    A row that cannot be answered is reported, and the rest goes on. Its place in the output is empty: an object without
+    outputs in JSON lines, False in `answered` in .npz.
+
+    Args:
+        model: the folder of a bundle, or an .onnx file.
+        input: the file of the rows; "-" for JSON lines on stdin, which cannot be gone on with.
+        output: the file of the answers, replaced if it exists; "-" for JSON lines on stdout.
+        outputs: the names of the outputs to compute; None for all.
+        errors: a file for the rows without an answer: JSON lines of `row` (from 0), `line` (from 1) and `reason`.
+        keep: names in a row that are copied to its answer, such as "id". They need not be inputs.
+        rows: of one run, at most.
+        window: rows that are sorted by length together, and are one part. Fewer if they have more than 32 MiB.
+        waste: share of a run's steps that may be padding.
+        finite: whether a row with NaN or infinity in an input is refused.
+        provider: the onnxruntime execution provider.
+        processes: how many run side by side, each on one core; None for all cores. The answers do not depend on it.
+        restart: begin anew, whatever an earlier run has done.
+        input_format, output_format: "jsonl" or "npz"; None if the name of the file tells.
+        progress: is called after each window.
+
+    Raises:
+        FileNotFoundError: `model`, `input`, or the folder of `output` does not exist.
+        BundleError, LoadError, ProviderError: as for `Engine`.
+        InputError: an unknown output; a column of the input that is not one of the model's; the parts of an earlier run
+            are those of another input, model or option; another process is writing them.
+        ValueError: an argument out of range, or a format that is unknown.
+        RunError: a process ended, such as for want of memory.
+    """
+    if processes is not None and (not isinstance(processes, int) or processes < 1):
+        raise ValueError(
+            f"`processes` (={processes!r}) must be a whole number from 1, or None for all cores."
+        )
+    options = Options(
+        str(model), _names(outputs), _names(keep) or (), rows, window, waste, finite, provider
+    )
+    with closing(open_source(str(input), input_format)) as source:
+        scorer = Scorer(options)
+        answers = answers_format(str(output), output_format, scorer.outputs)
+        _check_kept(options, scorer, answers)
+        columns = source.columns()
+        if columns is not None:
+            scorer.check_columns(columns)
+        job = Job(options, source, answers, processes or side_by_side(provider, None), progress)
+        if str(output) == STANDARD:
+            return job.to_standard_output(scorer, errors)
+        output_path = target(output, "answers.jsonl")
+        return job.to_file(scorer, Path(input), output_path, errors, restart)
+
+
+def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(names, str):
+        raise InputError(f"names (={names!r}) must be a list.")
+    return None if names is None else tuple(names)
+
+
+def _check_kept(options: Options, scorer: Scorer, answers: OutputFormat) -> None:
+    if options.kept and answers.name == "npz":
+        raise InputError("`keep` copies nothing to .npz; the rows have the same order there.")
+    twice = set(options.kept) & {tensor.name for tensor in scorer.outputs}
+    if twice:
+        raise InputError(f"`keep` has {min(twice)!r}, which is an output, too.")
