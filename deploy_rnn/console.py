@@ -103,7 +103,7 @@ ARGUMENTS = frozenset(
     {
         "atol", "buckets", "dynamic_shapes", "forms", "input_names", "max_nodes", "opset_version", "output_names",
         "precision", "provider",
-        "require_provider", "rtol", "sizes", "streaming", "threads",
+        "require_provider", "row_ends", "rtol", "runtime", "sizes", "streaming", "threads",
     }
 )  # fmt: skip
 """Keyword arguments that messages name, and that are options of a command by the same name."""

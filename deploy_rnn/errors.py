@@ -4,11 +4,12 @@ DeployError
 ├── ConversionError      a module that `convert` cannot replace (also a TypeError)
 ├── CompilationError     a compiled model that fails, or that torch.compile cannot take (also a RuntimeError)
 ├── ProviderError        an onnxruntime execution provider that is missing or did not start
+├── RuntimeMissingError  a runtime to check a file in that is not installed (also an ImportError)
 ├── LoadError            a file that is not a model, or that onnxruntime cannot open (also a ValueError)
 ├── TargetError          a model that the command line cannot load (also a ValueError)
 ├── BundleError          a folder that is not a bundle, is damaged, or is of a later release (also a ValueError)
 ├── InputError           a tensor that a graph does not accept: name, dtype or shape (also a ValueError)
-├── RunError             a run that failed inside onnxruntime (also a RuntimeError)
+├── RunError             a run that failed inside onnxruntime or another runtime (also a RuntimeError)
 ├── StreamError          a stream that is unknown, expired, evicted, or used out of order (also a ValueError)
 ├── BusyError            a queue or a table of streams that is full; try again later
 ├── DeadlineError        a request whose deadline passed before it was run
@@ -47,6 +48,10 @@ class ProviderError(DeployError, RuntimeError):
     """An onnxruntime execution provider that is missing or did not start."""
 
 
+class RuntimeMissingError(DeployError, ImportError):
+    """A runtime to check a file in that is not installed."""
+
+
 class LoadError(DeployError, ValueError):
     """A file that is not a model, or that onnxruntime cannot open."""
 
@@ -64,7 +69,7 @@ class InputError(DeployError, ValueError):
 
 
 class RunError(DeployError, RuntimeError):
-    """A run that failed inside onnxruntime."""
+    """A run that failed inside onnxruntime or another runtime."""
 
 
 class StreamError(DeployError, ValueError):

@@ -50,7 +50,8 @@ def export_bundle(
     ir_version: int | None = DEFAULTS.ir_version,
     streaming: bool = DEFAULTS.streaming,
     max_nodes: int = DEFAULTS.max_nodes,
-    row_ends: Literal["sequence_lens", "held"] = DEFAULTS.row_ends,
+    row_ends: Literal["sequence_lens", "held"] | None = DEFAULTS.row_ends,
+    runtime: str = DEFAULTS.runtime,
     atol: float | None = None,
     rtol: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
@@ -98,11 +99,12 @@ def export_bundle(
         streaming=streaming,
         max_nodes=max_nodes,
         row_ends=row_ends,
+        runtime=runtime,
         atol=atol,
         rtol=rtol,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance_for(checked), sizes)
+    checks = CheckOptions(options.tolerance_for(checked), sizes, runtimes=options.runtimes)
     title = name or target.resolve().name
 
     def attempt(fixed: Collection[str]) -> Manifest:

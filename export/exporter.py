@@ -37,7 +37,8 @@ def export_onnx(
     ir_version: int | None = DEFAULTS.ir_version,
     streaming: bool = DEFAULTS.streaming,
     max_nodes: int = DEFAULTS.max_nodes,
-    row_ends: Literal["sequence_lens", "held"] = DEFAULTS.row_ends,
+    row_ends: Literal["sequence_lens", "held"] | None = DEFAULTS.row_ends,
+    runtime: str = DEFAULTS.runtime,
     atol: float | None = None,
     rtol: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
@@ -82,10 +83,13 @@ def export_onnx(
             a bare layer, "encoder.rnn.h0" and so on for a layer within a model. Feed zeros to the first chunk. The
             file is then also run on a sequence in random chunks, and compared with PyTorch on the whole sequence.
         max_nodes: form "unrolled" is refused if the file would have more nodes.
-        row_ends: how form "native" writes rows of different length; the other forms have one way.
+        row_ends: how form "native" writes rows of different length; the other forms have one way. None: the first of
+            the following for a runtime that reads it, else the second.
             "sequence_lens": the input of that name of ONNX's operators, which onnxruntime reads and other runtimes
                 ignore; the fastest there.
             "held": gates that hold the state beyond a row's end, without that input; right wherever the operators are.
+        runtime: where the file will run, as for `verify`. It is checked in onnxruntime, and there too; form="auto" and
+            `row_ends` choose what is right and fast there.
         atol, rtol, sizes, require_provider: as for `verify`.
 
     Returns:
@@ -96,6 +100,7 @@ def export_onnx(
         DynamicAxisError: an axis was asked to be dynamic that the form or the model fixes.
         ConversionError: a recurrent layer that cannot be exported, such as one that is scripted; or a
             TorchScript module.
+        RuntimeMissingError, RunError: `runtime` is not installed, or does not start.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another; no file is left.
         VerificationError: the file's numbers differ from the model's; no file is left.
         ExportError: the model fails on the example, draws random numbers, or keeps a state between its calls; PyTorch
@@ -124,11 +129,17 @@ def export_onnx(
         streaming=streaming,
         max_nodes=max_nodes,
         row_ends=row_ends,
+        runtime=runtime,
         atol=atol,
         rtol=rtol,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance_for(checked), sizes, require_provider=require_provider)
+    checks = CheckOptions(
+        options.tolerance_for(checked),
+        sizes,
+        require_provider=require_provider,
+        runtimes=options.runtimes,
+    )
 
     def attempt(fixed: Collection[str]) -> Report:
         return _export(checked, args, kwargs, file_path, form, options, checks, fixed)
@@ -160,7 +171,9 @@ def _export(
     measured_forms: dict[str, float | str] = {}
     written_form = form
     if form == AUTO:
-        written_form, measured_forms = choose_form(captured, max_nodes=options.max_nodes)
+        written_form, measured_forms = choose_form(
+            captured, max_nodes=options.max_nodes, runtime=options.runtime
+        )
     graph = captured.written(written_form, max_nodes=options.max_nodes)
     reference = Reference(captured.model)
 

@@ -13,6 +13,7 @@ from deploy_rnn.errors import ExportError
 from .forms import ROW_ENDS
 from .forms.node_count import MAX_NODES
 from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
+from .runtimes.table import ONNXRUNTIME, row_ends_for, runtime_named
 
 FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
 NAMED_AXIS = "Leave it out of `dynamic_shapes`."
@@ -29,7 +30,8 @@ class ExportOptions:
 
     Raises:
         ExportError: an `opset_version`, `ir_version` or `row_ends` that is not supported.
-        ValueError: a `precision` that is not offered.
+        ValueError: a `precision` or `runtime` that is not offered.
+        RuntimeMissingError: the runtime is not installed.
     """
 
     precision: str | None = None
@@ -40,7 +42,8 @@ class ExportOptions:
     ir_version: int | None = None
     streaming: bool = False
     max_nodes: int = MAX_NODES
-    row_ends: Literal["sequence_lens", "held"] = "sequence_lens"
+    row_ends: Literal["sequence_lens", "held"] | None = None
+    runtime: str = ONNXRUNTIME
     atol: float | None = None
     rtol: float | None = None
     sizes: Sequence[int] = SIZES
@@ -57,7 +60,9 @@ class ExportOptions:
                 f"`ir_version` (={self.ir_version!r}) must be a whole number from {lowest}, the lowest for opset "
                 f"{self.opset_version}, to {NEWEST_IR}."
             )
-        if self.row_ends not in ROW_ENDS:
+        if self.runtime != ONNXRUNTIME:
+            runtime_named(self.runtime).check_installed()
+        if self.row_ends not in (None, *ROW_ENDS):
             offered = " or ".join(map(repr, ROW_ENDS))
             raise ExportError(f"`row_ends` (={self.row_ends!r}) must be {offered}.")
         if self.precision is not None:
@@ -68,6 +73,16 @@ class ExportOptions:
         if self.dynamic_shapes is not None:
             return NAMED_AXIS
         return FIXED_STEPS if fixed_steps else OPEN_AXIS
+
+    @property
+    def row_ends_written(self) -> Literal["sequence_lens", "held"]:
+        """`row_ends`; if it is not given, what the runtime reads."""
+        return self.row_ends or row_ends_for(self.runtime)
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Where a file is checked: in onnxruntime, and where it will run."""
+        return tuple(dict.fromkeys((ONNXRUNTIME, self.runtime)))
 
     def tolerance_for(self, model: nn.Module) -> Tolerance:
         """Return how much a file of `model` may differ from it, in the precision that the file is to have.

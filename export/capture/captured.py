@@ -28,7 +28,7 @@ from deploy_rnn.tensor_spec import SizeRange, axis_names
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
 from ..opset import WRITTEN, lowest_ir_version, to_opset
-from ..options import DEFAULTS, ExportOptions
+from ..options import ExportOptions
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from ..torch_onnx import Traced
@@ -158,7 +158,7 @@ class CapturedModel:
             limits.conditions,
             options.opset_version,
             options.ir_version or lowest_ir_version(options.opset_version),
-            options.row_ends,
+            options.row_ends_written,
         )
 
     @property
@@ -279,7 +279,7 @@ class CapturedModel:
     def _row_ends_in(self, form: str) -> str | None:
         """How a file of this form writes rows of different length; None where that is no choice."""
         has_lengths = any(stack.lengths is not None for stack in self._stacks)
-        is_chosen = form == "native" and has_lengths and self.row_ends != DEFAULTS.row_ends
+        is_chosen = form == "native" and has_lengths and self.row_ends != "sequence_lens"
         return self.row_ends if is_chosen else None
 
 

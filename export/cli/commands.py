@@ -206,18 +206,37 @@ def inspect(path: Path, as_json: bool) -> None:
     """Show the inputs, outputs, dynamic axes, nodes and sizes of the ONNX file PATH; any .onnx file will do. For a
     bundle, check its files and show its manifest.
 
-    The file is read, not run, and only onnx is needed.
+    Also shows which runtimes are known to get such a file wrong, or to refuse it. The file is read, not run, and only
+    onnx is needed.
 
     \b
     Example:
       deploy-rnn inspect tagger.onnx
     """
     with command_errors(as_json=as_json):
-        content = checked_manifest(path) if path.is_dir() else _read_file(path)
+        if path.is_dir():
+            manifest = checked_manifest(path)
+            content = manifest.to_dict()
+            lines = [str(manifest), *_bundle_runtimes(path, manifest)]
+        else:
+            file = _read_file(path)
+            from ..runtimes.faults import described, to_dict
+
+            content = file.to_dict() | {"runtimes": to_dict(file)}
+            lines = [str(file), *described(file)]
     if as_json:
-        show_json(content.to_dict())
+        show_json(content)
     else:
-        click.echo(printable(str(content)))
+        click.echo(printable("\n".join(lines)))
+
+
+def _bundle_runtimes(path: Path, manifest: Manifest) -> Iterator[str]:
+    """What is known of the runtimes for each graph."""
+    from ..runtimes.faults import described
+
+    for graph in manifest.graphs:
+        yield f"  {graph.file} in the runtimes:"
+        yield from (f"  {line}" for line in described(_read_file(path / graph.file)))
 
 
 def _read_file(path: Path) -> "OnnxFile":

@@ -118,7 +118,7 @@ FORM_OPTIONS: tuple[Option, ...] = (
         help="Refuse the form unrolled if the file would have more nodes.",
     ),
     click.option(
-        "--row-ends", metavar="WAY", show_default="sequence_lens",
+        "--row-ends", metavar="WAY", show_default="what the runtime reads",
         help="How form native writes rows of different length: sequence_lens, an input of the operators that only "
         "onnxruntime is known to read; or held, by the gates, right in other runtimes too.",
     ),
@@ -133,6 +133,11 @@ CHECK_OPTIONS: tuple[Option, ...] = (
     click.option(
         "--rtol", type=float, show_default="0 with --atol",
         help="Allowed difference as a share of each value, added to --atol.",
+    ),
+    click.option(
+        "--runtime", metavar="RUNTIME", show_default="onnxruntime",
+        help="Where the file will run, and is checked: openvino, openvino-static, onnxruntime-web, opencv, mnn, tract, "
+        "tvm or ncnn, if that is installed. An export is checked in onnxruntime as well.",
     ),
     click.option(
         "--size", "sizes", type=int, multiple=True, metavar="N", show_default="1, 3, 7",

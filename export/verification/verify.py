@@ -24,8 +24,12 @@ from deploy_rnn.tensor_spec import ANY_SIZE
 
 from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
+from ..runtimes.faults import refuse_wrong
+from ..runtimes.opened import Source
+from ..runtimes.table import ONNXRUNTIME, runtime_named
 from .cases import Case, CaseMaker
 from .on_onnxruntime import run_on
+from .on_runtime import run_in
 from .pairing import paired
 from .provenance import Provenance
 from .relations import related
@@ -42,15 +46,23 @@ class CheckOptions:
     """How a file is checked; see `verify`.
 
     Raises:
-        ValueError: `sizes` or `long_steps` out of range.
+        ValueError: `sizes` or `long_steps` out of range, an unknown runtime, or a provider for one that is not
+            onnxruntime.
+        RuntimeMissingError: a runtime that is not installed.
     """
 
     tolerance: Tolerance
     sizes: Sequence[int] = SIZES
     long_steps: int | None = LONG_STEPS
     require_provider: str | None = None
+    runtimes: Sequence[str] = (ONNXRUNTIME,)
 
     def __post_init__(self) -> None:
+        for name in self.runtimes:
+            if name != ONNXRUNTIME:
+                runtime_named(name).check_installed()
+        if self.require_provider is not None and ONNXRUNTIME not in self.runtimes:
+            raise ValueError("`require_provider` is for onnxruntime; leave out it or `runtime`.")
         sizes = self.sizes if isinstance(self.sizes, Sequence) else ()
         if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ValueError(
@@ -76,8 +88,9 @@ def verify(
     sizes: Sequence[int] = SIZES,
     long_steps: int | None = LONG_STEPS,
     require_provider: str | None = None,
+    runtime: str = ONNXRUNTIME,
 ) -> Report:
-    """Check an ONNX file against `model` in onnxruntime.
+    """Check an ONNX file against `model` in onnxruntime, or in another runtime.
 
     The file must pass `onnx.checker` with full check. It then runs on the CPU, and on a CUDA device if there is one,
     with onnxruntime's graph optimisations off and on:
@@ -111,6 +124,9 @@ def verify(
             such case.
         require_provider: an onnxruntime execution provider that must run every node; without it, nodes that a provider
             lacks run on the CPU. Nodes that only compute sizes are left to onnxruntime, which prefers the CPU.
+        runtime: where the file runs: "onnxruntime", "openvino", "openvino-static", "onnxruntime-web", "opencv", "mnn",
+            "tract", "tvm" or "ncnn" (docs/runtimes.md). All but the first run the same cases in a process of their own;
+            a file that one of them is known to get wrong is refused without a run.
 
     Returns:
         What was run and how far it differed.
@@ -120,8 +136,10 @@ def verify(
         ExportError: the file is not a valid model, or its inputs or outputs are not the model's; or the model fails on
             the example, or gives other numbers when it is called again.
         LoadError: onnxruntime cannot open it, or deploy-rnn's metadata in it is damaged.
+        RuntimeMissingError: `runtime` is not installed; the error says what to install.
+        RunError: `runtime` does not start.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another.
-        ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
+        ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range, or an unknown `runtime`.
         FileNotFoundError: `path` is not a file.
 
     Warns:
@@ -136,7 +154,11 @@ def verify(
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
     model = runnable(model)
     options = CheckOptions(
-        Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
+        Tolerance(atol, rtol, model_precision(model)),
+        sizes,
+        long_steps,
+        require_provider,
+        (runtime,),
     )
     reference, call = prepared(model, args, kwargs)
 
@@ -209,6 +231,9 @@ def check(
     _check_valid(path, shown_as)
     original = OnnxFile.read(path, shown_as=shown_as)
     _refuse_bfloat16(original)
+    for name in options.runtimes:
+        if name != ONNXRUNTIME:
+            refuse_wrong(original, name)
     half = reference.half_precision(call)
     options = replace(options, tolerance=options.tolerance.with_half(half))
     input_names = {spec.name for spec in original.inputs}
@@ -236,11 +261,15 @@ def check(
         required=options.require_provider,
         branches=maker.branches,
     )
-    providers = list(PROVIDERS)
+    providers = list(PROVIDERS) if ONNXRUNTIME in options.runtimes else []
     if options.require_provider is not None and options.require_provider not in providers:
         providers.append(options.require_provider)
+    source = replace(Source.of(path, original), outputs=[spec.name for spec in file.outputs])
     try:
         results = [run_on(provider, plan) for provider in providers]
+        for name in options.runtimes:
+            if name != ONNXRUNTIME:
+                results.append(run_in(runtime_named(name), plan, source))
     except LoadError as error:
         lacking = lacking_operator(error, half)
         if lacking:

@@ -17,6 +17,7 @@ from deploy_rnn.errors import BundleError, ExportError, LoadError, VerificationE
 from deploy_rnn.tensor_spec import TensorSpec
 
 from ..onnx_file import OnnxFile
+from ..runtimes.table import ONNXRUNTIME
 from .report import Report
 from .verify import LONG_STEPS, CheckOptions, check, prepared
 
@@ -32,6 +33,7 @@ def verify_bundle(
     sizes: Sequence[int] = SIZES,
     long_steps: int | None = LONG_STEPS,
     require_provider: str | None = None,
+    runtime: str = ONNXRUNTIME,
 ) -> tuple[Report, ...]:
     """Check a bundle: its files are those that were exported, and every graph is `model`.
 
@@ -39,7 +41,7 @@ def verify_bundle(
 
     Args:
         folder: the bundle.
-        model, args, kwargs, atol, rtol, sizes, long_steps, require_provider: as for `verify`.
+        model, args, kwargs, atol, rtol, sizes, long_steps, require_provider, runtime: as for `verify`.
 
     Returns:
         The report of each graph, in the order of the manifest.
@@ -49,14 +51,18 @@ def verify_bundle(
             graph is looked at first, and `reports` has all that could be run.
         BundleError: not a bundle, or a file that is missing or is not the one that was exported.
         ExportError: the model fails on the example, or gives other numbers when it is called again.
-        ProviderError: as for `verify`.
+        ProviderError, RuntimeMissingError, RunError: as for `verify`.
         ValueError: an `atol`, `rtol`, `sizes` or `long_steps` that is out of range.
     """
     folder = Path(folder)
     model = runnable(model)
     manifest = checked_manifest(folder)
     options = CheckOptions(
-        Tolerance(atol, rtol, model_precision(model)), sizes, long_steps, require_provider
+        Tolerance(atol, rtol, model_precision(model)),
+        sizes,
+        long_steps,
+        require_provider,
+        (runtime,),
     )
     reference, call = prepared(model, args, kwargs)
     reports: list[Report] = []

@@ -71,7 +71,8 @@ ARROWS = {
     "export.torch_onnx": {"export.size_limits"},
     "export.onnx_file": {"metadata"},
     "export.bare_layer": {"nn", "checking"},
-    "export.options": {"checking", "export.forms", "export.opset"},
+    "export.options": {"checking", "export.forms", "export.opset", "export.runtimes"},
+    "export.runtimes": {"export.onnx_file"},
     "export.opset": set(),
     "export.shared_weights": set(),
     "export.saving": set(),
@@ -82,10 +83,11 @@ ARROWS = {
         "any_size",
     },
     "export.verification": {
-        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer",
+        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer", "export.runtimes",
     },
     "export.auto": {
-        "checking", "runtime", "export.capture", "export.forms", "export.saving", "export.verification",
+        "checking", "runtime", "export.capture", "export.forms", "export.onnx_file", "export.runtimes", "export.saving",
+        "export.verification",
     },
     "export.exporter": {
         "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.saving",
@@ -99,7 +101,7 @@ ARROWS = {
         "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",
         "export.exporter", "export.verification",
     },
-    "export.cli": {"bundle", "export", "export.onnx_file", "export.ways"},
+    "export.cli": {"bundle", "export", "export.onnx_file", "export.runtimes", "export.ways"},
     "serving.engine": {"bundle", "bundle_files", "metadata", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),

@@ -1,0 +1,146 @@
+"""What is known of runtimes and files: combinations that give wrong numbers without a message, or are refused.
+
+Every one of them was seen in the files of docs/runtimes.md, which `make runtimes` runs again; docs/upstream has a small
+file for each wrong result.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from deploy_rnn.errors import ExportError
+
+from ..onnx_file import OnnxFile
+from .table import ONNXRUNTIME, RUNTIMES, runtime_named
+
+HELD = "use row_ends='held', form='scan' or form='unrolled'"
+LOOPS = "use form='unrolled'"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a runtime does with some files.
+
+    Attributes:
+        runtime: its name.
+        reason: what it does.
+        instead: what to use.
+        fits: whether a file is one of them.
+        wrong: whether it gives wrong numbers; otherwise it refuses the file itself.
+    """
+
+    runtime: str
+    reason: str
+    instead: str
+    fits: Callable[[OnnxFile], bool]
+    wrong: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.instead}."
+
+
+def _reads_lengths(file: OnnxFile) -> bool:
+    return bool(file.sequence_lens)
+
+
+def _has_relu(file: OnnxFile) -> bool:
+    return "relu" in file.activations
+
+
+def _has_loop(file: OnnxFile) -> bool:
+    return bool({"Scan", "Loop"} & file.node_types.keys())
+
+
+def _has_operators(file: OnnxFile) -> bool:
+    return bool({"RNN", "GRU", "LSTM"} & file.node_types.keys())
+
+
+FAULTS = (
+    Fault(
+        "openvino",
+        "it ignores `sequence_lens` where shapes are dynamic, and takes every row for one of T steps",
+        f"{HELD}, or runtime='openvino-static', where the model is reshaped to the sizes of a run first",
+        lambda file: bool(file.sequence_lens and file.dynamic_inputs),
+    ),
+    Fault(
+        "mnn",
+        "it ignores `sequence_lens`, and takes every row for one of T steps",
+        f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
+        _reads_lengths,
+    ),
+    Fault("mnn", "it computes a relu RNN as tanh", LOOPS, _has_relu),
+    Fault(
+        "opencv",
+        "it ignores the `sequence_lens` of a GRU, and takes every row for one of T steps",
+        f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
+        lambda file: "GRU" in file.sequence_lens,
+    ),
+    Fault(
+        "tract", "it computes a relu RNN as tanh", "use form='scan' or form='unrolled'", _has_relu
+    ),
+    Fault(
+        "opencv",
+        "its LSTM has no `sequence_lens`",
+        f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
+        lambda file: "LSTM" in file.sequence_lens,
+        wrong=False,
+    ),
+    Fault("opencv", "it has no RNN", LOOPS, lambda file: "RNN" in file.node_types, wrong=False),
+    Fault("opencv", "it has no Scan", LOOPS, _has_loop, wrong=False),
+    Fault("mnn", "it has no Scan", LOOPS, _has_loop, wrong=False),
+    Fault("tract", "it needs constant `sequence_lens`", HELD, _reads_lengths, wrong=False),
+    Fault(
+        "tract",
+        "it needs the batch as a number in the file",
+        "use portable=True",
+        lambda file: bool(file.dynamic_inputs) and not (_has_loop(file) and not file.lengths),
+        wrong=False,
+    ),
+    Fault("tvm", "it has no RNN, GRU, LSTM", LOOPS, _has_operators, wrong=False),
+    Fault("tvm", "it has no Scan", LOOPS, _has_loop, wrong=False),
+    Fault("ncnn", "it has no batch in RNN, GRU and LSTM", LOOPS, _has_operators, wrong=False),
+    Fault("ncnn", "it has no Scan", LOOPS, _has_loop, wrong=False),
+)
+"""The facts."""
+
+
+def faults_of(file: OnnxFile, runtime: str | None = None) -> list[Fault]:
+    """Return what is known of a file, in one runtime or in all of them."""
+    return [fault for fault in FAULTS if runtime in (None, fault.runtime) and fault.fits(file)]
+
+
+def runtimes_without_faults(file: OnnxFile) -> list[str]:
+    """Return the runtimes that nothing is known of which would speak against a file."""
+    faulty = {fault.runtime for fault in faults_of(file)}
+    return [name for name in (ONNXRUNTIME, *RUNTIMES) if name not in faulty]
+
+
+def described(file: OnnxFile) -> list[str]:
+    """Return a line for each fault of a file, and one for the runtimes without any."""
+    lines = [f"  no fault known in {', '.join(runtimes_without_faults(file))}"]
+    for fault in faults_of(file):
+        kind = "wrong in  " if fault.wrong else "refused by"
+        lines.append(f"  {kind} {fault.runtime}: {fault}")
+    return lines
+
+
+def to_dict(file: OnnxFile) -> dict[str, Any]:
+    """For JSON: the same."""
+    faults = [
+        {
+            "runtime": fault.runtime,
+            "verdict": "wrong" if fault.wrong else "refused",
+            "reason": fault.reason,
+            "instead": fault.instead,
+        }
+        for fault in faults_of(file)
+    ]
+    return {"no_fault_known": runtimes_without_faults(file), "faults": faults}
+
+
+def refuse_wrong(file: OnnxFile, runtime: str) -> None:
+    """Raises: ExportError: the runtime is known to give wrong numbers for the file, with what to use instead."""
+    for fault in faults_of(file, runtime):
+        if fault.wrong:
+            title = runtime_named(runtime).title
+            raise ExportError(f"{file.name} would be wrong in {title}, without a message: {fault}")
