@@ -6,6 +6,7 @@
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
 # make triton: a real Triton and our server get the same requests, in a minute.
+# make prometheus: the dashboard's queries and the alerts in a real Prometheus, in half a minute.
 # make nginx: several servers behind a real nginx, in two minutes.
 # JOBS= sets how many processes the tests run in.
 
@@ -16,6 +17,7 @@ DOCS_VENV ?= build/docs-venv
 ZOO_VENV ?= build/zoo-venv
 TRITON_VENV := build/triton-venv
 PERF_VENV ?= build/perf-venv
+PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
 JOBS ?= 2
 
@@ -33,7 +35,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer nginx triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer nginx prometheus triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -71,6 +73,16 @@ $(PERF_VENV)/installed:
 # A real Triton beside our server. For Linux on x86-64 with glibc 2.35 or newer.
 triton: $(READY) $(TRITON_VENV)/installed
 	@$(RUN) -m pytest -m triton tests/serving/triton
+
+# The dashboard and the alerts of deploy/ against a real Prometheus, that of Debian or Ubuntu.
+prometheus: $(READY) $(PROMETHEUS_FILES)/usr/bin/prometheus
+	@PROMETHEUS=$(PROMETHEUS_FILES)/usr/bin/prometheus PROMTOOL=$(abspath $(PROMETHEUS_FILES))/usr/bin/promtool $(RUN) -m pytest -m prometheus tests/serving/test_monitoring.py
+
+$(PROMETHEUS_FILES)/usr/bin/prometheus:
+	@echo "Unpacking Prometheus into $(PROMETHEUS_FILES) ..."
+	@mkdir -p $(PROMETHEUS_FILES)
+	@cd $(PROMETHEUS_FILES) && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
+	@cd $(PROMETHEUS_FILES) && dpkg -x prometheus_*.deb . && touch usr/bin/prometheus
 
 # Several servers behind a real nginx; Debian's package is installed if there is none.
 nginx: $(READY) $(NGINX_VENV)/installed
