@@ -16,6 +16,7 @@ OUT ?= build/cuda
 DOCS_VENV ?= build/docs-venv
 ZOO_VENV ?= build/zoo-venv
 TRITON_VENV := build/triton-venv
+TRITON_TESTS_VENV := build/triton-tests-venv
 PERF_VENV ?= build/perf-venv
 PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
@@ -70,9 +71,18 @@ $(PERF_VENV)/installed:
 	@chmod +x $(PERF_VENV)/perf_analyzer
 	@touch $@
 
-# A real Triton beside our server. For Linux on x86-64 with glibc 2.35 or newer.
-triton: $(READY) $(TRITON_VENV)/installed
-	@$(RUN) -m pytest -m triton tests/serving/triton
+# A real Triton beside our server, and with our models. For Linux on x86-64 with glibc 2.35 or newer.
+triton: $(READY) $(TRITON_TESTS_VENV)/installed
+	@rm -rf build/lib
+	@$(TRITON_TESTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	@TRITON_VENV=$(TRITON_TESTS_VENV) $(RUN) -m pytest -m triton tests/serving/triton
+
+# The one of the benchmark has an older onnxruntime than deploy-rnn needs in Triton's Python.
+$(TRITON_TESTS_VENV)/installed: tests/serving/triton/requirements.txt
+	@echo "Installing Triton into $(TRITON_TESTS_VENV) ..."
+	@$(PYTHON) -m venv $(TRITON_TESTS_VENV)
+	@$(TRITON_TESTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/triton/requirements.txt
+	@touch $@
 
 # The dashboard and the alerts of deploy/ against a real Prometheus, that of Debian or Ubuntu.
 prometheus: $(READY) $(PROMETHEUS_FILES)/usr/bin/prometheus

@@ -9,6 +9,7 @@ from deploy_rnn.lazy import lazy_names
 if TYPE_CHECKING:
     from .bundle import export_bundle
     from .exporter import export_onnx
+    from .triton.repository import write_triton_model
     from .verification.html import reports_html
     from .verification.report import Report
     from .verification.verify import verify
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
-    "reports_html", "verify", "verify_bundle",
+    "reports_html", "verify", "verify_bundle", "write_triton_model",
 ]  # fmt: skip
 
 HOMES = {
@@ -24,6 +25,7 @@ HOMES = {
     "export_onnx": "exporter",
     "verify": "verification.verify",
     "verify_bundle": "verification.verify_bundle",
+    "write_triton_model": "triton.repository",
     "Report": "verification.report",
     "reports_html": "verification.html",
 }

@@ -63,14 +63,14 @@ def _cpu_ticks(folder: Path, session: int) -> int:
 
 @contextmanager
 def _session(
-    command: Sequence[str], environment: dict[str, str] | None = None
+    command: Sequence[str], environment: dict[str, str] | None = None, folder: Path = ROOT
 ) -> Iterator["subprocess.Popen[str]"]:
-    """Run a server in a session of its own; end all its processes."""
+    """Run a server in a session of its own, in a folder; end all its processes."""
     with (
         TemporaryFile() as log,
         subprocess.Popen(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -139,21 +139,22 @@ def run_triton(bundles: Sequence[Path]) -> Iterator[Running]:
 
 
 @contextmanager
-def run_triton_on(repository: Path) -> Iterator[Running]:
-    """Run Triton with all models of a repository, whose path must not have a space."""
-    installation = open_triton()
+def run_triton_on(repository: Path, venv: Path = VENV) -> Iterator[Running]:
+    """Run the Triton of an environment with all models of a repository, whose path must not have a space."""
+    installation = open_triton(venv)
     ports = {"http": _free_port(), "grpc": _free_port()}
     with TemporaryDirectory() as folder:
         backends = Path(folder) / "backends"
         command = installation.command(repository, backends, ports["http"], ports["grpc"])
-        with _session(command, installation.environment) as process:
+        # Not in the checkout, whose folders Python would take for the packages of these names.
+        with _session(command, installation.environment, Path(folder)) as process:
             _wait_until_ready(process, ports["http"])
             yield Running(ports, process.pid)
 
 
-def open_triton() -> Installation:
+def open_triton(venv: Path = VENV) -> Installation:
     try:
-        return Installation(ROOT / VENV)
+        return Installation(ROOT / venv)
     except FileNotFoundError as error:
         raise MissingError(str(error)) from None
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy_rnn.bundle import MANIFEST, Manifest, checked_manifest
+from deploy_rnn.bundle import Manifest, checked_manifest
 from deploy_rnn.console import CHECKS, command_errors, printable, show_json, step
 from deploy_rnn.errors import BundleError, ExportError, VerificationError
-from deploy_rnn.files import folder_target, replace_file
+from deploy_rnn.files import replace_file
 from deploy_rnn.files import target as file_target
 
+from .bundles import bundle_verdict, export_to_bundle, export_to_triton, show_triton
 from .options import (
     BUNDLE_OPTIONS,
     CHECK_OPTIONS,
@@ -22,6 +23,7 @@ from .options import (
     PAIRING_OPTIONS,
     PROVIDER_OPTION,
     REPORT_OPTION,
+    TRITON_OPTIONS,
     WEIGHTS,
     WEIGHTS_OPTIONS,
     load,
@@ -40,18 +42,22 @@ if TYPE_CHECKING:
 @click.command(short_help="Export a model to a verified ONNX file, or to a bundle of several.")
 @click.argument("target")
 @click.option(
-    "-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="PATH",
-    help="The .onnx file to write; any other PATH is the folder of a bundle. The folder around it must exist.",
+    "-o", "--output", "path", type=click.Path(path_type=Path), metavar="PATH",
+    help="The .onnx file to write; any other PATH is the folder of a bundle. The folder around it must exist. May be "
+    "left out with --triton.",
 )  # fmt: skip
 @with_options(
     FORM_OPTIONS,
     BUNDLE_OPTIONS,
+    TRITON_OPTIONS,
     CHECK_OPTIONS,
     [PROVIDER_OPTION],
     WEIGHTS_OPTIONS,
     [REPORT_OPTION, JSON_OPTION],
 )
-def export(target: str, path: Path, report_to: Path | None, as_json: bool, **options: Any) -> None:
+def export(
+    target: str, path: Path | None, report_to: Path | None, as_json: bool, **options: Any
+) -> None:
     """Export TARGET to an ONNX file, or to a bundle: a folder of several. It appears only once every file has been run
     and agrees with TARGET.
 
@@ -68,18 +74,31 @@ def export(target: str, path: Path, report_to: Path | None, as_json: bool, **opt
       deploy-rnn export gru.safetensors -o gru.onnx --steps 100
       deploy-rnn export last.ckpt --key model.encoder.rnn -o encoder && deploy-rnn serve encoder
       deploy-rnn export mymodels:tagger -o bundles/tagger --bucket 32 --bucket 128
+      deploy-rnn export mymodels:tagger --triton models
     """
     options = without_unset(options)
     weights_options = pop(options, WEIGHTS)
+    triton_options = pop(options, ("repository", "backend"))
+    if "repository" in triton_options:
+        with command_errors(as_json=as_json):
+            written = export_to_triton(
+                target, path, report_to, triton_options, weights_options, options
+            )
+        show_triton(written, as_json=as_json)
+        return
+    if path is None:
+        raise click.UsageError("Missing option '-o' / '--output', or '--triton'.")
+    if triton_options:
+        raise click.UsageError("--triton-backend needs --triton REPOSITORY.")
     with command_errors(as_json=as_json):
         result: Report | Manifest
         if path.suffix == ".onnx":
             source, result = _export_file(target, path, report_to, weights_options, options)
         else:
-            source, result = _export_bundle(target, path, report_to, weights_options, options)
+            source, result = export_to_bundle(target, path, report_to, weights_options, options)
     _show(result, source, as_json=as_json)
     if isinstance(result, Manifest) and not as_json:
-        click.echo(printable(_bundle_verdict(path)))
+        click.echo(printable(bundle_verdict(path)))
 
 
 def _export_file(
@@ -111,39 +130,6 @@ def _export_file(
         report = export_onnx(source.model, source.args, path, kwargs=source.kwargs, **options)
     _write_report(path, [report], report_to)
     return source, report
-
-
-def _export_bundle(
-    target: str,
-    path: Path,
-    report_to: Path | None,
-    weights_options: dict[str, Any],
-    options: dict[str, Any],
-) -> tuple["Target", Manifest]:
-    from deploy_rnn.export import export_bundle
-
-    if "require_provider" in options:
-        raise ExportError(
-            "--require-provider needs a single file; leave it out, or give a PATH that ends in .onnx."
-        )
-    if report_to is not None:
-        raise ExportError(
-            "--report needs a single file: a bundle has its own. Leave it out, or give a PATH in .onnx."
-        )
-    folder_target(
-        path, MANIFEST
-    )  # a folder that cannot be replaced is refused before the model is loaded
-    source = load(target, weights_options)
-    with step(f"exporting to {path.name} and verifying it"):
-        manifest = export_bundle(source.model, source.args, path, kwargs=source.kwargs, **options)
-    return source, manifest
-
-
-def _bundle_verdict(path: Path) -> str:
-    """What the report of a bundle says of each graph."""
-    reports = json.loads((path / "report.json").read_text(encoding="utf-8"))
-    lines = [f"  {Path(report['path']).name}: {report['verdict']}" for report in reports]
-    return "\n".join(["verified:", *lines, f"  all of it: {path / 'report.html'}"])
 
 
 @click.command(short_help="Compare an ONNX file, or a bundle, with the model that it came from.")

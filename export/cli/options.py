@@ -165,7 +165,22 @@ BUNDLE_OPTIONS: tuple[Option, ...] = (
         "--bucket", "buckets", type=click.IntRange(1), multiple=True, metavar="N", show_default="none",
         help="A number of steps for which a bundle has an unrolled graph; may be repeated.",
     ),
-    click.option("--name", show_default="that of the folder", help="The model's name in a bundle."),
+    click.option(
+        "--name", show_default="that of the folder, or of TARGET", help="The model's name in a bundle, or in Triton."
+    ),
+)  # fmt: skip
+
+# Arguments of `write_triton_model`.
+TRITON_OPTIONS: tuple[Option, ...] = (
+    click.option(
+        "--triton", "repository", type=click.Path(path_type=Path), metavar="REPOSITORY", show_default="none",
+        help="Write the model to this model repository of Triton, as a new model or the next version of one. With "
+        "--output the bundle is written there, too.",
+    ),
+    click.option(
+        "--triton-backend", "backend", type=click.Choice(["python", "onnxruntime"]), show_default="python",
+        help="Which of Triton's backends runs it: python with deploy-rnn in it, or onnxruntime with one graph.",
+    ),
 )  # fmt: skip
 
 # Keyword arguments of `target.from_weights`.

@@ -101,7 +101,13 @@ ARROWS = {
         "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",
         "export.exporter", "export.verification",
     },
-    "export.cli": {"bundle", "export", "export.onnx_file", "export.runtimes", "export.ways"},
+    "export.triton": {
+        "bundle", "metadata", "runtime", "export.saving", "export.shared_weights", "serving.engine",
+        "serving.scheduling",
+    },
+    "export.cli": {
+        "bundle", "export", "export.onnx_file", "export.runtimes", "export.triton", "export.ways",
+    },
     "serving.engine": {"bundle", "bundle_files", "metadata", "runtime"},
     "serving.scheduling": {"runtime", "serving.engine"},
     "serving.settings": set(),
@@ -332,8 +338,7 @@ def test_public_names() -> None:
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
         "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
-        "reports_html",
-        "verify", "verify_bundle",
+        "reports_html", "verify", "verify_bundle", "write_triton_model",
     ]  # fmt: skip
     assert dir(deploy_rnn.serving) == [
         "BundleError", "BusyError", "ClosedError", "DeadlineError", "Engine", "InputError", "Limits", "LoadError",

@@ -1,5 +1,6 @@
 """A real Triton and our server, each with the same two models: `whole` and `stream`, a GRU (B, T, 3) -> (B, T, 4)."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,12 +51,20 @@ def bundles(layer: nn.GRU, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def triton(bundles: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
+def triton_venv() -> Path:
+    """The environment of Triton; `make triton` makes it, and says where it is."""
+    return Path(os.environ.get("TRITON_VENV", "build/triton-tests-venv"))
+
+
+@pytest.fixture(scope="session")
+def triton(
+    bundles: Path, triton_venv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Addresses]:
     repository = tmp_path_factory.mktemp("triton") / "repository"
     shutil.copytree(MODELS, repository)
     for name in ("whole", "stream"):
         shutil.copytree(bundles / name, repository / name / "1" / "bundle")
-    with run_triton_on(repository) as running:
+    with run_triton_on(repository, triton_venv) as running:
         yield Addresses(*(f"127.0.0.1:{running.ports[name]}" for name in ("http", "grpc")))
 
 
