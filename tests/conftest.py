@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from torch.onnx._internal.exporter import _registration
+from torch._export import utils as export_utils
+from torch.onnx._internal.exporter import _constants, _registration
 
 from deploy_rnn.runtime import CUDA
 
@@ -24,11 +25,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # On a machine that also does other work, the threads of a small operation wait for each other: up to 25 times slower.
 torch.set_num_threads(1)
 
-# Each `torch.onnx.export` asks for the list of its operators, which takes half a second to build.
-torchlib: Any = _registration.onnxscript_apis
-torchlib.get_torchlib_ops = cache(torchlib.get_torchlib_ops)
+# Each `torch.onnx.export` makes the table of its operators from nothing, which takes half a second.
+torchlib_registry = cache(_registration.ONNXRegistry.from_torchlib)
 
-# Nor does it say anything about an example of hypothesis that it took long.
+
+def copy_of_the_registry(opset_version: int = _constants.TORCHLIB_OPSET) -> Any:
+    made_once = torchlib_registry(opset_version)
+    registry: Any = _registration.ONNXRegistry()
+    registry._opset_version = made_once._opset_version
+    registry.functions = {target: list(decomps) for target, decomps in made_once.functions.items()}
+    return registry
+
+
+torch_registry: Any = _registration.ONNXRegistry
+torch_registry.from_torchlib = staticmethod(copy_of_the_registry)
+
+# Each decomposition looks up thousands of operators by name, once for every namespace; new ones are looked up still.
+look_up_operators = export_utils._materialize_cpp_cia_ops
+known_operators: set[str] = set()
+
+
+def look_up_new_operators() -> None:
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")
+    if not known_operators.issuperset(names):
+        look_up_operators()
+        known_operators.update(names)
+
+
+export_utils._materialize_cpp_cia_ops = look_up_new_operators
+
+# hypothesis says nothing of an example that it took long.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 

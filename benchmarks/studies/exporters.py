@@ -38,7 +38,8 @@ LIMIT = 180
 def sizes(steps: list[int], hidden: int, wide: int) -> list[tuple[int, int]]:
     """(T, H): every number of steps, and the middle one again with more hidden units."""
     middle = sorted(steps)[len(steps) // 2]
-    return [*((count, hidden) for count in steps), (middle, wide)]
+    points = [*((count, hidden) for count in steps), (middle, wide)]
+    return list(dict.fromkeys(points))
 
 
 def measure_export(exporter: str, steps: int, hidden: int) -> dict[str, Any]:

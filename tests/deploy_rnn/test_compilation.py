@@ -55,7 +55,8 @@ def no_graphs_yet() -> None:
     torch._dynamo.utils.counters.clear()
 
 
-FAMILIES = [(nn.RNN, {}), (nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})]
+FAMILIES = [(nn.RNN, {"num_layers": 2}), (nn.GRU, {}), (nn.LSTM, {}), (nn.LSTM, {"proj_size": 4})]
+"""One family has two layers; to compile a second one takes as long as the first."""
 
 SHAPES = [
     (5, 5), (9, 9), (4, 7), (7, 2), (33, 6), (2, 8), (64, 2), (3, 3), (2, 2), (17, 5), (8, 64), (65, 3), (18, 18),
@@ -69,7 +70,7 @@ SHAPES = [
 def test_one_compilation_serves_every_length_and_batch(
     cls: type[nn.RNNBase], options: dict[str, int]
 ) -> None:
-    original = cls(5, 9, 2, bidirectional=True, **options)
+    original = cls(5, 9, bidirectional=True, **options)
     compiled = deploy_rnn.compile(original)
     with torch.no_grad():
         for steps, batch in SHAPES:
@@ -139,14 +140,15 @@ def test_one_step_and_one_row_compile_once_more_each() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("cls", "options"), FAMILIES)
 def test_states_and_lengths(cls: type[nn.RNNBase], options: dict[str, int]) -> None:
-    original = cls(5, 9, 2, bidirectional=True, batch_first=True, **options)
+    original = cls(5, 9, bidirectional=True, batch_first=True, **options)
     ours = deploy_rnn.convert(original)
     compiled = deploy_rnn.compile(original)
+    state_count = 2 * original.num_layers
     with torch.no_grad():
         for batch, steps in [(3, 6), (7, 11)]:
             x, lengths = torch.randn(batch, steps, 5), torch.randint(1, steps + 1, (batch,))
-            h = torch.randn(4, batch, options.get("proj_size", 9))
-            states = (h, torch.randn(4, batch, 9)) if cls is nn.LSTM else h
+            h = torch.randn(state_count, batch, options.get("proj_size", 9))
+            states = (h, torch.randn(state_count, batch, 9)) if cls is nn.LSTM else h
             kept = pytree.tree_map(torch.clone, states)
             torch.testing.assert_close(compiled(x, states, lengths), ours(x, states, lengths))
             torch.testing.assert_close(states, kept)  # the loop may not write into its first state
@@ -198,10 +200,11 @@ def test_without_h0_layers_do_not_share_their_zeros() -> None:
 def test_gradients_through_the_compiled_loop(
     cls: type[nn.RNNBase], options: dict[str, int]
 ) -> None:
-    """Two bidirectional layers, zeros or states to start from: where scan's own gradient, or a shared constant, is
-    wrong (see deploy_rnn/nn/scan.py).
+    """Bidirectional layers, zeros or states to start from: where scan's own gradient, or a constant that two layers
+    share, is wrong (see deploy_rnn/nn/scan.py).
     """
-    layer = deploy_rnn.convert(cls(5, 9, 2, bidirectional=True, **options))
+    layer = deploy_rnn.convert(cls(5, 9, bidirectional=True, **options))
+    state_count = 2 * layer.num_layers
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     with_states = cls is nn.GRU  # zeros are where a shared constant would show
     for steps, batch in [(4, 3), (9, 2)]:
@@ -209,11 +212,12 @@ def test_gradients_through_the_compiled_loop(
         for network in (compiled, layer):
             x = torch.linspace(-1, 1, steps * batch * 5).view(steps, batch, 5).requires_grad_()
             h = (
-                torch.linspace(-1, 1, 4 * batch * options.get("proj_size", 9))
-                .view(4, batch, -1)
+                torch.linspace(-1, 1, state_count * batch * options.get("proj_size", 9))
+                .view(state_count, batch, -1)
                 .requires_grad_()
             )
-            c = torch.linspace(1, -1, 4 * batch * 9).view(4, batch, 9).requires_grad_()
+            c = torch.linspace(1, -1, state_count * batch * 9).view(state_count, batch, 9)
+            c = c.requires_grad_()
             states = (h, c) if cls is nn.LSTM else h
             layer.zero_grad()
             outputs = pytree.tree_leaves(network(x, states if with_states else None))
@@ -228,7 +232,7 @@ def test_gradients_through_the_compiled_loop(
 
 @pytest.mark.slow
 def test_gradients_with_lengths() -> None:
-    layer = deploy_rnn.convert(nn.RNN(5, 9, 2, bidirectional=True))
+    layer = deploy_rnn.convert(nn.RNN(5, 9, bidirectional=True))
     compiled = torch.compile(layer, fullgraph=True, dynamic=True)
     gradients = []
     for network in (compiled, layer):
