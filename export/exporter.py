@@ -39,6 +39,7 @@ def export_onnx(
     max_nodes: int = DEFAULTS.max_nodes,
     row_ends: Literal["sequence_lens", "held"] | None = DEFAULTS.row_ends,
     runtime: str = DEFAULTS.runtime,
+    portable: bool = DEFAULTS.portable,
     atol: float | None = None,
     rtol: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
@@ -90,6 +91,8 @@ def export_onnx(
             "held": gates that hold the state beyond a row's end, without that input; right wherever the operators are.
         runtime: where the file will run, as for `verify`. It is checked in onnxruntime, and there too; form="auto" and
             `row_ends` choose what is right and fast there.
+        portable: write what runtimes of fewer operators take, such as tract, TVM and ncnn: the batch is a number, that
+            of the example; no shape is computed; and no `Gemm` adds what the graph computes.
         atol, rtol, sizes, require_provider: as for `verify`.
 
     Returns:
@@ -130,6 +133,7 @@ def export_onnx(
         max_nodes=max_nodes,
         row_ends=row_ends,
         runtime=runtime,
+        portable=portable,
         atol=atol,
         rtol=rtol,
         sizes=sizes,

@@ -44,6 +44,7 @@ class ExportOptions:
     max_nodes: int = MAX_NODES
     row_ends: Literal["sequence_lens", "held"] | None = None
     runtime: str = ONNXRUNTIME
+    portable: bool = False
     atol: float | None = None
     rtol: float | None = None
     sizes: Sequence[int] = SIZES
@@ -77,7 +78,9 @@ class ExportOptions:
     @property
     def row_ends_written(self) -> Literal["sequence_lens", "held"]:
         """`row_ends`; if it is not given, what the runtime reads."""
-        return self.row_ends or row_ends_for(self.runtime)
+        if self.row_ends is None:
+            return "held" if self.portable else row_ends_for(self.runtime)
+        return self.row_ends
 
     @property
     def runtimes(self) -> tuple[str, ...]:

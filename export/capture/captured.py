@@ -27,6 +27,7 @@ from deploy_rnn.tensor_spec import SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.lower import lower
+from ..forms.portable import split_products
 from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
 from ..size_limits import size_range
@@ -60,6 +61,7 @@ class CapturedModel:
         opset_version: of the files; `onnx` itself has 18 or above.
         ir_version: of the files.
         row_ends: how form "native" writes rows of different length.
+        portable: whether the files are for runtimes of fewer operators.
     """
 
     model: nn.Module
@@ -73,6 +75,7 @@ class CapturedModel:
     opset_version: int
     ir_version: int
     row_ends: str
+    portable: bool
 
     @classmethod
     def of(
@@ -117,6 +120,8 @@ class CapturedModel:
             for name in fixed:
                 axes = [_without(tensor_axes, name) for tensor_axes in axes]
             input_names, output_names = None, None
+        if options.portable:
+            axes = _without_batch(axes, options.dynamic_shapes, has_layers=has_layers)
         own_output_names = output_names_of(result)
         if is_layer(model) or options.dynamic_shapes is not None:
             onnx, limits = tracer.capture(axes)
@@ -147,7 +152,7 @@ class CapturedModel:
             metadata = replace(metadata, states=states, time=time)
         onnx.producer_name = "deploy-rnn"
         onnx.producer_version = deploy_rnn.__version__
-        return cls(
+        captured = cls(
             model,
             call,
             onnx,
@@ -159,7 +164,14 @@ class CapturedModel:
             options.opset_version,
             options.ir_version or lowest_ir_version(options.opset_version),
             options.row_ends_written,
+            options.portable,
         )
+        if options.portable and captured.batch_names:
+            names = ", ".join(sorted(captured.batch_names))
+            raise DynamicAxisError(
+                f"portable=True writes the batch as a number, and `dynamic_shapes` asks for {names}; leave it out."
+            )
+        return captured
 
     @property
     def example_steps(self) -> int:
@@ -270,6 +282,8 @@ class CapturedModel:
         """
         onnx = self.onnx.clone()
         lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends)
+        if self.portable:
+            split_products(onnx)
         to_opset(onnx, self.opset_version)
         onnx.ir_version = self.ir_version
         metadata = replace(self.metadata, form=form, row_ends=self._row_ends_in(form))
@@ -478,6 +492,15 @@ def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
 
 def _without(axes: Axes, name: str) -> Axes:
     return {axis: axis_name for axis, axis_name in axes.items() if axis_name != name}
+
+
+def _without_batch(axes: list[Axes], dynamic_shapes: Any, *, has_layers: bool) -> list[Axes]:
+    """The axes of a portable file, whose batch is a number; of a model without layers, all sizes are."""
+    if dynamic_shapes is not None:
+        return axes
+    if not has_layers:
+        return [{} for _ in axes]
+    return [_without(tensor_axes, "B") for tensor_axes in axes]
 
 
 def _batch_only(axes: Axes) -> Axes:

@@ -118,6 +118,10 @@ FORM_OPTIONS: tuple[Option, ...] = (
         help="Refuse the form unrolled if the file would have more nodes.",
     ),
     click.option(
+        "--portable", is_flag=True, show_default="off",
+        help="Write what runtimes of fewer operators take: the batch is that of the example, no shape is computed.",
+    ),
+    click.option(
         "--row-ends", metavar="WAY", show_default="what the runtime reads",
         help="How form native writes rows of different length: sequence_lens, an input of the operators that only "
         "onnxruntime is known to read; or held, by the gates, right in other runtimes too.",

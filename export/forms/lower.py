@@ -44,7 +44,7 @@ def lower(
         stack = Stack.of(node)
         build = Builder(graph, _free_prefix(graph, f"rnn{number}."), results)
         outputs = write(build, stack)
-        _replace(graph, node, build.nodes, outputs)
+        replace_node(graph, node, build.nodes, outputs)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     graph.opset_imports.pop(DOMAIN, None)
@@ -70,7 +70,7 @@ def _free_prefix(graph: ir.Graph, prefix: str) -> str:
     return prefix
 
 
-def _replace(
+def replace_node(
     graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
 ) -> None:
     """Put `nodes` in the place of `node`, and `outputs` in the place of its outputs."""

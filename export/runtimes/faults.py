@@ -15,6 +15,7 @@ from .table import ONNXRUNTIME, RUNTIMES, runtime_named
 
 HELD = "use row_ends='held', form='scan' or form='unrolled'"
 LOOPS = "use form='unrolled'"
+BATCH = ("it needs the batch as a number in the file", "use portable=True")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ def _has_relu(file: OnnxFile) -> bool:
 
 def _has_loop(file: OnnxFile) -> bool:
     return bool({"Scan", "Loop"} & file.node_types.keys())
+
+
+def _has_dynamic_batch(file: OnnxFile) -> bool:
+    return "B" in file.dynamic_inputs
 
 
 def _has_operators(file: OnnxFile) -> bool:
@@ -89,11 +94,14 @@ FAULTS = (
     Fault("opencv", "it has no Scan", LOOPS, _has_loop, wrong=False),
     Fault("mnn", "it has no Scan", LOOPS, _has_loop, wrong=False),
     Fault("tract", "it needs constant `sequence_lens`", HELD, _reads_lengths, wrong=False),
+    Fault("tract", *BATCH, _has_dynamic_batch, wrong=False),
+    Fault("tvm", *BATCH, lambda file: _has_dynamic_batch(file) and bool(file.lengths), wrong=False),
+    Fault("ncnn", *BATCH, _has_dynamic_batch, wrong=False),
     Fault(
-        "tract",
-        "it needs the batch as a number in the file",
-        "use portable=True",
-        lambda file: bool(file.dynamic_inputs) and not (_has_loop(file) and not file.lengths),
+        "ncnn",
+        "it has no comparison and no Where, which lengths need",
+        "use another runtime, or leave the lengths out",
+        lambda file: bool(file.lengths),
         wrong=False,
     ),
     Fault("tvm", "it has no RNN, GRU, LSTM", LOOPS, _has_operators, wrong=False),

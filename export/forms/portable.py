@@ -1,0 +1,59 @@
+"""A graph with what runtimes of fewer operators take: a `Gemm` that adds what the graph computes is two nodes.
+
+ncnn's converter makes a linear layer of every Gemm, and that has a constant bias only. Such a graph was captured with
+the batch as a number, so that it computes no shapes either.
+"""
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from .lower import replace_node
+
+
+def split_products(model: ir.Model) -> None:
+    """Write each Gemm with a computed C as MatMul and Add, in place."""
+    for graph in _graphs(model.graph):
+        for node in list(graph):
+            if _adds_computed(node):
+                _split(graph, node)
+
+
+def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """The graph and those within its nodes."""
+    yield graph
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _graphs(attribute.as_graph())
+
+
+def _adds_computed(node: ir.Node) -> bool:
+    """Whether a node is such a Gemm, with nothing else than a transposed constant weight."""
+    if node.op_type != "Gemm" or node.domain != "" or len(node.inputs) < 3:
+        return False
+    added = node.inputs[2]
+    if added is None or added.const_value is not None:
+        return False
+    attributes = node.attributes
+    is_plain = all(
+        name not in attributes or attributes[name].as_float() == 1.0 for name in ("alpha", "beta")
+    )
+    turns_rows = "transA" in attributes and attributes["transA"].as_int() != 0
+    return is_plain and not turns_rows
+
+
+def _split(graph: ir.Graph, node: ir.Node) -> None:
+    rows, weight, added = node.inputs
+    name = node.outputs[0].name
+    nodes = []
+    if "transB" in node.attributes and node.attributes["transB"].as_int():
+        turn = ir.node("Transpose", [weight], attributes={"perm": [1, 0]})
+        weight = turn.outputs[0]
+        weight.name = f"{name}.weight"
+        nodes.append(turn)
+    product = ir.node("MatMul", [rows, weight])
+    product.outputs[0].name = f"{name}.product"
+    total = ir.node("Add", [product.outputs[0], added])
+    total.outputs[0].name = name
+    replace_node(graph, node, [*nodes, product, total], total.outputs)

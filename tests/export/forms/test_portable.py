@@ -1,0 +1,55 @@
+"""`portable=True`: what is in such a file, and what is not."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from deploy_rnn.errors import DynamicAxisError
+from deploy_rnn.export import export_onnx
+from deploy_rnn.export.capture.captured import CapturedModel
+from deploy_rnn.export.options import ExportOptions
+
+X = torch.randn(3, 2, 4)
+
+
+def all_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            nodes += all_nodes(attribute.g)
+    return nodes
+
+
+def all_constants(graph: onnx.GraphProto) -> set[str]:
+    return {tensor.name for tensor in graph.initializer}
+
+
+@pytest.mark.parametrize("form", ["unrolled", "scan", "native"])
+def test_a_portable_file_is_the_model(form: str, tmp_path: Path) -> None:
+    layer = nn.LSTM(4, 5, bidirectional=True)
+    kwargs = {"lengths": torch.tensor([3, 1])}
+    path = tmp_path / "lstm.onnx"
+    report = export_onnx(layer, X, path, kwargs=kwargs, form=form, portable=True, sizes=(2,))
+    steps = 3 if form == "unrolled" else "T"
+    assert report.input("input").shape == (steps, 2, 4)
+    graph = onnx.load(path).graph
+    constants = all_constants(graph)
+    gemms = [node for node in all_nodes(graph) if node.op_type == "Gemm"]
+    assert all(node.input[2] in constants for node in gemms)
+    if form == "unrolled":
+        assert not {"Shape", "Range", "ConstantOfShape"} & report.op_types.keys()
+        assert (
+            report.op_types["MatMul"] == 2 * 2 * 2
+        )  # two groups of gates, two directions, two steps
+    if form == "native":
+        assert not report.file.sequence_lens
+
+
+def test_a_batch_that_is_asked_for_is_refused() -> None:
+    options = ExportOptions(portable=True, dynamic_shapes={"input": {1: "rows"}})
+    with pytest.raises(DynamicAxisError, match=r"writes the batch as a number, .* asks for rows"):
+        CapturedModel.of(nn.GRU(4, 5), X, None, options, dynamic_time=True)
