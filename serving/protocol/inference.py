@@ -17,6 +17,7 @@ from deploy_rnn.errors import (
 
 from ..repository import Repository
 from ..scheduling.request import Request, Response
+from ..scheduling.served_model import ServedModel
 from ..settings import Settings
 from . import oip
 from .deliveries import Deliveries
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 MAX_INLINE_BYTES = 128 * 1024
 
 REFUSAL = "this server requires a token; send the header `Authorization: Bearer TOKEN`."
+
+STOPPED = "the server stopped before the request was answered."
 
 Result = TypeVar("Result")
 
@@ -136,12 +139,40 @@ class Inference:
             InputError, TooLargeError, UnsupportedError: as `decode`.
             InputError, StreamError, BusyError, ClosedError: as `Model.submit`.
         """
+        if size <= MAX_INLINE_BYTES:
+            return self.submit_small(name, version, decode, stream_headers)
         model = self._repository.model(name, version)
         try:
-            infer_request = await in_thread_if_large(size, decode)
+            infer_request = await _in_thread(decode)
         except DeployError:
             self._repository.count_unreadable(name)
             raise
+        return self._submit(name, version, model, infer_request, stream_headers)
+
+    def submit_small(
+        self,
+        name: str,
+        version: str,
+        decode: Callable[[], InferRequest],
+        stream_headers: Sequence[str] = (),
+    ) -> Submitted:
+        """`submit`, where `decode` has at most `MAX_INLINE_BYTES` to read."""
+        model = self._repository.model(name, version)
+        try:
+            infer_request = decode()
+        except DeployError:
+            self._repository.count_unreadable(name)
+            raise
+        return self._submit(name, version, model, infer_request, stream_headers)
+
+    def _submit(
+        self,
+        name: str,
+        version: str,
+        model: ServedModel,
+        infer_request: InferRequest,
+        stream_headers: Sequence[str],
+    ) -> Submitted:
         self._check_stream_header(infer_request.request, stream_headers)
         request = oip.in_layout_of_model(infer_request.request, model)
         try:
@@ -164,18 +195,18 @@ class Inference:
             StreamError, InputError, RunError: as the future of `Model.submit`.
         """
         try:
-            return await self._deliveries_here().wait(future, self.settings.request_seconds)
+            return await self.deliveries().wait(future)
         except asyncio.CancelledError:
             # Cancelled by a server that has drained long enough, or by a client that has left.
             if not self._repository.stopping():
                 raise
-            raise ClosedError("the server stopped before the request was answered.") from None
+            raise ClosedError(STOPPED) from None
 
-    def _deliveries_here(self) -> Deliveries:
+    def deliveries(self) -> Deliveries:
         """Those of the running event loop; a server has one for each protocol."""
         loop = asyncio.get_running_loop()
         if self._deliveries is None or self._deliveries.loop is not loop:
-            self._deliveries = Deliveries(loop)
+            self._deliveries = Deliveries(loop, self.settings.request_seconds)
         return self._deliveries
 
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:
@@ -207,9 +238,11 @@ _CODING_THREADS = ThreadPoolExecutor(2, "deploy-rnn coding")
 
 async def in_thread_if_large(size: int, function: Callable[..., Result], *args: Any) -> Result:
     """Call `function` inline if it has few bytes to work on, in one of a few threads for this otherwise."""
-    if size > MAX_INLINE_BYTES:
-        return await asyncio.get_running_loop().run_in_executor(_CODING_THREADS, function, *args)
-    return function(*args)
+    return await _in_thread(function, *args) if size > MAX_INLINE_BYTES else function(*args)
+
+
+async def _in_thread(function: Callable[..., Result], *args: Any) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(_CODING_THREADS, function, *args)
 
 
 class Deadline:

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from deploy_rnn.errors import DeployError, UnauthorizedError, UnsupportedError
@@ -24,6 +24,7 @@ from ..settings import Settings
 from . import page
 from .binary import parse_json
 from .bodies import receive_body
+from .direct import Begun, DirectApp, Reply
 from .errors import error_response
 from .infer import InferApp, Shortcut
 from .other_sites import OwnSite, parse_hosts
@@ -44,7 +45,7 @@ POLICY_VIOLATION = 1008
 
 def make_app(
     repository: Repository, settings: Settings | None = None, tracing: "Tracing | None" = None
-) -> ASGIApp:
+) -> DirectApp:
     """The application of a server's models.
 
     Any ASGI server runs it. It does nothing in its lifespan: the caller loads and closes `repository`.
@@ -83,7 +84,7 @@ class Guard:
     A pure ASGI middleware, which costs next to nothing.
     """
 
-    def __init__(self, app: ASGIApp, inference: Inference, open_paths: Set[str]) -> None:
+    def __init__(self, app: DirectApp, inference: Inference, open_paths: Set[str]) -> None:
         self._app = app
         self._inference = inference
         self._open_paths = open_paths
@@ -103,20 +104,28 @@ class Guard:
                 f"ASGI scope {scope['type']!r} is not supported; must be 'http' or 'lifespan'."
             )
 
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+        if self._refusal(scope) is not None:
+            return None
+        return self._app.begin(scope, body, reply)
+
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
+        app = self._refusal(scope) or self._app
+        await app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        """The answer to a request that is not let through."""
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if len(hosts) > 1 or (not hosts and scope["http_version"] == "1.1"):
             message = f"the request has {len(hosts)} headers `Host`; must be one."
-            await JSONResponse({"error": message}, 400)(scope, receive, send)
-            return
+            return JSONResponse({"error": message}, 400)
         if scope["path"] not in self._open_paths:
             headers = dict(scope["headers"])
             try:
                 self._inference.authorize(headers.get(b"authorization"))
             except UnauthorizedError as error:
-                app = JSONResponse({"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"})
-        await app(scope, receive, send)
+                return JSONResponse({"error": str(error)}, 401, {"WWW-Authenticate": "Bearer"})
+        return None
 
 
 class Endpoints:

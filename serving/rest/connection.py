@@ -16,11 +16,12 @@ from urllib.parse import unquote
 
 import httptools
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp, Message, Scope
 
 from ..protocol.access_log import Access, AccessLog
 from ..protocol.status import RETRY_SECONDS
 from ..settings import Settings
+from .direct import Begun, DirectApp, Headers, Reply
 
 try:
     import fcntl
@@ -80,7 +81,11 @@ class Awaited(Enum):
 class Exchange:
     """One request and its answer: `receive` and `send` of an ASGI application.
 
+    Args:
+        begin_directly: `DirectApp.begin` of the application, if that may be called for a request that has arrived.
+
     Attributes:
+        begun: whether it is being answered.
         keep_alive: whether the connection goes on after it.
         received: whether all of the request has arrived.
         answered: whether all of the answer was sent.
@@ -95,8 +100,10 @@ class Exchange:
         *,
         keep_alive: bool,
         expects_continue: bool,
+        begin_directly: Callable[[Scope, bytes, Reply], Begun | None] | None = None,
     ) -> None:
         self.keep_alive = keep_alive
+        self.begun = False
         self.received = False
         self.answered = False
         self.buffered = bytearray()
@@ -108,10 +115,35 @@ class Exchange:
         self._changed = asyncio.Event()
         self._start: Message | None = None
         self._head_sent = False
+        self._begin_directly = begin_directly
+        self._direct: Begun | None = None
         self._task: asyncio.Task[None] | None = None
+        self._tasks: set[Any] = set()
         self._sent_bytes = 0
 
-    def begin(self, tasks: set[asyncio.Task[None]]) -> None:
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether it is begun only once all of it has arrived, since that will be little."""
+        return self._begin_directly is not None and not self.received and self._has_small_body()
+
+    def _has_small_body(self) -> bool:
+        if self._expects_continue:
+            return False
+        for name, value in self._scope["headers"]:
+            if name == b"content-length":
+                return int(value) <= MAX_BUFFERED_BYTES
+        return False
+
+    def begin(self, tasks: set[Any]) -> None:
+        """Begin to answer it; the server cancels what is in `tasks`, should it take too long."""
+        self.begun = True
+        if self._begin_directly is not None and self.received and not self._expects_continue:
+            self._tasks = tasks
+            self._direct = self._begin_directly(self._scope, bytes(self.buffered), self._reply)
+            if self._direct is not None:
+                if not self.answered:
+                    tasks.add(self._direct)
+                return
         self._task = asyncio.get_running_loop().create_task(self._run())
         tasks.add(self._task)
         self._task.add_done_callback(tasks.discard)
@@ -130,6 +162,9 @@ class Exchange:
         self._changed.set()
         if self._task is not None:
             self._task.cancel()
+        if self._direct is not None:
+            self._direct.leave()
+            self._tasks.discard(self._direct)
 
     async def _run(self) -> None:
         log = self._connection.access_log
@@ -190,20 +225,36 @@ class Exchange:
             return
         body: bytes = b"" if self._scope["method"] == "HEAD" else message.get("body", b"")
         self._sent_bytes += len(body)
-        if not self._head_sent:
-            self._head_sent = True
-            head = self._head(self._start["status"], self._start["headers"])
-            # One packet for a small answer; a large one is not copied.
-            if len(body) < MAX_BUFFERED_BYTES:
-                body = head + body
-            else:
-                self._connection.write(head)
-        self._connection.write(body)
+        if self._head_sent:
+            self._connection.write(body)
+        else:
+            self._write(self._start["status"], self._start["headers"], body)
         if not message.get("more_body", False):
-            self.answered = True
-            self._connection.end_exchange(self)
+            self._end()
 
-    def _head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def _reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole answer of an application that has begun it directly."""
+        if self._direct is not None:
+            self._tasks.discard(self._direct)
+        self._write(status, headers, body)
+        self._end()
+
+    def _write(self, status: int, headers: Headers, body: bytes) -> None:
+        """The head of the answer, and what there is of its body."""
+        self._head_sent = True
+        head = self._head(status, headers)
+        # One packet for a small answer; a large one is not copied.
+        if len(body) < MAX_BUFFERED_BYTES:
+            self._connection.write(head + body)
+        else:
+            self._connection.write(head)
+            self._connection.write(body)
+
+    def _end(self) -> None:
+        self.answered = True
+        self._connection.end_exchange(self)
+
+    def _head(self, status: int, headers: Headers) -> bytes:
         # The client may send its next request instead of a body that it was not told to send.
         if self._expects_continue and not self.received:
             self.keep_alive = False
@@ -286,6 +337,9 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, app: ASGIApp, server_state: Any, places: Places) -> None:
         self._app = app
+        # The log of accesses wants to know when a request began, and what became of it.
+        direct_app = app if isinstance(app, DirectApp) and places.access_log is None else None
+        self._begin_directly = None if direct_app is None else direct_app.begin
         self._state = server_state
         self._places = places
         self._settings = places.settings
@@ -345,6 +399,7 @@ class Connection(asyncio.Protocol):
         allowed = MAX_HEADER_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes
         if self._overhead_bytes > allowed and not self._ignores_input:
             self._stop_reading()
+        self._begin_first()
         self.update()
 
     def eof_received(self) -> bool:
@@ -379,6 +434,7 @@ class Connection(asyncio.Protocol):
         """The server stops: what was accepted is answered, and then the connection ends."""
         if self._exchanges:
             self._exchanges[-1].keep_alive = False
+            self._begin_first(wait=False)
         self.update()
 
     # What the parser calls.
@@ -471,8 +527,7 @@ class Connection(asyncio.Protocol):
         self._exchanges.popleft()
         if not exchange.keep_alive or (self._ignores_input and not self._exchanges):
             self._end()
-        elif self._exchanges:
-            self._exchanges[0].begin(self._state.tasks)
+        self._begin_first()
         self.update()
 
     def abort(self) -> None:
@@ -559,20 +614,29 @@ class Connection(asyncio.Protocol):
             name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers
         )
         keep_alive = version == "1.1" and self._parser.should_keep_alive()
+        # Without a place for it in memory, an answer waits for the client to read the one before.
+        is_direct = app is self._app and self._may_write.is_set()
         exchange = Exchange(
             self,
             app,
             scope,
             keep_alive=keep_alive and self._has_place and not self._places.stopping,
             expects_continue=expects_continue,
+            begin_directly=self._begin_directly if is_direct else None,
         )
         self._add(exchange)
 
     def _add(self, exchange: Exchange) -> None:
         self._reading = exchange
         self._exchanges.append(exchange)
-        if len(self._exchanges) == 1:
-            exchange.begin(self._state.tasks)
+
+    def _begin_first(self, *, wait: bool = True) -> None:
+        """Begin to answer the first request, unless that goes on, or waits for its body and may."""
+        if not self._exchanges:
+            return
+        first = self._exchanges[0]
+        if not (first.begun or (wait and first.waits_for_body)):
+            first.begin(self._state.tasks)
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer a request that cannot be understood, after those before it, and read no further."""
@@ -651,8 +715,9 @@ class Connection(asyncio.Protocol):
         if awaited is Awaited.HEAD:
             return self._settings.header_seconds
         if awaited is Awaited.BODY:
-            # The application has the same limit, and should have the time to say so.
-            return self._settings.body_seconds + LINGER_SECONDS
+            # An application that was asked has the same limit, and should have the time to say so.
+            spare = LINGER_SECONDS if self._has_begun() else 0
+            return self._settings.body_seconds + spare
         if awaited is Awaited.END:
             return LINGER_SECONDS
         return STOPPING_SECONDS if self._places.stopping else self._settings.idle_seconds
@@ -663,8 +728,16 @@ class Connection(asyncio.Protocol):
         elif awaited in (Awaited.NEXT_REQUEST, Awaited.END):
             self._ends = self._ignores_input = True
             self._transport.close()
+        elif not self._has_begun():
+            self._refuse(504, f"the body took more than {self._settings.body_seconds:g} s.")
+            self._begin_first()
+            self.update()
         else:
             self.abort()
+
+    def _has_begun(self) -> bool:
+        """Whether the request that is being read is being answered."""
+        return self._reading is not None and self._reading.begun
 
     def _watch_writing(self, since: float) -> None:
         """Drop the connection if the client does not read what was written at `since`."""

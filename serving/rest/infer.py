@@ -1,26 +1,44 @@
 """Inference requests over HTTP: most of what a server does is to answer them, so nothing stands between."""
 
+import asyncio
+import logging
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deploy_rnn.errors import DeployError
+from deploy_rnn.errors import ClosedError, DeployError
 
-from ..protocol.inference import Inference, InferRequest, in_thread_if_large
+from ..protocol.deliveries import Delivery
+from ..protocol.inference import (
+    MAX_INLINE_BYTES,
+    STOPPED,
+    Inference,
+    InferRequest,
+    Submitted,
+    in_thread_if_large,
+)
 from ..scheduling.request import Response
+from ..settings import Settings
 from .binary import HEADER_LENGTH
 from .bodies import receive_body
 from .compression import choose_encoding, compress
+from .direct import Begun, Reply
 from .errors import error_response
 from .messages import read, write
+
+logger = logging.getLogger(__name__)
 
 MIN_COMPRESSED_BYTES = 1024
 """A shorter answer fits into one packet anyway."""
 
 PATH = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
 
-READ_HEADERS = frozenset((HEADER_LENGTH.lower().encode(), b"content-encoding", b"accept-encoding"))
+LENGTH = HEADER_LENGTH.lower().encode()
+
+READ_HEADERS = frozenset((LENGTH, b"content-encoding", b"accept-encoding"))
 
 Answer = tuple[bytes, dict[str, str]]
 """The body of an answer, and its headers."""
@@ -44,21 +62,38 @@ class InferApp:
             if not isinstance(error, DeployError):
                 raise  # for the log
             return
-        pairs = [(b"content-length", b"%d" % len(body))]
-        for name, value in headers.items():
-            pairs.append((name.lower().encode(), value.encode()))
+        pairs = _pairs(body, headers)
         await send({"type": "http.response.start", "status": 200, "headers": pairs})
         await send({"type": "http.response.body", "body": body})
 
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+        """As for `DirectApp`: a request is unusual if it is large or compressed."""
+        headers = _headers(scope)
+        only_json = LENGTH not in headers
+        max_bytes = self._settings.max_json_bytes if only_json else self._settings.max_bytes
+        if len(body) > min(MAX_INLINE_BYTES, max_bytes) or b"content-encoding" in headers:
+            return None
+        name, version = _model(scope)
+        begun = Inferring(self._inference, name, headers.get(b"accept-encoding", ""), reply)
+        header_length = _header_length(headers)
+        try:
+            submitted = self._inference.submit_small(
+                name,
+                version,
+                lambda: read(body, header_length, self._settings),
+                self._stream_headers(scope),
+            )
+        except Exception as error:
+            begun.fail(error)
+        else:
+            begun.expect(submitted)
+        return begun
+
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
-        path_params = scope["path_params"]
-        name: str = path_params["model"]
-        version: str = path_params.get("version", "")
+        name, version = _model(scope)
         self._inference.check_model(name, version)
         headers = _headers(scope)
-        header_length = headers.get(HEADER_LENGTH.lower().encode())
-        if header_length is not None:
-            header_length = header_length.strip()  # a parser may leave spaces at the end of a value
+        header_length = _header_length(headers)
         encoding = headers.get(b"content-encoding", "")
         only_json = header_length is None
         body = await receive_body(receive, encoding, self._settings, only_json=only_json)
@@ -71,10 +106,15 @@ class InferApp:
             name, version, body.most_bytes, decode, self._stream_headers(scope)
         )
         response = await self._inference.answer(submitted.future)
-        size = sum([array.nbytes for array in response.outputs.values()])
         accepted = headers.get(b"accept-encoding", "")
         return await in_thread_if_large(
-            size, self._encode, submitted.infer_request, name, response, accepted
+            _size(response),
+            _encode,
+            submitted.infer_request,
+            name,
+            response,
+            accepted,
+            self._settings,
         )
 
     def _stream_headers(self, scope: Scope) -> list[str]:
@@ -85,35 +125,116 @@ class InferApp:
         key = wanted.encode()
         return [value.decode("latin-1") for name, value in scope["headers"] if name == key]
 
-    def _encode(
-        self, infer_request: InferRequest, model_name: str, response: Response, accepted: str
-    ) -> Answer:
-        """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
-        body, headers = write(infer_request, model_name, response, self._settings)
-        encoding = None
-        if accepted and len(body) >= MIN_COMPRESSED_BYTES:
-            encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
-        if encoding:
-            body = compress(body, encoding)
-            headers["Content-Encoding"] = encoding
-        return body, headers
+
+class Inferring(Begun):
+    """A request that is answered directly.
+
+    Args:
+        model_name: of the model that is asked.
+        accepted: the client's Accept-Encoding.
+        reply: gets the answer.
+    """
+
+    def __init__(self, inference: Inference, model_name: str, accepted: str, reply: Reply) -> None:
+        self._inference = inference
+        self._model_name = model_name
+        self._accepted = accepted
+        self._reply: Reply | None = reply
+        self._infer_request: InferRequest | None = None
+        self._delivery: Delivery[Response] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def expect(self, submitted: Submitted) -> None:
+        """Reply once the model has answered."""
+        self._infer_request = submitted.infer_request
+        self._delivery = self._inference.deliveries().expect(submitted.future, self._finish)
+
+    def leave(self) -> None:
+        self._reply = None
+        if self._delivery is not None:
+            self._inference.deliveries().drop(self._delivery)
+
+    def cancel(self, msg: Any = None) -> None:
+        # As a task, it ends only after this: who cancels many does not expect them to change meanwhile.
+        asyncio.get_running_loop().call_soon(self._stop)
+
+    def _stop(self) -> None:
+        reply = self._reply
+        self.leave()
+        self._reply = reply
+        self.fail(ClosedError(STOPPED))
+
+    def fail(self, error: Exception) -> None:
+        """Reply that there is no answer, and why."""
+        if not isinstance(error, DeployError):
+            logger.error("a request failed", exc_info=error)
+        response = error_response(error)
+        self._send(response.status_code, response.raw_headers, bytes(response.body))
+
+    def _finish(self, delivery: Delivery[Response]) -> None:
+        try:
+            response = delivery.result()
+            if _size(response) > MAX_INLINE_BYTES:
+                self._task = asyncio.get_running_loop().create_task(self._finish_large(response))
+                return
+            answer = self._encode(response)
+        except Exception as error:
+            self.fail(error)
+        else:
+            self._succeed(answer)
+
+    async def _finish_large(self, response: Response) -> None:
+        try:
+            answer = await in_thread_if_large(_size(response), self._encode, response)
+        except Exception as error:
+            self.fail(error)
+        else:
+            self._succeed(answer)
+
+    def _encode(self, response: Response) -> Answer:
+        assert self._infer_request is not None
+        settings = self._inference.settings
+        return _encode(self._infer_request, self._model_name, response, self._accepted, settings)
+
+    def _succeed(self, answer: Answer) -> None:
+        body, headers = answer
+        self._send(200, _pairs(body, headers), body)
+
+    def _send(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        reply = self._reply
+        self._reply = None
+        if reply is not None:
+            reply(status, headers, body)
 
 
 class Shortcut:
     """Hands inference requests to `infer`, and all others to `router`, which knows every path."""
 
-    def __init__(self, infer: ASGIApp, router: ASGIApp) -> None:
+    def __init__(self, infer: InferApp, router: ASGIApp) -> None:
         self._infer = infer
         self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._router
-        if scope["type"] == "http" and scope["method"] == "POST":
-            match = PATH.fullmatch(scope["path"])
-            if match is not None:
-                app = self._infer
-                scope["path_params"] = {"model": match[1], "version": match[2] or ""}
+        app = self._infer if self._is_infer(scope) else self._router
         await app(scope, receive, send)
+
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+        return self._infer.begin(scope, body, reply) if self._is_infer(scope) else None
+
+    def _is_infer(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        match = PATH.fullmatch(scope["path"])
+        if match is None:
+            return False
+        scope["path_params"] = {"model": match[1], "version": match[2] or ""}
+        return True
+
+
+def _model(scope: Scope) -> tuple[str, str]:
+    """Name and version of the model; "" for a version that the client has not named."""
+    path_params = scope["path_params"]
+    return path_params["model"], path_params.get("version", "")
 
 
 def _headers(scope: Scope) -> dict[bytes, str]:
@@ -123,3 +244,39 @@ def _headers(scope: Scope) -> dict[bytes, str]:
         if name in READ_HEADERS and name not in found:
             found[name] = value.decode("latin-1")
     return found
+
+
+def _header_length(headers: Mapping[bytes, str]) -> str | None:
+    length = headers.get(LENGTH)
+    # A parser may leave spaces at the end of a value.
+    return None if length is None else length.strip()
+
+
+def _size(response: Response) -> int:
+    return sum([array.nbytes for array in response.outputs.values()])
+
+
+def _encode(
+    infer_request: InferRequest,
+    model_name: str,
+    response: Response,
+    accepted: str,
+    settings: Settings,
+) -> Answer:
+    """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
+    body, headers = write(infer_request, model_name, response, settings)
+    encoding = None
+    if accepted and len(body) >= MIN_COMPRESSED_BYTES:
+        encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
+    if encoding:
+        body = compress(body, encoding)
+        headers["Content-Encoding"] = encoding
+    return body, headers
+
+
+def _pairs(body: bytes, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer as ASGI has them."""
+    pairs = [(b"content-length", b"%d" % len(body))]
+    for name, value in headers.items():
+        pairs.append((name.lower().encode(), value.encode()))
+    return pairs

@@ -17,6 +17,8 @@ from ipaddress import ip_address
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .direct import Begun, DirectApp, Reply
+
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]{1,255})(?::(\d{0,5}))?", re.ASCII | re.IGNORECASE)
 
 ORIGIN = re.compile(r"([a-z][a-z\d+.-]*)://(.+)", re.ASCII | re.IGNORECASE)
@@ -105,13 +107,16 @@ class OwnSite:
         allowed_hosts: hosts whose pages may ask, besides this server's own.
     """
 
-    def __init__(self, app: ASGIApp, page_paths: Set[str], allowed_hosts: Set[Host]) -> None:
+    def __init__(self, app: DirectApp, page_paths: Set[str], allowed_hosts: Set[Host]) -> None:
         self._app = app
         self._page_paths = page_paths
         self._allowed_hosts = allowed_hosts
 
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+        return self._app.begin(scope, body, reply) if self._is_own(scope) else None
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
+        app: ASGIApp = self._app
         if scope["type"] == "http" and not self._is_own(scope):
             message = (
                 "this request was sent by a page of another site; only programs and this server's own pages may ask. "
@@ -157,12 +162,17 @@ class OwnHost:
         allowed_hosts: other hosts that are answered.
     """
 
-    def __init__(self, app: ASGIApp, allowed_hosts: Set[Host]) -> None:
+    def __init__(self, app: DirectApp, allowed_hosts: Set[Host]) -> None:
         self._app = app
         self._allowed_hosts = allowed_hosts
 
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+        if not all(map(self._is_own, _values(scope, b"host"))):
+            return None
+        return self._app.begin(scope, body, reply)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
+        app: ASGIApp = self._app
         hosts = _values(scope, b"host") if scope["type"] == "http" else []
         for host in hosts:
             if not self._is_own(host):

@@ -3,7 +3,9 @@
 import re
 from typing import TYPE_CHECKING, Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
+
+from .direct import Begun, DirectApp, Reply
 
 if TYPE_CHECKING:
     from ..protocol.tracing import Tracing
@@ -23,9 +25,12 @@ ROUTES = (
 class TracedApp:
     """An ASGI application whose requests have spans by OpenTelemetry's conventions for HTTP."""
 
-    def __init__(self, app: ASGIApp, tracing: "Tracing") -> None:
+    def __init__(self, app: DirectApp, tracing: "Tracing") -> None:
         self._app = app
         self._tracing = tracing
+
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+        return None  # the span of a request lasts as long as its call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = _route(scope)
