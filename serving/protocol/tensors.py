@@ -186,25 +186,26 @@ def _check_types(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> None
 
 def _convert(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
     """`values` as an array, if none changes by more than rounding."""
-    datatype = DATATYPE_OF[dtype.name]
     if dtype.kind in "iu" and values:
         limits = np.iinfo(dtype)
         if min(values) < limits.min or max(values) > limits.max:
             raise InputError(
-                f"`{name}` contains values out of range for {datatype}, {limits.min} to {limits.max}."
+                f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}, {limits.min} to {limits.max}."
             )
     if dtype.kind != "f":
         return np.array(values, dtype)
     try:
         array = np.array(values, np.float64)
     except OverflowError:  # an integer beyond float64
-        raise InputError(f"`{name}` contains values out of range for {datatype}.") from None
+        raise InputError(
+            f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}."
+        ) from None
     with np.errstate(over="ignore"):
         converted = array.astype(dtype)
     # A finite value that became infinite was too large.
     was_finite = np.isfinite(array)
     if not np.isfinite(converted[was_finite]).all():
-        raise InputError(f"`{name}` contains values out of range for {datatype}.")
+        raise InputError(f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}.")
     return converted
 
 

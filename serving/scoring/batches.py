@@ -26,12 +26,14 @@ class BatchLimits:
     Attributes:
         rows: at most; 1 if rows must not share a run.
         waste: share of the steps that may be padding; 0 if rows must not be padded.
-        row_steps: rows times steps, at most, unless one row alone has more.
+        row_steps: rows times steps, at most, unless few rows alone have more.
+        few_rows: which may share a run however many steps they have.
     """
 
     rows: int
     waste: float
     row_steps: int
+    few_rows: int = 1
 
 
 def plan_batches(items: Sequence[Item], limits: BatchLimits) -> list[list[int]]:
@@ -62,7 +64,7 @@ def plan_batches(items: Sequence[Item], limits: BatchLimits) -> list[list[int]]:
 def _fits(rows: int, longest: int, real_steps: int, steps: int, limits: BatchLimits) -> bool:
     """Whether another row of `steps` steps, which is not longer, may join a run."""
     all_steps = (rows + 1) * longest
-    if rows >= limits.rows or all_steps > limits.row_steps:
+    if rows >= limits.rows or (all_steps > limits.row_steps and rows >= limits.few_rows):
         return False
     if limits.waste == 0:
         return steps == longest

@@ -16,20 +16,17 @@ from deploy_rnn.files import target
 
 from .answers import OutputFormat
 from .identity import file_digest, model_digest
-from .options import Options
+from .options import WINDOW, Options
 from .parts import Part, Parts
 from .rows import Source
 from .scorer import Scorer
 from .standard_output import in_order
-from .window import Done
+from .window import FIRST_REASONS, Done
 from .worker import Setup
 from .workers import Workers, in_this_process
 
 PARTS = ".parts"
 """What the name of the folder with the parts has after that of the output."""
-
-MOST_REASONS = 10
-"""How many reasons a report has; all are in the errors file."""
 
 
 class Progress(NamedTuple):
@@ -185,7 +182,8 @@ class Job:
             parts.journal["model"],
         )
         rows_done = {first: part.rows for first, part in done.items()}
-        spans = self._source.spans(self._options.window, rows_done)
+        window = self._options.window or WINDOW
+        spans = self._source.spans(window, rows_done)
         # A process takes a second to start: not for windows that are not there.
         first_spans = list(islice(spans, self._processes))
         if first_spans:
@@ -206,7 +204,7 @@ class Job:
         self._rows += done.span.rows
         self._failed += done.failed
         self._position = max(self._position, done.span.start + done.span.size)
-        room = MOST_REASONS - len(self._reasons)
+        room = FIRST_REASONS - len(self._reasons)
         self._reasons += done.reasons[:room]
         self._tell_progress()
 

@@ -23,6 +23,8 @@ except (
 MOST_LINE_BYTES = 256 << 20
 """A line that is longer is not a row: it would be a file without ends of lines."""
 
+_JSON_TYPES = (str, int, float, bool, list, dict, type(None))
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _COPY_BYTES = 1 << 20
 
@@ -207,7 +209,7 @@ def _is_number(value: Any) -> bool:
 
 def _to_list(value: Any) -> Any:
     if not isinstance(value, (np.ndarray, np.generic)):
-        return value
+        return value if isinstance(value, _JSON_TYPES) else str(value)
     if value.dtype.kind == "f" and value.itemsize < 8:
         # As few digits as tell its value, and not those of the same value in float64.
         value = np.asarray(value).astype(str).astype(np.float64)

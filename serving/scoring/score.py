@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from deploy_rnn.errors import InputError
@@ -9,10 +10,10 @@ from deploy_rnn.files import target
 from deploy_rnn.runtime import CPU
 
 from ..engine.providers import side_by_side
-from .answers import OutputFormat
 from .formats import STANDARD, answers_format, open_source
 from .job import Job, Progress, ScoreReport
 from .options import Options
+from .rows import Source
 from .scorer import Scorer
 
 
@@ -25,7 +26,7 @@ def score(
     errors: str | Path | None = None,
     keep: Sequence[str] = (),
     rows: int = 64,
-    window: int = 2048,
+    window: int | None = None,
     waste: float = 0.1,
     finite: bool = False,
     provider: str = CPU,
@@ -47,7 +48,8 @@ def score(
     by a move; then the folder is removed.
 
     A row that cannot be answered is reported, and the rest goes on. Its place in the output is empty: an object without
-    outputs in JSON lines, False in `answered` in .npz.
+    outputs in JSON lines, False in `answered` in .npz,
+    null in Parquet and Arrow.
 
     Args:
         model: the folder of a bundle, or an .onnx file.
@@ -57,13 +59,14 @@ def score(
         errors: a file for the rows without an answer: JSON lines of `row` (from 0), `line` (from 1) and `reason`.
         keep: names in a row that are copied to its answer, such as "id". They need not be inputs.
         rows: of one run, at most.
-        window: rows that are sorted by length together, and are one part. Fewer if they have more than 32 MiB.
+        window: rows that are sorted by length together, and are one part; None for 512, or 4096 if only rows of equal
+            length share a run. Fewer if they have more than 32 MiB.
         waste: share of a run's steps that may be padding.
         finite: whether a row with NaN or infinity in an input is refused.
         provider: the onnxruntime execution provider.
         processes: how many run side by side, each on one core; None for all cores. The answers do not depend on it.
         restart: begin anew, whatever an earlier run has done.
-        input_format, output_format: "jsonl" or "npz"; None if the name of the file tells.
+        input_format, output_format: "jsonl", "npz", "parquet" or "arrow"; None if the name of the file tells.
         progress: is called after each window.
 
     Raises:
@@ -83,11 +86,9 @@ def score(
     )
     with closing(open_source(str(input), input_format)) as source:
         scorer = Scorer(options)
-        answers = answers_format(str(output), output_format, scorer.outputs)
-        _check_kept(options, scorer, answers)
-        columns = source.columns()
-        if columns is not None:
-            scorer.check_columns(columns)
+        options = replace(options, window=scorer.window())
+        _check_kept(options, scorer, source)
+        answers = answers_format(str(output), output_format, scorer.outputs, source, options.kept)
         job = Job(options, source, answers, processes or side_by_side(provider, None), progress)
         if str(output) == STANDARD:
             return job.to_standard_output(scorer, errors)
@@ -101,9 +102,15 @@ def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if names is None else tuple(names)
 
 
-def _check_kept(options: Options, scorer: Scorer, answers: OutputFormat) -> None:
-    if options.kept and answers.name == "npz":
-        raise InputError("`keep` copies nothing to .npz; the rows have the same order there.")
+def _check_kept(options: Options, scorer: Scorer, source: Source) -> None:
+    columns = source.columns()
+    if columns is not None:
+        scorer.check_columns(columns)
+        for name in options.kept:
+            if name not in columns:
+                raise InputError(
+                    f"`keep` has {name!r}, which is not in {source.name!r}; it has {', '.join(columns)}."
+                )
     twice = set(options.kept) & {tensor.name for tensor in scorer.outputs}
     if twice:
         raise InputError(f"`keep` has {min(twice)!r}, which is an output, too.")

@@ -9,12 +9,20 @@ import numpy as np
 
 from deploy_rnn.bundle import Tensor
 from deploy_rnn.errors import InputError, RunError
+from deploy_rnn.runtime import provider_named
 
 from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Feeds
 from ..engine.opening import open_model
 from .batches import BatchLimits, Item, plan_batches
-from .options import MOST_ROW_STEPS, Options
+from .options import (
+    CACHED_ROW_STEPS,
+    FEW_ROWS,
+    MOST_ROW_STEPS,
+    WINDOW,
+    WINDOW_OF_EQUAL_STEPS,
+    Options,
+)
 from .rows import Columns, Outputs, Row, as_array, is_convertible, is_supported
 
 
@@ -82,6 +90,12 @@ class Scorer:
         }
         if options.graph is not None:
             self.use_graph(options.graph)
+
+    def window(self) -> int:
+        """How many rows are sorted by length together: that of the options, or what suits the model."""
+        if self._options.window is not None:
+            return self._options.window
+        return WINDOW if self._engine.padding_is_harmless() else WINDOW_OF_EQUAL_STEPS
 
     def use_graph(self, number: int) -> None:
         """Use one of the graphs for any number of steps, as `fastest_graph` returns it."""
@@ -179,7 +193,11 @@ class Scorer:
             rows = self._options.rows if most is None else min(self._options.rows, most)
             if self._engine.padding_is_harmless():
                 waste = self._options.waste
-        return plan_batches(items, BatchLimits(rows, waste, MOST_ROW_STEPS))
+        if provider_named(self._options.provider).uses_cores:
+            limits = BatchLimits(rows, waste, CACHED_ROW_STEPS, FEW_ROWS)
+        else:
+            limits = BatchLimits(rows, waste, MOST_ROW_STEPS)
+        return plan_batches(items, limits)
 
     def _run(
         self,

@@ -26,8 +26,8 @@ class Done(NamedTuple):
     reasons: list[tuple[int, str]]
 
 
-FIRST_REASONS = 3
-"""How many of a window are shown while the score runs; all of them are in the errors file."""
+FIRST_REASONS = 10
+"""How many of a window, and of a score, are shown; all of them are in the errors file."""
 
 
 class WindowWork:
