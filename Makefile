@@ -5,7 +5,8 @@
 # make docs: the site, in build/site, from an environment of its own.
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
-# make triton: a real Triton and our server get the same requests, in a minute.
+# make triton: a real Triton and our server get the same requests, and Triton runs our models, in two minutes.
+# make kserve: KServe's own clients against our server, and our manifests against its schemas, in a minute.
 # make prometheus: the dashboard's queries and the alerts in a real Prometheus, in half a minute.
 # make nginx: several servers behind a real nginx, in two minutes.
 # JOBS= sets how many processes the tests run in.
@@ -17,6 +18,7 @@ DOCS_VENV ?= build/docs-venv
 ZOO_VENV ?= build/zoo-venv
 TRITON_VENV := build/triton-venv
 TRITON_TESTS_VENV := build/triton-tests-venv
+KSERVE_VENV := build/kserve-venv
 PERF_VENV ?= build/perf-venv
 PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
@@ -36,7 +38,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer nginx prometheus triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer nginx prometheus kserve triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -69,6 +71,16 @@ $(PERF_VENV)/installed:
 	@cd $(PERF_VENV) && apt-get download -qq libb64-0d && dpkg -x libb64-0d_*.deb .
 	@printf '%s\n' '#!/bin/sh' 'export LD_LIBRARY_PATH=$(abspath $(PERF_VENV))/usr/lib/x86_64-linux-gnu:$$(echo $(abspath $(PERF_VENV))/lib/python*/site-packages/nvidia/cuda_runtime/lib)' 'exec $(abspath $(PERF_VENV))/bin/perf_analyzer "$$@"' > $(PERF_VENV)/perf_analyzer
 	@chmod +x $(PERF_VENV)/perf_analyzer
+	@touch $@
+
+# Its packages are not compatible with those of Triton's clients, so that its scripts run in its own environment.
+kserve: $(READY) $(KSERVE_VENV)/installed
+	@KSERVE_PYTHON=$(KSERVE_VENV)/bin/python $(RUN) -m pytest -m kserve tests/serving/kserve
+
+$(KSERVE_VENV)/installed: tests/serving/kserve/requirements.txt
+	@echo "Installing KServe into $(KSERVE_VENV) ..."
+	@$(PYTHON) -m venv $(KSERVE_VENV)
+	@$(KSERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/serving/kserve/requirements.txt
 	@touch $@
 
 # A real Triton beside our server, and with our models. For Linux on x86-64 with glibc 2.35 or newer.

@@ -1,8 +1,9 @@
 """What HTTP and gRPC do alike: authorize a client, decode and submit its request, and wait for the answer."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ from deploy_rnn.errors import (
     DeadlineError,
     DeployError,
     InputError,
+    TooLargeError,
     UnauthorizedError,
     UnsupportedError,
 )
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 # Decoding this many bytes of JSON, or of typed contents, takes about 2 ms. A larger body is decoded in a thread, so
 # that the event loop goes on serving other clients.
 MAX_INLINE_BYTES = 128 * 1024
+
+# Of the rows of one request, so many wait at a time: enough for full runs, and few beside the requests of others.
+MAX_TOGETHER = 128
 
 REFUSAL = "this server requires a token; send the header `Authorization: Bearer TOKEN`."
 
@@ -101,9 +106,13 @@ class Inference:
         """How long the stream of a client may have no chunk; no connection for it is closed earlier."""
         return max(self._repository.limits.stream_idle, self.settings.idle_seconds)
 
-    def check_model(self, name: str, version: str) -> None:
-        """Called before any work is spent on a request for the model."""
-        self._repository.model(name, version)
+    def check_model(self, name: str, version: str) -> ServedModel:
+        """The model; called before any work is spent on a request for it."""
+        return self._repository.model(name, version)
+
+    def model_names(self) -> list[str]:
+        """Of those that answer."""
+        return [model.name for model in self._repository.models()]
 
     def model_ready(self, name: str, version: str) -> bool:
         self.check_model(name, version)
@@ -181,6 +190,51 @@ class Inference:
             raise oip.in_words_of_protocol(error, request, model) from error
         return Submitted(infer_request, future)
 
+    async def predict(
+        self, name: str, size: int, decode: Callable[[ServedModel], Sequence[Request]]
+    ) -> list[Response]:
+        """Answer requests that came as one: if one of them is refused or fails, so are all.
+
+        Args:
+            size: bytes that `decode` has to read.
+            decode: makes the requests to the model.
+
+        Raises:
+            InputError, TooLargeError: as `decode`, or as `Model.submit`, with the number of the request.
+            BusyError, ClosedError, DeadlineError, RunError: as `submit` and `answer`.
+        """
+        model = self._repository.model(name, "")
+        try:
+            requests = await in_thread_if_large(size, decode, model)
+        except DeployError:
+            self._repository.count_unreadable(name)
+            raise
+        responses: list[Response] = []
+        async with Deadline(self.settings.request_seconds, "the instances took"):
+            while len(responses) < len(requests):
+                first = len(responses)
+                together = requests[first : first + MAX_TOGETHER]
+                responses += await self._answer_together(name, together, first)
+        return responses
+
+    async def _answer_together(
+        self, name: str, requests: Sequence[Request], first: int
+    ) -> list[Response]:
+        """`first`: the number of the first of them."""
+        futures: list[Future[Response]] = []
+        try:
+            for number, request in enumerate(requests, first):
+                with numbered_errors(number):
+                    futures.append(self._repository.submit(name, "", request))
+            responses = []
+            for number, future in enumerate(futures, first):
+                with numbered_errors(number):
+                    responses.append(await self.answer(future))
+            return responses
+        finally:
+            for future in futures:
+                future.cancel()
+
     def _check_stream_header(self, request: Request, values: Sequence[str]) -> None:
         name = self.settings.stream_header
         if name is not None and request.sequence is not None:
@@ -230,6 +284,15 @@ class Inference:
 
     async def unload(self, name: str) -> None:
         await asyncio.to_thread(self._repository.unload, name)
+
+
+@contextmanager
+def numbered_errors(number: int) -> Iterator[None]:
+    """Have an error about what a client has sent say which of its instances it is about."""
+    try:
+        yield
+    except (InputError, TooLargeError) as error:
+        raise type(error)(f"instances[{number}]: {error}") from error
 
 
 # Python decodes one body at a time anyway. The others wait here, and not in the threads that all else needs.

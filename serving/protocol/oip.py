@@ -153,13 +153,14 @@ def in_words_of_protocol(error: InputError, request: Request, model: ServedModel
         if array.dtype != spec.dtype:
             given, needed = DATATYPE_OF[array.dtype.name], datatype(spec.dtype)
             return InputError(f"`{spec.name}` has datatype {given}; must be {needed}.")
-        if not _fits(array.shape, spec.shape):
+        if not fits(array.shape, spec.shape):
             needed = _shape_in_words(spec, model)
             return InputError(f"`{spec.name}` has shape {list(array.shape)}; must be {needed}.")
     return error
 
 
-def _fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+def fits(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+    """Whether a shape is one of those that a spec allows."""
     if len(shape) != len(expected):
         return False
     pairs = zip(shape, expected, strict=True)

@@ -150,6 +150,21 @@ def from_nested(name: str, dtype: np.dtype[Any], data: object) -> np.ndarray:
     return _convert(name, values, dtype).reshape(sizes)
 
 
+def from_row(name: str, dtype: np.dtype[Any], row: object) -> np.ndarray:
+    """The tensor of shape (1, ...) of one row: a number, or numbers in nested lists, which are the row's shape.
+
+    Raises:
+        InputError: the lists are not a tensor, or the datatype cannot represent a value.
+    """
+    values, sizes = _flatten(name, [row])
+    _check_types(name, values, dtype)
+    array = _convert(name, values, dtype)
+    # Python reads 1e400 as infinity, which JSON itself cannot represent.
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError(f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}.")
+    return array.reshape(sizes)
+
+
 def _flatten(name: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
     """The values in nested lists, row by row, and the shape that the lists have."""
     if not isinstance(data, list):

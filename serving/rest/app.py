@@ -20,13 +20,15 @@ from ..metrics import CONTENT_TYPE, Metrics
 from ..protocol import oip
 from ..protocol.inference import Inference, in_thread_if_large
 from ..repository import Repository
+from ..scheduling.request import Request
+from ..scheduling.served_model import ServedModel
 from ..settings import Settings
-from . import page
+from . import page, predict
 from .binary import parse_json
 from .bodies import receive_body
 from .direct import Begun, DirectApp, Reply
 from .errors import error_response
-from .infer import InferApp, Shortcut
+from .infer import Answer, InferApp, Shortcut, compress_if_accepted
 from .other_sites import OwnSite, parse_hosts
 from .tracing import TracedApp
 
@@ -145,6 +147,9 @@ class Endpoints:
             Route("/v2", self.server_metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
+            Route("/v1/models", self.model_names),
+            Route("/v1/models/{model}:predict", self.predict, methods=["POST"]),
+            Route("/v1/models/{model}", self.model_ready),
             Route("/v2/models/stats", self.model_statistics),
             Route("/v2/repository/index", self.index, methods=["POST"]),
             Route("/v2/repository/models/{model}/load", self.load, methods=["POST"]),
@@ -210,6 +215,31 @@ class Endpoints:
         name, _ = _model(http_request)
         await self._inference.unload(name)
         return Response()
+
+    async def model_names(self, http_request: HTTPRequest) -> Response:
+        return JSONResponse({"models": self._inference.model_names()})
+
+    async def predict(self, http_request: HTTPRequest) -> Response:
+        name, version = _model(http_request)
+        model = self._inference.check_model(name, version)
+        encoding = http_request.headers.get("Content-Encoding", "")
+        received = await receive_body(
+            http_request.receive, encoding, self._settings, only_json=True
+        )
+
+        def decode(model: ServedModel) -> list[Request]:
+            return predict.read(received.decompressed(), model, self._settings)
+
+        responses = await self._inference.predict(name, received.most_bytes, decode)
+        size = sum(array.nbytes for response in responses for array in response.outputs.values())
+
+        def encode() -> Answer:
+            body, headers = predict.write(responses, model, self._settings)
+            accepted = http_request.headers.get("Accept-Encoding", "")
+            return compress_if_accepted(body, headers, accepted)
+
+        body, headers = await in_thread_if_large(size, encode)
+        return Response(body, headers=headers)
 
     async def metrics(self, http_request: HTTPRequest) -> Response:
         text = await asyncio.to_thread(self._metrics.text)

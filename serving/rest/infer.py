@@ -265,6 +265,11 @@ def _encode(
 ) -> Answer:
     """The answer of a model as HTTP; `accepted`: the client's Accept-Encoding."""
     body, headers = write(infer_request, model_name, response, settings)
+    return compress_if_accepted(body, headers, accepted)
+
+
+def compress_if_accepted(body: bytes, headers: dict[str, str], accepted: str) -> Answer:
+    """The answer, compressed if it is large and the client's Accept-Encoding allows it."""
     encoding = None
     if accepted and len(body) >= MIN_COMPRESSED_BYTES:
         encoding = choose_encoding(accepted, binary=HEADER_LENGTH in headers)
