@@ -54,7 +54,7 @@ def test_each_instance_is_a_row_of_its_own_length(client: Any) -> None:
         ({"instances": [[]]}, "instances[0]: `x` has shape [0]; must be [T], with no size 0."),
         ({"instances": [[[1, 2]]]}, "instances[0]: `x` has shape [1, 2]; must be [T], with no size 0."),
         ({"instances": [{"x": [1], "total": [1, 2]}]}, "instances[0]: `total` has shape [2]; must be [1]."),
-        ({"instances": [[[1], [1, 2]]]}, "instances[0]: `x` has data that is not a tensor: lists of different lengths."),
+        ({"instances": [[[1], []]]}, "instances[0]: `x` has data that is not a tensor: lists of different lengths."),
         ({"instances": [["a"]]}, 'instances[0]: `x` contains values that are not FP32, such as "a".'),
         ({"instances": ["a"]}, 'instances[0]: `x` contains values that are not FP32, such as "a".'),
         ({"instances": [None]}, "instances[0]: `x` contains values that are not FP32, such as null."),
