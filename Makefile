@@ -4,6 +4,7 @@
 # make serving-bench: the server beside Triton and others, in about twelve minutes; SERVING="--quick" in two.
 # make docs: the site, in build/site, from an environment of its own.
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
+# make runtimes: files checked in OpenVINO, OpenCV, MNN, tract and onnxruntime-web (it needs node and npm), in minutes.
 # make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
 # make triton: a real Triton and our server get the same requests, and Triton runs our models, in two minutes.
 # make kserve: KServe's own clients against our server, and our manifests against its schemas, in a minute.
@@ -24,6 +25,11 @@ PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
 JOBS ?= 2
 
+RUNTIMES_DIR := build/runtimes
+SMALL_RUNTIMES := openvino==2026.4.1 openvino-telemetry==2025.2.0 opencv-python-headless==5.0.0.93 MNN==3.6.1 tract==0.23.9
+LARGE_RUNTIMES := apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.15.post2 ml_dtypes==0.6.0 ncnn==1.0.20261020 pnnx==20261020
+IN_RUNTIMES := PYTHONPATH=$(abspath $(RUNTIMES_DIR))/packages NODE_PATH=$(abspath $(RUNTIMES_DIR))/node_modules ONNXRUNTIME_OPENVINO=$(abspath $(RUNTIMES_DIR))/onnxruntime-openvino
+
 # What `make test` runs: all tests but those that need something installed or a quiet machine.
 LIGHT := not (chaos or perf_analyzer or ray or triton or kserve or nginx or prometheus or runtimes)
 
@@ -38,7 +44,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer nginx prometheus kserve triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table nginx prometheus kserve triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -58,6 +64,24 @@ test: $(READY)
 # A server among 300 clients for a minute; DEPLOY_RNN_CHAOS_SECONDS= and DEPLOY_RNN_CHAOS_CLIENTS= change that.
 chaos: $(READY)
 	@$(RUN) -m pytest -s -m chaos tests/serving/chaos
+
+# Files checked in other runtimes than onnxruntime. MNN's own command installs packages, and is never called.
+runtimes: $(READY) $(RUNTIMES_DIR)/installed
+	@$(IN_RUNTIMES) $(RUN) -m pytest -m runtimes tests/export/runtimes
+
+# Every file in every runtime, for docs/runtimes.md: a quarter of an hour. RUNTIMES="mnn tract" runs these again.
+runtimes-table: $(READY) $(RUNTIMES_DIR)/installed
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(RUNTIMES_DIR)/packages $(LARGE_RUNTIMES)
+	@$(IN_RUNTIMES) $(RUN) -m benchmarks.runtimes $(RUNTIMES)
+
+# Without their dependencies: numpy is here, and pnnx, of which only the program is used, would bring another torch.
+$(RUNTIMES_DIR)/installed:
+	@echo "Installing other runtimes into $(RUNTIMES_DIR) ..."
+	@mkdir -p $(RUNTIMES_DIR)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(RUNTIMES_DIR)/packages $(SMALL_RUNTIMES)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(RUNTIMES_DIR)/onnxruntime-openvino onnxruntime-openvino==1.24.1
+	@npm install --silent --no-audit --no-fund --prefix $(RUNTIMES_DIR) onnxruntime-web@1.30.0
+	@touch $@
 
 # NVIDIA's load generator, which the wheel of its client has in it, against a server. For Linux on x86-64.
 perf-analyzer: $(READY) $(PERF_VENV)/installed

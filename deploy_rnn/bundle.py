@@ -64,8 +64,8 @@ class Graph:
         precision: in which it computes, such as "float32".
         ranges: dynamic axes that may not have every size -> the sizes of a request that the graph is right for. Where
             the graph is for one number of steps, those of the steps are what may be padded to it.
-        row_ends: how ONNX's own operators are told where rows end, such as "held"; None for `sequence_lens`, or where
-            there are none.
+        row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
+            computes. None for `sequence_lens` of an input, and where there are none.
     """
 
     file: str

@@ -22,8 +22,8 @@ class FileMetadata:
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
         table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has; an index is 0 to
             one less.
-        row_ends: how ONNX's own operators are told where rows end, such as "held"; None for `sequence_lens`, or where
-            there are none.
+        row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
+            computes. None for `sequence_lens` of an input, and where there are none.
     """
 
     form: str | None = None
@@ -58,6 +58,11 @@ class FileMetadata:
             properties.get(PREFIX + "row_ends"),
         )
 
+    @property
+    def reads_sequence_lens(self) -> bool:
+        """Whether ONNX's own operators in it are given lengths by `sequence_lens`, which not every provider reads."""
+        return reads_sequence_lens(self.form, self.row_ends, self.lengths)
+
     def to_properties(self) -> dict[str, str]:
         """The metadata properties to write; empty entries are left out."""
         properties = {}
@@ -65,3 +70,12 @@ class FileMetadata:
             if value:
                 properties[PREFIX + name] = value if isinstance(value, str) else json.dumps(value)
         return properties
+
+
+def reads_sequence_lens(
+    form: str | None, row_ends: str | None, lengths: Mapping[str, int | str]
+) -> bool:
+    """Whether a file of deploy-rnn, or a graph of a bundle, gives lengths to ONNX's operators by `sequence_lens`."""
+    if form != "native":
+        return False
+    return row_ends == "sequence_lens" or (row_ends is None and bool(lengths))

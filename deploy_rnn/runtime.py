@@ -25,6 +25,7 @@ Specs = tuple[TensorSpec, ...]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 
 _KERNEL_EVENT = "_kernel_time"
 """The end of an event's name in onnxruntime's profile, if the event is a run of one node."""
@@ -70,6 +71,8 @@ class Provider:
         threads_option: its option for the number of threads; None if it uses the threads of the session.
         arenas: the memory that it keeps between runs, as "memory.enable_memory_arena_shrinkage" names it.
         uses_cores: whether a run is computed by the cores of this machine, so that they can divide its rows.
+        reads_lengths: whether its RNN, GRU and LSTM read `sequence_lens`; one that does not gives wrong numbers.
+        checks_exports: whether every export is checked on it, where it is there.
         shares_weights: whether its sessions can read the same weights in the memory of this process.
         present: whether the device exists; onnxruntime can have the provider without it.
         prepare: what to do before a session is opened.
@@ -82,6 +85,8 @@ class Provider:
     threads_option: str | None = None
     arenas: str = "cpu:0"
     uses_cores: bool = False
+    reads_lengths: bool = True
+    checks_exports: bool = False
     shares_weights: bool = False
     present: Callable[[], bool] = _always_present
     prepare: Callable[[], None] = _nothing_to_prepare
@@ -97,7 +102,7 @@ class Provider:
 
 
 PROVIDERS: Mapping[str, Provider] = {
-    CPU: Provider(CPU, device="CPU", uses_cores=True, shares_weights=True),
+    CPU: Provider(CPU, device="CPU", uses_cores=True, checks_exports=True, shares_weights=True),
     CUDA: Provider(
         CUDA,
         device="CUDA device",
@@ -105,11 +110,19 @@ PROVIDERS: Mapping[str, Provider] = {
         options={"use_tf32": 0},
         capture_options={"enable_cuda_graph": 1},
         arenas="cpu:0;gpu:0",
+        checks_exports=True,
         present=has_cuda_device,
         prepare=_load_cuda_libraries,
     ),
+    OPENVINO: Provider(
+        OPENVINO,
+        # Where the processor has AMX, it would compute in bfloat16 by itself.
+        options={"device_type": "CPU", "precision": "FP32"},
+        threads_option="num_of_threads",
+        reads_lengths=False,
+    ),
 }
-"""The providers that need more than their name, and on which exported files are checked."""
+"""The providers that need more than their name."""
 
 
 def provider_named(name: str) -> Provider:

@@ -35,8 +35,8 @@ class OnnxFile:
         time: of a streaming file, inputs -> their time axis.
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
         table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has.
-        row_ends: how ONNX's own operators are told where rows end, such as "held"; None for `sequence_lens`, or where
-            there are none.
+        row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
+            computes. None for `sequence_lens` of an input, and where there are none.
         sequence_lens: which of ONNX's RNN, GRU and LSTM are given lengths by their input `sequence_lens`.
         activations: of ONNX's RNN, GRU and LSTM, in lower case, where they are named.
         producer: the name and version of the program that wrote it.

@@ -291,10 +291,15 @@ class CapturedModel:
         return onnx
 
     def _row_ends_in(self, form: str) -> str | None:
-        """How a file of this form writes rows of different length; None where that is no choice."""
+        """How a file of this form writes rows of different length, for its metadata.
+
+        None for another form, for none of different length, and for `sequence_lens` where an input has the lengths.
+        """
         has_lengths = any(stack.lengths is not None for stack in self._stacks)
-        is_chosen = form == "native" and has_lengths and self.row_ends != "sequence_lens"
-        return self.row_ends if is_chosen else None
+        if form != "native" or not has_lengths:
+            return None
+        is_seen = self.row_ends == "sequence_lens" and bool(self.metadata.lengths)
+        return None if is_seen else self.row_ends
 
 
 def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:

@@ -69,7 +69,7 @@ FAULTS = (
     ),
     Fault(
         "mnn",
-        "it ignores `sequence_lens`, and takes every row for one of T steps",
+        "it ignores `sequence_lens`, as its converter prints, and takes every row for one of T steps",
         f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
         _reads_lengths,
     ),
@@ -82,6 +82,12 @@ FAULTS = (
     ),
     Fault(
         "tract", "it computes a relu RNN as tanh", "use form='scan' or form='unrolled'", _has_relu
+    ),
+    Fault(
+        "tract",
+        "its sigmoid is not exactly 0 or 1 where a gate is held, and states drift with every step beyond a row's end",
+        "use form='scan' or form='unrolled'",
+        lambda file: file.row_ends == "held",
     ),
     Fault(
         "opencv",

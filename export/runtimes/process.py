@@ -66,6 +66,11 @@ class RuntimeProcess:
         self._process.communicate()
         self._log.close()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
     def version(self) -> str:
         version: str = self._ask("version", None)
         return version

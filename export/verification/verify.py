@@ -261,7 +261,9 @@ def check(
         required=options.require_provider,
         branches=maker.branches,
     )
-    providers = list(PROVIDERS) if ONNXRUNTIME in options.runtimes else []
+    providers = []
+    if ONNXRUNTIME in options.runtimes:
+        providers += [name for name, entry in PROVIDERS.items() if entry.checks_exports]
     if options.require_provider is not None and options.require_provider not in providers:
         providers.append(options.require_provider)
     source = replace(Source.of(path, original), outputs=[spec.name for spec in file.outputs])

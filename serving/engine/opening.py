@@ -9,8 +9,8 @@ from pathlib import Path
 from deploy_rnn.bundle import Graph, Manifest, Tensor
 from deploy_rnn.bundle_files import PAUSE_SECONDS
 from deploy_rnn.errors import BundleError, LoadError
-from deploy_rnn.metadata import FileMetadata
-from deploy_rnn.runtime import Specs, check_threads
+from deploy_rnn.metadata import FileMetadata, reads_sequence_lens
+from deploy_rnn.runtime import Specs, check_threads, provider_named
 from deploy_rnn.tensor_spec import TensorSpec
 
 from .graphs import Graphs
@@ -46,16 +46,18 @@ def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
     open_graph = partial(open_runner, provider=provider, threads=threads)
     cores = side_by_side(provider, threads)
     if path.is_file():
-        return _open_file(path, open_graph, cores)
+        return _open_file(path, open_graph, cores, provider)
     if not path.is_dir():
         # Whoever replaces a folder moves the old one away first.
         time.sleep(PAUSE_SECONDS)
     if path.is_dir():
-        return _open_bundle(path, open_graph, cores)
+        return _open_bundle(path, open_graph, cores, provider)
     raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file, nor the folder of a bundle.")
 
 
-def _open_bundle(folder: Path, open_graph: Callable[..., Runner], cores: int) -> OpenedModel:
+def _open_bundle(
+    folder: Path, open_graph: Callable[..., Runner], cores: int, provider: str
+) -> OpenedModel:
     content = read_bundle(folder)
     manifest = content.manifest
     precisions = {graph.precision for graph in manifest.graphs}
@@ -65,6 +67,9 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner], cores: int) ->
         raise BundleError(
             f"{str(folder)!r} has graphs in {names}; all graphs of a bundle must be in one precision."
         )
+    right_graphs = [graph for graph in manifest.graphs if _is_right(graph, manifest, provider)]
+    if not right_graphs:
+        raise LoadError(_wrong_lengths(folder, provider))
     table_rows: dict[str, int] = {}
 
     def open_row(graph: Graph) -> Runner:
@@ -78,10 +83,24 @@ def _open_bundle(folder: Path, open_graph: Callable[..., Runner], cores: int) ->
             table_rows[name] = min(rows, table_rows.get(name, rows))
         return runner
 
-    graphs = Graphs.of_bundle(manifest.graphs, open_row)
+    graphs = Graphs.of_bundle(right_graphs, open_row)
     signature = Signature.of_manifest(manifest, table_rows)
     return OpenedModel(
         manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs, cores
+    )
+
+
+def _is_right(graph: Graph, manifest: Manifest, provider: str) -> bool:
+    """Whether the provider reads the lengths of a graph."""
+    if provider_named(provider).reads_lengths:
+        return True
+    return not reads_sequence_lens(graph.form, graph.row_ends, manifest.lengths)
+
+
+def _wrong_lengths(path: Path, provider: str) -> str:
+    return (
+        f"{provider} ignores the lengths of form 'native', and {str(path)!r} has no other graph; export it with "
+        "row_ends='held', or in another form."
     )
 
 
@@ -137,10 +156,14 @@ def _steps_agree(tensor: Tensor, spec: TensorSpec, steps: int | None) -> bool:
     return spec.shape[tensor.time] == steps
 
 
-def _open_file(path: Path, open_graph: Callable[..., Runner], cores: int) -> OpenedModel:
+def _open_file(
+    path: Path, open_graph: Callable[..., Runner], cores: int, provider: str
+) -> OpenedModel:
     runner = open_graph(read_model(path))
     inputs, outputs = runner.specs()
     metadata = _read_metadata(runner, path)
+    if metadata.reads_sequence_lens and not provider_named(provider).reads_lengths:
+        raise LoadError(_wrong_lengths(path, provider))
     signature = Signature.of_file(inputs, outputs, metadata)
     graphs = Graphs.single(runner, metadata.ranges)
     return OpenedModel(path.stem, inputs, outputs, signature, graphs, cores)

@@ -6,14 +6,22 @@ import onnxruntime
 import pytest
 
 from deploy_rnn import runtime
-from deploy_rnn.runtime import CPU, CUDA, PROVIDERS, Provider, open_session, provider_named
+from deploy_rnn.runtime import (
+    CPU,
+    CUDA,
+    OPENVINO,
+    PROVIDERS,
+    Provider,
+    open_session,
+    provider_named,
+)
 
 MADE_UP = "MadeUpExecutionProvider"
 
 
 def test_the_table_is_by_name() -> None:
-    assert list(PROVIDERS) == [CPU, CUDA]
-    assert [provider.name for provider in PROVIDERS.values()] == [CPU, CUDA]
+    assert list(PROVIDERS) == [CPU, CUDA, OPENVINO]
+    assert [provider.name for provider in PROVIDERS.values()] == [CPU, CUDA, OPENVINO]
     assert provider_named(CUDA) is PROVIDERS[CUDA]
     assert provider_named(MADE_UP) == Provider(MADE_UP)
     assert PROVIDERS[CPU].present()

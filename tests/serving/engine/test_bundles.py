@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_rnn.errors import BundleError, InputError
+from deploy_rnn.errors import BundleError, InputError, LoadError
 from deploy_rnn.export import export_bundle
-from deploy_rnn.runtime import CUDA
+from deploy_rnn.runtime import CPU, CUDA, PROVIDERS
 from deploy_rnn.serving import Engine
+from deploy_rnn.serving.engine import opening, providers
 
 KeepGraphs = Callable[..., Path]
 
@@ -147,6 +149,35 @@ def test_a_bundle_that_is_damaged_or_newer_is_refused(padded: Path, tmp_path: Pa
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
     with pytest.raises(BundleError, match="has version 99; this deploy-rnn reads up to"):
         Engine(folder)
+
+
+def test_a_provider_that_ignores_lengths_gets_no_graph_that_needs_it_to_read_them(
+    padded: Path,
+    tagger: nn.Module,
+    tmp_path: Path,
+    keep_graphs: KeepGraphs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deaf = replace(PROVIDERS[CPU], reads_lengths=False)
+    monkeypatch.setitem(PROVIDERS, CPU, deaf)  # type: ignore[misc]
+    opened: list[str] = []
+
+    def open_runner(model: Any, **options: Any) -> Any:
+        opened.append(Path(model.shown_as).name)
+        return providers.open_runner(model, **options)
+
+    monkeypatch.setattr(opening, "open_runner", open_runner)
+    both = keep_graphs(padded, tmp_path / "both", "native.onnx", "unrolled-16.onnx")
+    tokens = make_tokens(2, 7)
+    lengths = np.array([7, 2])
+    scores = Engine(both).run({"tokens": tokens, "lengths": lengths})["output"]
+    np.testing.assert_allclose(scores, torch_scores(tagger, tokens, lengths), atol=1e-5)
+    assert set(opened) == {"unrolled-16.onnx"}
+    native = keep_graphs(padded, tmp_path / "native", "native.onnx")
+    message = "CPUExecutionProvider ignores the lengths of form 'native', and .* row_ends='held'"
+    for path in (native, native / "native.onnx"):
+        with pytest.raises(LoadError, match=message):
+            Engine(path)
 
 
 def test_a_bundle_in_two_precisions_is_refused(padded: Path, tmp_path: Path) -> None:
