@@ -9,6 +9,7 @@
 # make triton: a real Triton and our server get the same requests, and Triton runs our models, in two minutes.
 # make kserve: KServe's own clients against our server, and our manifests against its schemas, in a minute.
 # make prometheus: the dashboard's queries and the alerts in a real Prometheus, in half a minute.
+# make ray: replicas on a real Ray cluster of two nodes, in five minutes.
 # make nginx: several servers behind a real nginx, in two minutes.
 # JOBS= sets how many processes the tests run in.
 
@@ -23,6 +24,7 @@ KSERVE_VENV := build/kserve-venv
 PERF_VENV ?= build/perf-venv
 PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
+RAY_VENV ?= build/ray-venv
 JOBS ?= 2
 
 RUNTIMES_DIR := build/runtimes
@@ -44,7 +46,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table nginx prometheus kserve triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table nginx ray prometheus kserve triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -129,6 +131,16 @@ $(PROMETHEUS_FILES)/usr/bin/prometheus:
 	@mkdir -p $(PROMETHEUS_FILES)
 	@cd $(PROMETHEUS_FILES) && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
 	@cd $(PROMETHEUS_FILES) && dpkg -x prometheus_*.deb . && touch usr/bin/prometheus
+
+# Replicas on a real Ray cluster of two nodes. Ray is in an environment of its own, without torch.
+ray: $(READY) $(RAY_VENV)/installed
+	@RAY_PYTHON=$(RAY_VENV)/bin/python $(RUN) -m pytest -m ray tests/serving
+
+$(RAY_VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing into $(RAY_VENV) ..."
+	@$(PYTHON) -m venv $(RAY_VENV)
+	@$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,serving,onnxruntime]'
+	@touch $@
 
 # Several servers behind a real nginx; Debian's package is installed if there is none.
 nginx: $(READY) $(NGINX_VENV)/installed

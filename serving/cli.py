@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from deploy_rnn.console import UsageError, command_errors, printable
 
@@ -72,6 +73,23 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 @click.option(
     "--grpc-port", default=8001, show_default=True, type=PORT, help="0 for any free port."
 )
+@click.option(
+    "--engine", default="process", show_default=True, type=click.Choice(["process", "ray"]),
+    help="This process, or replicas on Ray Serve.",
+)  # fmt: skip
+@click.option("--replicas", show_default="1", type=COUNT, metavar="N", help="With Ray: replicas.")
+@click.option(
+    "--max-replicas", show_default="none", type=COUNT, metavar="N",
+    help="With Ray: let the number of replicas follow the requests, from --replicas to this one.",
+)  # fmt: skip
+@click.option(
+    "--target-requests", show_default="16", type=COUNT, metavar="N",
+    help="With Ray and --max-replicas: requests of a replica beyond which another one is started.",
+)  # fmt: skip
+@click.option(
+    "--write-config", show_default="none", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="With Ray: write a config file of Ray Serve for a cluster, and do not serve.",
+)  # fmt: skip
 @click.option(
     "--provider",
     show_default="CPUExecutionProvider",
@@ -278,6 +296,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
     \b
     Example:
       deploy-rnn serve bundles/tagger --http-port 8000 --grpc-port 8001
+      deploy-rnn serve bundles/tagger --engine ray --replicas 4
     """
     stdout = sys.stdout  # `command_errors` sends what is printed to stderr
     with StopSignals() as signals, command_errors(as_json=False):
@@ -289,13 +308,19 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         logging.basicConfig(level=options.pop("log_level").upper(), format=LOG_FORMAT)
         try:
             from . import server
+            from .ray import command
         except ModuleNotFoundError as error:
             message = (
                 f"this needs `{error.name}`; run: pip install 'deploy-rnn[serving,onnxruntime]'"
             )
             raise UsageError(message) from None
         options["token"] = _token(options["token"], options.pop("token_file"))
+        on_ray = command.is_wanted(options)
         given_options = {name: value for name, value in options.items() if value is not None}
+        if on_ray:
+            ports = (http_port, grpc_port)
+            command.run(path, host, ports, given_options, _named_options(), signals, stdout)
+            process.end(0)
         repository = _make_repository(path, given_options)
         settings = _make_settings(given_options)
         addresses = (host, http_port, grpc_port)
@@ -309,6 +334,13 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
             runner.run(
                 _serve(repository, settings, access_log, telemetry, addresses, signals, stdout)
             )
+
+
+def _named_options() -> set[str]:
+    """The names of the options that the user has given."""
+    context = click.get_current_context()
+    named = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {name for name in context.params if context.get_parameter_source(name) in named}
 
 
 def _token(token: str | None, file: Path | None) -> str | None:

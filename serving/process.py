@@ -42,6 +42,11 @@ class StopSignals:
             self._handlers[number] = signal.signal(number, self._handle)
         return self
 
+    def renew(self) -> None:
+        """Handle the signals again, after a library has put its own handlers in place."""
+        for number in SIGNALS:
+            signal.signal(number, self._handle)
+
     def __exit__(self, *raised: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)

@@ -33,6 +33,15 @@ from .tracing import traced
 
 logger = logging.getLogger(__name__)
 
+METHODS = (
+    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",
+    "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelInfer", "ModelStreamInfer",
+)  # fmt: skip
+"""Those that `Service.handlers` has."""
+
+STREAMING_METHODS = ("ModelStreamInfer",)
+"""Those whose calls have any number of messages and answers; all others have one of each."""
+
 Context = Any
 """A grpc.aio.ServicerContext."""
 

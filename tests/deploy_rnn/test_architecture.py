@@ -127,10 +127,14 @@ ARROWS = {
     },
     "serving.telemetry": {"serving.protocol"},
     "serving.process": set(),
+    "serving.ray": {
+        "bundle", "serving.grpc", "serving.process", "serving.protocol", "serving.repository", "serving.rest",
+        "serving.scheduling", "serving.settings",
+    },
     "serving.nginx": {"serving.cli", "serving.scheduling", "serving.settings"},
     "serving.cli": {
-        "serving", "serving.process", "serving.server", "serving.repository", "serving.scheduling", "serving.settings",
-        "serving.protocol", "serving.telemetry",
+        "serving", "serving.process", "serving.ray", "serving.server", "serving.repository", "serving.scheduling",
+        "serving.settings", "serving.protocol", "serving.telemetry",
     },
 }  # fmt: skip
 FOREIGN = {

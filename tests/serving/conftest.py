@@ -36,6 +36,7 @@ from deploy_rnn.serving.scheduling.statistics import Durations, Statistics
 from deploy_rnn.serving.server import Server, new_event_loop
 from deploy_rnn.serving.settings import Settings
 from tests.serving.behind_nginx import Processes, behind_nginx
+from tests.serving.on_ray import Replicas, on_ray
 
 
 class SumModel:
@@ -338,6 +339,15 @@ def behind_nginx_servers(
     """Two servers of `real_bundles` behind nginx."""
     with behind_nginx(real_bundles, tmp_path_factory.mktemp("nginx")) as servers:
         yield servers
+
+
+@pytest.fixture(scope="session")
+def ray_replicas(
+    real_bundles: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Replicas]:
+    """Two replicas of `real_bundles` on a Ray cluster of two nodes."""
+    with on_ray(real_bundles, tmp_path_factory.mktemp("ray")) as replicas:
+        yield replicas
 
 
 class Scorer(nn.Module):
