@@ -54,6 +54,25 @@ def cpu_table(result: Result) -> str:
     return markdown(header, lines) + "\n\n" + _notes(result)
 
 
+def processes_table(result: Result) -> str:
+    """Requests a second, with their p99 and processor time, of one server and of several behind nginx."""
+    rows = result["rows"]
+    columns = list(dict.fromkeys((row["model"], row["protocol"]) for row in rows))
+    header = ["requests/s (p99 ms; ms of CPU each)"]
+    header += [f"{model}, {PROTOCOL_NAMES[protocol]}" for model, protocol in columns]
+    lines = []
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        of_name = {
+            (row["model"], row["protocol"]): row for row in rows if row["contestant"] == name
+        }
+        lines.append([name, *(_rate(of_name[column]) for column in columns)])
+    return markdown(header, lines) + f"\n\n{machine_line(result)}"
+
+
+def _rate(row: Row) -> str:
+    return f"{row['rate']:.0f} ({row['p99']:.0f}; {row['cpu_ms']:.2f})"
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "lengths": ladder_table,
     "whole": ladder_table,

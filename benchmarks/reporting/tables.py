@@ -4,6 +4,7 @@ They are made from the JSON in benchmarks/results; what the pages have between t
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
@@ -20,7 +21,7 @@ from benchmarks.reporting.grid_tables import (
     targets_table,
 )
 from benchmarks.reporting.serving_tables import TABLES as SERVING_TABLES
-from benchmarks.reporting.serving_tables import goals_table, serving_in_words
+from benchmarks.reporting.serving_tables import goals_table, processes_table, serving_in_words
 from benchmarks.reporting.summary import leads, medians
 from benchmarks.reporting.text import factor, load, machine_line, markdown
 
@@ -245,6 +246,7 @@ def sections() -> dict[str, str]:
             load(RESULTS / "export.json"), load(GRID), load(RESULTS / "serving_lengths.json")
         ),
         **serving_sections(serving_results()),
+        **processes_section(RESULTS / "serving_processes.json"),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
@@ -280,6 +282,11 @@ def serving_sections(results: dict[str, Result]) -> dict[str, str]:
     return {**part_tables, "serving_goals": goals_table(results)}
 
 
+def processes_section(path: Path) -> dict[str, str]:
+    """The table of several servers behind nginx, if they were measured."""
+    return {"processes": processes_table(load(path))} if path.exists() else {}
+
+
 def fill(text: str) -> str:
     """Regenerate everything between a `<!-- NAME -->` and its `<!-- /NAME -->`."""
     for name, section in sections().items():
@@ -297,6 +304,7 @@ PAGES = (
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "serving.md",
+    ROOT / "docs" / "many-processes.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
 )

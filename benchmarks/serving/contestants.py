@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,28 @@ def run_deploy_rnn(bundles: Sequence[Path]) -> Iterator[Running]:
 
 
 @contextmanager
+def run_behind_nginx(bundles: Sequence[Path], processes: int) -> Iterator[Running]:
+    """So many servers behind nginx, as `deploy-rnn nginx` has supervisord start them."""
+    supervisord = os.environ.get("SUPERVISORD") or shutil.which("supervisord")
+    if supervisord is None:
+        raise MissingError("supervisord is not installed; `make nginx` does that")
+    ports = {"http": _free_port(), "grpc": _free_port()}
+    with TemporaryDirectory() as folder:
+        models = Path(folder) / "models"
+        models.mkdir()
+        for bundle in bundles:
+            (models / bundle.name).symlink_to(bundle)
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "deploy_rnn", "nginx", str(models), "-o", str(run)]
+        command += ["--processes", str(processes), "--first-port", str(8100 + 100 * processes)]
+        command += ["--http-port", str(ports["http"]), "--grpc-port", str(ports["grpc"])]
+        subprocess.run(command, check=True, capture_output=True)
+        with _session([supervisord, "-c", str(run / "supervisord.conf")]) as process:
+            _wait_until_ready(process, ports["http"])
+            yield Running(ports, process.pid)
+
+
+@contextmanager
 def run_plain(bundles: Sequence[Path]) -> Iterator[Running]:
     command = [sys.executable, "-m", "benchmarks.serving.plain_server", *map(str, bundles)]
     with _printing_ports(command) as running:
@@ -182,7 +205,7 @@ def _wait_until_ready(process: "subprocess.Popen[str]", port: int) -> None:
                 return
         except (URLError, OSError):
             time.sleep(0.2)
-    raise MissingError("Triton has not become ready")
+    raise MissingError("the server has not become ready")
 
 
 @dataclass(frozen=True)
