@@ -64,7 +64,9 @@ def run(
         return
     try:
         wait_and_stop = running.start(served, scale, host, *ports, signals)
-    except RuntimeError as error:  # that is how Ray Serve says that an application cannot be deployed
+    except (
+        RuntimeError
+    ) as error:  # that is how Ray Serve says that an application cannot be deployed
         raise UsageError(f"Ray cannot serve this: {error}") from None
     replicas = f"{scale.replicas} replicas"
     if scale.max_replicas is not None:

@@ -15,7 +15,6 @@ from deploy_rnn.serving import Limits
 from deploy_rnn.serving.ray.command import make_served, version_of
 from deploy_rnn.serving.ray.served import Scale
 
-
 MANIFEST: dict[str, Any] = {
     "version": 2, "name": "sum", "producer": "deploy-rnn 0.2.0", "opset": 18,
     "inputs": [{"name": "x", "dtype": "float32", "shape": ["B", "T", 3], "batch": 0, "time": 1}],
