@@ -119,6 +119,11 @@ def in_options(text: str) -> str:
         text = text.replace(f"`{name}`", f"`{flags[name]}`").replace(
             f"`{name}=True`", f"`{flags[name]}`"
         )
+    for name in ("row_ends", "runtime"):
+        if name in flags:
+            text = re.sub(rf"\b{name}='([\w-]+)'", rf"{flags[name]} \1", text)
+    if "portable" in flags:
+        text = text.replace("portable=True", flags["portable"])
     if "forms" in flags:
         text = re.sub(r"\bform='(\w+)'", rf"{flags['forms']} \1", text)
         text = text.replace("`form`", f"`{flags['forms']}`")

@@ -102,7 +102,13 @@ FAULTS = (
     Fault("tract", "it needs constant `sequence_lens`", HELD, _reads_lengths, wrong=False),
     Fault("tract", *BATCH, _has_dynamic_batch, wrong=False),
     Fault("tvm", *BATCH, lambda file: _has_dynamic_batch(file) and bool(file.lengths), wrong=False),
-    Fault("ncnn", *BATCH, _has_dynamic_batch, wrong=False),
+    Fault(
+        "ncnn",
+        "its converter takes a Gemm with a constant bias only",
+        "use portable=True",
+        _has_dynamic_batch,
+        wrong=False,
+    ),
     Fault(
         "ncnn",
         "it has no comparison and no Where, which lengths need",

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -28,6 +29,14 @@ def all_constants(graph: onnx.GraphProto) -> set[str]:
     return {tensor.name for tensor in graph.initializer}
 
 
+def optimized_operators(path: Path, to: Path) -> set[str]:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(to)
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return {node.op_type for node in onnx.load(to).graph.node}
+
+
 @pytest.mark.parametrize("form", ["unrolled", "scan", "native"])
 def test_a_portable_file_is_the_model(form: str, tmp_path: Path) -> None:
     layer = nn.LSTM(4, 5, bidirectional=True)
@@ -45,6 +54,10 @@ def test_a_portable_file_is_the_model(form: str, tmp_path: Path) -> None:
         assert (
             report.op_types["MatMul"] == 2 * 2 * 2
         )  # two groups of gates, two directions, two steps
+        # onnxruntime joins each pair to a Gemm again, and that with its activation.
+        ran = optimized_operators(path, tmp_path / "optimized.onnx")
+        assert "MatMul" not in ran
+        assert "FusedGemm" in ran
     if form == "native":
         assert not report.file.sequence_lens
 
