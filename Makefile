@@ -9,7 +9,7 @@
 # make triton: a real Triton and our server get the same requests, and Triton runs our models, in two minutes.
 # make kserve: KServe's own clients against our server, and our manifests against its schemas, in a minute.
 # make prometheus: the dashboard's queries and the alerts in a real Prometheus, in half a minute.
-# make ray: replicas on a real Ray cluster of two nodes, in five minutes.
+# make ray: a real Ray cluster answers, in five minutes.
 # make nginx: several servers behind a real nginx, in two minutes.
 # JOBS= sets how many processes the tests run in.
 
@@ -132,14 +132,14 @@ $(PROMETHEUS_FILES)/usr/bin/prometheus:
 	@cd $(PROMETHEUS_FILES) && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -qq && apt-get download -qq prometheus; }; }
 	@cd $(PROMETHEUS_FILES) && dpkg -x prometheus_*.deb . && touch usr/bin/prometheus
 
-# Replicas on a real Ray cluster of two nodes. Ray is in an environment of its own, without torch.
+# Replicas, and files of sequences, on a real Ray cluster. Ray is in an environment of its own, without torch.
 ray: $(READY) $(RAY_VENV)/installed
 	@RAY_PYTHON=$(RAY_VENV)/bin/python $(RUN) -m pytest -m ray tests/serving
 
 $(RAY_VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing into $(RAY_VENV) ..."
 	@$(PYTHON) -m venv $(RAY_VENV)
-	@$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,serving,onnxruntime]'
+	@$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,score,serving,onnxruntime]'
 	@touch $@
 
 # Several servers behind a real nginx; Debian's package is installed if there is none.

@@ -22,6 +22,7 @@ FULL = STANDARD | {
     "export": ["studies.exporters"],
     "compile_time": ["studies.compile_time"],
     "loading": ["studies.loading"],
+    "score": ["score"],
     "torch_modules": ["studies.torch_modules", "--hidden", "64", "256"],
     "grid_cpu_full": ["grid.measure", "--grid", "full", *FILES],
     "batching": ["serving.batching"],

@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from torch.utils.data import DataLoader
 
 from benchmarks.reporting.machine import publish
-from benchmarks.reporting.text import machine_line, markdown
+from benchmarks.reporting.tables import score_table
 from deploy_rnn.runtime import open_session, usable_cores
 from deploy_rnn.serving import score
 from deploy_rnn.timing import quickest
@@ -37,7 +37,7 @@ FAMILIES = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 WORDS = 2000
 BATCH = 64
 WINDOW = 2048
-ROWS = {64: 4000, 256: 1000}
+ROWS = {64: 12000, 256: 3000}
 """Units of a layer -> rows of the file."""
 
 LOOP = "onnxruntime, plain loop"
@@ -169,7 +169,7 @@ def measure(
     """Rows a second of each contestant."""
     from deploy_rnn.export import export_bundle
 
-    count = options.rows or ROWS.get(hidden, 1000)
+    count = options.rows or ROWS.get(hidden, 3000)
     rows = folder / "rows.jsonl"
     lines = [json.dumps({"tokens": tokens}) for tokens in make_rows(count, options.median)]
     rows.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -203,28 +203,13 @@ def measure(
     return {**sizes, "graph": graph.stem, "difference": difference, "rates": rates}
 
 
-def score_table(result: dict[str, Any]) -> str:
-    """Rows a second of each contestant, and how many times as many `score` has."""
-    names = list(result["rows"][0]["rates"])
-    lines = []
-    for row in result["rows"]:
-        ours = row["rates"][SCORE]
-        cells = []
-        for name in names:
-            cell = f"{row['rates'][name]:,.0f}"
-            cells.append(cell if name == SCORE else f"{cell} ({ours / row['rates'][name]:.1f}x)")
-        lines.append([f"{row['family']}, H={row['H']}", *cells])
-    heading = "rows a second (times to score)"
-    return markdown([heading, *names], lines) + "\n\n" + machine_line(result)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    parser.add_argument("--rows", type=int, help="of the file (default 4000, 1000 if H = 256)")
+    parser.add_argument("--rows", type=int, help="of the file (default 12000, 3000 if H = 256)")
     parser.add_argument("--median", type=int, default=40, help="length of a row (default 40)")
     parser.add_argument(
         "--hidden",
@@ -233,7 +218,7 @@ def main() -> None:
         default=list(ROWS),
         help="units of a layer (default 64 256)",
     )
-    parser.add_argument("--rounds", type=int, default=2, help="of all contestants (default 2)")
+    parser.add_argument("--rounds", type=int, default=1, help="of all contestants (default 1)")
     options = parser.parse_args()
     console = Console(stderr=True)
     measured = []

@@ -94,6 +94,19 @@ def loading_table(result: Result) -> str:
     return markdown(headings, lines) + "\n\n" + machine_line(result)
 
 
+def score_table(result: Result) -> str:
+    """Rows a second of each contestant, and how many times as many the last one has, which is `score`."""
+    *names, ours = result["rows"][0]["rates"]
+    lines = []
+    for row in result["rows"]:
+        rates = row["rates"]
+        cells = [f"{rates[name]:,.0f} ({rates[ours] / rates[name]:.1f}x)" for name in names]
+        label = f"{row['family']}, H={row['H']}, {row['count']:,} rows"
+        lines.append([label, *cells, f"{rates[ours]:,.0f}"])
+    heading = "rows a second (score's multiple)"
+    return markdown([heading, *names, ours], lines) + "\n\n" + machine_line(result)
+
+
 def modules_table(result: Result) -> str:
     """Milliseconds of every contestant at every point, and its speed against torch.nn."""
     names = list(result["rows"][0]["contestants"])
@@ -234,6 +247,7 @@ def sections() -> dict[str, str]:
         "export": export_table(load(RESULTS / "export.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
         "loading": loading_table(load(RESULTS / "loading.json")),
+        "score": score_table(load(RESULTS / "score.json")),
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
@@ -305,6 +319,7 @@ PAGES = (
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "serving.md",
     ROOT / "docs" / "many-processes.md",
+    ROOT / "docs" / "score.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
 )

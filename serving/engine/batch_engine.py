@@ -205,8 +205,8 @@ class BatchEngine:
             # On a single core these are the same runs.
             self._measure_run_times(row_counts, seconds if self.cores == 1 else {})
 
-    def fastest_graph(self, rows: int) -> int:
-        """Measure which graph for any number of steps takes least for these rows: its number, as `use_graph` takes it.
+    def fastest_graph(self, rows: int, steps: int) -> int:
+        """Measure which graph for any number of steps takes least for such a run: its number, as `use_graph` takes it.
 
         It is 0 unless another is much faster, so that the choice is the same whenever it is made: graphs differ in the
         last digits of their answers.
@@ -216,7 +216,7 @@ class BatchEngine:
         rows = self._row_counts_in_range([rows])[0]
         seconds = []
         for runner in self._graphs.dynamic:
-            feeds = example(self.signature, rows, self._steps_within(runner, MEASURED_STEPS))
+            feeds = example(self.signature, rows, self._steps_within(runner, steps))
             choice = GraphChoice(runner, feeds.steps)
             run = partial(self._run, choice, [feeds], self._output_names)
             # The clock of this thread does not count what other processes do.

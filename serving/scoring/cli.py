@@ -65,6 +65,10 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="How many run side by side, each on one core.",
 )  # fmt: skip
 @click.option(
+    "--engine", show_default="local", type=click.Choice(["local", "ray"]),
+    help="Where the windows are answered: by processes here, or by Ray Data on the cluster at RAY_ADDRESS.",
+)  # fmt: skip
+@click.option(
     "--restart", is_flag=True, show_default="off",
     help="Begin anew, and drop what an earlier run has done.",
 )  # fmt: skip

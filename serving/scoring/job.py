@@ -3,12 +3,13 @@
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from deploy_rnn import __version__
 from deploy_rnn.errors import InputError
@@ -18,15 +19,18 @@ from .answers import OutputFormat
 from .identity import file_digest, model_digest
 from .options import WINDOW, Options
 from .parts import Part, Parts
-from .rows import Source
+from .rows import Source, Span
 from .scorer import Scorer
 from .standard_output import in_order
 from .window import FIRST_REASONS, Done
 from .worker import Setup
-from .workers import Workers, in_this_process
 
 PARTS = ".parts"
 """What the name of the folder with the parts has after that of the output."""
+
+
+RunWindows = Callable[[Callable[[], Setup], Scorer, Iterator[Span]], Generator[Done, None, None]]
+"""Answers windows with a setup that is made, or with the scorer in this process, and tells of each that is done."""
 
 
 class Progress(NamedTuple):
@@ -81,7 +85,7 @@ class Job:
         options: of the score.
         source: the rows.
         answers: how the answers are written.
-        processes: how many run side by side.
+        run_windows: answers windows and writes their parts.
         progress: is called after each window.
     """
 
@@ -90,13 +94,13 @@ class Job:
         options: Options,
         source: Source,
         answers: OutputFormat,
-        processes: int,
+        run_windows: "RunWindows",
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self._options = options
         self._source = source
         self._answers = answers
-        self._processes = processes
+        self._run_windows = run_windows
         self._progress = progress
         self._started = time.perf_counter()
         self._rows = 0
@@ -118,9 +122,7 @@ class Job:
         folder = output.with_name(output.name + PARTS)
         can_resume = input_path.is_file()
         identity = self._identity(input_path if can_resume else None)
-        parts = Parts.open(
-            folder, identity, self._answers.suffix, restart=restart or not can_resume
-        )
+        parts = Parts.open(folder, identity, self._answers.suffix, restart=restart)
         try:
             done = parts.files.done()
             self._count_done(done)
@@ -128,7 +130,10 @@ class Job:
                 pass
             parts.join(output, errors_path, self._answers.join)
         except BaseException:
-            parts.close()
+            if can_resume:
+                parts.close()
+            else:
+                parts.remove()
             raise
         parts.remove()
         return self._report()
@@ -153,7 +158,8 @@ class Job:
     def _identity(self, input_path: Path | None) -> dict[str, Any]:
         return {
             "deploy_rnn": __version__,
-            "input": None if input_path is None else file_digest(input_path),
+            # What cannot be read twice is another input each time.
+            "input": f"a stream, {uuid4()}" if input_path is None else file_digest(input_path),
             "model": model_digest(self._options.model),
             "output_format": self._answers.name,
             **self._options.to_journal(),
@@ -170,32 +176,24 @@ class Job:
         self, scorer: Scorer, parts: Parts, done: dict[int, Part]
     ) -> Generator[Done, None, None]:
         """Answer the windows that are not done."""
-        graph = parts.journal.get("graph")
-        if graph is None:
-            graph = scorer.fastest_graph()
-            parts.note(graph=graph)
-        setup = Setup(
-            replace(self._options, graph=graph),
-            self._source.reader,
-            self._answers,
-            parts.files,
-            parts.journal["model"],
-        )
+
+        def make_setup() -> Setup:
+            graph = parts.journal.get("graph")
+            if graph is None:
+                graph = scorer.fastest_graph()
+                parts.note(graph=graph)
+            options = replace(self._options, graph=graph)
+            digest = parts.journal["model"]
+            return Setup(options, self._source.reader, self._answers, parts.files, digest)
+
         rows_done = {first: part.rows for first, part in done.items()}
         window = self._options.window or WINDOW
-        spans = self._source.spans(window, rows_done)
-        # A process takes a second to start: not for windows that are not there.
-        first_spans = list(islice(spans, self._processes))
-        if first_spans:
-            self._position = first_spans[0].start
-        spans = chain(first_spans, spans)
-        if len(first_spans) > 1:
-            results = Workers(setup, self._source, len(first_spans)).run(spans)
-        else:
-            scorer.use_graph(graph)
-            results = in_this_process(setup.work_of(scorer), parts.files, self._source, spans)
+        spans: Iterator[Span] = self._source.spans(window, rows_done)
+        for first_span in islice(spans, 1):
+            self._position = first_span.start
+            spans = chain([first_span], spans)
         self._tell_progress()
-        with closing(results):
+        with closing(self._run_windows(make_setup, scorer, spans)) as results:
             for result in results:
                 self._note(result)
                 yield result

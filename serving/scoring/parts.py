@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,9 +23,14 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 JOURNAL = "journal.json"
+LOCK = "lock"
 
 ERRORS = ".errors.jsonl"
 """The end of the name of a file with the rows of a window that have no answer, an object on a line for each."""
+
+
+_OWN_NAME = re.compile(r"journal\.json|[0-9a-f]{8}-\d+-\d+(\.\w+)+|\.[0-9a-f]{16}")
+"""What is in the folder besides the lock: the journal, parts, and what is being written."""
 
 
 class Part(NamedTuple):
@@ -120,7 +124,7 @@ class Parts:
             InputError: the folder has parts of something else, or another process is at work in it.
         """
         folder.mkdir(exist_ok=True)
-        lock = (folder / "lock").open("ab")
+        lock = (folder / LOCK).open("ab")
         try:
             _lock(lock, folder)
             return cls._locked(folder, lock, identity, suffix, restart)
@@ -134,10 +138,8 @@ class Parts:
     ) -> Self:
         journal = None if restart else _read_journal(folder)
         if journal is None:
+            _clear(folder)
             journal = {"run": secrets.token_hex(4), **identity}
-            for path in folder.iterdir():
-                if path.name != "lock":
-                    path.unlink()
             parts = cls(folder, lock, PartFiles(folder, journal["run"], suffix), journal)
             parts.note()
             return parts
@@ -185,8 +187,23 @@ class Parts:
 
     def remove(self) -> None:
         """Remove the folder, of a score that is done."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError, InputError):
+            _clear(self.folder)
+            (self.folder / LOCK).unlink()
+            self.folder.rmdir()
         self._lock.close()
+
+
+def _clear(folder: Path) -> None:
+    """Remove the files of a score. Raises: InputError: there are others, too."""
+    paths = [path for path in folder.iterdir() if path.name != LOCK]
+    for path in paths:
+        if not _OWN_NAME.fullmatch(path.name):
+            raise InputError(
+                f"{str(folder)!r} has {path.name!r}, which is not of a score; give another output, or move it away."
+            )
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _lock(lock: BinaryIO, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from deploy_rnn.errors import InputError
@@ -11,10 +12,13 @@ from deploy_rnn.runtime import CPU
 
 from ..engine.providers import side_by_side
 from .formats import STANDARD, answers_format, open_source
-from .job import Job, Progress, ScoreReport
+from .job import Job, Progress, RunWindows, ScoreReport
 from .options import Options
 from .rows import Source
 from .scorer import Scorer
+from .workers import on_cores
+
+ENGINES = ("local", "ray")
 
 
 def score(
@@ -31,6 +35,7 @@ def score(
     finite: bool = False,
     provider: str = CPU,
     processes: int | None = None,
+    engine: str = "local",
     restart: bool = False,
     input_format: str | None = None,
     output_format: str | None = None,
@@ -65,6 +70,8 @@ def score(
         finite: whether a row with NaN or infinity in an input is refused.
         provider: the onnxruntime execution provider.
         processes: how many run side by side, each on one core; None for all cores. The answers do not depend on it.
+        engine: "local", or "ray" for Ray Data on the cluster at RAY_ADDRESS, or on one that is started here: the same
+            answers. Each machine reads `model` and `input` at the same path; parts and output are written here.
         restart: begin anew, whatever an earlier run has done.
         input_format, output_format: "jsonl", "npz", "parquet" or "arrow"; None if the name of the file tells.
         progress: is called after each window.
@@ -74,13 +81,16 @@ def score(
         BundleError, LoadError, ProviderError: as for `Engine`.
         InputError: an unknown output; a column of the input that is not one of the model's; the parts of an earlier run
             are those of another input, model or option; another process is writing them.
-        ValueError: an argument out of range, or a format that is unknown.
-        RunError: a process ended, such as for want of memory.
+        ValueError: an argument out of range, a format that is unknown, or one file for two purposes.
+        RunError: a process ended, such as for want of memory, or Ray failed.
     """
     if processes is not None and (not isinstance(processes, int) or processes < 1):
         raise ValueError(
             f"`processes` (={processes!r}) must be a whole number from 1, or None for all cores."
         )
+    _check_paths(input, output, errors)
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` (={engine!r}) must be one of {', '.join(ENGINES)}.")
     options = Options(
         str(model), _names(outputs), _names(keep) or (), rows, window, waste, finite, provider
     )
@@ -89,11 +99,44 @@ def score(
         options = replace(options, window=scorer.window())
         _check_kept(options, scorer, source)
         answers = answers_format(str(output), output_format, scorer.outputs, source, options.kept)
-        job = Job(options, source, answers, processes or side_by_side(provider, None), progress)
+        if engine == "ray":
+            run_windows = _ray_windows(options, input, input_format, processes)
+        else:
+            count = processes or side_by_side(provider, None)
+            run_windows = partial(on_cores, source, count)
+        job = Job(options, source, answers, run_windows, progress)
         if str(output) == STANDARD:
             return job.to_standard_output(scorer, errors)
         output_path = target(output, "answers.jsonl")
         return job.to_file(scorer, Path(input), output_path, errors, restart)
+
+
+def _check_paths(input: str | Path, output: str | Path, errors: str | Path | None) -> None:
+    """Raises: ValueError: a file would be written over another."""
+    paths = {"input": input, "output": output}
+    if errors is not None:
+        paths["errors"] = errors
+    owners: dict[Path, str] = {}
+    for name, path in paths.items():
+        if str(path) == STANDARD:
+            continue
+        owner = owners.setdefault(Path(path).resolve(), name)
+        if owner != name:
+            raise ValueError(f"`{name}` (={str(path)!r}) must not be the file of `{owner}`.")
+
+
+def _ray_windows(
+    options: Options, input: str | Path, input_format: str | None, processes: int | None
+) -> RunWindows:
+    if not Path(input).is_file():
+        raise InputError(f"{str(input)!r} is not a file, which each machine of a cluster reads.")
+    try:
+        from .on_ray import on_ray
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"this needs `{error.name}`; run: pip install 'deploy-rnn[ray,score]'"
+        ) from None
+    return partial(on_ray, str(Path(input).resolve()), input_format, processes)
 
 
 def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:

@@ -25,6 +25,10 @@ from .options import (
 )
 from .rows import Columns, Outputs, Row, as_array, is_convertible, is_supported
 
+MEASURED_ROWS = 32
+MEASURED_STEPS = 16
+"""What graphs are compared with: few steps, since it takes time before the first row is answered."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -103,8 +107,8 @@ class Scorer:
 
     def fastest_graph(self) -> int:
         """Measure which graph for any number of steps takes least for a full run."""
-        rows = self._options.rows if self._engine.rows_are_independent() else 1
-        return self._engine.fastest_graph(rows)
+        rows = MEASURED_ROWS if self._engine.rows_are_independent() else 1
+        return self._engine.fastest_graph(min(rows, self._options.rows), MEASURED_STEPS)
 
     def answer(self, rows: Sequence[Row]) -> Answers:
         """Answer the rows of a window."""

@@ -1,4 +1,4 @@
-"""`Workers`: processes that answer windows, one on each core; `in_this_process` for a single one.
+"""`on_cores`: windows are answered by `Workers`, processes with a core each, or `in_this_process` if there is only one.
 
 Threads of one process would share the interpreter, and reading and writing rows takes as long as the model may.
 """
@@ -7,8 +7,9 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
@@ -17,8 +18,27 @@ from deploy_rnn.errors import RunError
 
 from .parts import PartFiles
 from .rows import Source, Span
+from .scorer import Scorer
 from .window import Done, WindowWork
 from .worker import Setup
+
+
+def on_cores(
+    source: Source,
+    processes: int,
+    make_setup: Callable[[], Setup],
+    scorer: Scorer,
+    spans: Iterator[Span],
+) -> Generator[Done, None, None]:
+    """Answer windows in as many processes as there are windows, and no more than `processes`."""
+    # A process takes a second to start: not for windows that are not there.
+    first_spans = list(islice(spans, processes))
+    spans = chain(first_spans, spans)
+    if len(first_spans) > 1:
+        return Workers(make_setup, source, len(first_spans)).run(spans)
+    setup = make_setup()
+    scorer.use_graph(setup.options.graph or 0)
+    return in_this_process(setup.work_of(scorer), setup.files, source, spans)
 
 
 def in_this_process(
@@ -33,13 +53,13 @@ class Workers:
     """Answers windows in several processes, each fed by a thread.
 
     Args:
-        setup: what each process gets.
+        make_setup: makes what each process gets, while the processes start.
         source: of the windows.
         count: how many processes.
     """
 
-    def __init__(self, setup: Setup, source: Source, count: int) -> None:
-        self._setup = setup
+    def __init__(self, make_setup: Callable[[], Setup], source: Source, count: int) -> None:
+        self._make_setup = make_setup
         self._source = source
         self._count = count
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -58,8 +78,9 @@ class Workers:
         try:
             for _ in range(self._count):
                 self._processes.append(_start())
+            setup = self._make_setup()
             for process in self._processes:
-                thread = Thread(target=self._feed, args=(process, spans), daemon=True)
+                thread = Thread(target=self._feed, args=(process, setup, spans), daemon=True)
                 thread.start()
                 threads.append(thread)
             running = self._count
@@ -81,11 +102,13 @@ class Workers:
                 process.wait()
                 _pipe(process.stdout).close()
 
-    def _feed(self, process: "subprocess.Popen[bytes]", spans: Iterator[Span]) -> None:
+    def _feed(
+        self, process: "subprocess.Popen[bytes]", setup: Setup, spans: Iterator[Span]
+    ) -> None:
         """Give windows to a process until there are no more."""
         window = None
         try:
-            _ask(process, self._setup)
+            _ask(process, setup)
             while not self._is_stopped:
                 with self._lock:
                     span = next(spans, None)
@@ -111,7 +134,7 @@ def _start() -> "subprocess.Popen[bytes]":
     # Ctrl-C is for this process, which stops the others.
     group: dict[str, Any] = {"process_group": 0} if os.name == "posix" else {}
     return subprocess.Popen(
-        [sys.executable, "-m", "deploy_rnn.serving.scoring.worker"],
+        [sys.executable, "-P", "-m", "deploy_rnn.serving.scoring.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

@@ -107,6 +107,20 @@ def test_loading(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_score(tmp_path: Path) -> None:
+    output = tmp_path / "score.json"
+    sizes = ["--families", "GRU", "--hidden", 4, "--rows", 40, "--median", 5]
+    finished = run_module("score", *sizes, "--output", output)
+    assert finished.returncode == 0, finished.stderr
+    (row,) = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    # All contestants gave the same answers.
+    assert row["difference"] < 1e-5
+    assert len(row["rates"]) == 4
+    assert all(rate > 0 for rate in row["rates"].values())
+    assert "| GRU, H=4, 40 rows |" in finished.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_torch_modules(tmp_path: Path) -> None:
     finished = run_module(

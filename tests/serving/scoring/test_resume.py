@@ -1,5 +1,6 @@
 """A score that was killed goes on: nothing is lost, nothing is done twice, and the output has the same bytes."""
 
+import io
 import json
 import os
 import random
@@ -164,6 +165,41 @@ def test_a_journal_that_is_none_is_refused(bundle: Path, mixed: Path, tmp_path: 
     (folder / "journal.json").write_text("{", encoding="utf-8")
     with pytest.raises(InputError, match="is not a journal of a score; give another output"):
         score(bundle, mixed, tmp_path / "answers.jsonl")
+
+
+def test_files_of_others_are_left_alone(bundle: Path, mixed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "answers.jsonl.parts"
+    folder.mkdir()
+    (folder / "thesis.txt").touch()
+    for restart in (False, True):
+        with pytest.raises(InputError, match=r"has 'thesis\.txt', which is not of a score; give"):
+            score(bundle, mixed, tmp_path / "answers.jsonl", restart=restart)
+    assert (folder / "thesis.txt").exists()
+
+
+def test_a_stream_is_not_gone_on_with(
+    bundle: Path, begun: Path, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are the parts of a file dropped for it, or left behind by it."""
+
+    def stream() -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(mixed.read_bytes())))
+
+    stream()
+    with pytest.raises(InputError, match="another score: `input` was "):
+        score(bundle, "-", begun, window=50, processes=1)
+    with monkeypatch.context() as patch:
+
+        def interrupt(self: Any, *arguments: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(Parts, "join", interrupt)
+        stream()
+        with pytest.raises(KeyboardInterrupt):
+            score(bundle, "-", tmp_path / "other.jsonl", processes=1)
+    assert not (tmp_path / "other.jsonl.parts").exists()
+    stream()
+    assert score(bundle, "-", tmp_path / "other.jsonl", processes=1).resumed == 0
 
 
 def test_a_process_that_is_killed_is_named_and_the_score_goes_on(
