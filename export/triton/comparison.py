@@ -1,20 +1,18 @@
 """The graph that was written for Triton's onnxruntime backend, run as that backend runs it, beside the bundle."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+import onnxruntime
 
 from deploy_rnn.bundle import Graph
 from deploy_rnn.errors import ExportError
-from deploy_rnn.runtime import open_session
 from deploy_rnn.serving.engine.batch_engine import BatchEngine
 from deploy_rnn.serving.engine.feeds import Feeds
 from deploy_rnn.serving.engine.probe import example
 from deploy_rnn.tensor_spec import ANY_SIZE
 
-from .config import State
-from .graph import MODEL_FILE
+from .config import State, names_of
 
 ROWS = 2
 CHUNKS = 2
@@ -24,11 +22,16 @@ TOLERANCE = 1e-4
 Arrays = dict[str, np.ndarray]
 
 
-def compare(folder: Path, engine: BatchEngine, states: Sequence[State], source: Graph) -> None:
+def compare(
+    session: onnxruntime.InferenceSession,
+    engine: BatchEngine,
+    states: Sequence[State],
+    source: Graph,
+) -> None:
     """Run random rows; if there are states, two chunks of them.
 
     Args:
-        folder: has the graph that was written.
+        session: of the graph that was written.
         engine: the bundle.
         source: the graph of the bundle that it came from.
 
@@ -36,25 +39,21 @@ def compare(folder: Path, engine: BatchEngine, states: Sequence[State], source: 
         ExportError: an answer differs.
     """
     signature = engine.signature
-    session = open_session(folder / MODEL_FILE)
-    names = [output.name for output in session.get_outputs()]
+    new_names = names_of(states)
+    output_names = [output.name for output in session.get_outputs()]
     own_states: Arrays = {}
     triton_states: Arrays = {}
     for seed in range(CHUNKS if states else 1):
         feeds = example(signature, *_sizes(engine, source), seed)
         expected = _run(engine, {**feeds.arrays, **own_states})
-        given = {**feeds.arrays, **triton_states}
-        for name, state in zip(signature.states, states, strict=True):
-            given.setdefault(state.input_name, given.pop(name))
-            given.pop(name, None)
-        outputs = dict(zip(names, session.run(names, given), strict=True))
-        for (state_input, state_output), state in zip(
-            signature.states.items(), states, strict=True
-        ):
-            own_states[state_input] = expected[state_output]
+        given = {new_names.get(name, name): array for name, array in feeds.arrays.items()}
+        answers = session.run(output_names, {**given, **triton_states})
+        outputs = dict(zip(output_names, answers, strict=True))
+        for name, array in expected.items():
+            _check(name, outputs[new_names.get(name, name)], array)
+        for state in states:
+            own_states[state.bundle_input] = expected[state.bundle_output]
             triton_states[state.input_name] = outputs[state.output_name]
-            outputs[state_output] = outputs.pop(state.output_name)
-        _check(outputs, expected)
 
 
 def _sizes(engine: BatchEngine, source: Graph) -> tuple[int, int]:
@@ -74,10 +73,9 @@ def _run(engine: BatchEngine, arrays: Arrays) -> Arrays:
     return dict(engine.run(engine.choose(batch), batch, names)[0])
 
 
-def _check(outputs: Arrays, expected: Arrays) -> None:
-    for name, array in expected.items():
-        if not np.allclose(outputs[name], array, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-            raise ExportError(
-                f"output `{name}` of the graph for Triton differs from that of the bundle; use the backend 'python', "
-                "and report this."
-            )
+def _check(name: str, output: np.ndarray, expected: np.ndarray) -> None:
+    if not np.allclose(output, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        raise ExportError(
+            f"output `{name}` of the graph for Triton differs from that of the bundle; use the backend 'python', and "
+            "report this."
+        )

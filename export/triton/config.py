@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from deploy_rnn import __version__
@@ -38,15 +38,25 @@ class State:
     """A state that Triton carries from chunk to chunk.
 
     Attributes:
-        input_name, output_name: in the graph.
-        tensor: in the layout of clients.
-        meaning: which states of the model these are.
+        input_name, output_name: in the graph for Triton.
+        bundle_input, bundle_output: in the bundle.
+        tensor: of the bundle, in the layout of clients.
     """
 
     input_name: str
     output_name: str
+    bundle_input: str
+    bundle_output: str
     tensor: Tensor
-    meaning: str
+
+
+def names_of(states: Sequence[State]) -> dict[str, str]:
+    """The name of a state in the bundle -> that in the graph for Triton; inputs and outputs."""
+    names = {}
+    for state in states:
+        names[state.bundle_input] = state.input_name
+        names[state.bundle_output] = state.output_name
+    return names
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Config:
         signature: of the bundle.
         max_batch_size: rows that Triton puts together; 0 if the tensors have no batch axis, or rows affect each other.
         states: that Triton carries; with the Python backend it carries none.
-        threads: cores for a run; None for all.
+        shapes: of the graph that Triton runs, tensor -> shape, where that is for one number of steps only.
     """
 
     name: str
@@ -67,6 +77,7 @@ class Config:
     signature: Signature
     max_batch_size: int
     states: Sequence[State] = ()
+    shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
 
     def text(self) -> str:
         """The file."""
@@ -84,7 +95,9 @@ class Config:
             if self.backend == ONNXRUNTIME:
                 yield f"# Only requests of the same number of steps share a run, whatever their `{name}`."
         for state in self.states:
-            yield f"# {state.input_name}, {state.output_name}: {state.meaning}"
+            yield (
+                f"# {state.input_name}, {state.output_name}: {state.bundle_input}, {state.bundle_output}"
+            )
 
     def _fields(self) -> dict[str, Any]:
         signature = self.signature
@@ -132,8 +145,9 @@ class Config:
         return fields
 
     def _dims(self, spec: Tensor) -> list[int]:
-        shape = spec.shape[1:] if self.max_batch_size else spec.shape
-        return [size if isinstance(size, int) else -1 for size in shape]
+        shape = self.shapes.get(spec.name, spec.shape)
+        sizes = shape[1:] if self.max_batch_size else shape
+        return [size if isinstance(size, int) else -1 for size in sizes]
 
     def _sequence_batching(self) -> dict[str, Any]:
         fields: dict[str, Any] = {

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from deploy_rnn.bundle import WEIGHTS, Tensor
+from deploy_rnn.bundle import WEIGHTS
 from deploy_rnn.metadata import PREFIX
-from deploy_rnn.serving.engine.signature import Signature
+from deploy_rnn.serving.engine.signature import Layout, Signature
 
 from ..saving import save
 from ..shared_weights import SharedWeights
-from .config import State
+from .config import State, names_of
 
 MODEL_FILE = "model.onnx"
 """What the backend looks for."""
@@ -33,8 +33,8 @@ def name_states(signature: Signature) -> list[State]:
     states = []
     for number, (state_input, state_output) in enumerate(signature.states.items()):
         name = f"{stem}_{number:0{digits}}"
-        meaning = f"{state_input}, {state_output}"
-        states.append(State(f"{name}_in", f"{name}_out", tensors[state_input], meaning))
+        state = State(f"{name}_in", f"{name}_out", state_input, state_output, tensors[state_input])
+        states.append(state)
     return states
 
 
@@ -45,10 +45,7 @@ def write_graph(source: Path, signature: Signature, states: Sequence[State], fol
         _put_input_batch_first(model.graph, value, signature)
     for value in list(model.graph.outputs):
         _put_output_batch_first(model.graph, value, signature)
-    names: dict[str, str] = {}
-    for state, (state_input, state_output) in zip(states, signature.states.items(), strict=True):
-        names[state_input] = state.input_name
-        names[state_output] = state.output_name
+    names = names_of(states)
     for value in (*model.graph.inputs, *model.graph.outputs):
         name = str(value.name)
         value.name = names.get(name, name)
@@ -64,8 +61,7 @@ def _put_input_batch_first(graph: ir.Graph, value: ir.Value, signature: Signatur
     layout = signature.layouts[name]
     if layout.is_kept:
         return
-    shape = _shape(signature.client_inputs, name)
-    given = ir.Value(name=name, shape=shape, type=value.type)
+    given = ir.Value(name=name, shape=_permuted(value, layout), type=value.type)
     value.name = f"{name}/graph"
     node = ir.node("Transpose", [given], {"perm": list(layout.to_graph)}, name=f"{name}/layout")
     ir.convenience.replace_all_uses_with(value, node.outputs[0])
@@ -85,10 +81,13 @@ def _put_output_batch_first(graph: ir.Graph, value: ir.Value, signature: Signatu
     output = node.outputs[0]
     output.name = name
     output.type = value.type
-    output.shape = _shape(signature.client_outputs, name)
+    output.shape = _permuted(value, layout)
     graph.append(node)
     graph.outputs[graph.outputs.index(value)] = output
 
 
-def _shape(tensors: Sequence[Tensor], name: str) -> ir.Shape:
-    return ir.Shape(next(tensor.shape for tensor in tensors if tensor.name == name))
+def _permuted(value: ir.Value, layout: Layout) -> ir.Shape | None:
+    """The shape of a tensor of the graph, in the layout of clients."""
+    if value.shape is None:
+        return None
+    return ir.Shape([value.shape[axis] for axis in layout.to_client])

@@ -26,7 +26,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
-        settings = {name: entry["string_value"] for name, entry in config["parameters"].items()}
+        parameters = config.get("parameters", {})
+        settings = {name: entry["string_value"] for name, entry in parameters.items()}
         threads = settings.get("threads")
         idle = config.get("sequence_batching", {}).get("max_sequence_idle_microseconds")
         limits = Limits(stream_idle=int(idle) / 1e6) if idle else Limits()
@@ -54,16 +55,13 @@ class TritonPythonModel:
             if tensor is not None:
                 inputs[spec.name] = tensor.as_numpy()
         flags = request.flags()
-        # Triton has 0 for a request of no sequence.
-        sequence = request.correlation_id() or None
         wanted = Request(
             inputs,
             outputs=tuple(request.requested_output_names()),
-            sequence=sequence,
-            start=bool(flags & triton.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START)
-            and sequence is not None,
-            end=bool(flags & triton.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END)
-            and sequence is not None,
+            # Triton has 0 for a request of no sequence, and refuses flags without one.
+            sequence=request.correlation_id() or None,
+            start=bool(flags & triton.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
+            end=bool(flags & triton.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END),
         )
         future: Future[Response] = Future()
         try:

@@ -9,13 +9,13 @@ from deploy_rnn.bundle import Graph, Manifest, checked_manifest
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import replace_file
 from deploy_rnn.plain_files import is_plain
-from deploy_rnn.runtime import CPU
+from deploy_rnn.runtime import CPU, open_session
 from deploy_rnn.serving.engine.batch_engine import BatchEngine
 from deploy_rnn.serving.engine.opening import open_model
 
 from .comparison import compare
 from .config import BACKENDS, ONNXRUNTIME, PYTHON, Config, State, is_unchanged, written_digest
-from .graph import name_states, write_graph
+from .graph import MODEL_FILE, name_states, write_graph
 
 CONFIG_FILE = "config.pbtxt"
 PYTHON_ROWS = 128
@@ -127,8 +127,15 @@ def _write_onnxruntime(
     write_graph(source / graph.file, signature, states, version)
     for report in ("report.html", "report.json"):
         shutil.copyfile(source / report, version / report)
-    compare(version, engine, states, graph)
-    return Config(name, ONNXRUNTIME, signature, rows, states)
+    session = open_session(version / MODEL_FILE)
+    compare(session, engine, states, graph)
+    shapes = {}
+    if graph.steps is not None:
+        shapes = {
+            tensor.name: tuple(tensor.shape)
+            for tensor in (*session.get_inputs(), *session.get_outputs())
+        }
+    return Config(name, ONNXRUNTIME, signature, rows, states, shapes)
 
 
 def _most_rows(engine: BatchEngine, most: int) -> int:

@@ -20,6 +20,9 @@ from ..settings import Settings
 from .binary import join, parse_json, too_much_json
 from .messages import JSON_BYTES_OF_A_VALUE
 
+MAX_INSTANCES = 4096
+"""Reading so many of a few numbers each takes some tenths of a second."""
+
 
 def read(body: bytes, model: ServedModel, settings: Settings) -> list[Request]:
     """The requests of a body `{"instances": [...]}`.
@@ -38,6 +41,10 @@ def read(body: bytes, model: ServedModel, settings: Settings) -> list[Request]:
     if not isinstance(instances, list) or not instances:
         raise InputError(
             f"`instances` (={shown(instances)}) must be a list of at least one instance."
+        )
+    if len(instances) > MAX_INSTANCES:
+        raise TooLargeError(
+            f"`instances` has {len(instances)}; send at most {MAX_INSTANCES} at once."
         )
     requests = []
     for number, instance in enumerate(instances):
@@ -116,5 +123,6 @@ def _prediction(outputs: Mapping[str, np.ndarray], model: ServedModel) -> Any:
             # `orjson` would write the decimals that FP32 needs.
             decimals = np.array([float(str(value)) for value in row.flat])
             row = decimals.reshape(row.shape)
-        prediction[name] = np.ascontiguousarray(row) if row.ndim else row.item()
+        # A single number stays numpy's, of which `orjson` knows how many decimals it needs.
+        prediction[name] = np.ascontiguousarray(row) if row.ndim else row[()]
     return prediction if len(prediction) > 1 else next(iter(prediction.values()))

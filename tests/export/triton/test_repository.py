@@ -4,6 +4,7 @@ tests/serving/triton runs the Python backend in a real Triton; that backend is n
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from deploy_rnn.cli import main
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_bundle, write_triton_model
 from deploy_rnn.export.triton import repository
+from deploy_rnn.export.triton.config import State
 from deploy_rnn.serving.engine.batch_engine import BatchEngine
 
 DTYPES = {"TYPE_FP32": "tensor(float)", "TYPE_INT64": "tensor(int64)"}
@@ -169,6 +171,15 @@ def test_rows_that_affect_each_other_are_not_put_together(
         write_triton_model(bundles / "stream", tmp_path / "models", backend="onnxruntime")
 
 
+def test_a_graph_for_one_number_of_steps(gru: nn.GRU, tmp_path: Path) -> None:
+    export_bundle(gru, torch.randn(3, 2, 3), tmp_path / "gru", forms=["unrolled"], sizes=(2,))
+    config = read_config(
+        write_triton_model(tmp_path / "gru", tmp_path / "models", backend="onnxruntime")
+    )
+    assert [list(tensor.dims) for tensor in config.input] == [[3, 3]]
+    assert [list(tensor.dims) for tensor in config.output] == [[3, 8], [2, 4]]
+
+
 def test_a_second_time_is_version_2_and_all_else_stays(bundles: Path, tmp_path: Path) -> None:
     models = tmp_path / "models"
     other = models / "other"
@@ -209,7 +220,12 @@ def test_a_graph_that_differs_is_not_written(
     write_graph = repository.write_graph
 
     def write_swapped(source: Path, signature: Any, states: Any, folder: Path) -> None:
-        write_graph(source, signature, states[::-1], folder)
+        first, second = states
+        swapped = [swap(first, second), swap(second, first)]
+        write_graph(source, signature, swapped, folder)
+
+    def swap(state: State, other: State) -> State:
+        return replace(state, bundle_input=other.bundle_input, bundle_output=other.bundle_output)
 
     monkeypatch.setattr(repository, "write_graph", write_swapped)
     models = tmp_path / "models"

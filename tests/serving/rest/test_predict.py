@@ -117,6 +117,12 @@ def test_too_much(repository: Repository, make_client: Any) -> None:
     assert error(answer).startswith("an answer of 26 numbers takes more")
 
 
+def test_too_many_instances(client: Any) -> None:
+    answer = ask(client, *[1] * 4097)
+    assert answer.status_code == 413
+    assert error(answer) == "`instances` has 4097; send at most 4096 at once."
+
+
 def test_token(repository: Repository, make_client: Any) -> None:
     client = make_client(make_app(repository, Settings(token="secret")))
     for answer in (ask(client, [1]), client.get("/v1/models"), client.get("/v1/models/sum")):
@@ -160,6 +166,8 @@ def written(max_batch: int, **outputs: np.ndarray) -> Any:
 def test_one_output_is_the_prediction_itself() -> None:
     assert written(8, y=np.array([[0.1, 2]], np.float32)) == [[0.1, 2.0]]
     assert written(8, y=np.array([3], np.int64)) == [3]
+    assert written(8, y=np.array([0.1], np.float32)) == [0.1]
+    assert written(8, y=np.array([0.1], np.float16)) == [0.1]
     assert written(8, y=np.array([[0.1, 2]], np.float16)) == [[0.1, 2.0]]
     assert written(0, y=np.array([[0.1], [2]], np.float32)) == [[[0.1], [2.0]]]
 

@@ -104,14 +104,14 @@ def check_row(model: nn.GRU, x: np.ndarray, answer: Any, row: int = 0) -> None:
 
 
 def test_requests_of_unlike_length_at_a_time(models: dict[str, Any], addresses: Addresses) -> None:
-    """Lengths are left out: Triton hands over requests of one row each."""
+    """Lengths are left out: Triton hands over requests of one row each. (The client for HTTP is for one thread.)"""
     random = np.random.default_rng(1)
     rows = [random.standard_normal((1, steps, 3)).astype(np.float32) for steps in range(1, 33)]
     with (
-        triton_http.InferenceServerClient(addresses.http, concurrency=8) as client,
+        triton_grpc.InferenceServerClient(addresses.grpc) as client,
         ThreadPoolExecutor(8) as pool,
     ):
-        answers = pool.map(lambda row: infer(triton_http, client, "padded", {"input": row}), rows)
+        answers = pool.map(lambda row: infer(triton_grpc, client, "padded", {"input": row}), rows)
         for row, answer in zip(rows, answers, strict=True):
             check_row(models["padded"], row[0], answer)
 
@@ -133,6 +133,32 @@ def test_streams_take_turns(models: dict[str, Any], ask: Any, ids: Any, request:
     for row, name in enumerate(ids):
         expected = models["stream"](torch.from_numpy(x[row]))[0].detach().numpy()
         np.testing.assert_allclose(np.concatenate(chunks[name]), expected, atol=1e-5)
+
+
+def test_many_streams_at_a_time(models: dict[str, Any], addresses: Addresses) -> None:
+    """Chunks of several sequences come in one batch."""
+    rows = np.random.default_rng(4).standard_normal((24, 6, 3)).astype(np.float32)
+    with (
+        triton_grpc.InferenceServerClient(addresses.grpc) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def send(row: int) -> np.ndarray:
+            outputs = []
+            for begin in (0, 2, 4):
+                options = {
+                    "sequence_id": 100 + row,
+                    "sequence_start": begin == 0,
+                    "sequence_end": begin == 4,
+                }
+                chunk = {"input": rows[row : row + 1, begin : begin + 2]}
+                answer = infer(triton_grpc, client, "stream", chunk, **options)
+                outputs.append(answer.as_numpy("output")[0])
+            return np.concatenate(outputs)
+
+        answers = list(pool.map(send, range(len(rows))))
+    expected = models["stream"](torch.from_numpy(rows).transpose(0, 1))[0].transpose(0, 1)
+    np.testing.assert_allclose(np.stack(answers), expected.detach().numpy(), atol=1e-5)
 
 
 def test_a_sequence_that_was_not_started_is_refused(ask: Any) -> None:
