@@ -23,6 +23,7 @@ FULL = STANDARD | {
     "compile_time": ["studies.compile_time"],
     "loading": ["studies.loading"],
     "score": ["score"],
+    "precision": ["studies.precision"],
     "torch_modules": ["studies.torch_modules", "--hidden", "64", "256"],
     "grid_cpu_full": ["grid.measure", "--grid", "full", *FILES],
     "batching": ["serving.batching"],

@@ -35,7 +35,7 @@ DTYPES = frozenset(
     }
 )  # fmt: skip
 FORMS = frozenset({"unrolled", "scan", "native"})
-PRECISIONS = frozenset({"float32", "float64"})
+PRECISIONS = frozenset({"float32", "float64", "int8"})
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class FileMetadata:
     ranges: Ranges = field(default_factory=dict)
     table_rows: Mapping[str, int] = field(default_factory=dict)
     row_ends: str | None = None
+    precision: str | None = None
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> "FileMetadata":
@@ -56,6 +57,7 @@ class FileMetadata:
             read_ranges(read("ranges")),
             {name: rows.whole_number(1) for name, rows in read("table_rows").entries().items()},
             properties.get(PREFIX + "row_ends"),
+            properties.get(PREFIX + "precision"),
         )
 
     @property

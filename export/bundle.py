@@ -26,6 +26,7 @@ from deploy_rnn.tensor_spec import SizeRange, TensorSpec, size_of
 from .capture.captured import CapturedModel, with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, ExportOptions
+from .precision.reference import reference_of
 from .saving import save
 from .shared_weights import SharedWeights
 from .verification.html import reports_html
@@ -55,6 +56,7 @@ def export_bundle(
     portable: bool = DEFAULTS.portable,
     atol: float | None = None,
     rtol: float | None = None,
+    max_error: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
 ) -> Manifest:
     """Export a model as a folder: several graphs that share one file of weights, a manifest, and a report.
@@ -104,9 +106,15 @@ def export_bundle(
         portable=portable,
         atol=atol,
         rtol=rtol,
+        max_error=max_error,
         sizes=sizes,
     )
-    checks = CheckOptions(options.tolerance_for(checked), sizes, runtimes=options.runtimes)
+    checks = CheckOptions(
+        options.tolerance_for(checked),
+        sizes,
+        runtimes=options.runtimes,
+        max_error=max_error,
+    )
     title = name or target.resolve().name
 
     def attempt(fixed: Collection[str]) -> Manifest:
@@ -126,7 +134,7 @@ def _write_bundle(
     options: ExportOptions,
     checks: CheckOptions,
 ) -> Manifest:
-    reference = Reference(captured.model)
+    reference = reference_of(captured.model, checks.tolerance.precision)
 
     def write(temporary: Path) -> Manifest:
         weights = SharedWeights(temporary / bundle.WEIGHTS)

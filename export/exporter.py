@@ -7,7 +7,6 @@ from typing import Any, Final, Literal
 from torch import nn
 
 from deploy_rnn.checking.module import check_module
-from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 
@@ -15,6 +14,7 @@ from .auto import choose_form
 from .capture.captured import CapturedModel, with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
+from .precision.reference import reference_of
 from .saving import check_weights, save
 from .verification.report import Report
 from .verification.verify import CheckOptions, check
@@ -42,6 +42,7 @@ def export_onnx(
     portable: bool = DEFAULTS.portable,
     atol: float | None = None,
     rtol: float | None = None,
+    max_error: float | None = None,
     sizes: Sequence[int] = DEFAULTS.sizes,
     require_provider: str | None = None,
 ) -> Report:
@@ -66,8 +67,12 @@ def export_onnx(
             "scan": a loop over the steps; their number and the batch may be dynamic.
             "native": ONNX's RNN, GRU and LSTM operators; both may be dynamic.
             "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
-        precision: in which the file computes: "float32" or "float64". It must be that of the model's weights; None to
-            use that one.
+        precision: in which the file computes. "float32" or "float64", which must be that of the model's weights, None
+            for that one; or "int8" for a model in float32: the products of RNN, GRU and LSTM multiply numbers of eight
+            bits, in forms "scan" and "unrolled", everything else stays as it is. The file is then compared with a
+            simulation of it, and the report's `rounding` says how far that is from the model (docs/precision.md).
+        max_error: with precision="int8", the largest absolute difference from the model in float64 that rounding may
+            cost at any output, over everything that is run; None for any.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
             without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`
@@ -105,7 +110,7 @@ def export_onnx(
             TorchScript module.
         RuntimeMissingError, RunError: `runtime` is not installed, or does not start.
         ProviderError: `require_provider` is missing, does not start, or left nodes to another; no file is left.
-        VerificationError: the file's numbers differ from the model's; no file is left.
+        VerificationError: the file's numbers differ from the model's, or cost more than `max_error`; no file is left.
         ExportError: the model fails on the example, draws random numbers, or keeps a state between its calls; PyTorch
             cannot export it, the form cannot express it, it cannot stream, the file would have more than `max_nodes`
             nodes, it has no layers and walks over an axis in a loop of Python that cannot be kept (docs/loops.md), its
@@ -136,6 +141,7 @@ def export_onnx(
         portable=portable,
         atol=atol,
         rtol=rtol,
+        max_error=max_error,
         sizes=sizes,
     )
     checks = CheckOptions(
@@ -143,6 +149,7 @@ def export_onnx(
         sizes,
         require_provider=require_provider,
         runtimes=options.runtimes,
+        max_error=max_error,
     )
 
     def attempt(fixed: Collection[str]) -> Report:
@@ -179,7 +186,7 @@ def _export(
             captured, max_nodes=options.max_nodes, runtime=options.runtime
         )
     graph = captured.written(written_form, max_nodes=options.max_nodes)
-    reference = Reference(captured.model)
+    reference = reference_of(captured.model, checks.tolerance.precision)
 
     def save_and_check(temporary: Path) -> Report:
         save(graph, temporary)

@@ -73,6 +73,7 @@ class OnnxFile:
     row_ends: str | None = None
     sequence_lens: frozenset[str] = frozenset()
     activations: frozenset[str] = frozenset()
+    precision: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
@@ -126,6 +127,7 @@ class OnnxFile:
             activations=frozenset(
                 activation for node in recurrent_nodes for activation in _activations(node)
             ),
+            precision=metadata.precision,
         )
 
     @property

@@ -1,5 +1,6 @@
 """What `export_onnx` and `export_bundle` can both be asked for."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from deploy_rnn.errors import ExportError
 from .forms import ROW_ENDS
 from .forms.node_count import MAX_NODES
 from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
+from .precision.rounding import INT8
 from .runtimes.table import ONNXRUNTIME, row_ends_for, runtime_named
 
 FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
@@ -30,7 +32,7 @@ class ExportOptions:
 
     Raises:
         ExportError: an `opset_version`, `ir_version` or `row_ends` that is not supported.
-        ValueError: a `precision` or `runtime` that is not offered.
+        ValueError: a `precision` that is not offered, or a `max_error` that is not a number above 0 or needs another.
         RuntimeMissingError: the runtime is not installed.
     """
 
@@ -47,6 +49,7 @@ class ExportOptions:
     portable: bool = False
     atol: float | None = None
     rtol: float | None = None
+    max_error: float | None = None
     sizes: Sequence[int] = SIZES
 
     def __post_init__(self) -> None:
@@ -68,6 +71,17 @@ class ExportOptions:
             raise ExportError(f"`row_ends` (={self.row_ends!r}) must be {offered}.")
         if self.precision is not None:
             check_precision(self.precision)
+        if self.max_error is not None:
+            self._check_max_error()
+
+    def _check_max_error(self) -> None:
+        is_number = isinstance(self.max_error, (int, float)) and math.isfinite(self.max_error)
+        if not is_number or not self.max_error or self.max_error < 0:
+            raise ValueError(f"`max_error` (={self.max_error!r}) must be a number above 0.")
+        if self.precision != INT8:
+            raise ValueError(
+                f"`max_error` (={self.max_error!r}) bounds what precision='int8' costs; give that, or leave it out."
+            )
 
     def axis_advice(self, fixed_steps: bool) -> str:
         """What to do about an axis that the model fixes; `fixed_steps`: whether a file of fixed steps can be had."""
@@ -95,10 +109,14 @@ class ExportOptions:
             ValueError: an `atol` or `rtol` that cannot be used.
         """
         own = model_precision(model)
+        if self.precision == INT8 and own == "float32":
+            return Tolerance(self.atol, self.rtol, INT8)
         if self.precision not in (None, own):
+            offered = f"{own!r}, as the model's weights are"
+            if own == "float32":
+                offered += f", or {INT8!r}"
             raise ExportError(
-                f"`precision` (={self.precision!r}) must be {own!r}, as the model's weights are; leave it out, or "
-                "convert the model first."
+                f"`precision` (={self.precision!r}) must be {offered}; leave it out, or convert the model first."
             )
         return Tolerance(self.atol, self.rtol, own)
 

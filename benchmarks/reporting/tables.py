@@ -160,6 +160,35 @@ def rounding_table(result: Result) -> str:
     return markdown(["recurrent weights", *headings], lines) + "\n\n" + machine_line(result)
 
 
+def precision_table(result: Result) -> str:
+    """Speed beside float32, the largest error and the size of the file."""
+    names = ["int8", "quantize_dynamic", "torch.ao"]
+    header = ["", "float32, ms", *names, *(f"error, {name}" for name in names), "size, int8"]
+    lines = []
+    for row in result["rows"]:
+        contestants = row["contestants"]
+        float32 = contestants["float32"]
+        # PyTorch leaves nn.RNN as it is.
+        measured = [contestants[name] for name in names if name in contestants]
+        missing = [""] * (len(names) - len(measured))
+        speeds = [factor(float32["milliseconds"] / each["milliseconds"]) for each in measured]
+        errors = [f"{each['error']:.1e}" for each in measured]
+        cells = [*speeds, *missing, *errors, *missing]
+        share = contestants["int8"]["kilobytes"] / float32["kilobytes"]
+        label = f"{row['family']}, H={row['H']}, B={row['B']}, T={row['T']}"
+        lines.append([label, f"{float32['milliseconds']:.2f}", *cells, f"{share:.2f}"])
+    return markdown(header, lines) + "\n\n" + machine_line(result)
+
+
+def precision_sections() -> dict[str, str]:
+    """The section on eight bits, if they were measured."""
+    path = RESULTS / "precision.json"
+    if not path.exists():
+        return {}
+    text = "## Speed, error and size\n\nTimes of float32 over those of eight bits, one layer, form \"unrolled\":\n\n"
+    return {"precision": text + precision_table(load(path))}
+
+
 def batching_table(result: Result) -> str:
     """Throughput and padding of a flood of requests, latency at a steady rate."""
     header = ["", "requests/s", "padding", "rows of a run", "p50 ms", "p99 ms"]
@@ -261,6 +290,7 @@ def sections() -> dict[str, str]:
         ),
         **serving_sections(serving_results()),
         **processes_section(RESULTS / "serving_processes.json"),
+        **precision_sections(),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
@@ -315,6 +345,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "performance.md",
     ROOT / "docs" / "bundle.md",
+    ROOT / "docs" / "precision.md",
     ROOT / "docs" / "speed.md",
     ROOT / "docs" / "gpu.md",
     ROOT / "docs" / "serving.md",

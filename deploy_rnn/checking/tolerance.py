@@ -7,15 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = {"float32": 1e-5, "float64": 1e-9}
+PRECISIONS = {"float32": 1e-5, "float64": 1e-9, "int8": 1e-5}
 """Precision in which a file computes -> the difference that passes by default, as a share of an element's magnitude
-(absolute below 1). A new precision is a row here, and a file in export/forms that writes a graph in it."""
+(absolute below 1). In "int8" recurrent layers multiply numbers of eight bits, and a file is compared with a simulation
+of that, not with the model itself (docs/precision.md)."""
 
 # A trained network can amplify rounding (docs/verification.md has figures). Two correct float32 runs then differ by a
 # few times PyTorch's own distance from float64, which is measured on the same inputs. Up to ROUNDING_LIMIT only: beyond
 # that the comparison would prove nothing.
 ROUNDING_MARGIN = 10.0
 ROUNDING_LIMIT = 1e-2
+
+# The largest distance of a few simulations that round numbers near the middle of two levels to either side is how far
+# right files in eight bits may be apart; another file may be somewhat further. Beyond the limit nothing would be
+# proved: 8-bit products that overflow on the processor have been 0.06 and more off.
+SIDES_MARGIN = 4.0
+SIDES_LIMIT = 5e-2
 
 HALF_PRECISIONS = {"float16": 2e-2, "bfloat16": 5e-2}
 """Half precision in which a part of a model computes -> the difference that then passes by default. About twenty and
@@ -86,6 +93,16 @@ class Tolerance:
         return share if self.half is None else max(share, HALF_PRECISIONS[self.half])
 
     @property
+    def margin(self) -> float:
+        """How many times the measured rounding passes."""
+        return SIDES_MARGIN if self.precision == "int8" else ROUNDING_MARGIN
+
+    @property
+    def limit(self) -> float:
+        """What passes at most for the sake of rounding; parts in half precision may differ by more."""
+        return SIDES_LIMIT if self.precision == "int8" else ROUNDING_LIMIT
+
+    @property
     def half_parts(self) -> str:
         """What a report says of parts in half precision, such as "float16 parts: 0.02"; empty if there are none."""
         if self.half is None:
@@ -103,7 +120,7 @@ class Tolerance:
         # Whole numbers and booleans must be equal.
         if not np.issubdtype(expected.values.dtype, np.inexact):
             return np.zeros(size.shape)
-        measured = min(ROUNDING_MARGIN * expected.rounding, ROUNDING_LIMIT)
+        measured = min(self.margin * expected.rounding, self.limit)
         share = max(self.default, measured)
         return np.asarray(share * np.maximum(1.0, size))
 
@@ -125,6 +142,13 @@ class Tolerance:
                 f"Parts of the model compute in {self.half}: every number may differ by {default:g}, or by {default:g} "
                 "of its size where it is larger than 1. Whole numbers and booleans must be equal."
             )
+        if self.precision == "int8":
+            return (
+                f"Every number may differ by {default:g} from that of a simulation of the file, or by {default:g} of "
+                "its size where it is larger than 1; by more if a number to be rounded was near the middle of two "
+                f"levels: {SIDES_MARGIN:g} times what rounding it to the other side changes, at most "
+                f"{SIDES_LIMIT:.0%}. Whole numbers and booleans must be equal."
+            )
         return (
             f"Every number may differ by {default:g}, or by {default:g} of its size where it is larger than 1; by more "
             f"if rounding has moved PyTorch's own result: {ROUNDING_MARGIN:g} times its distance from float64, at most "
@@ -144,7 +168,8 @@ def _check_limit(name: str, value: float | None) -> None:
 def check_precision(precision: str) -> None:
     """Raises: ValueError: an unknown precision."""
     if precision not in PRECISIONS:
-        offered = " or ".join(map(repr, PRECISIONS))
+        *others, last = map(repr, PRECISIONS)
+        offered = f"{', '.join(others)} or {last}"
         raise ValueError(f"`precision` (={precision!r}) must be {offered}.")
 
 

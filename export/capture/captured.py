@@ -30,6 +30,7 @@ from ..forms.lower import lower
 from ..forms.portable import split_products
 from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
+from ..precision.rounding import INT8
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from ..torch_onnx import Traced
@@ -62,6 +63,7 @@ class CapturedModel:
         ir_version: of the files.
         row_ends: how form "native" writes rows of different length.
         portable: whether the files are for runtimes of fewer operators.
+        precision: of the products of recurrent layers, "int8" or that of the weights, None.
     """
 
     model: nn.Module
@@ -76,6 +78,7 @@ class CapturedModel:
     ir_version: int
     row_ends: str
     portable: bool
+    precision: str | None
 
     @classmethod
     def of(
@@ -165,6 +168,7 @@ class CapturedModel:
             options.ir_version or lowest_ir_version(options.opset_version),
             options.row_ends_written,
             options.portable,
+            options.precision,
         )
         if options.portable and captured.batch_names:
             names = ", ".join(sorted(captured.batch_names))
@@ -281,12 +285,19 @@ class CapturedModel:
             ExportError: see `lower` and `to_opset`.
         """
         onnx = self.onnx.clone()
-        lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends)
+        lower(
+            onnx, form, max_nodes=max_nodes, row_ends=self.row_ends, precision=self.precision
+        )
         if self.portable:
             split_products(onnx)
         to_opset(onnx, self.opset_version)
         onnx.ir_version = self.ir_version
-        metadata = replace(self.metadata, form=form, row_ends=self._row_ends_in(form))
+        metadata = replace(
+            self.metadata,
+            form=form,
+            row_ends=self._row_ends_in(form),
+            precision=INT8 if self.precision == INT8 else None,
+        )
         onnx.metadata_props.update(metadata.to_properties())
         return onnx
 

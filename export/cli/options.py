@@ -83,7 +83,12 @@ FORM_OPTIONS: tuple[Option, ...] = (
     ),
     click.option(
         "--precision", metavar="PRECISION", show_default="that of the model's weights",
-        help="Precision in which the file computes, float32 or float64. Must be that of the model's weights.",
+        help="Precision in which the file computes: float32 or float64, that of the model's weights; or int8, with "
+        "products of eight bits in recurrent layers.",
+    ),
+    click.option(
+        "--max-error", type=float, show_default="any",
+        help="With --precision int8, the largest difference from the model that rounding may cost.",
     ),
     click.option(
         "--opset", "opset_version", type=int, metavar="N", show_default="18",

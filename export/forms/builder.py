@@ -20,9 +20,16 @@ class Builder:
         graph: takes the constants; its opset is the one to write for.
         scope: what every name begins with.
         results: of `once`; the builders of one graph, in the order of their stacks, share it.
+        precision: of the products: "float32" or "float64", as the weights are, or "int8".
     """
 
-    def __init__(self, graph: ir.Graph, scope: str, results: dict[Hashable, Any]) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        scope: str,
+        results: dict[Hashable, Any],
+        precision: str | None = None,
+    ) -> None:
         self.nodes: list[ir.Node] = []
         self.root = self
         """The builder of the whole stack, outside every scope and loop."""
@@ -30,10 +37,11 @@ class Builder:
         self._scope = scope
         self._step = ""
         self._results = results
+        self.precision = precision
 
     def scope(self, name: str, step: int | None = None) -> "Builder":
         """Return a builder of the same nodes, whose names go on with `name`, and end in the number of the step."""
-        inner = Builder(self._graph, self._scope + name, self._results)
+        inner = Builder(self._graph, self._scope + name, self._results, self.precision)
         inner.nodes = self.nodes
         inner.root = self.root
         inner._step = self._step if step is None else str(step)
@@ -173,10 +181,13 @@ class Builder:
         """Return [N, M] as [M, N], turned only once in a graph; a constant is turned now."""
         return self.once(("transposed", value), lambda: self._transposed(value))
 
+    def named_after(self, value: ir.Value) -> "Builder":
+        """Return a builder whose scope is the name of `value`, which may have this one's scope in front."""
+        return self.scope(str(value.name).removeprefix(self._scope))
+
     def _transposed(self, value: ir.Value) -> ir.Value:
         # Outside every loop, since the next one may read it, too.
-        name = str(value.name).removeprefix(self.root._scope)
-        build = self.root.scope(f"{name}.T")
+        build = self.root.named_after(value).scope(".T")
         if value.const_value is not None:
             return build.constant(np.ascontiguousarray(value.const_value.numpy().T))
         return build.op("Transpose", value, perm=[1, 0])

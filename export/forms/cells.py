@@ -16,7 +16,7 @@ from deploy_rnn.nn import cells
 
 from ..stack import DirectionWeights
 from .builder import Builder
-from .product import product
+from .product import Limits, limits_of_states, product
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class StepBuild:
         own: the cell's own parameters.
         projected: what the input contributes to each group.
         states: before the step; None for zeros.
+        limits: of the first state, in which every step finds it; None if they are not known.
     """
 
     build: Builder
@@ -57,6 +58,7 @@ class StepBuild:
     own: Sequence[ir.Value]
     projected: Mapping[str, ir.Value]
     states: Sequence[ir.Value | None]
+    limits: Limits | None = None
 
     def gates(self, value: ir.Value, *names: str) -> Sequence[ir.Value]:
         """[B, g*H] -> g times [B, H]"""
@@ -79,7 +81,7 @@ class StepBuild:
             return None
         build = group_scope(self.build, group).scope("g")
         weight_hh = self.groups[group].weight_hh
-        return product(build, h, weight_hh, bias)
+        return product(build, h, weight_hh, bias, self.limits)
 
 
 Write = Callable[[StepBuild], Sequence[ir.Value]]
@@ -95,12 +97,14 @@ class OnnxCell:
         groups: name -> its gates, by their position in weight_ih and weight_hh.
         bias_in_step: the groups that add b_hh within the step, and not beforehand to all steps.
         direction_axis: whether everything that a step reads and writes has a leading axis, [1, B, ...], as in PyTorch.
+        bounded: whether h does not leave -1 to 1 if it begins there, unless it is projected.
     """
 
     write: Write
     groups: Mapping[str, Sequence[int]]
     bias_in_step: frozenset[str] = frozenset()
     direction_axis: bool = False
+    bounded: bool = False
 
     def split_weights(self, build: Builder, direction: DirectionWeights) -> dict[str, Group]:
         """The weights of each group."""
@@ -177,14 +181,15 @@ def lstm(step: StepBuild) -> list[ir.Value]:
     squashed = build.scope("tanh").op("Tanh", c)
     h = build.scope("h").op("Mul", o, squashed)
     if step.weight_hr is not None:
-        h = product(build.scope("p"), h, step.weight_hr)
+        # What is projected is within -1 and 1.
+        h = product(build.scope("p"), h, step.weight_hr, limits=limits_of_states(build, None))
     return [h, c]
 
 
 CELLS: dict[cells.Step, OnnxCell] = {
-    cells.tanh: OnnxCell(tanh, {"": [0]}),
+    cells.tanh: OnnxCell(tanh, {"": [0]}, bounded=True),
     cells.relu: OnnxCell(relu, {"": [0]}),
-    cells.gru: OnnxCell(gru, {"rz": [0, 1], "n": [2]}, bias_in_step=frozenset({"n"})),
-    cells.lstm: OnnxCell(lstm, {"ifo": [0, 1, 3], "g": [2]}),
+    cells.gru: OnnxCell(gru, {"rz": [0, 1], "n": [2]}, bias_in_step=frozenset({"n"}), bounded=True),
+    cells.lstm: OnnxCell(lstm, {"ifo": [0, 1, 3], "g": [2]}, bounded=True),
 }
 """PyTorch's step -> its counterpart."""

@@ -14,7 +14,7 @@ from ..stack import Stack, fixed
 from .builder import Builder
 from .cells import Group, OnnxCell, group_scope
 from .derived import cell_of
-from .product import product
+from .product import Limits, limits_of_states, product
 from .row_ends import RowEnds
 from .shapes import set_shapes, split_time
 
@@ -38,6 +38,7 @@ class DirectionBuild:
         states: at the start, [B, P] ...; None for zeros.
         reverse: whether the last step is walked first.
         kept: how many states, from the first, are needed after every step.
+        limits: of the first state at every step; None if they are not known.
 
     A derived cell has an axis for the direction in front of everything that a step reads and writes, [1, B, ...], the
     states too.
@@ -54,6 +55,7 @@ class DirectionBuild:
     states: Sequence[ir.Value | None]
     reverse: bool
     kept: int
+    limits: Limits | None
 
     def width(self, group: str) -> int:
         """g*H: what each row of `projected` has."""
@@ -148,6 +150,9 @@ def _directions(
                 x, sources[index], group_weights.weight_ih, group_weights.bias
             )  # [T*B, g*H]
         has_lengths = stack.lengths is not None
+        limits = None
+        if cell.bounded and weights.weight_hr is None:
+            limits = limits_of_states(direction.scope("limits"), starts[index][0])
         directions.append(
             DirectionBuild(
                 build=direction,
@@ -162,6 +167,7 @@ def _directions(
                 # With lengths the source is reversed already, and final states are looked up among those of all steps.
                 reverse=index == REVERSE and not has_lengths,
                 kept=stack.kept if has_lengths else 1,
+                limits=limits,
             )
         )
     return directions

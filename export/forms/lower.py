@@ -9,19 +9,27 @@ from onnx_ir.passes import common
 
 from deploy_rnn.errors import DynamicAxisError, ExportError
 
-from ..stack import DOMAIN, Stack, loop_nodes, loop_steps, stack_nodes
+from ..precision.rounding import INT8
+from ..stack import DOMAIN, Stack, layer_path, loop_nodes, loop_steps, stack_nodes
 from . import FIXED_TIME, FORMS, ROW_ENDS
 from .builder import Builder
+from .cells import CELLS
 from .loops import unroll
 from .node_count import MAX_NODES, check_node_count
 
 
 def lower(
-    model: ir.Model, form: str, *, max_nodes: int = MAX_NODES, row_ends: str = "sequence_lens"
+    model: ir.Model,
+    form: str,
+    *,
+    max_nodes: int = MAX_NODES,
+    row_ends: str = "sequence_lens",
+    precision: str | None = None,
 ) -> ir.Model:
     """Write every recurrent stack of `model` in `form`, in place.
 
-    `row_ends`: how form "native" writes rows of different length, a key of `ROW_ENDS`.
+    `row_ends`: how form "native" writes rows of different length, a key of `ROW_ENDS`. `precision`: of the products,
+    "int8" or that of the weights.
 
     Raises:
         DynamicAxisError: the time axis is dynamic and the form fixes it.
@@ -33,8 +41,10 @@ def lower(
         raise ExportError(
             "form='native' writes ONNX's RNN, GRU and LSTM, and the model has no recurrent layer; use form='scan'."
         )
+    if precision == INT8:
+        _check_int8(graph, form)
     if form in FIXED_TIME:
-        _check_steps(graph, form, max_nodes)
+        _check_steps(graph, form, max_nodes, precision)
         for number, node in enumerate(loops):
             unroll(graph, node, _free_prefix(graph, f"loop{number}."), max_nodes)
     write = ROW_ENDS[row_ends] if form == "native" else FORMS[form]
@@ -42,7 +52,7 @@ def lower(
     for number, node in enumerate(stack_nodes(graph)):
         # Read one at a time: the stack before may have written the input of this one.
         stack = Stack.of(node)
-        build = Builder(graph, _free_prefix(graph, f"rnn{number}."), results)
+        build = Builder(graph, _free_prefix(graph, f"rnn{number}."), results, precision)
         outputs = write(build, stack)
         replace_node(graph, node, build.nodes, outputs)
     common.RemoveUnusedNodesPass()(model)
@@ -51,14 +61,44 @@ def lower(
     return model
 
 
-def _check_steps(graph: ir.Graph, form: str, max_nodes: int) -> None:
+def _check_int8(graph: ir.Graph, form: str) -> None:
+    """Raises: ExportError: a form or a layer that has no products in eight bits."""
+    if form == "native":
+        raise ExportError(
+            "form='native' has no products in eight bits: ONNX's operators compute in float32; use form='scan' or "
+            "form='unrolled' with precision='int8'."
+        )
+    nodes = stack_nodes(graph)
+    if not nodes:
+        raise ExportError(
+            "precision='int8' is for recurrent layers, and the model has none; leave it out."
+        )
+    for node in nodes:
+        stack = Stack.of(node)
+        if stack.cell.step not in CELLS:
+            raise ExportError(
+                f"precision='int8' is for RNN, GRU and LSTM, and {_described(node)} has a cell of its own; leave it "
+                "out."
+            )
+        if stack.input.dtype != ir.DataType.FLOAT:
+            raise ExportError(
+                f"precision='int8' is for layers in float32, and {_described(node)} computes in another dtype; leave "
+                "it out."
+            )
+
+
+def _described(node: ir.Node) -> str:
+    return f"`{layer_path(node)}`" if layer_path(node) else "the layer"
+
+
+def _check_steps(graph: ir.Graph, form: str, max_nodes: int, precision: str | None) -> None:
     stacks = [Stack.of(node) for node in stack_nodes(graph)]
     steps_of_all = [stack.steps for stack in stacks]
     steps_of_all += [loop_steps(node) for node in loop_nodes(graph)]
     for steps in steps_of_all:
         if not isinstance(steps, int):
             raise _dynamic_time(graph, steps, form)
-    check_node_count(stacks, max_nodes, graph.opset_imports)
+    check_node_count(stacks, max_nodes, graph.opset_imports, precision)
 
 
 def _free_prefix(graph: ir.Graph, prefix: str) -> str:

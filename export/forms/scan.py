@@ -144,6 +144,7 @@ def _step(direction: DirectionBuild, body: Builder) -> StepBuild:
             group: group_scope(body, group).scope("x").input(dtype) for group in direction.projected
         },
         states=[body.scope(f"{name}.before").input(dtype) for name in direction.stack.state_names],
+        limits=direction.limits,
     )
 
 

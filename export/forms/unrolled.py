@@ -45,6 +45,7 @@ def _walk(direction: DirectionBuild) -> Walked:
             own=direction.own,
             projected={group: of_steps[t] for group, of_steps in parts.items()},
             states=states,
+            limits=direction.limits,
         )
         finals = direction.cell.write(step)
         kept[t] = finals[: direction.kept]

@@ -11,8 +11,6 @@ from deploy_rnn.checking.branches import LARGEST_END, Condition
 from deploy_rnn.checking.draws import Draws, ExampleInput, axis_sizes
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import (
-    ROUNDING_LIMIT,
-    ROUNDING_MARGIN,
     Expected,
     Tolerance,
     as_array,
@@ -246,7 +244,7 @@ class CaseMaker:
         for spec, expected in zip(self._file.outputs, case.expected, strict=False):
             if not np.isfinite(expected.values).all():
                 raise ExportError(f"`{spec.name}` has values that are not finite.")
-            if expected.rounding > max(ROUNDING_LIMIT / ROUNDING_MARGIN, tolerance.default):
+            if expected.rounding > max(tolerance.limit / tolerance.margin, tolerance.default):
                 raise ExportError(
                     f"PyTorch's own `{spec.name}` is {expected.rounding:.1e} from float64."
                 )

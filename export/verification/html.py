@@ -221,6 +221,9 @@ def _file(report: Report, own_facts: Sequence[Sequence[str]]) -> str:
     if report.ranges:
         ranges = [f"{name}: {sizes}" for name, sizes in report.ranges.items()]
         rows.append(["Sizes", escape("; ".join(ranges))])
+    if report.rounding:
+        costs = "<br>".join(escape(str(cost)) for cost in report.rounding)
+        rows.append(["Eight bits move", costs])
     rows.append(["Operators", escape(operators)])
     rows += [[name, value] for name, value in own_facts if name != "Date"]
     return _table([], rows)

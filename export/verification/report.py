@@ -9,13 +9,14 @@ from typing import Any
 from deploy_rnn.tensor_spec import Ranges, TensorSpec
 
 from ..onnx_file import OnnxFile
+from ..precision.cost import RoundingCost
 
 JSON_FIELDS = (
     "path", "verdict", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
     "ranges",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
     "versions", "date", "machine", "model", "tolerance", "untrimmed",
-    "half_parts",
+    "half_parts", "rounding",
 )  # fmt: skip
 
 
@@ -150,6 +151,7 @@ class Report:
         tolerance: the limits, in words.
         half_parts: the half precision in which parts of the model compute, and what may differ for that reason, such
             as "float16 parts: 0.02"; empty if there are none.
+        rounding: of a file in precision "int8", what that costs at each output, beside the model in float64.
         forms: with form="auto", every form -> milliseconds of the example, or why it does not fit.
     """
 
@@ -170,6 +172,7 @@ class Report:
     tolerance: str = ""
     half_parts: str = ""
     forms: Mapping[str, float | str] = field(default_factory=dict)
+    rounding: tuple[RoundingCost, ...] = ()
 
     @property
     def path(self) -> str:
@@ -284,6 +287,7 @@ class Report:
         ]
         if self.half_parts:
             lines.append(f"  {self.half_parts}")
+        lines += [f"  eight bits move {cost}" for cost in self.rounding]
         worst = self.worst
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")

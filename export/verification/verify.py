@@ -24,6 +24,8 @@ from deploy_rnn.tensor_spec import ANY_SIZE
 
 from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
+from ..precision.cost import RoundingCost, rounding_costs
+from ..precision.reference import RoundedReference, reference_of
 from ..runtimes.faults import refuse_wrong
 from ..runtimes.opened import Source
 from ..runtimes.table import ONNXRUNTIME, runtime_named
@@ -56,6 +58,7 @@ class CheckOptions:
     long_steps: int | None = LONG_STEPS
     require_provider: str | None = None
     runtimes: Sequence[str] = (ONNXRUNTIME,)
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.runtimes:
@@ -153,14 +156,11 @@ def verify(
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
     model = runnable(model)
+    precision = OnnxFile.read(path).precision or model_precision(model)
     options = CheckOptions(
-        Tolerance(atol, rtol, model_precision(model)),
-        sizes,
-        long_steps,
-        require_provider,
-        (runtime,),
+        Tolerance(atol, rtol, precision), sizes, long_steps, require_provider, (runtime,)
     )
-    reference, call = prepared(model, args, kwargs)
+    reference, call = prepared(model, args, kwargs, precision)
 
     def pair(file: OnnxFile) -> OnnxFile:
         own_input_names, own_output_names = _own_names(reference.model, call)
@@ -177,16 +177,16 @@ def verify(
 
 
 def prepared(
-    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None
+    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, precision: str
 ) -> tuple[Reference, ExampleCall]:
-    """Return the model and its example call as files are compared with them, on the CPU.
+    """Return the model and its example call as files in a precision are compared with them, on the CPU.
 
     Raises:
         ExportError: the model fails on the example, or gives other numbers when it is called again.
     """
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    reference = Reference(model)
+    reference = reference_of(model, precision)
     check_two_calls(reference.model, call)
     return reference, call
 
@@ -287,13 +287,35 @@ def check(
         unvaried=maker.unvaried,
         left_out=(*maker.untried, *long_left_out, *_rounding_left_out(reference)),
         forms=forms or {},
+        rounding=_rounding(reference, original, time),
     )
     if report.failures:
         worst = _worst(report)
         advice = plan.advice(worst.case)
         message = f"{file.name} is not the model: {_describe_failure(report, worst)}.{advice}"
         raise VerificationError(message, report)
+    _check_cost(report, options.max_error)
     return report
+
+
+def _rounding(reference: Reference, file: OnnxFile, time: TimeAxes) -> tuple[RoundingCost, ...]:
+    if not isinstance(reference, RoundedReference):
+        return ()
+    return rounding_costs(
+        reference.taken_deviations(), [spec.name for spec in file.outputs], time.outputs
+    )
+
+
+def _check_cost(report: Report, max_error: float | None) -> None:
+    """Raises: VerificationError: eight bits cost more than they may."""
+    costs = [cost for cost in report.rounding if max_error is not None and cost.largest > max_error]
+    if costs:
+        worst = max(costs, key=lambda cost: cost.largest)
+        raise VerificationError(
+            f"{report.file.name} is right, but eight bits move `{worst.output}` by {worst.largest:.1e} "
+            f"({worst.case}), more than `max_error` (={max_error:g}); allow more, or leave out precision='int8'.",
+            report,
+        )
 
 
 def _check_valid(path: Path, shown_as: Path) -> None:
@@ -368,6 +390,7 @@ def _report(
     unvaried: tuple[str, ...],
     left_out: tuple[str, ...],
     forms: Mapping[str, float | str],
+    rounding: tuple[RoundingCost, ...],
 ) -> Report:
     return Report(
         file=file,
@@ -391,6 +414,7 @@ def _report(
         tolerance=str(plan.tolerance),
         half_parts=plan.tolerance.half_parts,
         forms=forms,
+        rounding=rounding,
     )
 
 

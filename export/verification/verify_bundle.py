@@ -17,6 +17,7 @@ from deploy_rnn.errors import BundleError, ExportError, LoadError, VerificationE
 from deploy_rnn.tensor_spec import TensorSpec
 
 from ..onnx_file import OnnxFile
+from ..precision.rounding import INT8
 from ..runtimes.table import ONNXRUNTIME
 from .report import Report
 from .verify import LONG_STEPS, CheckOptions, check, prepared
@@ -57,14 +58,14 @@ def verify_bundle(
     folder = Path(folder)
     model = runnable(model)
     manifest = checked_manifest(folder)
+    precision = model_precision(model)
+    # All graphs of a bundle have one precision.
+    if manifest.graphs[0].precision == INT8:
+        precision = INT8
     options = CheckOptions(
-        Tolerance(atol, rtol, model_precision(model)),
-        sizes,
-        long_steps,
-        require_provider,
-        (runtime,),
+        Tolerance(atol, rtol, precision), sizes, long_steps, require_provider, (runtime,)
     )
-    reference, call = prepared(model, args, kwargs)
+    reference, call = prepared(model, args, kwargs, precision)
     reports: list[Report] = []
     faults: list[str] = []
     first_failure: Report | None = None

@@ -71,19 +71,21 @@ ARROWS = {
     "export.torch_onnx": {"export.size_limits"},
     "export.onnx_file": {"metadata"},
     "export.bare_layer": {"nn", "checking"},
-    "export.options": {"checking", "export.forms", "export.opset", "export.runtimes"},
+    "export.options": {"checking", "export.forms", "export.opset", "export.precision", "export.runtimes"},
     "export.runtimes": {"export.onnx_file"},
     "export.opset": set(),
     "export.shared_weights": set(),
     "export.saving": set(),
-    "export.forms": {"nn", "export.stack", "export.torch_onnx"},
+    "export.precision": {"checking", "conversion", "nn"},
+    "export.forms": {"nn", "export.precision", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "copying", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
         "export.bare_layer", "export.options", "export.opset", "export.size_limits", "packing",
-        "any_size",
+        "any_size", "export.precision",
     },
     "export.verification": {
-        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer", "export.runtimes",
+        "nn", "bundle", "checking", "runtime", "export.onnx_file", "export.bare_layer", "export.precision",
+        "export.runtimes",
     },
     "export.auto": {
         "checking", "runtime", "export.capture", "export.forms", "export.onnx_file", "export.runtimes", "export.saving",
@@ -91,11 +93,11 @@ ARROWS = {
     },
     "export.exporter": {
         "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.saving",
-        "export.verification",
+        "export.precision", "export.verification",
     },
     "export.bundle": {
         "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options",
-        "export.saving", "export.shared_weights", "export.verification",
+        "export.precision", "export.saving", "export.shared_weights", "export.verification",
     },
     "export.ways": {
         "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",

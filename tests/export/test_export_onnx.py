@@ -443,15 +443,15 @@ class Stepped(nn.Module):
         ),
         (
             nn.RNN(5, 7),
-            {"precision": "int8"},
+            {"precision": "int4"},
             ValueError,
-            "`precision` (='int8') must be 'float32' or 'float64'.",
+            "`precision` (='int4') must be 'float32', 'float64' or 'int8'.",
         ),
         (
             nn.RNN(5, 7),
             {"precision": "float64"},
             ExportError,
-            "`precision` (='float64') must be 'float32', as the model's weights are; leave it out, or convert the ",
+            "`precision` (='float64') must be 'float32', as the model's weights are, or 'int8'; leave it out, or ",
         ),
         (
             Stepped(),
