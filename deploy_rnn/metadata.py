@@ -24,6 +24,7 @@ class FileMetadata:
             one less.
         row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
             computes. None for `sequence_lens` of an input, and where there are none.
+        precision: "int8" if recurrent layers multiply numbers of eight bits; None if they do not.
     """
 
     form: str | None = None

@@ -39,6 +39,7 @@ class OnnxFile:
             computes. None for `sequence_lens` of an input, and where there are none.
         sequence_lens: which of ONNX's RNN, GRU and LSTM are given lengths by their input `sequence_lens`.
         activations: of ONNX's RNN, GRU and LSTM, in lower case, where they are named.
+        precision: "int8" if its recurrent layers multiply numbers of eight bits; None if nothing is said.
         producer: the name and version of the program that wrote it.
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
@@ -176,6 +177,7 @@ class OnnxFile:
             "ranges": self.ranges,
             "table_rows": self.table_rows,
             "row_ends": self.row_ends,
+            "precision": self.precision,
             "sequence_lens": sorted(self.sequence_lens),
             "activations": sorted(self.activations),
             "producer": self.producer,
@@ -223,6 +225,8 @@ class OnnxFile:
     def _shown_form(self) -> str:
         if self.form is None:
             return "not by deploy-rnn"
+        if self.precision is not None:
+            return f"{self.form}, {self.precision}"
         return self.form if self.row_ends is None else f"{self.form} (row ends: {self.row_ends})"
 
     def _list_types(self) -> str:

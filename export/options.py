@@ -74,6 +74,12 @@ class ExportOptions:
         if self.max_error is not None:
             self._check_max_error()
 
+        if self.precision == INT8 and (self.portable or self.runtime != ONNXRUNTIME):
+            raise ExportError(
+                "precision='int8' has operators that few runtimes but onnxruntime take; leave out `portable` and "
+                "`runtime`, or `precision`."
+            )
+
     def _check_max_error(self) -> None:
         is_number = isinstance(self.max_error, (int, float)) and math.isfinite(self.max_error)
         if not is_number or not self.max_error or self.max_error < 0:

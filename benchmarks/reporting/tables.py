@@ -185,7 +185,7 @@ def precision_sections() -> dict[str, str]:
     path = RESULTS / "precision.json"
     if not path.exists():
         return {}
-    text = "## Speed, error and size\n\nTimes of float32 over those of eight bits, one layer, form \"unrolled\":\n\n"
+    text = '## Speed, error and size\n\nTimes of float32 over those of eight bits, one layer, form "unrolled":\n\n'
     return {"precision": text + precision_table(load(path))}
 
 

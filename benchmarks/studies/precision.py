@@ -1,9 +1,9 @@
 """Recurrent layers in eight bits: `python -m benchmarks.studies.precision`.
 
-One layer with I = H and torch's own random weights, inference on the CPU, in form "unrolled". Beside ours in float32 and
-int8: onnxruntime's `quantize_dynamic` of our float32 file, and PyTorch's dynamic quantisation, which leaves nn.RNN as it
-is. Contestants take turns (see deploy_rnn/timing.py). An error is the largest difference of an output from the layer in
-float64, on normal inputs.
+One layer with I = H and torch's own random weights, inference on the CPU, in form "unrolled". Beside ours in float32
+and int8: onnxruntime's `quantize_dynamic` of our float32 file, and PyTorch's dynamic quantisation, which leaves nn.RNN
+as it is. Contestants take turns (see deploy_rnn/timing.py). An error is the largest difference of an output from the
+layer in float64, on normal inputs.
 """
 
 import argparse

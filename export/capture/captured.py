@@ -285,9 +285,7 @@ class CapturedModel:
             ExportError: see `lower` and `to_opset`.
         """
         onnx = self.onnx.clone()
-        lower(
-            onnx, form, max_nodes=max_nodes, row_ends=self.row_ends, precision=self.precision
-        )
+        lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends, precision=self.precision)
         if self.portable:
             split_products(onnx)
         to_opset(onnx, self.opset_version)

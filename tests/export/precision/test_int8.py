@@ -127,6 +127,7 @@ def file(gru: nn.GRU, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = export_onnx(gru, X, path, form="unrolled", precision="int8", max_error=0.05)
     assert report.precision == report.file.precision == "int8"
     assert report.op_types["MatMulInteger"] == 8
+    assert "unrolled, int8" in str(report.file)
     [cost, _] = report.rounding
     assert 0 < cost.rms < cost.largest < 0.05
     assert len(cost.over_time) == 4
