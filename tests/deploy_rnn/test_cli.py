@@ -688,8 +688,8 @@ def test_the_defaults_that_are_shown_are_those_of_the_functions() -> None:
     }
     in_words = {
         "allowed_hosts", "atol", "batch_first", "dynamic_shapes", "input_names", "ir_version", "key", "lengths",
-        "max_error", "nonlinearity", "output_names", "pages", "path", "portable", "precision", "rtol", "sizes",
-        "stream_header", "streaming", "token",
+        "max_error", "nonlinearity", "output_names", "pages", "path", "portable", "precision", "row_ends", "rtol",
+        "sizes", "stream_header", "streaming", "token",
     }  # fmt: skip
     compared = set()
     for command in (commands.export, commands.verify, serve):
