@@ -52,6 +52,7 @@ class BatchEngine:
         takes_any_steps: whether there is a graph for any number of steps.
         cores: how many runs are made at a time: more would be no faster.
         run_times: of runs on one core each, or of any runs if one is made at a time; measured by `warm_up`.
+        may_gain_from_cores: whether a run may be worth all cores; False once `warm_up` has found none that is.
     """
 
     def __init__(self, opened: OpenedModel) -> None:
@@ -62,6 +63,7 @@ class BatchEngine:
         self.takes_any_steps = bool(opened.graphs.dynamic)
         self.cores = opened.cores
         self.run_times = RunTimes({})
+        self.may_gain_from_cores = True
         self._graphs = opened.graphs
         self._output_names = [spec.name for spec in opened.outputs]
         self._trial_results: TrialResults | None = None
@@ -204,6 +206,10 @@ class BatchEngine:
         if side_by_side:
             # On a single core these are the same runs.
             self._measure_run_times(row_counts, seconds if self.cores == 1 else {})
+        runners = [*self._graphs.dynamic, *self._graphs.buckets.values()]
+        self.may_gain_from_cores = any(
+            runner.gains_from_cores(rows) for runner in runners for rows in row_counts
+        )
 
     def fastest_graph(self, rows: int, steps: int) -> int:
         """Measure which graph for any number of steps takes least for such a run: its number, as `use_graph` takes it.

@@ -9,7 +9,7 @@ from deploy_rnn.errors import InputError
 
 from ..protocol import oip
 from ..protocol.inference import InferRequest
-from ..protocol.tensors import check_shape, datatype, dtype_of, from_bytes, from_values, to_bytes
+from ..protocol.tensors import check_shape, datatype_of, dtype_of, from_bytes, from_values, to_bytes
 from ..scheduling.request import Response
 from ..settings import Settings
 from .messages import CLASSES, parse
@@ -78,7 +78,7 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> A
         id=infer_request.id,
     )
     for name, array in response.outputs.items():
-        message.outputs.add(name=name, datatype=datatype(array.dtype.name), shape=array.shape)
+        message.outputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
         message.raw_output_contents.append(to_bytes(array))
     return message
 

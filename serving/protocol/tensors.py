@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import reprlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ DATATYPES = {
 
 DATATYPE_OF = {dtype: name for name, dtype in DATATYPES.items()}
 
+# numpy works out each of these anew whenever it is asked.
+_DTYPE_OF = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in DATATYPES.items()}
+_NAME_OF = {np.dtype(dtype): dtype for dtype in DATATYPES.values()}
+
 # Kind of a dtype -> the types of the values that it accepts from JSON.
 _ACCEPTED_TYPES: dict[str, frozenset[type]] = {
     "b": frozenset({bool}),
@@ -27,6 +32,8 @@ _ACCEPTED_TYPES: dict[str, frozenset[type]] = {
     "i": frozenset({int}),
     "f": frozenset({int, float}),
 }
+
+_IS_LITTLE_ENDIAN = sys.byteorder == "little"
 
 MAX_RANK = 32
 """numpy's own limit before 2.0."""
@@ -46,6 +53,15 @@ def datatype(dtype: str) -> str:
     return DATATYPE_OF[dtype]
 
 
+def datatype_of(array: np.ndarray) -> str:
+    """The protocol's name of the dtype of an array.
+
+    Raises:
+        UnsupportedError: it has no name here.
+    """
+    return datatype(_NAME_OF.get(array.dtype) or array.dtype.name)
+
+
 def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
     """The little-endian numpy dtype of input `name`.
 
@@ -55,8 +71,7 @@ def dtype_of(name: str, datatype: object) -> np.dtype[Any]:
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         supported = ", ".join(DATATYPES)
         raise InputError(f"`{name}` has datatype {shown(datatype)}; must be one of {supported}.")
-    dtype = np.dtype(DATATYPES[datatype])
-    return dtype.newbyteorder("<")
+    return _DTYPE_OF[datatype]
 
 
 def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) -> tuple[int, ...]:
@@ -67,7 +82,7 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
         TooLargeError: the tensor would have more than `max_bytes`, or would but for a size of 0.
     """
     # A list of JSON, or a repeated field of protobuf; a string is a sequence too.
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or len(shape) > MAX_RANK:
+    if isinstance(shape, str) or not isinstance(shape, list | Sequence) or len(shape) > MAX_RANK:
         raise InputError(
             f"`{name}` has shape {shown(shape)}; must be a list of at most {MAX_RANK} sizes."
         )
@@ -79,7 +94,7 @@ def check_shape(name: str, shape: object, dtype: np.dtype[Any], max_bytes: int) 
                 f"`{name}` has size {shown(size)} in its shape; sizes must be integers >= 0."
             )
     # numpy has limits for an empty tensor too, such as one of shape [2**62, 0].
-    if math.prod(size for size in sizes if size) * dtype.itemsize > max_bytes:
+    if math.prod([size for size in sizes if size]) * dtype.itemsize > max_bytes:
         text = shown(list(sizes))
         raise TooLargeError(
             f"`{name}` of shape {text} has more than {max_bytes} bytes, which is the limit."
@@ -107,13 +122,14 @@ def from_bytes(
             raise InputError(f"`{name}` is BOOL and contains a byte other than 0 and 1.")
     array = np.frombuffer(raw, dtype).reshape(shape)
     # Bytes after JSON may start anywhere; onnxruntime needs them aligned.
-    return np.require(array, requirements="A")
+    return array if array.flags.aligned else array.copy()
 
 
 def to_bytes(array: np.ndarray) -> bytes:
     """The elements row by row, little-endian."""
-    little_endian = array.dtype.newbyteorder("<")
-    return array.astype(little_endian, copy=False).tobytes()
+    if not _IS_LITTLE_ENDIAN:
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return array.tobytes()
 
 
 def from_values(

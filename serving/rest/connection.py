@@ -10,8 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Set
 from enum import Enum, auto
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, cast
+from math import inf
+from typing import Any, NamedTuple, cast
 from urllib.parse import unquote
 
 import httptools
@@ -366,7 +368,9 @@ class Connection(asyncio.Protocol):
         self._has_eof = False
         self._dropped_bytes = 0
         self._awaited: tuple[Awaited, int, bool] | None = None
+        self._deadline = inf
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_ends = inf
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._written_bytes = 0
@@ -460,7 +464,7 @@ class Connection(asyncio.Protocol):
             return
         self._in_head = False
         version = self._parser.get_http_version()
-        head_bytes = len(self._url) + sum(len(name) + len(value) for name, value in self._headers)
+        head_bytes = len(self._url) + sum([len(name) + len(value) for name, value in self._headers])
         if head_bytes > MAX_HEADER_BYTES:
             self._refuse(431, f"the headers have more than {MAX_HEADER_BYTES} bytes.")
         elif len(self._exchanges) >= MAX_PIPELINED:
@@ -540,7 +544,7 @@ class Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         # Otherwise it goes on reading, if only to see that the client leaves.
-        buffered = sum(len(exchange.buffered) for exchange in self._exchanges)
+        buffered = sum([len(exchange.buffered) for exchange in self._exchanges])
         is_full = buffered > MAX_BUFFERED_BYTES or len(self._exchanges) >= MAX_PIPELINED
         if not self._ends and is_full:
             self._transport.pause_reading()
@@ -580,14 +584,12 @@ class Connection(asyncio.Protocol):
     def _accept(self, version: str) -> None:
         """Make an exchange of the request whose headers are complete."""
         try:
-            url = httptools.parse_url(self._url)
-            raw_path = url.path
-            path = unquote(raw_path.decode("ascii"))
+            target = _parse_target(self._url)
         except (httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError):
             self._refuse(400, "the target of the request is not a path.")
             return
         headers = self._headers
-        if url.host is not None:  # a target that is a whole URL counts, whatever the Host
+        if target.has_host:  # a target that is a whole URL counts, whatever the Host
             host = self._url.partition(b"//")[2].partition(b"/")[0]
             headers = [(name, host if name == b"host" else value) for name, value in headers]
         scope = {
@@ -596,22 +598,22 @@ class Connection(asyncio.Protocol):
             "http_version": version,
             "method": self._parser.get_method().decode("ascii"),
             "scheme": "http",
-            "path": path,
-            "raw_path": raw_path,
+            "path": target.path,
+            "raw_path": target.raw_path,
             "root_path": "",
-            "query_string": url.query or b"",
+            "query_string": target.query,
             "headers": headers,
             **self._addresses,
         }
         app = self._app
         most = self._settings.max_connections
         self._has_place = self._has_place or len(self._state.connections) <= most
-        if not self._has_place and path not in self._places.health_paths:
+        if not self._has_place and target.path not in self._places.health_paths:
             app = _refusal(
                 503, f"{most} connections are open, which is the limit; try again later."
             )
         expects_continue = any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in self._headers
+            [value.lower() == b"100-continue" for name, value in headers if name == b"expect"]
         )
         keep_alive = version == "1.1" and self._parser.should_keep_alive()
         # Without a place for it in memory, an answer waits for the client to read the one before.
@@ -705,11 +707,26 @@ class Connection(asyncio.Protocol):
         if key == self._awaited:
             return
         self._awaited = key
+        self._deadline = inf if awaited is None else self._loop.time() + self._seconds(awaited)
+        # One that runs already looks for itself whether it is time: mostly, it only has to run for longer.
+        if self._deadline < self._timer_ends:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if awaited is not None:
-            self._timer = self._loop.call_later(self._seconds(awaited), self._give_up, awaited)
+        self._timer = self._loop.call_at(self._deadline, self._end_timer)
+        self._timer_ends = self._deadline
+
+    def _end_timer(self) -> None:
+        self._timer = None
+        self._timer_ends = inf
+        if self._awaited is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._set_timer()
+        else:
+            self._give_up(self._awaited[0])
 
     def _seconds(self, awaited: Awaited) -> float:
         if awaited is Awaited.HEAD:
@@ -771,6 +788,38 @@ def connection_factory(places: Places) -> Callable[..., Connection]:
         return Connection(config.loaded_app, server_state, places)
 
     return make
+
+
+class Target(NamedTuple):
+    """The target of a request.
+
+    Attributes:
+        path: without its escapes.
+        has_host: whether it is a whole URL.
+    """
+
+    path: str
+    raw_path: bytes
+    query: bytes
+    has_host: bool
+
+
+def _parse_target(url: bytes) -> Target:
+    """
+    Raises:
+        httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError: it has no path.
+    """
+    # A client asks for the same again and again.
+    return _parse_short_target(url) if len(url) < 256 else _parse_any_target(url)
+
+
+def _parse_any_target(url: bytes) -> Target:
+    parsed = httptools.parse_url(url)
+    path = unquote(parsed.path.decode("ascii"))
+    return Target(path, parsed.path, parsed.query or b"", parsed.host is not None)
+
+
+_parse_short_target = lru_cache(maxsize=1024)(_parse_any_target)
 
 
 def _refusal(status: int, message: str) -> ASGIApp:

@@ -11,7 +11,7 @@ from ..protocol import oip
 from ..protocol.inference import InferRequest
 from ..protocol.tensors import (
     check_shape,
-    datatype,
+    datatype_of,
     dtype_of,
     from_bytes,
     from_values,
@@ -81,7 +81,7 @@ def write(
     for name, array in response.outputs.items():
         output: dict[str, Any] = {
             "name": name,
-            "datatype": datatype(array.dtype.name),
+            "datatype": datatype_of(array),
             "shape": array.shape,
         }
         if infer_request.is_binary(name):

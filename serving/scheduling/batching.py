@@ -73,6 +73,8 @@ def choose_rows(
     Args:
         run_seconds: rows, steps -> what a run of them takes.
     """
+    if len(items) == 1:
+        return [0]
     oldest = items[0]
     key = oldest.key
     longest = oldest.steps

@@ -56,10 +56,13 @@ def execute(
             names.update(job.outputs)
     feeds = [end_to_end(segment, signature) for segment in batch]
     rows = sum(request.rows for request in feeds)
-    choice = engine.choose(feeds)
-    one_core = not (choice.runner.gains_from_cores(rows) and get_all_cores())
-    if one_core:
-        choice = engine.choose(feeds, one_core=True)
+    choice = engine.choose(feeds, one_core=True)
+    one_core = True
+    if engine.may_gain_from_cores:
+        on_all_cores = engine.choose(feeds)
+        if on_all_cores.runner.gains_from_cores(rows) and get_all_cores():
+            choice = on_all_cores
+            one_core = False
     results = engine.run(choice, feeds, sorted(names), one_core=one_core)
     real_steps = sum(request.rows * (request.steps or 1) for request in feeds)
     all_steps = rows * (choice.steps or 1)

@@ -338,8 +338,9 @@ class Model:
                 # Idle streams must give back their memory even if no request comes.
                 self._streams.expire(self._clock())
                 self._wait_for_change(until=self._streams.next_expiry())
-            while self._queue.can_run and not self._queue.full and not self._closed:
-                due = self._queue.oldest.arrived + self._limits.max_wait
+            wait = self._limits.max_wait
+            while wait and self._queue.can_run and not self._queue.full and not self._closed:
+                due = self._queue.oldest.arrived + wait
                 if due <= self._clock():
                     break
                 self._wait_for_change(until=due)
