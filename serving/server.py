@@ -39,7 +39,7 @@ LAST_SECONDS = 1.0
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """The event loop for HTTP: that of uvloop, which takes half the time, where there is one."""
+    """An event loop for HTTP, or for gRPC: that of uvloop, which takes half the time, where there is one."""
     if uvloop is None:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
@@ -93,7 +93,7 @@ class Server:
         try:
             make_inference = self._tracing.inference if self._tracing else Inference
             inference = make_inference(self._repository, self._settings)
-            self._grpc = GrpcServer(inference, self._access_log)
+            self._grpc = GrpcServer(inference, self._access_log, new_event_loop)
             port = await self._grpc.start(_address(host, grpc_port))
         except BaseException:
             http_socket.close()

@@ -6,7 +6,7 @@ On that of HTTP, each call would wait for several turns of the loop, and each tu
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ..protocol.access_log import AccessLog
@@ -50,8 +50,8 @@ HOLD_SECONDS = 5.0
 class LoopThread:
     """An event loop that runs in a thread of its own until it is closed."""
 
-    def __init__(self, name: str) -> None:
-        self._loop = asyncio.new_event_loop()
+    def __init__(self, name: str, make_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        self._loop = make_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -78,12 +78,22 @@ async def _cancel_others() -> None:
 
 
 class GrpcServer:
-    """The server of the protocol over gRPC; its methods are called on another event loop than its own."""
+    """The server of the protocol over gRPC; its methods are called on another event loop than its own.
 
-    def __init__(self, inference: Inference, access_log: AccessLog | None = None) -> None:
+    Args:
+        access_log: gets every call; None for no log.
+        make_loop: makes its own.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        access_log: AccessLog | None = None,
+        make_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
+    ) -> None:
         self._settings = inference.settings
         self._service = Service(inference, access_log)
-        self._thread = LoopThread("deploy-rnn gRPC")
+        self._thread = LoopThread("deploy-rnn gRPC", make_loop)
 
     async def start(self, address: str) -> int:
         """Listen on `address`, and return the port.

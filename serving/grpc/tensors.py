@@ -13,7 +13,7 @@ from ..protocol.tensors import check_shape, datatype_of, dtype_of, from_bytes, f
 from ..scheduling.request import Response
 from ..settings import Settings
 from .messages import CLASSES, parse
-from .wire import check_size
+from .wire import MAX_FIELDS, check_size
 
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -31,7 +31,9 @@ def parse_request(data: bytes, settings: Settings) -> Any:
         InputError: it is none.
         TooLargeError: it has too many fields, or too much beside `raw_input_contents`.
     """
-    check_size(data, settings.max_json_bytes)
+    # Each field takes two bytes at least.
+    if len(data) > min(2 * MAX_FIELDS, settings.max_json_bytes):
+        check_size(data, settings.max_json_bytes)
     return parse("ModelInferRequest", data)
 
 

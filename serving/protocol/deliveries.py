@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Delivery(Generic[Result]):
-    """A result that an event loop waits for.
+    """A result that an event loop waits for. Whoever is told asks for it, once.
 
     Args:
         future: gets it, in any thread.
@@ -32,14 +32,15 @@ class Delivery(Generic[Result]):
     ) -> None:
         self.tell = tell
         self.ends_at = ends_at
-        self._future = future
+        self._future: Future[Result] | None = future
         self._seconds = seconds
         self._is_late = False
 
     def give_up(self, *, late: bool = False) -> None:
         """Nobody waits any more; `late`: since it took too long."""
         self._is_late = late
-        self._future.cancel()
+        if self._future is not None:
+            self._future.cancel()
 
     def result(self) -> Result:
         """
@@ -50,8 +51,12 @@ class Delivery(Generic[Result]):
         """
         if self._is_late:
             raise DeadlineError(f"the answer took more than {self._seconds:g} s.")
+        future = self._future
+        assert future is not None, "it is asked for once"
+        # The future knows this delivery: in a circle, both would stay in memory until garbage is collected.
+        self._future = None
         try:
-            return self._future.result()
+            return future.result()
         except CancelledError:
             raise ClosedError("the request was cancelled.") from None
 

@@ -140,11 +140,12 @@ class Exchange:
         """Begin to answer it; the server cancels what is in `tasks`, should it take too long."""
         self.begun = True
         if self._begin_directly is not None and self.received and not self._expects_continue:
-            self._tasks = tasks
-            self._direct = self._begin_directly(self._scope, bytes(self.buffered), self._reply)
-            if self._direct is not None:
+            direct = self._begin_directly(self._scope, bytes(self.buffered), self._reply)
+            if direct is not None:
                 if not self.answered:
-                    tasks.add(self._direct)
+                    self._direct = direct
+                    self._tasks = tasks
+                    tasks.add(direct)
                 return
         self._task = asyncio.get_running_loop().create_task(self._run())
         tasks.add(self._task)
@@ -238,6 +239,7 @@ class Exchange:
         """The whole answer of an application that has begun it directly."""
         if self._direct is not None:
             self._tasks.discard(self._direct)
+            self._direct = None
         self._write(status, headers, body)
         self._end()
 

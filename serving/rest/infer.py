@@ -151,18 +151,20 @@ class Inferring(Begun):
 
     def leave(self) -> None:
         self._reply = None
-        if self._delivery is not None:
-            self._inference.deliveries().drop(self._delivery)
+        self._drop_delivery()
 
     def cancel(self, msg: Any = None) -> None:
         # As a task, it ends only after this: who cancels many does not expect them to change meanwhile.
         asyncio.get_running_loop().call_soon(self._stop)
 
     def _stop(self) -> None:
-        reply = self._reply
-        self.leave()
-        self._reply = reply
+        self._drop_delivery()
         self.fail(ClosedError(STOPPED))
+
+    def _drop_delivery(self) -> None:
+        if self._delivery is not None:
+            self._inference.deliveries().drop(self._delivery)
+            self._delivery = None
 
     def fail(self, error: Exception) -> None:
         """Reply that there is no answer, and why."""
@@ -202,7 +204,8 @@ class Inferring(Begun):
 
     def _send(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         reply = self._reply
-        self._reply = None
+        # The connection knows this; in a circle, both would stay in memory until garbage is collected.
+        self._reply = self._delivery = None
         if reply is not None:
             reply(status, headers, body)
 

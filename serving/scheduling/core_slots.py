@@ -1,9 +1,6 @@
 """`CoreSlots`: the cores of this process, which the runs of all its models share."""
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import Lock
 from typing import Self
 
@@ -12,16 +9,28 @@ from deploy_rnn.runtime import CPU
 from ..engine.providers import side_by_side
 
 
-@dataclass(eq=False)
 class Slot:
-    """What a run holds: one core, or all of them.
+    """What a run holds: one core, or all of them. It waits for a core when it is entered, and gives back what it holds
+    when it is left.
 
     Attributes:
-        awaited: a lock that is released when it gets its core; a thread waits for it.
+        cores: how many it holds.
+        awaited: a lock that is released when it gets its core; None if it has not had to wait.
     """
 
-    cores: int = 1
-    awaited: Lock = field(default_factory=Lock)
+    __slots__ = ("_slots", "awaited", "cores")
+
+    def __init__(self, slots: "CoreSlots") -> None:
+        self.cores = 1
+        self.awaited: Lock | None = None
+        self._slots = slots
+
+    def __enter__(self) -> Self:
+        self._slots.take(self)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._slots.give_back(self)
 
 
 class CoreSlots:
@@ -45,31 +54,30 @@ class CoreSlots:
         """As many as a model may use with these arguments of `Engine`."""
         return cls(side_by_side(provider, threads))
 
-    @contextmanager
-    def taken(self) -> Iterator[Slot]:
-        """Wait for a core, and give back what the slot holds in the end."""
-        slot = Slot()
-        with self._lock:
-            has_to_wait = not self._free
-            if has_to_wait:
-                slot.awaited.acquire()
-                self._waiting.append(slot)
-            else:
-                self._free -= 1
-        if has_to_wait:
-            slot.awaited.acquire()
-        try:
-            yield slot
-        finally:
-            self._give_back(slot)
+    def taken(self) -> Slot:
+        """A slot for a run, to be entered."""
+        return Slot(self)
 
-    def _give_back(self, slot: Slot) -> None:
+    def take(self, slot: Slot) -> None:
+        """Wait for a core."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return
+            slot.awaited = Lock()
+            slot.awaited.acquire()
+            self._waiting.append(slot)
+        slot.awaited.acquire()
+
+    def give_back(self, slot: Slot) -> None:
         """Hand the cores of a slot to those that wait: each awakes only when it has one."""
         with self._lock:
             self._free += slot.cores
             while self._free and self._waiting:
                 self._free -= 1
-                self._waiting.popleft().awaited.release()
+                awaited = self._waiting.popleft().awaited
+                assert awaited is not None, "it waits"
+                awaited.release()
 
     def widen(self, slot: Slot) -> bool:
         """Take all the other cores too. False, and nothing is taken, if one of them is in use or waited for."""

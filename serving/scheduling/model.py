@@ -201,7 +201,7 @@ class Model:
                 f"the outputs would have {output_bytes} bytes; the limit is {self._limits.max_output_bytes}: ask for "
                 "fewer outputs, rows or steps."
             )
-        joins = self._engine.can_join_chunks(outputs)
+        joins = self.streaming and self._engine.can_join_chunks(outputs)
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout
         job = Job(feeds, outputs, joins, arrived, deadline)

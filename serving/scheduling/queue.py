@@ -140,6 +140,8 @@ class RequestQueue:
     @property
     def can_run(self) -> bool:
         """Whether a request waits that is not a chunk of a stream whose run goes on."""
+        if not self._streaming:
+            return bool(self._jobs)
         return any(not job.must_wait for job in self._jobs)
 
     @property
@@ -202,6 +204,8 @@ class RequestQueue:
 
     def _candidates(self) -> list[Job]:
         """The oldest requests that can run: those of one busy stream do not keep others from running."""
+        if not self._streaming:
+            return self._jobs[:WINDOW]
         return list(islice((job for job in self._jobs if not job.must_wait), WINDOW))
 
     def _drop_expired(self, candidates: Sequence[Job], now: float) -> list[DroppedJob]:

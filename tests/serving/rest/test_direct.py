@@ -1,5 +1,6 @@
 """Requests that are answered directly, without a task: the answer is that of the application, whatever they are."""
 
+import gc
 import gzip
 import json
 import socket
@@ -227,3 +228,19 @@ def test_others_are_answered_while_a_large_answer_is_written(
         assert ask(server, request()).startswith(b"HTTP/1.1 200 ")
         others_answered.set()
         assert client.recv(12) == b"HTTP/1.1 200"
+
+
+def test_an_answer_leaves_no_garbage(repository: Repository, run_server: Any) -> None:
+    """What refers to itself in a circle stays until Python looks for it among all there is, and everything waits."""
+    model: Any = repository.model("sum")
+    with run_server(repository) as server, connect(server) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(100):
+                client.sendall(request())
+                assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            model._accepted.clear()
+            assert gc.collect() < 100
+        finally:
+            gc.enable()
