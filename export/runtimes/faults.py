@@ -1,7 +1,7 @@
 """What is known of runtimes and files: combinations that give wrong numbers without a message, or are refused.
 
-Every one of them was seen in the files of docs/runtimes.md, which `make runtimes` runs again; docs/upstream has a small
-file for each wrong result.
+Every one of them was seen in a file of ours; docs/upstream has a small file for each wrong result, and `make runtimes`
+looks whether it is still there.
 """
 
 from collections.abc import Callable
