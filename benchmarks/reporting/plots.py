@@ -14,7 +14,7 @@ from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.reporting.summary import PEERS, best, medians, point_name, products_time
-from benchmarks.reporting.tables import GRID, speeds
+from benchmarks.reporting.tables import GRID, modules_names, speeds
 from benchmarks.reporting.text import load, machine_line
 
 DOCS = ROOT / "docs"
@@ -25,23 +25,27 @@ STYLES = {1: "-", 32: "--"}
 def modules_plot(result: dict[str, Any]) -> Figure:
     """Speed against torch.nn over H, the mean over T: a panel for each family, a line for each contestant and batch."""
     families = list(dict.fromkeys(row["family"] for row in result["rows"]))
+    names = [name for name in modules_names(result["rows"]) if name != "torch.nn"]
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
     for panel, family in zip(panels, families, strict=True):
-        _draw_family(panel, [row for row in result["rows"] if row["family"] == family])
+        _draw_family(panel, [row for row in result["rows"] if row["family"] == family], names)
         panel.set_title(family)
     panels[0].set_ylabel("speed, torch.nn eager = 1")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
-    )
+    labels: dict[str, Any] = {}
+    for panel in panels:
+        handles, texts = panel.get_legend_handles_labels()
+        labels |= dict(zip(texts, handles, strict=True))
+    figure.legend(handles=list(labels.values()), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(machine_line(result), fontsize=7, color="gray")
     return figure
 
 
-def _draw_family(panel: Axes, rows: list[dict[str, Any]]) -> None:
-    names = [name for name in rows[0]["contestants"] if name != "torch.nn"]
+def _draw_family(panel: Axes, rows: list[dict[str, Any]], names: list[str]) -> None:
     sizes = list(dict.fromkeys(row["H"] for row in rows))
     for color, name in enumerate(names):
+        if not any(name in row["contestants"] for row in rows):
+            continue
         for batch, style in STYLES.items():
             means = []
             for size in sizes:

@@ -109,19 +109,38 @@ def score_table(result: Result) -> str:
 
 def modules_table(result: Result) -> str:
     """Milliseconds of every contestant at every point, and its speed against torch.nn."""
-    names = list(result["rows"][0]["contestants"])
+    return _modules_points(result["rows"]) + "\n\n" + machine_line(result)
+
+
+def training_table(result: Result) -> str:
+    """The same of forward and backward."""
+    if not result.get("training"):
+        return "Not measured."
+    return _modules_points(result["training"]) + "\n\n" + machine_line(result)
+
+
+def _modules_points(rows: Sequence[dict[str, Any]]) -> str:
+    names = modules_names(rows)
     lines = []
-    for row in result["rows"]:
+    for row in rows:
         times = medians(row)
         eager = times["torch.nn"]
-        cells = [f"{times[name]:.2f} ({eager / times[name]:.1f}x)" for name in names]
+        cells = [
+            f"{times[name]:.2f} ({eager / times[name]:.1f}x)" if name in times else ""
+            for name in names
+        ]
         lines.append([f"{row['family']}, T={row['T']}, B={row['B']}, H={row['H']}", *cells])
-    return markdown(["ms (speed)", *names], lines) + "\n\n" + machine_line(result)
+    return markdown(["ms (speed)", *names], lines)
+
+
+def modules_names(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Everyone who ran at some point: what `compile` did not choose is not there for every layer."""
+    return list(dict.fromkeys(name for row in rows for name in row["contestants"]))
 
 
 def modules_summary(result: Result) -> str:
     """Speed against torch.nn, geometric mean over the points of each family and batch, and the worst point."""
-    names = [name for name in result["rows"][0]["contestants"] if name != "torch.nn"]
+    names = [name for name in modules_names(result["rows"]) if name != "torch.nn"]
     lines = []
     for family in sorted({row["family"] for row in result["rows"]}):
         rows = [row for row in result["rows"] if row["family"] == family]
@@ -137,14 +156,16 @@ def _modules_line(label: str, rows: Sequence[dict[str, Any]], names: Sequence[st
     cells = []
     for name in names:
         values = speeds([row["contestants"] for row in rows], name)
-        cells.append(f"{factor(geometric_mean(values))} ({factor(min(values))})")
+        cells.append(f"{factor(geometric_mean(values))} ({factor(min(values))})" if values else "")
     limit = geometric_mean(medians(row)["torch.nn"] / row["products"] for row in rows)
     return [label, *cells, factor(limit)]
 
 
 def speeds(points: Sequence[Any], name: str) -> list[float]:
-    """The speed of one contestant against torch.nn at each point."""
-    return [point["torch.nn"]["median"] / point[name]["median"] for point in points]
+    """The speed of one contestant against torch.nn at each point where it ran."""
+    return [
+        point["torch.nn"]["median"] / point[name]["median"] for point in points if name in point
+    ]
 
 
 def rounding_table(result: Result) -> str:
@@ -278,6 +299,7 @@ def sections() -> dict[str, str]:
         "loading": loading_table(load(RESULTS / "loading.json")),
         "score": score_table(load(RESULTS / "score.json")),
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
+        "torch_training": training_table(load(RESULTS / "torch_modules.json")),
         "torch_modules_points": modules_table(load(RESULTS / "torch_modules.json")),
         "rounding": rounding_table(load(RESULTS / "rounding.json")),
         **grid_sections(load(GRID)),

@@ -20,8 +20,8 @@ _MODES = ("RNN_RELU", "RNN_TANH", "LSTM", "GRU")
 
 
 def has_kernel() -> bool:
-    """Whether there is cuDNN here, which has a kernel for every layer of torch.nn."""
-    return bool(torch.backends.cudnn.is_available())
+    """Whether there are a GPU and cuDNN here, which has a kernel for every layer of torch.nn."""
+    return torch.cuda.is_available() and bool(torch.backends.cudnn.is_available())
 
 
 class CudnnRecurrence(Recurrence):

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import RESULTS, ROOT
 from benchmarks.grid import contestants, graphs, lengths, measure, points, products
 from benchmarks.reporting import plots, summary, tables
-from benchmarks.studies import exporters
+from benchmarks.studies import exporters, torch_modules
 
 GRID = RESULTS / "grid_cpu.json"
 MACHINE = {
@@ -138,10 +139,15 @@ def test_torch_modules(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))["rows"]
     assert [row["B"] for row in rows] == [1, 32]
     assert list(rows[0]["contestants"]) == [
-        "torch.nn", "deploy_rnn", "deploy_rnn, scripted", "deploy_rnn, compiled", "deploy_rnn, library",
-        "deploy_rnn, scan", "deploy_rnn, packaged",
+        "torch.nn", "deploy_rnn", "deploy_rnn, scripted", "deploy_rnn, compiled", "deploy_rnn, packaged",
     ]  # fmt: skip
     assert "| GRU, B=32 |" in finished.stdout
+
+
+def test_what_compile_did_not_choose_is_another_graph() -> None:
+    """A column of the study is not the same graph twice."""
+    assert torch_modules.other_choices(nn.LSTM(3, 4)) == ["scan"]
+    assert torch_modules.other_choices(nn.GRU(3, 4)) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
