@@ -13,7 +13,6 @@ from torch._inductor.exc import InductorError
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from deploy_rnn.loop_blocks import LoopsInBlocks
-from deploy_rnn.nn.lstm_directions import LSTM_DIRECTIONS_IN_CPP
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -57,9 +56,6 @@ def loop_options() -> dict[str, Any]:
     options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
     if CPP_WRAPPER:
         options["post_grad_custom_post_pass"] = LoopsInBlocks()
-        options["aot_inductor.custom_ops_to_c_shims"] = {
-            torch.ops.deploy_rnn.lstm_directions.default: LSTM_DIRECTIONS_IN_CPP
-        }
     return options
 
 

@@ -19,10 +19,8 @@ from torch.utils import _pytree as pytree
 import deploy_rnn
 import deploy_rnn.compilation
 from deploy_rnn.errors import ExportError
-from deploy_rnn.inductor import compile_graph
 from deploy_rnn.nn import cudnn
 from deploy_rnn.nn.library import assign_kernels
-from deploy_rnn.nn.lstm_directions import lstm_directions
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.packaging import aot
 
@@ -33,11 +31,7 @@ pytestmark = [
     ),  # torch compiles through its own deprecated modules
 ]
 
-KERNELS = {
-    torch.ops.aten.mkldnn_rnn_layer.default: 1,
-    torch.ops.deploy_rnn.lstm_directions.default: 2,
-}
-"""Operators, and how many directions each computes."""
+KERNEL = torch.ops.aten.mkldnn_rnn_layer.default
 
 SHAPES = [
     (5, 5), (9, 9), (4, 7), (7, 2), (33, 6), (2, 8), (64, 2), (3, 3), (2, 2), (17, 5), (8, 64), (65, 3), (18, 18),
@@ -60,8 +54,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
 
 def kernels(graph: torch.fx.GraphModule) -> int:
-    """How many directions of layers the kernel computes in a graph."""
-    return sum(KERNELS.get(node.target, 0) for node in graph.graph.nodes)
+    """How many calls of the kernel a graph has."""
+    return sum(node.target is KERNEL for node in graph.graph.nodes)
 
 
 def states_for(layer: nn.LSTM, rows: int) -> tuple[Tensor, Tensor]:
@@ -122,42 +116,6 @@ def test_it_is_equal_to_torch(
     torch.testing.assert_close(compiled(x, states), original(x, states), rtol=0, atol=1e-6)
     torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
     assert all(kernels(graph) > 0 for graph in traced)
-
-
-@pytest.mark.parametrize("has_biases", [False, True])
-def test_what_is_said_of_two_directions_is_so(has_biases: bool) -> None:
-    """What torch.compile is told of the operator, and what it returns."""
-    inputs = [torch.randn(3, 2, 5) for _ in range(2)]
-    shapes = 2 * [(36, 5), (36, 9), (36,), (36,)]
-    weights = [torch.randn(shape) for shape in shapes]
-    states = [torch.randn(1, 2, 9) for _ in range(4)]
-    arguments = (inputs, weights, states, has_biases, True, 9)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(lstm_directions, arguments, test_utils=checks)
-
-
-@pytest.mark.slow
-@torch.no_grad()
-def test_two_directions_in_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On two threads and on one: the very numbers of the kernel, also of weights that have gradients."""
-    monkeypatch.setattr(deploy_rnn.compilation, "compile_graph", compile_graph)
-    original = nn.LSTM(5, 9, bidirectional=True)
-    compiled = deploy_rnn.compile(original, recurrence="library")
-    x = torch.randn(6, 3, 5)
-    lengths = torch.tensor([6, 1, 4])
-    expected = original(x)
-    with_lengths = deploy_rnn.convert(original)(x, None, lengths)
-    threads = torch.get_num_threads()
-    try:
-        for number in (2, 1):
-            torch.set_num_threads(number)
-            torch.testing.assert_close(compiled(x), expected, rtol=0, atol=0)
-            actual = compiled(x, None, lengths)
-            torch.testing.assert_close(actual, with_lengths, rtol=0, atol=1e-6)
-            assert not torch.is_grad_enabled()
-            assert not actual[0].requires_grad
-    finally:
-        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
