@@ -155,7 +155,7 @@ class _Member:
             return self.whole()[start:stop]
         if self._file is None or start < self._position:
             self.close()
-            self._archive = zipfile.ZipFile(self._path)  # noqa: SIM115: it stays open, for the next rows
+            self._archive = zipfile.ZipFile(self._path)
             self._file = self._archive.open(self._name)
             _read_header(self._file)
             self._position = 0
