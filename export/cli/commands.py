@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Export a model to a verified ONNX file, or to a bundle of several.")
 @click.argument("target")
 @click.option(
-    "-o", "--output", "path", type=click.Path(path_type=Path), metavar="PATH",
+    "-o", "--output", "path", type=click.Path(path_type=Path), metavar="PATH", show_default="none",
     help="The .onnx file to write; any other PATH is the folder of a bundle. The folder around it must exist. May be "
     "left out with --triton.",
 )  # fmt: skip

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from deploy_rnn.cli import main
-from deploy_rnn.export import export_bundle, export_onnx, verify
+from deploy_rnn.export import export_bundle, export_onnx, verify, write_triton_model
 from deploy_rnn.export.cli import commands
 from deploy_rnn.export.cli.target import from_weights
 from deploy_rnn.export.forms import FORMS
@@ -274,6 +274,7 @@ def test_every_option_is_one_of_the_function() -> None:
         commands.export: {
             *inspect.signature(export_onnx).parameters,
             *inspect.signature(export_bundle).parameters,
+            *inspect.signature(write_triton_model).parameters,
         },
         commands.verify: {*inspect.signature(verify).parameters},
     }
