@@ -1,9 +1,15 @@
 """OpenVINO on the CPU, in float32: where the processor has AMX, it would pick bfloat16 by itself."""
 
-import numpy as np
-import openvino
+import sys
 
-from .opened import Feeds, Run, Source
+import numpy as np
+
+# It would report each import over the network, from a process of its own that may never end.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+import openvino  # noqa: E402
+
+from .opened import Feeds, Run, Source  # noqa: E402
 
 
 def version() -> str:

@@ -1,5 +1,6 @@
 """A runtime in a child process: it may print, abort, or not agree with what else this process has loaded."""
 
+import contextlib
 import os
 import pickle
 import signal
@@ -42,6 +43,8 @@ class RuntimeProcess:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env={**os.environ, "PYTHONPATH": path},
+            # With the processes that a runtime starts, it can be ended as a whole.
+            start_new_session=True,
         )
         try:
             self._answer()
@@ -61,9 +64,16 @@ class RuntimeProcess:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and those that the runtime has started."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                if pipe is not None:
+                    pipe.close()
         self._log.close()
 
     @property
