@@ -35,7 +35,7 @@ def agreement_line(result: Result) -> str:
         ranges.append(f"the {name} {factor(min(ratios))} to {factor(max(ratios))}")
     return (
         f"At the {len(points)} of {len(result['points'])} points that the real servers kept up (a p99 of at most "
-        f"{KEPT_UP_MS:.0f} ms), {' and '.join(ranges)} of the real one."
+        f"{KEPT_UP_MS:.0f} ms), the simulated values are, of the real ones: {' and '.join(ranges)}."
     )
 
 
