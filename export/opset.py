@@ -1,6 +1,6 @@
 """The version of ONNX's operators: a graph is written with those of opset 18 or above, and rewritten for older ones."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ def to_opset(model: ir.Model, version: int) -> None:
     written = model.graph.opset_imports[""]
     if version < WRITTEN <= written:
         _check_operators(model.graph, written, version)
-        for graph in _graphs(model.graph):
+        for graph in (model.graph, *model.graph.subgraphs()):
             for node in list(graph):
                 _rewrite(graph, node, version)
         model.graph.opset_imports[""] = version
@@ -45,18 +45,12 @@ def to_opset(model: ir.Model, version: int) -> None:
         )
 
 
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """The graph and those within its nodes."""
-    yield graph
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _graphs(attribute.as_graph())
-
-
 def _check_operators(graph: ir.Graph, written: int, version: int) -> None:
-    nodes = [node for inner in _graphs(graph) for node in inner if node.domain == ""]
-    lacking = [node for node in nodes if not _is_expressible(node, version)]
+    lacking = []
+    for inner in (graph, *graph.subgraphs()):
+        for node in inner:
+            if node.domain == "" and not _is_expressible(node, version):
+                lacking.append(node)
     if not lacking:
         return
     enough = version + 1

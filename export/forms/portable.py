@@ -4,8 +4,6 @@ ncnn's converter makes a linear layer of every Gemm, and that has a constant bia
 the batch as a number, so that it computes no shapes either.
 """
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
 
 from .lower import replace_node
@@ -13,19 +11,10 @@ from .lower import replace_node
 
 def split_products(model: ir.Model) -> None:
     """Write each Gemm with a computed C as MatMul and Add, in place."""
-    for graph in _graphs(model.graph):
+    for graph in (model.graph, *model.graph.subgraphs()):
         for node in list(graph):
             if _adds_computed(node):
                 _split(graph, node)
-
-
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """The graph and those within its nodes."""
-    yield graph
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _graphs(attribute.as_graph())
 
 
 def _adds_computed(node: ir.Node) -> bool:
