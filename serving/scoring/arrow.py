@@ -353,12 +353,16 @@ class ArrowAnswers(OutputFormat):
 
     def _join_parquet(self, parts: Sequence[Path], target: Path) -> None:
         waiting: list[pa.Table] = []
+        waiting_bytes = 0
         with pq.ParquetWriter(target, self._schema) as writer:
             for part in parts:
-                waiting.append(_read_part(part))
-                if sum(table.nbytes for table in waiting) >= ROW_GROUP_BYTES:
+                table = _read_part(part)
+                waiting.append(table)
+                waiting_bytes += table.nbytes
+                if waiting_bytes >= ROW_GROUP_BYTES:
                     writer.write_table(pa.concat_tables(waiting))
                     waiting = []
+                    waiting_bytes = 0
             if waiting:
                 writer.write_table(pa.concat_tables(waiting))
 

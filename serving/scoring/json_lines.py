@@ -13,11 +13,10 @@ from deploy_rnn.json_fields import shown
 from .answers import Answer, OutputFormat
 from .rows import WINDOW_BYTES, Outputs, Reader, Row, Source, Span
 
+# An extra has it; without it, the slower one of the standard library is used.
 try:
     import orjson
-except (
-    ModuleNotFoundError
-):  # an extra has it; without it, the slower one of the standard library is used
+except ModuleNotFoundError:
     orjson = None  # type: ignore[assignment]
 
 MOST_LINE_BYTES = 256 << 20

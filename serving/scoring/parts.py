@@ -29,7 +29,7 @@ ERRORS = ".errors.jsonl"
 """The end of the name of a file with the rows of a window that have no answer, an object on a line for each."""
 
 
-_OWN_NAME = re.compile(r"journal\.json|[0-9a-f]{8}-\d+-\d+(\.\w+)+|\.[0-9a-f]{16}")
+_OWN_NAME = re.compile(r"journal\.json|[0-9a-f]{8}-\d+-\d+(\.\w+)+|\.[0-9a-f]{32}\.\w+")
 """What is in the folder besides the lock: the journal, parts, and what is being written."""
 
 
@@ -251,17 +251,14 @@ def _shown(value: Any) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is there at once and whole, even if the machine stops."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}")
-    try:
+
+    def write_to_disk(temporary: Path) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+
+    replace_file(path, write_to_disk)
 
 
 def _join_errors(paths: Sequence[Path], target: Path) -> None:

@@ -53,8 +53,7 @@ def score(
     by a move; then the folder is removed.
 
     A row that cannot be answered is reported, and the rest goes on. Its place in the output is empty: an object without
-    outputs in JSON lines, False in `answered` in .npz,
-    null in Parquet and Arrow.
+    outputs in JSON lines, False in `answered` in .npz, null in Parquet and Arrow.
 
     Args:
         model: the folder of a bundle, or an .onnx file.
