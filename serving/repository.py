@@ -374,7 +374,7 @@ class Repository:
         if self._path in [entry.path for entry in self._entries.values()]:
             return
         try:
-            bundles = list(_bundles(self._path))
+            bundles = list(find_bundles(self._path))
         except BundleError:
             # The folder is being replaced, or is gone: what was known of it stays.
             if not self._entries:
@@ -389,7 +389,7 @@ def _seconds_until(moment: float | None) -> float | None:
     return None if moment is None else max(0.0, moment - time.monotonic())
 
 
-def _bundles(path: Path) -> Iterator[tuple[str, Path]]:
+def find_bundles(path: Path) -> Iterator[tuple[str, Path]]:
     """The names and paths of the bundles at `path`. What may not be looked at, such as `lost+found`, is none.
 
     Raises:

@@ -3,6 +3,7 @@
 import hmac
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 MAX_TOKEN = 4096
@@ -103,3 +104,11 @@ def check_token(token: str) -> None:
         )
     if len(token) > MAX_TOKEN:
         raise ValueError(f"the token has {len(token)} characters; must have at most {MAX_TOKEN}.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on a host, an address or a name, can be reached from its own machine only."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from deploy_rnn.console import UsageError, command_errors
 from deploy_rnn.files import replace_file
 
 from ..cli import PORT, serve
+from ..settings import is_loopback
 
 STREAM_HEADER = "x-session-id"
 """Ray Serve has the same."""
@@ -168,7 +168,7 @@ def _check_reachable(host: str, given: dict[str, Any]) -> None:
     Raises:
         UsageError: whoever asks nginx by its name would be refused by the servers, which listen to this machine only.
     """
-    if {"allowed_hosts", "token_file"} & given.keys() or _is_loopback(host):
+    if {"allowed_hosts", "token_file"} & given.keys() or is_loopback(host):
         return
     if os.environ.get("DEPLOY_RNN_TOKEN"):
         return
@@ -176,13 +176,6 @@ def _check_reachable(host: str, given: dict[str, Any]) -> None:
         f"`--host` is {host}: give the name by which clients ask, as `-- --allowed-host NAME`, or a token "
         "(`-- --token-file FILE`); the servers refuse a host that they do not know."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _defaults(dataclass: Any) -> dict[str, Any]:

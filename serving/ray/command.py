@@ -1,9 +1,8 @@
 """What the options of `deploy-rnn serve` mean with `--engine ray`."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.console import UsageError
 
 from ..process import StopSignals
+from ..repository import find_bundles
 from ..scheduling.limits import Limits
-from ..settings import Settings
+from ..settings import Settings, is_loopback
 from .served import Scale, Served
 
 RAY_OPTIONS = ("replicas", "max_replicas", "target_requests", "write_config")
@@ -64,9 +64,8 @@ def run(
         return
     try:
         wait_and_stop = running.start(served, scale, host, *ports, signals)
-    except (
-        RuntimeError
-    ) as error:  # that is how Ray Serve says that an application cannot be deployed
+    except RuntimeError as error:
+        # That is how Ray Serve says that an application cannot be deployed.
         raise UsageError(f"Ray cannot serve this: {error}") from None
     replicas = f"{scale.replicas} replicas"
     if scale.max_replicas is not None:
@@ -119,7 +118,7 @@ def make_served(path: Path, host: str, options: Mapping[str, Any], *, in_file: b
         limits=_fields_of(Limits, options),
         settings=settings,
         model={"threads": 1, **_chosen(options, ("provider", "threads"))},
-        local_only=_is_loopback(host) and token is None,
+        local_only=is_loopback(host) and token is None,
         version=version_of(path),
     )
 
@@ -141,13 +140,6 @@ def _plain(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def version_of(path: Path) -> str:
     """A name for the bundles at `path` as they are now: their manifests have the digests of all other files.
 
@@ -156,27 +148,19 @@ def version_of(path: Path) -> str:
         BundleError: one is damaged.
     """
     digest = hashlib.sha256()
-    count = 0
-    for file in _named_files(path):
-        if file.name == MANIFEST:
-            Manifest.read(file.parent)
-        digest.update(str(file.relative_to(path.parent)).encode(errors="surrogateescape"))
-        digest.update(file.read_bytes())
-        count += 1
-    if not count:
+    found = [bundle for _, bundle in find_bundles(path)]
+    if not found:
         raise UsageError(
             f"there is no bundle at {str(path)!r}; it must be a bundle, an .onnx file, or a folder of bundles."
         )
+    for bundle in found:
+        file = bundle
+        if bundle.is_dir():
+            Manifest.read(bundle)
+            file = bundle / MANIFEST
+        digest.update(str(file.relative_to(path.parent)).encode(errors="surrogateescape"))
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _named_files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    elif (path / MANIFEST).is_file():
-        yield path / MANIFEST
-    elif path.is_dir():
-        yield from sorted(path.glob(f"*/{MANIFEST}"))
 
 
 def is_wanted(options: dict[str, Any]) -> bool:

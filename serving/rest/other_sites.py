@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..settings import is_loopback
 from .direct import Begun, DirectApp, Reply
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]{1,255})(?::(\d{0,5}))?", re.ASCII | re.IGNORECASE)
@@ -47,12 +48,7 @@ class Host:
 
     @property
     def is_loopback(self) -> bool:
-        if self.name == "localhost":
-            return True
-        try:
-            return ip_address(self.name).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.name)
 
     @property
     def is_public(self) -> bool:
