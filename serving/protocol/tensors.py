@@ -175,10 +175,19 @@ def from_row(name: str, dtype: np.dtype[Any], row: object) -> np.ndarray:
     values, sizes = _flatten(name, [row])
     _check_types(name, values, dtype)
     array = _convert(name, values, dtype)
-    # Python reads 1e400 as infinity, which JSON itself cannot represent.
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise InputError(f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}.")
+    refuse_infinity(name, array)
     return array.reshape(sizes)
+
+
+def refuse_infinity(name: str, array: np.ndarray) -> None:
+    """Check a tensor that came as JSON, which cannot represent infinity: Python reads 1e400 as that.
+
+    Raises:
+        InputError: it has a value that is not finite.
+    """
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        datatype_name = DATATYPE_OF[array.dtype.name]
+        raise InputError(f"`{name}` contains values out of range for {datatype_name}.")
 
 
 def _flatten(name: str, data: object) -> tuple[list[Any], tuple[int, ...]]:

@@ -15,6 +15,7 @@ from ..protocol.tensors import (
     dtype_of,
     from_bytes,
     from_values,
+    refuse_infinity,
     shown,
     to_bytes,
 )
@@ -88,7 +89,7 @@ def write(
             binary_data.append(to_bytes(array))
             output["parameters"] = {"binary_data_size": array.nbytes}
         else:
-            output["data"] = _values(name, array)
+            output["data"] = for_json(name, array, "request it as binary data.").ravel()
         outputs.append(output)
 
     fields: dict[str, Any] = {"model_name": model_name, "model_version": oip.VERSION}
@@ -107,16 +108,24 @@ def _check_json_size(infer_request: InferRequest, response: Response, max_bytes:
         raise TooLargeError(too_much_json(f"an answer of {values} numbers takes more", max_bytes))
 
 
-def _values(name: str, array: np.ndarray) -> Any:
-    """The elements of an output as JSON has them, in a flat list: floats as the shortest decimals of the same bits."""
+def for_json(name: str, array: np.ndarray, advice: str) -> np.ndarray:
+    """An output whose numbers `orjson` writes as the shortest decimals of the same bits.
+
+    Args:
+        advice: what to do if JSON cannot represent it.
+
+    Raises:
+        InputError: it contains NaN or infinity.
+    """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InputError(
-            f"output `{name}` contains NaN or infinity, which JSON cannot represent; request it as binary data."
+            f"output `{name}` contains NaN or infinity, which JSON cannot represent; {advice}"
         )
     if array.dtype == np.float16:
         # `orjson` would write the decimals that FP32 needs.
-        return [float(str(value)) for value in array.flat]
-    return array.ravel()
+        decimals = np.array([float(str(value)) for value in array.flat])
+        return decimals.reshape(array.shape)
+    return array
 
 
 def _input(
@@ -129,9 +138,7 @@ def _input(
     shape = check_shape(name, fields.get("shape"), dtype, settings.max_bytes)
     if "binary_data_size" not in parameters:
         array = from_values(name, dtype, shape, fields.get("data"))
-        # Python reads 1e400 as infinity, which JSON itself cannot represent.
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(f"`{name}` contains values out of range for {fields['datatype']}.")
+        refuse_infinity(name, array)
     elif "data" in fields:
         raise InputError(f"`{name}` has both `data` and binary_data_size; use only one of them.")
     else:

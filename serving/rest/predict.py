@@ -18,7 +18,9 @@ from ..scheduling.request import Request, Response
 from ..scheduling.served_model import ServedModel
 from ..settings import Settings
 from .binary import join, parse_json, too_much_json
-from .messages import JSON_BYTES_OF_A_VALUE
+from .messages import JSON_BYTES_OF_A_VALUE, for_json
+
+BINARY_ADVICE = "request it as binary data of the protocol's version 2."
 
 MAX_INSTANCES = 4096
 """Reading so many of a few numbers each takes some tenths of a second."""
@@ -46,16 +48,18 @@ def read(body: bytes, model: ServedModel, settings: Settings) -> list[Request]:
         raise TooLargeError(
             f"`instances` has {len(instances)}; send at most {MAX_INSTANCES} at once."
         )
+    specs = {spec.name: spec for spec in model.inputs}
     requests = []
     for number, instance in enumerate(instances):
         with numbered_errors(number):
-            inputs = _inputs(instance, model)
+            inputs = _inputs(instance, specs, model)
         requests.append(Request(inputs, timeout=settings.request_seconds))
     return requests
 
 
-def _inputs(instance: object, model: ServedModel) -> dict[str, np.ndarray]:
-    specs = {spec.name: spec for spec in model.inputs}
+def _inputs(
+    instance: object, specs: Mapping[str, TensorSpec], model: ServedModel
+) -> dict[str, np.ndarray]:
     if not isinstance(instance, dict):
         needed = [name for name in specs if name not in model.optional]
         if len(needed) != 1:
@@ -114,15 +118,7 @@ def _prediction(outputs: Mapping[str, np.ndarray], model: ServedModel) -> Any:
     prediction = {}
     for name, array in outputs.items():
         row = array[0] if model.max_batch else array
-        if row.dtype.kind == "f" and not np.isfinite(row).all():
-            raise InputError(
-                f"output `{name}` contains NaN or infinity, which JSON cannot represent; request it as binary data of "
-                "the protocol's version 2."
-            )
-        if row.dtype == np.float16:
-            # `orjson` would write the decimals that FP32 needs.
-            decimals = np.array([float(str(value)) for value in row.flat])
-            row = decimals.reshape(row.shape)
+        row = for_json(name, np.asarray(row), BINARY_ADVICE)
         # A single number stays numpy's, of which `orjson` knows how many decimals it needs.
         prediction[name] = np.ascontiguousarray(row) if row.ndim else row[()]
     return prediction if len(prediction) > 1 else next(iter(prediction.values()))
