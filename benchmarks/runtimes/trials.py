@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from deploy_rnn.checking.tolerance import Tolerance
+from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export.onnx_file import OnnxFile
 from deploy_rnn.export.runtimes.opened import Source
@@ -57,7 +57,8 @@ class Trial:
 
     @classmethod
     def of(cls, file: File) -> "Trial":
-        reference, call = prepared(file.model, file.args, file.kwargs)
+        precision = model_precision(file.model)
+        reference, call = prepared(file.model, file.args, file.kwargs, precision)
         onnx_file = OnnxFile.read(file.path)
         maker = CaseMaker(reference, call, onnx_file)
         cases = list(maker.cases(SIZES))

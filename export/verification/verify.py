@@ -156,7 +156,8 @@ def verify(
     if not path.is_file():
         raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file.")
     model = runnable(model)
-    precision = _precision_of(path) or model_precision(model)
+    file = read_valid(path, path)
+    precision = file.precision or model_precision(model)
     options = CheckOptions(
         Tolerance(atol, rtol, precision), sizes, long_steps, require_provider, (runtime,)
     )
@@ -173,7 +174,7 @@ def verify(
             own_output_names=own_output_names,
         )
 
-    return check(path, reference, call, options, shown_as=path, pair=pair)
+    return check(path, reference, call, options, shown_as=path, read_file=file, pair=pair)
 
 
 def prepared(
@@ -191,14 +192,6 @@ def prepared(
     return reference, call
 
 
-def _precision_of(path: Path) -> str | None:
-    """What a file says of its precision; None if it cannot be read: the check says why."""
-    try:
-        return OnnxFile.read(path).precision
-    except LoadError:
-        return None
-
-
 def _own_names(model: nn.Module, call: ExampleCall) -> tuple[list[str], list[str]]:
     """The names of the tensors that the model takes and returns, such as a file of deploy-rnn would have them."""
     if is_layer(model):
@@ -213,6 +206,7 @@ def check(
     options: CheckOptions,
     *,
     shown_as: Path,
+    read_file: OnnxFile | None = None,
     forms: Mapping[str, float | str] | None = None,
     pair: Callable[[OnnxFile], OnnxFile] = lambda file: file,
     axis_advice: str | None = None,
@@ -226,6 +220,7 @@ def check(
         call: the example call of it, on the CPU.
         options: how to check.
         shown_as: the name that the file will have.
+        read_file: what `read_valid` has returned; None if it was not called yet.
         forms: for the report: with form="auto", what each form took.
         pair: puts the inputs of the file in the order of the call's tensors, and its outputs in that of the model's;
             they are in order without it.
@@ -236,8 +231,7 @@ def check(
     Raises:
         DynamicAxisError: an axis of an export that the model takes at the size of the example only.
     """
-    _check_valid(path, shown_as)
-    original = OnnxFile.read(path, shown_as=shown_as)
+    original = read_file or read_valid(path, shown_as)
     _refuse_bfloat16(original)
     for name in options.runtimes:
         if name != ONNXRUNTIME:
@@ -326,7 +320,13 @@ def _check_cost(report: Report, max_error: float | None) -> None:
         )
 
 
-def _check_valid(path: Path, shown_as: Path) -> None:
+def read_valid(path: Path, shown_as: Path) -> OnnxFile:
+    """Read a file, which may still have a temporary name.
+
+    Raises:
+        ExportError: it is not a valid ONNX model.
+        LoadError: deploy-rnn's metadata in it is damaged.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -339,6 +339,7 @@ def _check_valid(path: Path, shown_as: Path) -> None:
         raise ExportError(
             f"{shown_as.name} is not a valid ONNX model: a name in it is not UTF-8."
         ) from error
+    return OnnxFile.read(path, shown_as=shown_as)
 
 
 def _refuse_bfloat16(file: OnnxFile) -> None:
