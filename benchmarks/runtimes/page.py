@@ -26,9 +26,8 @@ and no error. **partly**: right at some sizes, refused at others. A cell that na
 `native, held` is form `native` with [row_ends="held"](forms.md#lengths-in-form-native). `portable` files were written
 with [portable=True](forms.md#for-runtimes-of-fewer-operators).
 
-**No WRONG can happen by our own calls**: `export_onnx(..., runtime=...)`, `verify` and `deploy-rnn inspect` know each
-of them, and refuse it by name ([faults.py](../export/runtimes/faults.py)); a test holds this table against them.
-[docs/upstream](upstream/index.md) has a small file for each.
+What is known to be WRONG is refused by name before it runs, by `export_onnx(..., runtime=...)` and `verify`, and shown
+by `deploy-rnn inspect` ([faults.py](../export/runtimes/faults.py)). Anything else that is wrong, `verify` finds.
 
 {machine}
 """

@@ -286,6 +286,14 @@ def new_bundle() -> Callable[..., Path]:
     return write_bundle
 
 
+@pytest.fixture(scope="module")
+def sum_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles with one, `sum`."""
+    folder = tmp_path_factory.mktemp("bundles")
+    write_bundle(folder / "sum")
+    return folder
+
+
 @pytest.fixture
 def make_client() -> type[Client]:
     return Client

@@ -26,6 +26,7 @@ from deploy_rnn.serving.process import SAME_SECONDS
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
+from tests.serving.connecting import connect
 
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
 TOKENS = {"inputs": [{"name": "tokens", "datatype": "INT64", "shape": [1, 3], "data": [1, 2, 3]}]}
@@ -36,13 +37,6 @@ def wait_until(is_true: Callable[[], bool]) -> None:
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.005)
-
-
-def connect(server: Server) -> socket.socket:
-    host, _, port = server.http_address.rpartition(":")
-    connection = socket.create_connection((host, int(port)), timeout=20)
-    connection.settimeout(20)
-    return connection
 
 
 def is_hung_up_on(connection: socket.socket) -> bool:

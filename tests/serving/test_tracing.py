@@ -98,12 +98,8 @@ def spans(all_spans: Spans) -> Spans:
 
 
 @pytest.fixture(scope="module")
-def repository(
-    load_repository: Any, new_bundle: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Repository]:
-    folder = tmp_path_factory.mktemp("bundles")
-    new_bundle(folder / "sum")
-    with load_repository(folder) as repository:
+def repository(sum_folder: Path, load_repository: Any) -> Iterator[Repository]:
+    with load_repository(sum_folder) as repository:
         yield repository
 
 

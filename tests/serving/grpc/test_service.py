@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,13 +29,9 @@ def channel_to(server: Server) -> Iterator[grpc.Channel]:
 
 
 @pytest.fixture(scope="module")
-def shared(
-    load_repository: Any, new_bundle: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Repository]:
+def shared(sum_folder: Path, load_repository: Any) -> Iterator[Repository]:
     """Has a loaded `SumModel`, `sum`."""
-    folder = tmp_path_factory.mktemp("bundles")
-    new_bundle(folder / "sum")
-    with load_repository(folder) as repository:
+    with load_repository(sum_folder) as repository:
         yield repository
 
 

@@ -19,6 +19,7 @@ from deploy_rnn.serving.rest import connection
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
+from tests.serving.connecting import connect
 
 SHORT = 0.3
 """Seconds of the limits under test; those that a test must not reach are the defaults."""
@@ -43,22 +44,15 @@ def chunked(end: bytes, path: str = "/v2/models/sum/infer") -> bytes:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, new_bundle: Any) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    new_bundle(folder / "sum")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def repository(folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
-    with load_repository(folder) as repository:
+def repository(sum_folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
+    with load_repository(sum_folder) as repository:
         yield repository
 
 
 @pytest.fixture
-def own_repository(folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
+def own_repository(sum_folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
     """For a test that stops its server, which closes the repository."""
-    with load_repository(folder) as repository:
+    with load_repository(sum_folder) as repository:
         yield repository
 
 
@@ -66,11 +60,6 @@ def own_repository(folder: Path, load_repository: Callable[..., Any]) -> Iterato
 def server(repository: Repository, run_server: Callable[..., Any]) -> Iterator[Server]:
     with run_server(repository) as server:
         yield server
-
-
-def connect(server: Server) -> socket.socket:
-    host, _, port = server.http_address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=20)
 
 
 def receive_all(client: socket.socket) -> bytes:

@@ -19,6 +19,7 @@ from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest.infer import InferApp, Inferring
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
+from tests.serving.connecting import connect
 
 INPUT = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
 JSON = json.dumps({"inputs": [INPUT]}).encode()
@@ -45,36 +46,24 @@ def request(body: bytes = JSON, *headers: str, path: str = PATH, version: str = 
     return "\r\n".join([*lines, *headers, "", ""]).encode() + body
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, new_bundle: Any) -> Path:
-    folder = tmp_path_factory.mktemp("bundles")
-    new_bundle(folder / "sum")
-    return folder
-
-
 @pytest.fixture
-def repository(folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
-    with load_repository(folder) as repository:
+def repository(sum_folder: Path, load_repository: Callable[..., Any]) -> Iterator[Repository]:
+    with load_repository(sum_folder) as repository:
         yield repository
 
 
 @pytest.fixture(scope="module")
 def two_servers(
-    folder: Path, load_repository: Callable[..., Any], run_server: Callable[..., Any]
+    sum_folder: Path, load_repository: Callable[..., Any], run_server: Callable[..., Any]
 ) -> Iterator[tuple[Server, Server]]:
     """One that answers directly where it may, and one that never does, since it has a log of accesses."""
     with ExitStack() as stack:
         servers = []
         for log in (None, AccessLog("json", lambda line: None)):
-            repository = stack.enter_context(load_repository(folder))
+            repository = stack.enter_context(load_repository(sum_folder))
             settings = Settings(max_json_bytes=100_000)
             servers.append(stack.enter_context(run_server(repository, settings, log)))
         yield servers[0], servers[1]
-
-
-def connect(server: Server) -> socket.socket:
-    host, _, port = server.http_address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def ask(server: Server, sent: bytes) -> bytes:

@@ -107,15 +107,12 @@ def test_the_pages_of_an_allowed_host_may_ask(repository: Repository, make_clien
 
 @pytest.fixture(scope="module")
 def server(
-    tmp_path_factory: pytest.TempPathFactory,
-    new_bundle: Any,
+    sum_folder: Path,
     load_repository: Callable[..., Any],
     run_server: Callable[..., Any],
 ) -> Iterator[Server]:
-    folder: Path = tmp_path_factory.mktemp("bundles")
-    new_bundle(folder / "sum")
     settings = Settings(allowed_hosts=("models.example.com",))
-    with load_repository(folder) as repository, run_server(repository, settings) as server:
+    with load_repository(sum_folder) as repository, run_server(repository, settings) as server:
         yield server
 
 
