@@ -103,9 +103,13 @@ def on_ray(
 
 
 def _start(processes: int | None) -> None:
+    """Start Ray for this process, or connect it to RAY_ADDRESS. Ray of its own accord takes any it finds running here."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if "RAY_ADDRESS" not in os.environ:
-        options |= {"include_dashboard": False, "num_cpus": processes}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        options["address"] = address
+    else:
+        options |= {"address": "local", "include_dashboard": False, "num_cpus": processes}
     ray.init(**options)
 
 

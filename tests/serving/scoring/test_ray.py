@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,38 @@ pytestmark = pytest.mark.ray
 RAY_PYTHON = os.environ.get("RAY_PYTHON", sys.executable)
 """The Python of an environment with Ray."""
 
+START_AND_WAIT = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR")
+print("ready", flush=True)
+input()
+"""
 
+
+@pytest.fixture
+def other_ray() -> Iterator[None]:
+    """Someone else's Ray on this machine, which would be taken by anyone who names no address."""
+    process = subprocess.Popen(
+        [RAY_PYTHON, "-c", START_AND_WAIT],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+        process.communicate("\n", timeout=60)
+
+
+def environment() -> dict[str, str]:
+    """That of a process which names no cluster."""
+    others = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**others, "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.mark.usefixtures("other_ray")
 def test_ray_goes_on_after_a_local_run_and_gives_the_same_bytes(
     bundle: Path,
     rows: list[dict[str, Any]],
@@ -45,7 +76,7 @@ def test_ray_goes_on_after_a_local_run_and_gives_the_same_bytes(
     command += ["--errors", str(tmp_path / "errors"), "--window", "20", "--engine", "ray"]
     finished = subprocess.run(
         [*command, "--processes", "2"],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        env=environment(),
         capture_output=True,
         text=True,
         check=False,
