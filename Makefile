@@ -5,6 +5,8 @@
 # make docs: the site, in build/site, from an environment of its own.
 # make zoo: models of public packages, every way, kept in benchmarks/results/zoo.json; MODELS="name ..." runs those again.
 # make runtimes: files checked in OpenVINO, OpenCV, MNN, tract and onnxruntime-web (it needs node and npm), in minutes.
+# make web: the highlighter as a page that computes in the browser; serves it on WEB_PORT (8080). It needs node and npm.
+# make web-test: the module for browsers, in node and in Chromium, in two minutes.
 # make perf-analyzer: NVIDIA's load generator against a server, in half a minute.
 # make triton: a real Triton and our server get the same requests, and Triton runs our models, in two minutes.
 # make kserve: KServe's own clients against our server, and our manifests against its schemas, in a minute.
@@ -28,6 +30,7 @@ PROMETHEUS_FILES ?= build/prometheus
 NGINX_VENV ?= build/nginx-venv
 RAY_VENV ?= build/ray-venv
 JOBS ?= 2
+WEB_PORT ?= 8080
 
 RUNTIMES_DIR := build/runtimes
 SMALL_RUNTIMES := openvino==2026.4.1 opencv-python-headless==5.0.0.93 MNN==3.6.1 tract==0.23.9
@@ -35,7 +38,7 @@ LARGE_RUNTIMES := apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.15.post2 ml_dtype
 IN_RUNTIMES := PYTHONPATH=$(abspath $(RUNTIMES_DIR))/packages NODE_PATH=$(abspath $(RUNTIMES_DIR))/node_modules ONNXRUNTIME_OPENVINO=$(abspath $(RUNTIMES_DIR))/onnxruntime-openvino
 
 # What `make test` runs: all tests but those that need something installed or a quiet machine.
-LIGHT := not (chaos or perf_analyzer or ray or triton or kserve or nginx or prometheus or image or runtimes)
+LIGHT := not (chaos or perf_analyzer or ray or triton or kserve or nginx or prometheus or image or runtimes or web)
 
 # onnxruntime and onnxruntime-gpu share a module name, so only one can be installed. The GPU build runs on the CPU too.
 ORT := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),onnxruntime-gpu,onnxruntime)
@@ -48,7 +51,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/installed
 endif
 
-.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table nginx ray prometheus image kserve triton lint docs bench serving-bench zoo cuda clean
+.PHONY: install demo test chaos perf-analyzer runtimes runtimes-table web web-test nginx ray prometheus image kserve triton lint docs bench serving-bench zoo cuda clean
 
 install: $(READY)
 
@@ -85,6 +88,22 @@ $(RUNTIMES_DIR)/installed:
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(RUNTIMES_DIR)/packages $(SMALL_RUNTIMES)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --target $(RUNTIMES_DIR)/onnxruntime-openvino onnxruntime-openvino==1.24.1
 	@npm install --silent --no-audit --no-fund --prefix $(RUNTIMES_DIR) onnxruntime-web@1.30.0
+	@touch $@
+
+# The pages of examples/highlight/web, and all that they fetch, from this machine.
+web: $(READY) web/node_modules/installed
+	@$(RUN) -m deploy_rnn.examples.highlight.web_page build/web
+	@echo "Open http://127.0.0.1:$(WEB_PORT)/ (control-C ends it)"
+	@$(RUN) -m http.server --bind 127.0.0.1 --directory build/web $(WEB_PORT)
+
+# The tests in a browser are skipped without a Chromium.
+web-test: $(READY) web/node_modules/installed
+	@cd web && npm run --silent types && npm test --silent
+	@$(RUN) -m pytest -m web tests/web
+
+web/node_modules/installed: web/package.json
+	@echo "Installing onnxruntime-web into web/node_modules ..."
+	@cd web && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@
 
 # NVIDIA's load generator, which the wheel of its client has in it, against a server. For Linux on x86-64.
@@ -221,4 +240,4 @@ cuda: $(READY)
 	@$(RUN) -m benchmarks.cuda $(OUT) $(if $(PARTS),--parts $(PARTS))
 
 clean:
-	rm -rf build dist .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .venv web/node_modules *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -103,7 +103,7 @@ def on_ray(
 
 
 def _start(processes: int | None) -> None:
-    """Start Ray for this process, or connect it to RAY_ADDRESS. Ray of its own accord takes any it finds running here."""
+    """Start Ray for this process, or connect it to RAY_ADDRESS. By itself Ray takes any that it finds running here."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS")
     if address:

@@ -1,27 +1,19 @@
-// The text field: each text is labelled by the served model, one request at a time; of those that were typed meanwhile,
-// only the latest is.
+// The text field, labelled by the served model.
 
 import { ask, modelPath } from "../../page/server.js";
-import { LABELS, WINDOW, carried, coloured, join, windows } from "./highlight.js";
+import { connect, showProblem } from "./field.js";
+import { LABELS, WINDOW, join, windows } from "./highlight.js";
 import { infer } from "./infer.js";
 
 const MODEL = "highlight";
-const MAX_CHARACTERS = 20000; // a browser is slow with the coloured elements of more
 const RETRY = 1000; // milliseconds
 
-const element = (id) => document.getElementById(id);
-
 let rows = 1; // in one request
-let shown = { characters: [], labels: [] };
-let isReading = false;
-let hasChanged = false;
 
 // Show the text field once the model is there; until then, say why it is not.
 async function start() {
   const problem = await findProblem();
-  element("missing").textContent = problem;
-  element("missing").hidden = !problem;
-  element("highlight").hidden = Boolean(problem);
+  showProblem(problem);
   if (problem) setTimeout(start, RETRY);
   else await read();
 }
@@ -41,31 +33,6 @@ async function findProblem() {
   }
 }
 
-function show(characters, labels) {
-  shown = { characters, labels };
-  const rest = element("source").value.slice(characters.join("").length);
-  element("coloured").replaceChildren(coloured(characters, labels), `${rest}\n`);
-}
-
-async function read() {
-  const characters = [...element("source").value].slice(0, MAX_CHARACTERS);
-  show(characters, carried(shown.labels, shown.characters, characters));
-  hasChanged = isReading;
-  if (isReading) return;
-  isReading = true;
-  try {
-    const started = performance.now();
-    const labels = await labelsOf(characters);
-    showLatency(characters.length, performance.now() - started);
-    if (!hasChanged) show(characters, labels);
-  } catch (error) {
-    element("latency").textContent = "";
-    element("highlight-error").textContent = error.message;
-  }
-  isReading = false;
-  if (hasChanged) await read();
-}
-
 async function labelsOf(characters) {
   const { numbers, count } = windows(characters);
   const requests = [];
@@ -77,18 +44,5 @@ async function labelsOf(characters) {
   return scores.flatMap(join).slice(0, characters.length);
 }
 
-function showLatency(count, milliseconds) {
-  const text = count === MAX_CHARACTERS ? `the first ${count} characters` : `${count} characters`;
-  element("highlight-error").textContent = "";
-  element("latency").textContent = count ? `${text} read in ${milliseconds.toFixed(1)} ms, from here and back` : "";
-}
-
-element("source").addEventListener("input", read);
-element("legend").append(...LABELS.slice(1).map((label) => {
-  const item = document.createElement("li");
-  item.className = label;
-  item.textContent = label;
-  return item;
-}));
-
+const read = connect(labelsOf, "from here and back");
 start();
