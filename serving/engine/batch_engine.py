@@ -35,7 +35,7 @@ FEW_STEPS = 8
 """Where `warm_up` measures. One row tells little about several: onnxruntime's RNN operator takes them in turn, while a
 loop of products takes them at once."""
 
-MUCH_FASTER = 1.5
+MUCH_FASTER = 1.2
 """How many times as fast a graph must be to take the place of the one that was the fastest where they were exported."""
 
 TRIAL_STEPS = (3, 7)

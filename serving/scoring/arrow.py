@@ -53,6 +53,9 @@ class ArrowSource(Source):
     def size(self) -> int | None:
         return self._file.rows
 
+    def about_rows(self) -> int:
+        return self._file.rows
+
     def columns(self) -> Columns:
         return {field.name: _dtype_of(field.type) for field in self.schema}
 

@@ -43,7 +43,7 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 )  # fmt: skip
 @click.option("--rows", show_default="64", type=COUNT, metavar="N", help="Rows in one run.")
 @click.option(
-    "--window", show_default="512, or 4096 where only rows of equal length share a run", type=COUNT, metavar="N",
+    "--window", show_default="512 to 2048, 4096 where only rows of equal length share a run", type=COUNT, metavar="N",
     help="Rows that are sorted by length together; what is lost of work when the process is killed.",
 )  # fmt: skip
 @click.option(

@@ -53,6 +53,9 @@ class Npz(Source):
     def size(self) -> int | None:
         return self.rows
 
+    def about_rows(self) -> int:
+        return self.rows
+
     def columns(self) -> Columns:
         return {name: column.values.dtype for name, column in self._columns.items()}
 

@@ -81,6 +81,10 @@ class Source(Protocol):
         """How large the input is, for the progress; None if nobody knows."""
         ...
 
+    def about_rows(self) -> int | None:
+        """How many rows there are, as far as it can be told without reading them; always the same of an input."""
+        ...
+
     def columns(self) -> Columns | None:
         """What all rows have; None if each has its own."""
         ...

@@ -63,8 +63,8 @@ def score(
         errors: a file for the rows without an answer: JSON lines of `row` (from 0), `line` (from 1) and `reason`.
         keep: names in a row that are copied to its answer, such as "id". They need not be inputs.
         rows: of one run, at most.
-        window: rows that are sorted by length together, and are one part; None for 512, or 4096 if only rows of equal
-            length share a run. Fewer if they have more than 32 MiB.
+        window: rows that are sorted by length together, and are one part; None for 512 to 2048, a part in 32 of the
+            input, or 4096 if only rows of equal length share a run. Fewer if they have more than 32 MiB.
         waste: share of a run's steps that may be padding.
         finite: whether a row with NaN or infinity in an input is refused.
         provider: the onnxruntime execution provider.
@@ -95,7 +95,7 @@ def score(
     )
     with closing(open_source(str(input), input_format)) as source:
         scorer = Scorer(options)
-        options = replace(options, window=scorer.window())
+        options = replace(options, window=scorer.window(source.about_rows()))
         _check_kept(options, scorer, source)
         answers = answers_format(str(output), output_format, scorer.outputs, source, options.kept)
         if engine == "ray":

@@ -18,15 +18,17 @@ from .batches import BatchLimits, Item, plan_batches
 from .options import (
     CACHED_ROW_STEPS,
     FEW_ROWS,
+    LARGEST_WINDOW,
     MOST_ROW_STEPS,
     WINDOW,
     WINDOW_OF_EQUAL_STEPS,
+    WINDOWS,
     Options,
 )
 from .rows import Columns, Outputs, Row, as_array, is_convertible, is_supported
 
-MEASURED_ROWS = 32
-MEASURED_STEPS = 16
+MEASURED_ROWS = 16
+MEASURED_STEPS = 32
 """What graphs are compared with: few steps, since it takes time before the first row is answered."""
 
 
@@ -85,6 +87,9 @@ class Scorer:
                     f"`{tensor.name}` is {tensor.dtype}, which rows of a file cannot be here."
                 )
         self._options = options
+        input_names = {tensor.name for tensor in self.inputs}
+        self._known_names = input_names.union(options.kept)
+        self._needed_names = input_names - self.optional
         self._names = list(names)
         # Outputs with a batch axis -> their axes.
         self._batched_outputs = {
@@ -95,11 +100,19 @@ class Scorer:
         if options.graph is not None:
             self.use_graph(options.graph)
 
-    def window(self) -> int:
-        """How many rows are sorted by length together: that of the options, or what suits the model."""
+    def window(self, rows: int | None) -> int:
+        """How many rows are sorted by length together: that of the options, or what suits the model and the input.
+
+        Args:
+            rows: of the input, about; None if nobody knows.
+        """
         if self._options.window is not None:
             return self._options.window
-        return WINDOW if self._engine.padding_is_harmless() else WINDOW_OF_EQUAL_STEPS
+        if not self._engine.padding_is_harmless():
+            return WINDOW_OF_EQUAL_STEPS
+        if rows is None:
+            return WINDOW
+        return min(max(WINDOW, rows // WINDOWS), LARGEST_WINDOW)
 
     def use_graph(self, number: int) -> None:
         """Use one of the graphs for any number of steps, as `fastest_graph` returns it."""
@@ -149,10 +162,13 @@ class Scorer:
         Raises:
             InputError: one that is neither an input nor kept, or an input that is missing.
         """
+        # This is asked of every row.
+        if self._known_names.issuperset(names) and self._needed_names.issubset(names):
+            return
         inputs = [tensor.name for tensor in self.inputs]
         listed = ", ".join(inputs)
         for name in names:
-            if name not in inputs and name not in self._options.kept:
+            if name not in self._known_names:
                 raise InputError(
                     f"there is no input `{name}`; the inputs are {listed}. `keep` copies other values."
                 )

@@ -107,16 +107,25 @@ class Workers:
     ) -> None:
         """Give windows to a process until there are no more."""
         window = None
+        has_more = True
+        under_way = 0  # windows whose part is not there yet
         try:
-            _ask(process, setup)
-            while not self._is_stopped:
+            _send(process, setup)
+            while has_more or under_way:
+                reply = _receive(process)
+                if isinstance(reply, Done):
+                    under_way -= 1
+                    self._results.put(reply)
+                    continue
                 with self._lock:
-                    span = next(spans, None)
-                    if span is None:
-                        break
+                    span = None if self._is_stopped else next(spans, None)
+                    payload = None if span is None else self._source.fetch(span)
+                if span is None:
+                    has_more = False
+                else:
                     window = span
-                    payload = self._source.fetch(span)
-                self._results.put(_ask(process, (span, payload)))
+                    under_way += 1
+                    _send(process, (span, payload))
             self._results.put(None)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             self._results.put(_ended(process, window))
@@ -142,11 +151,14 @@ def _start() -> "subprocess.Popen[bytes]":
     )
 
 
-def _ask(process: "subprocess.Popen[bytes]", message: Any) -> Any:
-    """Send a message, and return the reply. Raises: what the process replies that it met."""
+def _send(process: "subprocess.Popen[bytes]", message: Any) -> None:
     stdin = _pipe(process.stdin)
     pickle.dump(message, stdin, pickle.HIGHEST_PROTOCOL)
     stdin.flush()
+
+
+def _receive(process: "subprocess.Popen[bytes]") -> Any:
+    """Return the next reply. Raises: what the process replies that it met."""
     reply = pickle.load(_pipe(process.stdout))
     if isinstance(reply, BaseException):
         raise reply

@@ -16,7 +16,14 @@ from deploy_rnn.errors import BundleError, InputError, RunError
 from deploy_rnn.serving import score
 from deploy_rnn.serving.scoring import json_lines
 from deploy_rnn.serving.scoring import rows as rows_module
+from deploy_rnn.serving.scoring.identity import model_digest
 from deploy_rnn.serving.scoring.job import Progress
+from deploy_rnn.serving.scoring.json_lines import JsonLines, JsonLinesAnswers
+from deploy_rnn.serving.scoring.options import Options
+from deploy_rnn.serving.scoring.parts import PartFiles
+from deploy_rnn.serving.scoring.scorer import Scorer
+from deploy_rnn.serving.scoring.worker import Setup
+from deploy_rnn.serving.scoring.workers import Workers
 
 Rows = list[dict[str, Any]]
 Answer = Callable[[dict[str, Any]], dict[str, np.ndarray]]
@@ -53,6 +60,35 @@ def test_the_answers_do_not_depend_on_the_number_of_processes(
     for processes in (1, 2):
         score(bundle, path, tmp_path / f"{processes}.jsonl", window=20, processes=processes)
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+
+
+def test_large_inputs_have_larger_windows(bundle: Path, tmp_path: Path) -> None:
+    scorer = Scorer(Options(str(bundle)))
+    sizes = [None, 0, 5_000, 32_000, 10_000_000]
+    assert [scorer.window(rows) for rows in sizes] == [512, 512, 512, 1000, 2048]
+    assert Scorer(Options(str(bundle), window=7)).window(10_000_000) == 7
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"tokens": [1, 2, 3]}\n' * 100_000)  # more than what is looked at
+    assert JsonLines(path).about_rows() == pytest.approx(100_000, rel=1e-3)
+    path.write_bytes(b"{}")
+    assert JsonLines(path).about_rows() == 1
+    path.write_bytes(b"")
+    assert JsonLines(path).about_rows() == 0
+
+
+def test_a_part_that_cannot_be_written_ends_the_score(
+    bundle: Path, rows: Rows, write_lines: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each process writes a part while it answers the next window."""
+    source = JsonLines(write_lines(rows))
+    files = PartFiles(tmp_path / "removed", "run", ".jsonl")
+    setup = Setup(
+        Options(str(bundle)), source.reader, JsonLinesAnswers(), files, model_digest(str(bundle))
+    )
+    running = Workers(lambda: setup, source, 1).run(source.spans(100, {}))
+    with pytest.raises(FileNotFoundError, match="removed"):
+        list(running)
+    source.close()
 
 
 BAD_ROWS = [
