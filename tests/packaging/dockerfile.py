@@ -1,4 +1,8 @@
-"""Reads a Dockerfile, and does what it says without Docker: in a folder that stands for the root of the image."""
+"""Reads a Dockerfile, and does what it says without Docker: in folders that stand for the roots of its stages.
+
+The last stage is as in the image: files of Debian's packages, and what is copied there, so that it runs in a `chroot`.
+A stage before it only makes what is copied: its commands run with the programs of this machine.
+"""
 
 import json
 import os
@@ -8,7 +12,12 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
+
+from tests.packaging import debian
+
+DISTROLESS = "gcr.io/distroless/python3-debian12:nonroot"
 
 NOT_ROOTS = ("/usr", "/bin", "/etc", "/proc", "/dev", "/tmp")
 """Of these, a path in a command is that of the machine."""
@@ -33,11 +42,14 @@ class Stage:
 
     Attributes:
         root: the folder that stands for its root.
+        base: the image that it begins with.
         environment: of ENV and ARG.
         settings: the last text of each other instruction, by its name.
+        folder: that of WORKDIR.
     """
 
     root: Path
+    base: str
     environment: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Instruction] = field(default_factory=dict)
     folder: str = "/"
@@ -46,15 +58,6 @@ class Stage:
         """Where a path of the image is on this machine."""
         inside = Path(self.folder) / path
         return self.root / inside.relative_to("/")
-
-    def here(self, text: str) -> str:
-        """A command whose absolute paths in the image are those on this machine."""
-        # Not a path in a path, nor in an address.
-        return re.sub(r"(?<![\w./:])/[a-z]+(?=[/\s\"'}]|$)", self._path_here, text)
-
-    def _path_here(self, match: re.Match[str]) -> str:
-        path = match[0]
-        return path if path in NOT_ROOTS else f"{self.root}{path}"
 
 
 def parse(text: str) -> list[Instruction]:
@@ -75,51 +78,50 @@ class Build:
     Args:
         instructions: of the Dockerfile.
         context: the folder that COPY copies from.
-        roots: gets a folder for each stage; that of the last one is `root`.
-        python: stands for that of the base image, as `python`, and `pip` beside it.
+        roots: gets a folder for each stage; that of the last one is `final.root`.
     """
 
-    def __init__(
-        self, instructions: list[Instruction], context: Path, roots: Path, python: str
-    ) -> None:
+    def __init__(self, instructions: list[Instruction], context: Path, roots: Path) -> None:
         self._context = context
         self._roots = roots
-        self._python = python
-        # As in an image, every stage is built at the same place: scripts name the interpreter by its path.
-        self._root = roots / "root"
+        self._arguments: dict[str, str] = {}
         self._stages: dict[str, Stage] = {}
-        self.final = Stage(roots)
+        self.final = Stage(roots, "")
         for instruction in instructions:
             getattr(self, f"_{instruction.name.lower()}", self._keep)(instruction)
 
     def _from(self, instruction: Instruction) -> None:
-        _, _, name = instruction.text.partition(" AS ")
-        if self._stages:
-            self.final.root = self._root.rename(self._roots / f"stage{len(self._stages)}")
-        self.final = Stage(self._root, {"PATH": os.environ["PATH"]})
-        self._root.mkdir()
+        image, _, name = instruction.text.partition(" AS ")
+        base = Template(image).substitute(self._arguments)
+        self.final = Stage(self._roots / f"stage{len(self._stages)}", base)
+        self.final.root.mkdir()
         self._stages[name or str(len(self._stages))] = self.final
-        self._add_programs()
+        if base == DISTROLESS:
+            debian.unpack(self.final.root)
+        else:
+            self._add_pip()
 
-    def _add_programs(self) -> None:
-        """Those of the base image."""
-        programs = self.final.root / "usr" / "local" / "bin"
-        programs.mkdir(parents=True)
-        (programs / "python").symlink_to(self._python)
+    def _add_pip(self) -> None:
+        """Put that of this Python first on the path, for a base image of the same version of Python."""
+        version = ".".join(map(str, sys.version_info[:2]))
+        assert self.final.base == f"python:{version}-slim", self.final.base
+        programs = self.final.root / "programs"
+        programs.mkdir()
         pip = programs / "pip"
         pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip "$@"\n')
         pip.chmod(0o755)
-        self.final.environment["PATH"] = f"{programs}:{self.final.environment['PATH']}"
+        self.final.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
 
     def _arg(self, instruction: Instruction) -> None:
         name, _, value = instruction.text.partition("=")
         if self._stages:
             self.final.environment[name] = value
+        else:
+            self._arguments[name] = value
 
     def _env(self, instruction: Instruction) -> None:
         name, _, value = instruction.text.partition("=")
-        path = self.final.environment["PATH"]
-        self.final.environment[name] = self.final.here(value).replace("$PATH", path)
+        self.final.environment[name] = value
 
     def _workdir(self, instruction: Instruction) -> None:
         self.final.folder = instruction.text
@@ -140,21 +142,40 @@ class Build:
                 shutil.copy(path, destination)
 
     def _run(self, instruction: Instruction) -> None:
-        command = ["/bin/sh", "-c", self.final.here(instruction.text)]
-        environment = os.environ | self.final.environment
+        assert self.final.base != DISTROLESS, "that image has no shell."
+        # Absolute paths of the stage, unless they are within another path or an address.
+        pattern = r"(?<![\w./:])/[a-z]+(?=[/\s\"'}]|$)"
+        command = re.sub(pattern, self._path_here, instruction.text)
         result = subprocess.run(
-            command, cwd=self.final.path(""), env=environment, capture_output=True, text=True
+            ["/bin/sh", "-c", command],
+            cwd=self.final.path(""),
+            env=os.environ | self.final.environment,
+            capture_output=True,
+            text=True,
         )
         assert result.returncode == 0, result.stdout + result.stderr
+
+    def _path_here(self, match: re.Match[str]) -> str:
+        path = match[0]
+        return path if path in NOT_ROOTS else f"{self.final.root}{path}"
 
     def _keep(self, instruction: Instruction) -> None:
         self.final.settings[instruction.name] = instruction
 
 
-def command_of(stage: Stage, *more: str) -> list[str]:
-    """What a container runs, on this machine."""
-    words = stage.settings["ENTRYPOINT"].words() + stage.settings["CMD"].words() + list(more)
-    return [stage.here(word) for word in words]
+def inside(stage: Stage, command: list[str]) -> dict[str, Any]:
+    """Arguments of `subprocess.run` that run a command as a container of the stage would: as its user, in its root."""
+    user = stage.settings["USER"].text
+    return {
+        "args": ["chroot", f"--userspec={user}", "--groups=", str(stage.root), *command],
+        "env": {"PATH": debian.PROGRAMS, **stage.environment},
+        "text": True,
+    }
+
+
+def server_command(stage: Stage) -> list[str]:
+    """What a container runs."""
+    return stage.settings["ENTRYPOINT"].words() + stage.settings["CMD"].words()
 
 
 def health_command(stage: Stage) -> list[str]:
