@@ -5,7 +5,7 @@ torch nor onnx is needed to read it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -35,7 +35,7 @@ DTYPES = frozenset(
     }
 )  # fmt: skip
 FORMS = frozenset({"unrolled", "scan", "native"})
-PRECISIONS = frozenset({"float32", "float64", "int8"})
+PRECISIONS = frozenset({"float32", "float64", "float16", "int8"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Graph:
         steps: the number of steps that it is for; None for any.
         nodes: the number of its nodes.
         milliseconds: median time of one run of the example in onnxruntime on the CPU, where it was exported.
-        precision: in which it computes, such as "float32".
+        precision: "float32" or "float64", in which it computes; "float16", in which it stores its weights; or "int8",
+            of the products of its recurrent layers.
         ranges: dynamic axes that may not have every size -> the sizes of a request that the graph is right for. Where
             the graph is for one number of steps, those of the steps are what may be padded to it.
         row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
@@ -117,6 +118,8 @@ class Manifest:
         lines = [
             f"{self.name}: a bundle of {len(self.graphs)} graphs, opset {self.opset}, by {self.producer}"
         ]
+        if len(self.precisions) > 1:
+            lines.append(f"  precisions: {', '.join(self.precisions)}")
         lines += [f"  input   {tensor}" for tensor in self.inputs]
         lines += [f"  output  {tensor}" for tensor in self.outputs]
         lines += [f"  lengths {name}: at most {limit} each" for name, limit in self.lengths.items()]
@@ -132,6 +135,11 @@ class Manifest:
             )
             lines += [f"    sizes {name}: {sizes}" for name, sizes in graph.ranges.items()]
         return "\n".join(lines)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the graphs, each once, in their order."""
+        return tuple(dict.fromkeys(graph.precision for graph in self.graphs))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"graphs": [graph.to_dict() for graph in self.graphs]}
@@ -175,7 +183,8 @@ class Manifest:
         fields = root.fields([field.name for field in dataclass_fields(cls)])
         inputs = _read_tensors(fields["inputs"])
         outputs = _read_tensors(fields["outputs"])
-        precision = _precision_of_version_1(outputs) if version == 1 else None
+        # A graph of version 1 has no precision: it computes in that of its weights.
+        precision = weights_precision(outputs.values()) if version == 1 else None
         sha256 = _read_digests(fields["sha256"])
         return cls(
             version=VERSION,
@@ -368,8 +377,9 @@ def _read_positive(field: JsonField) -> int:
     return field.whole_number(1)
 
 
-def _precision_of_version_1(outputs: Mapping[str, Tensor]) -> str:
-    """Version 1 has no precision: a graph then computed in its model's own, float32 or float64, as its outputs show."""
-    dtypes = {tensor.dtype for tensor in outputs.values()}
+def weights_precision(outputs: Iterable[TensorSpec]) -> str:
+    """Return the precision of a graph that does not round: that of its weights, "float32" or "float64", as its outputs
+    show."""
+    dtypes = {tensor.dtype for tensor in outputs}
     float_dtypes = {dtype for dtype in dtypes if dtype.startswith("float")}
     return "float64" if float_dtypes == {"float64"} else "float32"

@@ -1,7 +1,7 @@
 """The metadata that deploy-rnn writes into an ONNX file: what its inputs and outputs do not show."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from deploy_rnn.json_fields import JsonField
@@ -24,7 +24,9 @@ class FileMetadata:
             one less.
         row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
             computes. None for `sequence_lens` of an input, and where there are none.
-        precision: "int8" if recurrent layers multiply numbers of eight bits; None if they do not.
+        precision: "int8" if recurrent layers multiply numbers of eight bits, "float16" if weights are stored in 16
+            bits; None for that of the weights.
+        int8_layers: in "int8", which layers are of eight bits besides the recurrent ones: "linear", "embedding".
     """
 
     form: str | None = None
@@ -35,6 +37,7 @@ class FileMetadata:
     table_rows: Mapping[str, int] = field(default_factory=dict)
     row_ends: str | None = None
     precision: str | None = None
+    int8_layers: Sequence[str] = ()
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> "FileMetadata":
@@ -59,6 +62,7 @@ class FileMetadata:
             {name: rows.whole_number(1) for name, rows in read("table_rows").entries().items()},
             properties.get(PREFIX + "row_ends"),
             properties.get(PREFIX + "precision"),
+            tuple(properties.get(PREFIX + "int8_layers", "").split()),
         )
 
     @property
@@ -70,6 +74,8 @@ class FileMetadata:
         """The metadata properties to write; empty entries are left out."""
         properties = {}
         for name, value in asdict(self).items():
+            if isinstance(value, tuple):
+                value = " ".join(value)
             if value:
                 properties[PREFIX + name] = value if isinstance(value, str) else json.dumps(value)
         return properties

@@ -9,6 +9,7 @@ from deploy_rnn.lazy import lazy_names
 if TYPE_CHECKING:
     from .bundle import export_bundle
     from .exporter import export_onnx
+    from .precision.metric import ErrorMetric
     from .triton.repository import write_triton_model
     from .verification.html import reports_html
     from .verification.report import Report
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from .verification.verify_bundle import verify_bundle
 
 __all__ = [
-    "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
-    "reports_html", "verify", "verify_bundle", "write_triton_model",
+    "DynamicAxisError", "ErrorMetric", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle",
+    "export_onnx", "reports_html", "verify", "verify_bundle", "write_triton_model",
 ]  # fmt: skip
 
 HOMES = {
@@ -26,6 +27,7 @@ HOMES = {
     "verify": "verification.verify",
     "verify_bundle": "verification.verify_bundle",
     "write_triton_model": "triton.repository",
+    "ErrorMetric": "precision.metric",
     "Report": "verification.report",
     "reports_html": "verification.html",
 }

@@ -1,37 +1,30 @@
 """`export_bundle`: one model as several verified graphs that share one file of weights."""
 
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx_ir as ir
-import torch
 from torch import nn
 
 import deploy_rnn
 from deploy_rnn import bundle
 from deploy_rnn.bundle import Graph, Manifest, Tensor
-from deploy_rnn.checking.draws import Draws, ExampleInput
-from deploy_rnn.checking.example_call import Axes, ExampleCall
 from deploy_rnn.checking.module import check_module
-from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import ExportError
 from deploy_rnn.files import folder_target, replace_folder
-from deploy_rnn.model_errors import error_text
-from deploy_rnn.runtime import CPU
-from deploy_rnn.tensor_spec import SizeRange, TensorSpec, size_of
+from deploy_rnn.tensor_spec import TensorSpec
 
+from .bundle_parts import BundlePart, plan_graphs
 from .capture.captured import CapturedModel, with_fixed_axes
-from .forms import FIXED_TIME, FORMS
+from .forms import FORMS
 from .options import DEFAULTS, ExportOptions
-from .precision.reference import reference_of
-from .saving import save
-from .shared_weights import SharedWeights
+from .precision.metric import ErrorMetric
+from .precision.names import INT8, ROUNDED
 from .verification.html import reports_html
 from .verification.report import Report
-from .verification.verify import CheckOptions, check
 
 
 def export_bundle(
@@ -43,7 +36,7 @@ def export_bundle(
     forms: Sequence[Literal["unrolled", "scan", "native"]] | None = None,
     buckets: Sequence[int] | None = None,
     name: str | None = None,
-    precision: str | None = None,
+    precision: str | Sequence[str] | None = None,
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
@@ -56,7 +49,8 @@ def export_bundle(
     portable: bool = DEFAULTS.portable,
     atol: float | None = None,
     rtol: float | None = None,
-    max_error: float | None = None,
+    max_error: float | ErrorMetric | None = None,
+    int8_layers: Sequence[Literal["linear", "embedding"]] = DEFAULTS.int8_layers,
     sizes: Sequence[int] = DEFAULTS.sizes,
 ) -> Manifest:
     """Export a model as a folder: several graphs that share one file of weights, a manifest, and a report.
@@ -72,6 +66,9 @@ def export_bundle(
         buckets: numbers of steps; each gets a graph with every step written out. Where the model computes its steps
             from an axis of its inputs, as a strided convolution does, they are sizes of that axis.
         name: name of the model; None for that of the folder.
+        precision: as for `export_onnx`; or several, such as ("float32", "int8"). The bundle then has every graph in
+            each of them, and a file of weights for each. Whoever opens it says which, as in
+            `Engine(folder, precision="int8")`. `max_error` bounds those that round.
 
     Returns:
         The manifest.
@@ -92,13 +89,13 @@ def export_bundle(
             offered = " or ".join(map(repr, FORMS))
             raise ExportError(f"`forms` has {form!r}; use {offered}.")
     _check_buckets(buckets)
-    options = ExportOptions(
+    precisions = _check_precisions(precision)
+    base_options = ExportOptions(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
         output_names=output_names,
         opset_version=opset_version,
         ir_version=ir_version,
-        precision=precision,
         streaming=streaming,
         max_nodes=max_nodes,
         row_ends=row_ends,
@@ -106,70 +103,89 @@ def export_bundle(
         portable=portable,
         atol=atol,
         rtol=rtol,
-        max_error=max_error,
         sizes=sizes,
     )
-    checks = CheckOptions(
-        options.tolerance_for(checked),
-        sizes,
-        runtimes=options.runtimes,
-        max_error=max_error,
-    )
+    all_options = _options_of(base_options, precisions, max_error, int8_layers)
+    for options in all_options:
+        options.tolerance_for(checked)
     title = name or target.resolve().name
 
     def attempt(fixed: Collection[str]) -> Manifest:
-        captured = CapturedModel.of(checked, args, kwargs, options, dynamic_time=True, fixed=fixed)
-        captured.warn_of_limits()
-        plans = _plan_graphs(captured, forms, buckets, max_nodes)
-        return _write_bundle(captured, plans, target, title, options, checks)
-
-    return with_fixed_axes(attempt, options)
-
-
-def _write_bundle(
-    captured: CapturedModel,
-    plans: Sequence["_GraphPlan"],
-    folder: Path,
-    title: str,
-    options: ExportOptions,
-    checks: CheckOptions,
-) -> Manifest:
-    reference = reference_of(captured.model, checks.tolerance.precision)
-
-    def write(temporary: Path) -> Manifest:
-        weights = SharedWeights(temporary / bundle.WEIGHTS)
-        reports: list[Report] = []
-        for plan in plans:
-            source = (
-                captured
-                if plan.steps is None
-                else _with_fixed_steps(captured, plan.steps, options, reference)
+        parts = []
+        for number, options in enumerate(all_options):
+            captured = CapturedModel.of(
+                checked, args, kwargs, options, dynamic_time=True, fixed=fixed
             )
-            graph = source.written(plan.form, max_nodes=options.max_nodes)
-            weights.take(graph)
-            file = temporary / plan.file
-            save(graph, file)
-            with source.naming_squeezes():
-                report = check(
-                    file,
-                    reference,
-                    source.call,
-                    checks,
-                    shown_as=folder / plan.file,
-                    conditions=source.conditions,
-                    axis_advice=options.axis_advice(fixed_steps=False),
-                )
-            reports.append(report)
+            if number == 0:
+                captured.warn_of_limits()
+            suffix = f"-{options.precision}" if len(all_options) > 1 else ""
+            plans = plan_graphs(captured, forms, buckets, max_nodes)
+            parts.append(BundlePart(captured, plans, options, suffix))
+        return _write_bundle(parts, target, title)
+
+    return with_fixed_axes(attempt, base_options)
+
+
+def _write_bundle(parts: Sequence[BundlePart], folder: Path, title: str) -> Manifest:
+    def write(temporary: Path) -> Manifest:
+        graphs: list[Graph] = []
+        reports: list[Report] = []
+        for part in parts:
+            part_graphs, part_reports = part.write(temporary, folder)
+            graphs += part_graphs
+            reports += part_reports
         _write_reports(temporary, reports, title)
-        graphs = [
-            plan.describe(report, captured) for plan, report in zip(plans, reports, strict=True)
-        ]
         # Last, since it has the digest of every other file.
-        manifest = _manifest(captured, title, options.opset_version, graphs, temporary)
+        first = parts[0]
+        manifest = _manifest(first.captured, title, first.options.opset_version, graphs, temporary)
         (temporary / bundle.MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
         return manifest
 
     return replace_folder(folder, write)
+
+
+def _check_precisions(precision: Any) -> list[str | None]:
+    """The precisions that are asked for; None for that of the weights.
+
+    Raises:
+        ValueError: it is no name, or names none, or one twice.
+    """
+    if precision is None or isinstance(precision, str):
+        return [precision]
+    names = list(precision) if isinstance(precision, Sequence) else []
+    are_names = all(isinstance(name, str) for name in names)
+    if not names or not are_names or len(set(names)) < len(names):
+        raise ValueError(
+            f"`precision` (={precision!r}) must be a name, or several different ones, such as ('float32', 'int8')."
+        )
+    return names
+
+
+def _options_of(
+    options: ExportOptions,
+    precisions: Sequence[str | None],
+    max_error: float | ErrorMetric | None,
+    int8_layers: Sequence[Literal["linear", "embedding"]],
+) -> list[ExportOptions]:
+    """The options for each precision; `max_error` bounds those that round, `int8_layers` is for one of them.
+
+    Raises:
+        ValueError, ExportError: as for `ExportOptions`.
+    """
+    # What none of them takes is refused by each.
+    bounded = [precision for precision in precisions if precision in ROUNDED] or precisions
+    with_layers = [precision for precision in precisions if precision == INT8] or precisions
+    all_options = []
+    for precision in precisions:
+        all_options.append(
+            replace(
+                options,
+                precision=precision,
+                max_error=max_error if precision in bounded else None,
+                int8_layers=int8_layers if precision in with_layers else (),
+            )
+        )
+    return all_options
 
 
 def _check_buckets(buckets: Any) -> None:
@@ -182,143 +198,6 @@ def _check_buckets(buckets: Any) -> None:
         raise ExportError(
             f"`buckets` (={buckets!r}) must be whole numbers from 1, such as (32, 128)."
         )
-
-
-@dataclass(frozen=True)
-class _GraphPlan:
-    """One graph of a bundle, before it is written.
-
-    Attributes:
-        form: how its recurrent layers are written.
-        steps: the number of steps that it is for; None for any.
-    """
-
-    form: str
-    steps: int | None = None
-
-    @property
-    def file(self) -> str:
-        return f"{self.form}.onnx" if self.steps is None else f"{self.form}-{self.steps}.onnx"
-
-    def describe(self, report: Report, captured: CapturedModel) -> Graph:
-        """The graph as the manifest has it, from the report of its verification.
-
-        captured: the model for any number of steps.
-        """
-        ranges = dict(report.ranges)
-        if self.steps is not None:
-            ranges |= self._padded_ranges(captured)
-        return Graph(
-            file=self.file,
-            form=self.form,
-            steps=self.steps,
-            nodes=report.nodes,
-            milliseconds=report.latency[CPU]["example"],
-            precision=report.precision,
-            ranges=ranges,
-            row_ends=report.file.row_ends,
-        )
-
-    def _padded_ranges(self, captured: CapturedModel) -> dict[str, SizeRange]:
-        """Which steps of a request may be padded to those of this graph: those with which the model computes the same.
-
-        Beyond the range of the graph for any number of steps, nothing is known of other steps than these.
-        """
-        assert self.steps is not None
-        ranges = {}
-        for name in captured.time_names:
-            sizes = captured.metadata.ranges.get(name)
-            if sizes is not None and sizes.takes(self.steps):
-                ranges[name] = sizes
-            elif sizes is not None:
-                ranges[name] = SizeRange(self.steps, self.steps)
-        return ranges
-
-
-def _plan_graphs(
-    captured: CapturedModel,
-    forms: Sequence[str] | None,
-    buckets: Sequence[int] | None,
-    max_nodes: int,
-) -> list[_GraphPlan]:
-    any_steps = [form for form in forms or FORMS if form not in FIXED_TIME]
-    if forms is None:
-        any_steps = [form for form in any_steps if _fits(captured, form, max_nodes)]
-    # A bundle has at least one graph: if no form takes any number of steps, it is for the example's.
-    if not buckets and ("unrolled" in (forms or ()) or not any_steps):
-        buckets = [captured.example_steps]
-    plans = [_GraphPlan(form) for form in any_steps]
-    for steps in sorted(set(buckets or ())):
-        plans.append(_GraphPlan("unrolled", steps))
-    return plans
-
-
-def _fits(captured: CapturedModel, form: str, max_nodes: int) -> bool:
-    """Whether the model can be written in this form."""
-    try:
-        captured.written(form, max_nodes=max_nodes)
-    except ExportError:
-        return False
-    return True
-
-
-def _with_fixed_steps(
-    captured: CapturedModel, steps: int, options: ExportOptions, reference: Reference
-) -> CapturedModel:
-    """Capture the model again for this number of steps; its example is cut, or repeated from its beginning."""
-    time_names = captured.input_time_names
-    if not time_names:
-        raise ExportError(
-            f"the model fixes its steps at {captured.example_steps}; leave out `buckets`."
-        )
-    sizes = dict.fromkeys(time_names, steps)
-    inputs = []
-    axes: list[Axes] = []
-    # A streaming graph has more inputs than the example has tensors: its states come last.
-    for value, tensor, asked in zip(
-        captured.onnx.graph.inputs, captured.call.tensors, captured.axes, strict=False
-    ):
-        shape = [size if isinstance(size, int) else str(size) for size in value.shape or ()]
-        limit = captured.metadata.lengths.get(str(value.name))
-        # A limit that the model computes is the size of no axis.
-        if isinstance(limit, str) and limit not in time_names:
-            limit = None
-        inputs.append(ExampleInput(str(value.name), tuple(shape), tensor, limit))
-        dynamic: Axes = {}
-        for axis, size in enumerate(shape):
-            if isinstance(size, int):
-                continue
-            # Another length may be a multiple of the steps.
-            size_then = size_of(size, sizes)
-            if size_then is not None:
-                sizes[size] = size_then
-                continue
-            # A `torch.export.Dim` has a range that its name has not.
-            has_range = type(asked.get(axis)) is torch.export.Dim
-            dynamic[axis] = asked[axis] if has_range else size
-        axes.append(dynamic)
-    call = _example_with(steps, Draws(captured.call, inputs), sizes, reference)
-    options = replace(options, dynamic_shapes=call.shapes(axes))
-    return CapturedModel.of(
-        captured.model, call.bound.args, call.bound.kwargs, options, dynamic_time=False
-    )
-
-
-def _example_with(
-    steps: int, draws: Draws, sizes: Mapping[str, int], reference: Reference
-) -> ExampleCall:
-    """An example of that many steps, `sizes` of the dynamic axes, as like the example as the model takes."""
-    errors = []
-    for call in draws.examples(sizes):
-        try:
-            reference.outputs(call)
-        except Exception as error:  # the model's own code may raise anything
-            errors.append(error)
-            continue
-        return call
-    raise ExportError(
-        f"`buckets` has {steps}, and the model refuses {steps} steps: {error_text(errors[0])}"
-    ) from errors[0]
 
 
 def _write_reports(folder: Path, reports: Sequence[Report], title: str) -> None:

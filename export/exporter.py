@@ -14,6 +14,7 @@ from .auto import choose_form
 from .capture.captured import CapturedModel, with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
+from .precision.metric import ErrorMetric
 from .precision.reference import reference_of
 from .saving import check_weights, save
 from .verification.report import Report
@@ -42,7 +43,8 @@ def export_onnx(
     portable: bool = DEFAULTS.portable,
     atol: float | None = None,
     rtol: float | None = None,
-    max_error: float | None = None,
+    max_error: float | ErrorMetric | None = None,
+    int8_layers: Sequence[Literal["linear", "embedding"]] = DEFAULTS.int8_layers,
     sizes: Sequence[int] = DEFAULTS.sizes,
     require_provider: str | None = None,
 ) -> Report:
@@ -68,11 +70,14 @@ def export_onnx(
             "native": ONNX's RNN, GRU and LSTM operators; both may be dynamic.
             "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
         precision: in which the file computes. "float32" or "float64", which must be that of the model's weights, None
-            for that one; or "int8" for a model in float32: the products of RNN, GRU and LSTM multiply numbers of eight
-            bits, in forms "scan" and "unrolled", everything else stays as it is. The file is then compared with a
-            simulation of it, and the report's `rounding` says how far that is from the model (docs/precision.md).
-        max_error: with precision="int8", the largest absolute difference from the model in float64 that rounding may
-            cost at any output, over everything that is run; None for any.
+            for that one. For a model in float32 also "int8": the products of RNN, GRU and LSTM multiply numbers of
+            eight bits, in forms "scan" and "unrolled", everything else stays as it is; or "float16": the weights are
+            stored in 16 bits, and everything is computed in float32. Such a file is compared with a simulation of it,
+            and the report's `rounding` says how far that is from the model (docs/precision.md).
+        max_error: with "int8" or "float16", the largest absolute difference from the model in float64 that rounding may
+            cost at any output, over everything that is run; or an `ErrorMetric`, a bound in a measure of yours, on the
+            example; None for any.
+        int8_layers: with "int8", which layers around the recurrent ones are of eight bits, too: "linear", "embedding".
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
             without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`
@@ -142,6 +147,7 @@ def export_onnx(
         atol=atol,
         rtol=rtol,
         max_error=max_error,
+        int8_layers=int8_layers,
         sizes=sizes,
     )
     checks = CheckOptions(
@@ -186,7 +192,8 @@ def _export(
             captured, max_nodes=options.max_nodes, runtime=options.runtime
         )
     graph = captured.written(written_form, max_nodes=options.max_nodes)
-    reference = reference_of(captured.model, checks.tolerance.precision)
+    precision = checks.tolerance.precision
+    reference = reference_of(captured.model, precision, options.int8_layers)
 
     def save_and_check(temporary: Path) -> Report:
         save(graph, temporary)

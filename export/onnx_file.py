@@ -39,7 +39,9 @@ class OnnxFile:
             computes. None for `sequence_lens` of an input, and where there are none.
         sequence_lens: which of ONNX's RNN, GRU and LSTM are given lengths by their input `sequence_lens`.
         activations: of ONNX's RNN, GRU and LSTM, in lower case, where they are named.
-        precision: "int8" if its recurrent layers multiply numbers of eight bits; None if nothing is said.
+        precision: "int8" if its recurrent layers multiply numbers of eight bits, "float16" if its weights are stored
+            in 16 bits; None if nothing is said.
+        int8_layers: in "int8", which layers are of eight bits besides the recurrent ones.
         producer: the name and version of the program that wrote it.
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
@@ -75,6 +77,7 @@ class OnnxFile:
     sequence_lens: frozenset[str] = frozenset()
     activations: frozenset[str] = frozenset()
     precision: str | None = None
+    int8_layers: Sequence[str] = ()
 
     @classmethod
     def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
@@ -129,6 +132,7 @@ class OnnxFile:
                 activation for node in recurrent_nodes for activation in _activations(node)
             ),
             precision=metadata.precision,
+            int8_layers=metadata.int8_layers,
         )
 
     @property

@@ -14,7 +14,9 @@ from deploy_rnn.errors import ExportError
 from .forms import ROW_ENDS
 from .forms.node_count import MAX_NODES
 from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
-from .precision.rounding import INT8
+from .precision.layers import LAYERS
+from .precision.metric import ErrorMetric
+from .precision.names import FLOAT16, INT8, ROUNDED
 from .runtimes.table import ONNXRUNTIME, row_ends_for, runtime_named
 
 FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
@@ -32,7 +34,8 @@ class ExportOptions:
 
     Raises:
         ExportError: an `opset_version`, `ir_version` or `row_ends` that is not supported.
-        ValueError: a `precision` that is not offered, or a `max_error` that is not a number above 0 or needs another.
+        ValueError: a `precision` that is not offered, or a `max_error` or `int8_layers` that cannot be used, or not
+            with this precision.
         RuntimeMissingError: the runtime is not installed.
     """
 
@@ -49,7 +52,8 @@ class ExportOptions:
     portable: bool = False
     atol: float | None = None
     rtol: float | None = None
-    max_error: float | None = None
+    max_error: float | ErrorMetric | None = None
+    int8_layers: Sequence[Literal["linear", "embedding"]] = ()
     sizes: Sequence[int] = SIZES
 
     def __post_init__(self) -> None:
@@ -73,20 +77,38 @@ class ExportOptions:
             check_precision(self.precision)
         if self.max_error is not None:
             self._check_max_error()
-
+        if self.int8_layers:
+            self._check_int8_layers()
         if self.precision == INT8 and (self.portable or self.runtime != ONNXRUNTIME):
             raise ExportError(
                 "precision='int8' has operators that few runtimes but onnxruntime take; leave out `portable` and "
                 "`runtime`, or `precision`."
             )
+        if self.precision == FLOAT16 and self.portable:
+            raise ExportError(
+                "precision='float16' casts its weights, which portable=True does not allow; leave one of them out."
+            )
 
     def _check_max_error(self) -> None:
-        is_number = isinstance(self.max_error, (int, float)) and math.isfinite(self.max_error)
-        if not is_number or not self.max_error or self.max_error < 0:
-            raise ValueError(f"`max_error` (={self.max_error!r}) must be a number above 0.")
+        bound = self.max_error
+        is_number = isinstance(bound, (int, float)) and math.isfinite(bound) and bound > 0
+        if not is_number and not isinstance(bound, ErrorMetric):
+            raise ValueError(
+                f"`max_error` (={bound!r}) must be a number above 0, or an `ErrorMetric`."
+            )
+        if self.precision not in ROUNDED:
+            offered = " or ".join(f"precision={name!r}" for name in ROUNDED)
+            raise ValueError(
+                f"`max_error` (={self.max_error!r}) bounds what {offered} costs; give one, or leave it out."
+            )
+
+    def _check_int8_layers(self) -> None:
+        if isinstance(self.int8_layers, str) or not set(self.int8_layers) <= set(LAYERS):
+            offered = " or ".join(map(repr, LAYERS))
+            raise ValueError(f"`int8_layers` (={self.int8_layers!r}) must be a list of {offered}.")
         if self.precision != INT8:
             raise ValueError(
-                f"`max_error` (={self.max_error!r}) bounds what precision='int8' costs; give that, or leave it out."
+                f"`int8_layers` (={self.int8_layers!r}) is for precision='int8'; give that, or leave it out."
             )
 
     def axis_advice(self, fixed_steps: bool) -> str:
@@ -115,12 +137,12 @@ class ExportOptions:
             ValueError: an `atol` or `rtol` that cannot be used.
         """
         own = model_precision(model)
-        if self.precision == INT8 and own == "float32":
-            return Tolerance(self.atol, self.rtol, INT8)
+        if self.precision in ROUNDED and own == "float32":
+            return Tolerance(self.atol, self.rtol, self.precision)
         if self.precision not in (None, own):
             offered = f"{own!r}, as the model's weights are"
             if own == "float32":
-                offered += f", or {INT8!r}"
+                offered += f", or {' or '.join(map(repr, ROUNDED))}"
             raise ExportError(
                 f"`precision` (={self.precision!r}) must be {offered}; leave it out, or convert the model first."
             )

@@ -22,6 +22,10 @@ from deploy_rnn.nn.recurrent import Recurrent
 DOMAIN = "deploy_rnn"
 OP_TYPE = "Recurrent"
 
+LINEAR_TYPE = "Linear"
+"""A linear layer that is to be of eight bits is captured as `deploy_rnn::Linear`: input (..., K), weight (M, K), and
+bias (M,), which may be absent -> (..., M)."""
+
 FIRST_STATE = 2
 """The input of a captured node that is its first state."""
 
@@ -34,7 +38,12 @@ _SAME_LENGTHS = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Sq
 
 def stack_nodes(graph: ir.Graph) -> list[ir.Node]:
     """The captured stacks of a graph, in its order."""
-    return [node for node in graph if node.domain == DOMAIN]
+    return [node for node in graph if node.domain == DOMAIN and node.op_type == OP_TYPE]
+
+
+def linear_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The captured linear layers of a graph, in its order."""
+    return [node for node in graph if node.domain == DOMAIN and node.op_type == LINEAR_TYPE]
 
 
 def loop_nodes(graph: ir.Graph) -> list[ir.Node]:

@@ -100,6 +100,10 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     "--threads", show_default="all", type=COUNT, metavar="N", help="Cores that the models may use."
 )
 @click.option(
+    "--precision", show_default="the only one of a model", metavar="PRECISION",
+    help="Precision of the graphs, such as int8; for bundles that have several.",
+)  # fmt: skip
+@click.option(
     "--token", show_default="none", envvar=TOKEN_VARIABLE, show_envvar=True,
     help="Bearer token that clients must send. Better in the environment or a file: others can see a command line.",
 )  # fmt: skip
@@ -412,12 +416,15 @@ def _make_repository(path: Path, options: Mapping[str, Any]) -> "Repository":
     from .scheduling.model import Model
 
     limits = Limits(**_fields_of(Limits, options))
-    model_options = {name: options[name] for name in ("provider", "threads") if name in options}
+    core_options = {name: options[name] for name in ("provider", "threads") if name in options}
     # All models share them.
-    cores = CoreSlots.of(**model_options)
+    cores = CoreSlots.of(**core_options)
+    precision = options.get("precision")
 
     def make(folder: Path, name: str) -> Model:
-        return Model(folder, name=name, limits=limits, cores=cores, **model_options)
+        return Model(
+            folder, name=name, limits=limits, cores=cores, precision=precision, **core_options
+        )
 
     return Repository(path, make, limits)
 
@@ -498,4 +505,4 @@ def _describe(model: "ServedModel") -> str:
     inputs = "; ".join(str(spec) for spec in model.inputs)
     outputs = "; ".join(str(spec) for spec in model.outputs)
     suffix = "; streams" if model.streaming else ""
-    return f"{model.name}: {inputs} -> {outputs}{suffix}"
+    return f"{model.name} ({model.precision}): {inputs} -> {outputs}{suffix}"

@@ -20,6 +20,7 @@ from benchmarks.reporting.grid_tables import (
     points_table,
     targets_table,
 )
+from benchmarks.reporting.precision_tables import precision_sections
 from benchmarks.reporting.scale_tables import scale_sections
 from benchmarks.reporting.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.reporting.serving_tables import goals_table, processes_table, serving_in_words
@@ -182,33 +183,10 @@ def rounding_table(result: Result) -> str:
     return markdown(["recurrent weights", *headings], lines) + "\n\n" + machine_line(result)
 
 
-def precision_table(result: Result) -> str:
-    """Speed beside float32, the largest error and the size of the file."""
-    names = ["int8", "quantize_dynamic", "torch.ao"]
-    header = ["", "float32, ms", *names, *(f"error, {name}" for name in names), "size, int8"]
-    lines = []
-    for row in result["rows"]:
-        contestants = row["contestants"]
-        float32 = contestants["float32"]
-        # PyTorch leaves nn.RNN as it is.
-        measured = [contestants[name] for name in names if name in contestants]
-        missing = [""] * (len(names) - len(measured))
-        speeds = [factor(float32["milliseconds"] / each["milliseconds"]) for each in measured]
-        errors = [f"{each['error']:.1e}" for each in measured]
-        cells = [*speeds, *missing, *errors, *missing]
-        share = contestants["int8"]["kilobytes"] / float32["kilobytes"]
-        label = f"{row['family']}, H={row['H']}, B={row['B']}, T={row['T']}"
-        lines.append([label, f"{float32['milliseconds']:.2f}", *cells, f"{share:.2f}"])
-    return markdown(header, lines) + "\n\n" + machine_line(result)
-
-
-def precision_sections() -> dict[str, str]:
-    """The section on eight bits, if they were measured."""
+def precision_results() -> dict[str, str]:
+    """The tables of precisions, if they were measured."""
     path = RESULTS / "precision.json"
-    if not path.exists():
-        return {}
-    text = '## Speed, error and size\n\nTimes of float32 over those of eight bits, one layer, form "unrolled":\n\n'
-    return {"precision": text + precision_table(load(path))}
+    return precision_sections(load(path)) if path.exists() else {}
 
 
 def batching_table(result: Result) -> str:
@@ -313,7 +291,7 @@ def sections() -> dict[str, str]:
         ),
         **serving_sections(serving_results()),
         **processes_section(RESULTS / "serving_processes.json"),
-        **precision_sections(),
+        **precision_results(),
         **scale_results(),
         "batching": batching_table(load(RESULTS / "batching.json")),
         "highlight": accuracy_line(load(ROOT / "examples" / "highlight" / "metrics.json")),

@@ -1,17 +1,23 @@
-"""Recurrent layers in eight bits: `python -m benchmarks.studies.precision`.
+"""Layers in float32, float16 and int8: `python -m benchmarks.studies.precision`, about seven minutes.
 
-One layer with I = H and torch's own random weights, inference on the CPU, in form "unrolled". Beside ours in float32
-and int8: onnxruntime's `quantize_dynamic` of our float32 file, and PyTorch's dynamic quantisation, which leaves nn.RNN
-as it is. Contestants take turns (see deploy_rnn/timing.py). An error is the largest difference of an output from the
-layer in float64, on normal inputs.
+One layer with I = H and torch's own random weights, inference on the CPU. For 50 steps in form "unrolled", for 200 in
+form "scan". Beside ours: torch.nn, PyTorch's dynamic quantisation, which leaves nn.RNN as it is, and onnxruntime's
+`quantize_dynamic` of our float32 file; of a loop it changes only what is before it, so it has no column there.
+Contestants take turns (see deploy_rnn/timing.py). An error is the largest difference of an output from the layer in
+float64, on normal inputs; memory is what a process grows by when it opens a file and runs it once.
+
+Then the kernels that int8 could have (`kernels`), and how many characters the highlighter gets right (`highlighter`).
 """
 
 import argparse
 import copy
 import itertools
 import logging
+import subprocess
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,8 +29,11 @@ from onnxruntime.quantization import quantize_dynamic
 from rich.progress import track
 from torch import Tensor, nn
 
+from benchmarks import ROOT
 from benchmarks.reporting.machine import publish
-from benchmarks.reporting.tables import precision_table
+from benchmarks.reporting.precision_tables import precision_sections
+from benchmarks.studies.highlighter import highlighter_accuracy
+from benchmarks.studies.int8_kernels import measure_kernels
 from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.options import ExportOptions
 from deploy_rnn.export.saving import save
@@ -33,23 +42,48 @@ from deploy_rnn.timing import compare
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 HIDDEN = [128, 256, 512, 1024]
-POINTS = [(1, 50), (1, 200), (32, 50)]
-"""B and T."""
+BATCHES = [1, 32]
+STEPS = {"unrolled": 50, "scan": 200}
+"""Form -> T."""
 
-FLOAT32 = "float32"
-BLOCKS = {"rounds": 3, "calls": 8, "warm_up": 1, "pause": 0.05, "block_seconds": 0.25}
+PRECISIONS = ["float32", "int8", "float16"]
+BLOCKS = {"rounds": 2, "calls": 6, "warm_up": 1, "pause": 0.03, "block_seconds": 0.15}
+
+OPEN_AND_RUN = """
+import sys, numpy as np, onnxruntime
+def held():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+before = held()
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+session.run(None, {"input": np.zeros((int(sys.argv[2]), 1, int(sys.argv[3])), np.float32)})
+print(held() - before)
+"""
 
 
-def write(layer: nn.RNNBase, x: Tensor, path: Path, precision: str) -> Path:
-    """A file of the layer; its check, which takes longer than everything else here, is the task of tests."""
-    options = ExportOptions(precision=precision, dynamic_shapes={}, max_nodes=100_000)
-    captured = CapturedModel.of(layer, (x,), None, options, dynamic_time=False)
-    save(captured.written("unrolled", max_nodes=options.max_nodes), path)
-    return path
+def write_files(layer: nn.RNNBase, form: str, folder: Path) -> dict[str, Path]:
+    """A file in each precision; their checks, which take longer than everything else here, are the task of tests."""
+    x = torch.randn(STEPS[form], 2, layer.input_size)
+    axes = {1: "B"} if form == "unrolled" else {0: "T", 1: "B"}
+    options = ExportOptions(dynamic_shapes={"input": axes}, max_nodes=100_000)
+    is_dynamic = form != "unrolled"
+    captured = CapturedModel.of(layer, (x,), None, options, dynamic_time=is_dynamic)
+    # Its weights are rounded before they are traced.
+    halves = CapturedModel.of(
+        layer, (x,), None, replace(options, precision="float16"), dynamic_time=is_dynamic
+    )
+    files = {}
+    for precision in PRECISIONS:
+        source = halves if precision == "float16" else replace(captured, precision=precision)
+        files[precision] = folder / f"{form}-{precision}.onnx"
+        save(source.written(form, max_nodes=options.max_nodes), files[precision])
+    if form == "unrolled":
+        files["quantize_dynamic"] = folder / "dynamic.onnx"
+        quantize_dynamic(files["float32"], files["quantize_dynamic"])
+    return files
 
 
-def session_run(path: Path, x: Tensor) -> Callable[[], np.ndarray]:
-    session = open_session(path)
+def session_run(session: Any, x: Tensor) -> Callable[[], np.ndarray]:
     run = partial(session.run, ["output"], {"input": x.numpy()})
     return lambda: np.asarray(run()[0])
 
@@ -74,12 +108,11 @@ def quantized_by_torch(layer: nn.RNNBase) -> nn.Module | None:
     return None if type(quantized) is type(layer) else quantized
 
 
-def measure(layer: nn.RNNBase, x: Tensor, folder: Path) -> dict[str, dict[str, float]]:
-    """Each contestant's milliseconds, error, and kilobytes of its file."""
-    files = {name: write(layer, x, folder / f"{name}.onnx", name) for name in (FLOAT32, "int8")}
-    files["quantize_dynamic"] = folder / "dynamic.onnx"
-    quantize_dynamic(files[FLOAT32], files["quantize_dynamic"])
-    runs = {name: session_run(path, x) for name, path in files.items()}
+def measure_point(
+    layer: nn.RNNBase, x: Tensor, sessions: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """Each contestant's milliseconds and error."""
+    runs = {name: session_run(session, x) for name, session in sessions.items()}
     runs["torch.nn"] = torch_run(layer, x)
     quantized = quantized_by_torch(layer)
     if quantized is not None:
@@ -88,27 +121,45 @@ def measure(layer: nn.RNNBase, x: Tensor, folder: Path) -> dict[str, dict[str, f
     timings = compare(runs, **BLOCKS)  # type: ignore[arg-type]
     rows: dict[str, dict[str, float]] = {}
     for name, run in runs.items():
-        rows[name] = {
-            "milliseconds": 1e3 * timings[name].median,
-            "error": float(np.abs(run() - exact).max()),
-        }
-        if name in files:
-            rows[name]["kilobytes"] = files[name].stat().st_size / 1e3
+        error = float(np.abs(run() - exact).max())
+        rows[name] = {"milliseconds": 1e3 * timings[name].median, "error": error}
     return rows
 
 
-def measure_all(families: Sequence[str], sizes: Sequence[int]) -> list[dict[str, Any]]:
-    rows = []
-    layers = list(itertools.product(families, sizes))
-    for family, hidden in track(layers, "measuring"):
-        torch.manual_seed(0)
-        layer = FAMILIES[family](hidden, hidden).eval()
-        for batch, steps in POINTS:
+def megabytes_held(path: Path, steps: int, width: int) -> float:
+    """What a process grows by when it opens a file and runs one row."""
+    command = [sys.executable, "-c", OPEN_AND_RUN, str(path), str(steps), str(width)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1e3
+
+
+def measure_layer(family: str, hidden: int, form: str) -> Iterator[dict[str, Any]]:
+    """A row for each batch."""
+    torch.manual_seed(0)
+    layer = FAMILIES[family](hidden, hidden).eval()
+    steps = STEPS[form]
+    with TemporaryDirectory() as folder:
+        files = write_files(layer, form, Path(folder))
+        sessions = {name: open_session(path) for name, path in files.items()}
+        kilobytes = {name: path.stat().st_size / 1e3 for name, path in files.items()}
+        megabytes = {
+            name: megabytes_held(files[name], steps, hidden)
+            for name in PRECISIONS
+            if form == "scan"
+        }
+        for batch in BATCHES:
             x = torch.randn(steps, batch, hidden)
-            with TemporaryDirectory() as folder:
-                contestants = measure(layer, x, Path(folder))
-            point = {"family": family, "H": hidden, "B": batch, "T": steps}
-            rows.append({**point, "contestants": contestants})
+            yield {
+                "family": family, "H": hidden, "B": batch, "T": steps, "form": form,
+                "contestants": measure_point(layer, x, sessions), "kilobytes": kilobytes, "megabytes": megabytes,
+            }  # fmt: skip
+
+
+def measure_all(families: Sequence[str], sizes: Sequence[int]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    layers = list(itertools.product(STEPS, families, sizes))
+    for form, family, hidden in track(layers, "measuring"):
+        rows += measure_layer(family, hidden, form)
     return rows
 
 
@@ -119,12 +170,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help=f"default {HIDDEN}")
+    parser.add_argument(
+        "--files", type=int, default=20, help="of the highlighter's 70 held-out files (default 20)"
+    )
     options = parser.parse_args()
     # `quantize_dynamic` advises to prepare the file first, which a file with fixed shapes needs not.
     logging.disable(logging.WARNING)
-    rows = measure_all(options.families, options.hidden)
-    result = publish({"benchmark": "precision", "rows": rows}, options.output)
-    print(precision_table(result))
+    result = {
+        "benchmark": "precision",
+        "rows": measure_all(options.families, options.hidden),
+        "kernels": measure_kernels(options.hidden),
+        "highlighter": highlighter_accuracy(options.files),
+    }
+    for section in precision_sections(publish(result, options.output)).values():
+        print(section)
 
 
 if __name__ == "__main__":

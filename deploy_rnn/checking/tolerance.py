@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = {"float32": 1e-5, "float64": 1e-9, "int8": 1e-5}
-"""Precision in which a file computes -> the difference that passes by default, as a share of an element's magnitude
-(absolute below 1). In "int8" recurrent layers multiply numbers of eight bits, and a file is compared with a simulation
-of that, not with the model itself (docs/precision.md)."""
+PRECISIONS = {"float32": 1e-5, "float64": 1e-9, "float16": 1e-5, "int8": 1e-5}
+"""Precision of a file -> the difference that passes by default, as a share of an element's size (absolute below 1).
+
+In "float16" the weights are stored in 16 bits, and in "int8" recurrent layers multiply numbers of eight bits; such a
+file is compared with a simulation of that, not with the model itself (docs/precision.md)."""
 
 # A trained network can amplify rounding (docs/verification.md has figures). Two correct float32 runs then differ by a
 # few times PyTorch's own distance from float64, which is measured on the same inputs. Up to ROUNDING_LIMIT only: beyond
@@ -149,10 +150,13 @@ class Tolerance:
                 f"levels: {SIDES_MARGIN:g} times what rounding it to the other side changes, at most "
                 f"{SIDES_LIMIT:.0%}. Whole numbers and booleans must be equal."
             )
+        of_what = ""
+        if self.precision == "float16":
+            of_what = " from that of the model with its weights rounded to float16"
         return (
-            f"Every number may differ by {default:g}, or by {default:g} of its size where it is larger than 1; by more "
-            f"if rounding has moved PyTorch's own result: {ROUNDING_MARGIN:g} times its distance from float64, at most "
-            f"{ROUNDING_LIMIT:.0%}. Whole numbers and booleans must be equal."
+            f"Every number may differ by {default:g}{of_what}, or by {default:g} of its size where it is larger than "
+            f"1; by more if rounding has moved PyTorch's own result: {ROUNDING_MARGIN:g} times its distance from "
+            f"float64, at most {ROUNDING_LIMIT:.0%}. Whole numbers and booleans must be equal."
         )
 
 

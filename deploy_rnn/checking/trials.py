@@ -97,12 +97,12 @@ class Reference:
                 raise ExportError(
                     f"an output of the PyTorch model has no finite value on {label}: nothing to compare."
                 )
-        exact_arrays = self._run_in_float64(call) or arrays
+        exact_arrays = self.run_in_float64(call) or arrays
         return [
             Expected.of(array, exact) for array, exact in zip(arrays, exact_arrays, strict=True)
         ]
 
-    def _run_in_float64(self, call: ExampleCall) -> list[np.ndarray] | None:
+    def run_in_float64(self, call: ExampleCall) -> list[np.ndarray] | None:
         """None if the model does not run in float64, for example because its code names another dtype."""
         tensors = [
             tensor.double() if tensor.is_floating_point() else tensor for tensor in call.tensors

@@ -26,11 +26,14 @@ from deploy_rnn.nn.recurrent import is_recurrent
 from deploy_rnn.tensor_spec import SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
+from ..forms.float16_weights import store_in_float16
 from ..forms.lower import lower
 from ..forms.portable import split_products
 from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
-from ..precision.rounding import INT8
+from ..precision.float16 import round_weights
+from ..precision.layers import round_layers
+from ..precision.names import FLOAT16, ROUNDED
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from ..torch_onnx import Traced
@@ -41,6 +44,7 @@ from .packing import refuse_packed
 from .related_axes import open_axes, with_free_axes
 from .result import check_result
 from .streaming import check_can_stream, open_states, refuse_lengths
+from .symbolic import symbolic_linear
 from .tied_axes import fixed_axes, with_tied_axes
 
 Result = TypeVar("Result")
@@ -63,7 +67,7 @@ class CapturedModel:
         ir_version: of the files.
         row_ends: how form "native" writes rows of different length.
         portable: whether the files are for runtimes of fewer operators.
-        precision: of the products of recurrent layers, "int8" or that of the weights, None.
+        precision: one of `ROUNDED`; or that of the weights, which may also be None.
     """
 
     model: nn.Module
@@ -107,6 +111,9 @@ class CapturedModel:
         if has_layers and options.streaming:
             check_can_stream(model)
         tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
+        if options.precision == FLOAT16:
+            round_weights(tracer.model)
+        round_layers(tracer.model, options.int8_layers, symbolic_linear)
         if not has_layers:
             _keep_loops(model, tracer, options, is_fixed=not dynamic_time)
         if options.streaming:
@@ -138,7 +145,10 @@ class CapturedModel:
             own_output_names,
         )
         metadata = FileMetadata(
-            lengths=row_lengths(graph), ranges=limits.ranges, table_rows=table_rows(graph)
+            lengths=row_lengths(graph),
+            ranges=limits.ranges,
+            table_rows=table_rows(graph),
+            int8_layers=tuple(options.int8_layers),
         )
         if options.streaming:
             refuse_lengths(metadata.lengths)
@@ -288,13 +298,15 @@ class CapturedModel:
         lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends, precision=self.precision)
         if self.portable:
             split_products(onnx)
+        if self.precision == FLOAT16:
+            store_in_float16(onnx)
         to_opset(onnx, self.opset_version)
         onnx.ir_version = self.ir_version
         metadata = replace(
             self.metadata,
             form=form,
             row_ends=self._row_ends_in(form),
-            precision=INT8 if self.precision == INT8 else None,
+            precision=self.precision if self.precision in ROUNDED else None,
         )
         onnx.metadata_props.update(metadata.to_properties())
         return onnx

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from deploy_rnn.errors import ExportError
@@ -12,7 +12,19 @@ from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.packing.packing import Packing
 
-from ..stack import DOMAIN, OP_TYPE
+from ..stack import DOMAIN, LINEAR_TYPE, OP_TYPE
+
+
+def symbolic_linear(layer: nn.Linear, input: Tensor) -> Tensor:
+    """A linear layer becomes one node: input (..., K) -> (..., M)"""
+    output: Tensor = torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{LINEAR_TYPE}",
+        [input, layer.weight, layer.bias],
+        dtype=input.dtype,
+        shape=(*input.shape[:-1], layer.out_features),
+        version=1,
+    )
+    return output
 
 
 def make_symbolic(layers: Sequence[Recurrent], packing: Packing) -> None:

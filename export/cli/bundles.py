@@ -40,6 +40,9 @@ def export_to_bundle(
     folder_target(
         path, MANIFEST
     )  # a folder that cannot be replaced is refused before the model is loaded
+    precisions = options.get("precision", ())
+    if len(precisions) == 1:
+        options["precision"] = precisions[0]
     source = load(target, weights_options)
     with step(f"exporting to {path.name} and verifying it"):
         manifest = export_bundle(source.model, source.args, path, kwargs=source.kwargs, **options)
@@ -87,6 +90,8 @@ def export_to_triton(
         raise ExportError(
             "--triton needs a bundle; leave --output out, or give a PATH that does not end in .onnx."
         )
+    if len(options.get("precision", ())) > 1:
+        raise ExportError("--triton needs one --precision; leave the others out.")
     repository: Path = triton_options["repository"]
     default_name = _name_of(target) if path is None else path.name
     name = options.setdefault("name", default_name)

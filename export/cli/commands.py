@@ -122,6 +122,13 @@ def _export_file(
         )
     if forms:
         options["form"] = forms[0]
+    precisions = options.pop("precision", ())
+    if len(precisions) > 1:
+        raise ExportError(
+            "a second --precision needs a bundle; leave it out, or give a PATH that does not end in .onnx."
+        )
+    if precisions:
+        options["precision"] = precisions[0]
     file_target(
         path, "model.onnx"
     )  # a path that cannot be written is refused before the model is loaded

@@ -82,13 +82,18 @@ FORM_OPTIONS: tuple[Option, ...] = (
         "example's number of steps only. May be repeated for a bundle, without auto.",
     ),
     click.option(
-        "--precision", metavar="PRECISION", show_default="that of the model's weights",
-        help="Precision in which the file computes: float32 or float64, that of the model's weights; or int8, with "
-        "products of eight bits in recurrent layers.",
+        "--precision", multiple=True, metavar="PRECISION", show_default="that of the model's weights",
+        help="Precision in which the file computes: float32 or float64, that of the model's weights; int8, with "
+        "products of eight bits in recurrent layers; or float16, with weights stored in 16 bits. May be repeated for a "
+        "bundle.",
     ),
     click.option(
         "--max-error", type=float, show_default="any",
-        help="With --precision int8, the largest difference from the model that rounding may cost.",
+        help="With --precision int8 or float16, the largest difference from the model that rounding may cost.",
+    ),
+    click.option(
+        "--int8-layer", "int8_layers", type=click.Choice(["linear", "embedding"]), multiple=True, show_default="none",
+        help="With --precision int8, layers around the recurrent ones that are of eight bits, too. May be repeated.",
     ),
     click.option(
         "--opset", "opset_version", type=int, metavar="N", show_default="18",

@@ -9,13 +9,22 @@ from onnx_ir.passes import common
 
 from deploy_rnn.errors import DynamicAxisError, ExportError
 
-from ..precision.rounding import INT8
-from ..stack import DOMAIN, Stack, layer_path, loop_nodes, loop_steps, stack_nodes
+from ..precision.names import INT8
+from ..stack import (
+    DOMAIN,
+    Stack,
+    layer_path,
+    linear_nodes,
+    loop_nodes,
+    loop_steps,
+    stack_nodes,
+)
 from . import FIXED_TIME, FORMS, ROW_ENDS
 from .builder import Builder
 from .cells import CELLS
 from .loops import unroll
 from .node_count import MAX_NODES, check_node_count
+from .product import product
 
 
 def lower(
@@ -49,6 +58,12 @@ def lower(
             unroll(graph, node, _free_prefix(graph, f"loop{number}."), max_nodes)
     write = ROW_ENDS[row_ends] if form == "native" else FORMS[form]
     results: dict[Hashable, Any] = {}
+    for number, node in enumerate(linear_nodes(graph)):
+        build = Builder(graph, _free_prefix(graph, f"linear{number}."), results, precision)
+        rows, weight, bias = (*node.inputs, None)[:3]
+        assert rows is not None
+        assert weight is not None
+        replace_node(graph, node, build.nodes, [product(build, rows, weight, bias)])
     for number, node in enumerate(stack_nodes(graph)):
         # Read one at a time: the stack before may have written the input of this one.
         stack = Stack.of(node)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ..precision.rounding import INT8
+from ..precision.names import INT8
 from .builder import Builder
 from .int8_product import int8_product, largest_of_rows, state_limits
 

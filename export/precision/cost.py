@@ -1,4 +1,4 @@
-"""`RoundingCost`: how far products in eight bits move the outputs of a model, beside the model itself in float64."""
+"""`RoundingCost`: how far rounding moves the outputs of a model, compared with the model itself in float64."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far rounding to eight bits has moved the outputs of one call: the simulation beside the model in float64.
+    """How far rounding has moved the outputs of one call: the simulation, and the model in float64.
 
     Attributes:
         case: which call, such as "random, B=3, T=7".

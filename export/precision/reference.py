@@ -1,6 +1,6 @@
-"""`RoundedReference`: what a file in eight bits must give, and what rounding costs."""
+"""What a file that rounds must give, and what its rounding costs: a `RoundedReference` for each such precision."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +9,19 @@ from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_MARGIN, Expected, as_array
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.conversion import convert_for_inference
+from deploy_rnn.copying import computed_weights, evaluation_copy
 from deploy_rnn.nn.recurrent import Recurrent
 
 from .cost import Deviation
-from .rounding import INT8
+from .float16 import round_weights
+from .layers import round_layers
+from .names import FLOAT16, INT8
 from .simulation import NEAR, OTHER_SIDES, Rounding, simulate
+from .weights import RoundedWeights
 
 
 class RoundedReference(Reference):
-    """A model as a file with products in eight bits computes it.
-
-    `outputs` are those of the simulation, and `expected` allows for what is near the middle of two levels.
+    """A model as a file of it that rounds computes it: `outputs` and `expected` are those of a simulation.
 
     Attributes:
         deviations: of every call whose outputs were asked for by `expected`.
@@ -28,11 +30,63 @@ class RoundedReference(Reference):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.deviations: list[Deviation] = []
+
+    def taken_deviations(self) -> list[Deviation]:
+        """The deviations since the last time."""
+        taken, self.deviations = self.deviations, []
+        return taken
+
+
+class Float16Reference(RoundedReference):
+    """A model whose weights are rounded to float16, and which then computes as any other."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        rounded_model = evaluation_copy(self.model)
+        # What a hook computes is rounded as it is in the file: afterwards. torch.nn's own layers would not notice.
+        if any(computed_weights(module) for module in rounded_model.modules()):
+            rounded_model = convert_for_inference(self.model)
+        round_weights(rounded_model)
+        self._rounded = Reference(rounded_model)
+
+    def outputs(self, call: ExampleCall) -> list[Tensor]:
+        # The model itself says which calls it takes.
+        super().outputs(call)
+        return self._rounded.outputs(call)
+
+    def expected(self, call: ExampleCall, outputs: Sequence[Tensor], label: str) -> list[Expected]:
+        rounded = self._rounded.expected(call, outputs, label)
+        exact = self.run_in_float64(call)
+        rounded_exact = self._rounded.run_in_float64(call)
+        if exact is None or rounded_exact is None:
+            exact = [as_array(output) for output in super().outputs(call)]
+            rounded_exact = [output.values for output in rounded]
+        self.deviations.append(Deviation(label, rounded_exact, exact))
+        return rounded
+
+
+class Int8Reference(RoundedReference):
+    """A model as a file with products in eight bits computes it.
+
+    `expected` allows for what is near the middle of two levels.
+
+    Args:
+        model: the model.
+        layers: which layers are of eight bits besides the recurrent ones, some of `LAYERS`.
+
+    Attributes:
+        weights: what the file must have.
+    """
+
+    def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
+        super().__init__(model)
         self._rounded_model = convert_for_inference(self.model)
-        layers = [
+        self.weights = RoundedWeights.of(self._rounded_model, layers)
+        recurrent_layers = [
             module for module in self._rounded_model.modules() if isinstance(module, Recurrent)
         ]
-        self._simulation = simulate(layers)
+        self._simulation = simulate(recurrent_layers)
+        round_layers(self._rounded_model, layers, self._simulation.linear)
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         # The model itself says which calls it takes.
@@ -43,7 +97,7 @@ class RoundedReference(Reference):
         # What is not finite is refused there.
         originals = super().expected(call, super().outputs(call), label)
         arrays = [as_array(output) for output in outputs]
-        exact = self._run_in_float64(call) or [original.values for original in originals]
+        exact = self.run_in_float64(call) or [original.values for original in originals]
         self.deviations.append(Deviation(label, arrays, exact))
         spreads = [original.rounding for original in originals]
         near = max(NEAR, ROUNDING_MARGIN * max(spreads, default=0.0))
@@ -52,11 +106,6 @@ class RoundedReference(Reference):
                 spread = Expected.of(arrays[number], as_array(other)).rounding
                 spreads[number] = max(spreads[number], spread)
         return [Expected(array, spread) for array, spread in zip(arrays, spreads, strict=True)]
-
-    def taken_deviations(self) -> list[Deviation]:
-        """The deviations since the last time."""
-        taken, self.deviations = self.deviations, []
-        return taken
 
     def _other_runs(self, call: ExampleCall, near: float) -> list[list[Tensor]]:
         """The same call as other right files may compute it; see `simulation`."""
@@ -75,6 +124,17 @@ class RoundedReference(Reference):
             return [output.clone() for output in call.run(self._rounded_model)]
 
 
-def reference_of(model: nn.Module, precision: str) -> Reference:
-    """Return what a file of `model` in a precision is compared with."""
-    return RoundedReference(model) if precision == INT8 else Reference(model)
+def reference_of(model: nn.Module, precision: str, int8_layers: Collection[str] = ()) -> Reference:
+    """Return what a file of `model` in a precision is compared with.
+
+    Args:
+        model: the model.
+        precision: of the file.
+        int8_layers: in "int8", which layers are of eight bits besides the recurrent ones, some of `LAYERS`.
+
+    Raises:
+        ExportError: a weight is too large for float16.
+    """
+    if precision == INT8:
+        return Int8Reference(model, int8_layers)
+    return Float16Reference(model) if precision == FLOAT16 else Reference(model)

@@ -11,11 +11,11 @@ it is computed with.
 
 import numpy as np
 
-INT8 = "int8"
-"""The precision in which the products of recurrent layers are of eight bits."""
-
 WEIGHT_LEVELS = 63
 """The largest magnitude of a rounded weight."""
+
+TABLE_LEVELS = 127
+"""That of a rounded number of an embedding."""
 
 ROW_LEVELS = 127
 """That of a rounded number of a row, without its zero point."""
@@ -33,9 +33,22 @@ SMALLEST_LIMIT = np.float32(1e-30)
 
 def rounded_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """W (M, K) in float32 -> Q (K, M) in int8, and the float32 number of a step of each column, (M,)."""
-    columns = weight.T
-    largest = np.abs(columns).max(axis=0, initial=0)
-    # A column of zeros has any scale.
-    steps = np.where(largest > 0, largest / WEIGHT_LEVELS, 1).astype(np.float32)
-    levels = np.round(columns / steps).clip(-WEIGHT_LEVELS, WEIGHT_LEVELS)
-    return np.ascontiguousarray(levels.astype(np.int8)), steps
+    levels, steps = _rounded(weight, WEIGHT_LEVELS)
+    return np.ascontiguousarray(levels.T), steps[:, 0]
+
+
+def rounded_table(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An embedding (V, N) in float32 -> levels (V, N) in int8, and the float32 number of a step of each row, (V, 1).
+
+    Nothing is multiplied there, so that all eight bits are used.
+    """
+    return _rounded(table, TABLE_LEVELS)
+
+
+def _rounded(vectors: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Round each row to whole numbers of magnitude `most` or less: -> these, (M, K), and their step, (M, 1)."""
+    largest = np.abs(vectors).max(axis=1, initial=0, keepdims=True)
+    # A row of zeros has any scale.
+    steps = np.where(largest > 0, largest / most, 1).astype(np.float32)
+    levels = np.round(vectors / steps).clip(-most, most)
+    return levels.astype(np.int8), steps

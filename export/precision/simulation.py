@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploy_rnn.nn import cells
 from deploy_rnn.nn.lengths import reverse_rows, step_mask
@@ -56,7 +56,7 @@ class Rounding:
     is_near_middle: bool = False
 
     def product(self, rows: Tensor, columns: "Columns", limits: Tensor | None) -> Tensor:
-        """rows (N, K) @ W (M, K).T -> (N, M); limits (N, 1) of the rows, None for 1."""
+        """rows (..., K) @ W (M, K).T -> (..., M); limits (..., 1) of the rows, None for 1."""
         steps: Tensor | float = float(ROW_STEP) if limits is None else limits * float(ROW_STEP)
         sums = self._levels(rows / steps) @ columns.levels.to(self.dtype)
         product = sums * columns.scales.to(self.dtype)
@@ -89,7 +89,7 @@ class Columns:
 
 
 def largest_of_rows(rows: Tensor) -> Tensor:
-    """(N, K) -> (N, 1)"""
+    """(..., K) -> (..., 1)"""
     return rows.abs().amax(dim=-1, keepdim=True).clamp(min=float(SMALLEST_LIMIT))
 
 
@@ -100,7 +100,16 @@ class Simulation(Recurrence):
         self.rounding = Rounding()
         self._columns: dict[tuple[int, str], Columns] = {}
 
-    def columns(self, layer: Recurrent, name: str) -> Columns:
+    def linear(self, layer: nn.Linear, input: Tensor) -> Tensor:
+        """A linear layer around the recurrent ones: input (..., K) -> (..., M)"""
+        dtype = self.rounding.dtype
+        rows = input.to(dtype)
+        output = self.rounding.product(rows, self.columns(layer, "weight"), largest_of_rows(rows))
+        if layer.bias is not None:
+            output = output + layer.bias.to(dtype)
+        return output.to(input.dtype)
+
+    def columns(self, layer: nn.Module, name: str) -> Columns:
         """A weight of a layer, rounded once."""
         key = id(layer), name
         if key not in self._columns:

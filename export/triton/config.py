@@ -70,6 +70,7 @@ class Config:
         max_batch_size: rows that Triton puts together; 0 if the tensors have no batch axis, or rows affect each other.
         states: that Triton carries; with the Python backend it carries none.
         shapes: of the graph that Triton runs, tensor -> shape, where that is for one number of steps only.
+        precision: of the graphs that the Python backend opens; None for a bundle with one.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Config:
     max_batch_size: int
     states: Sequence[State] = ()
     shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    precision: str | None = None
 
     def text(self) -> str:
         """The file."""
@@ -114,8 +116,11 @@ class Config:
             "instance_group": [{"kind": Enum("KIND_CPU"), "count": 1}],
         }
         if self.backend == PYTHON:
+            parameters = {"provider": "CPUExecutionProvider"}
+            if self.precision is not None:
+                parameters["precision"] = self.precision
             fields["parameters"] = [
-                {"key": "provider", "value": {"string_value": "CPUExecutionProvider"}}
+                {"key": key, "value": {"string_value": value}} for key, value in parameters.items()
             ]
         if signature.states:
             fields["sequence_batching"] = self._sequence_batching()

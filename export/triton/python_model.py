@@ -36,6 +36,7 @@ class TritonPythonModel:
             folder / BUNDLE,
             provider=settings.get("provider", "CPUExecutionProvider"),
             threads=int(threads) if threads else None,
+            precision=settings.get("precision"),
             limits=limits,
         )
 

@@ -30,6 +30,7 @@ def write_triton_model(
     *,
     name: str | None = None,
     backend: str = PYTHON,
+    precision: str | None = None,
 ) -> Path:
     """Write a bundle to a model repository of Triton, as a new model or as the next version of one.
 
@@ -45,12 +46,13 @@ def write_triton_model(
             rows of unlike length share runs. "onnxruntime": Triton runs one graph of the bundle, the quickest for any
             number of steps; requests of the same number of steps share runs, and Triton carries the states of a
             streaming model. The graph is compared with the bundle.
+        precision: of the graphs, such as "int8", which the bundle must have; None for the only one.
 
     Returns:
         The folder of the version, REPOSITORY/NAME/1 or the next number.
 
     Raises:
-        BundleError: `bundle` is not one.
+        BundleError: `bundle` is not one; it lacks `precision`, or has several and none is named.
         ExportError: the bundle cannot be run in this way; or the model exists, its inputs or outputs are others now,
             and its config.pbtxt is not as deploy-rnn wrote it.
         FileExistsError: REPOSITORY/NAME is something else than a model.
@@ -62,7 +64,7 @@ def write_triton_model(
     manifest = checked_manifest(source)
     title = name or manifest.name
     repository = check_repository(repository, title)
-    engine = BatchEngine(open_model(source, CPU, None))
+    engine = BatchEngine(open_model(source, CPU, None, precision))
     is_new = not repository.exists()
     repository.mkdir(exist_ok=True)
     try:
@@ -71,7 +73,7 @@ def write_triton_model(
             version = Path(folder) / "version"
             version.mkdir()
             if backend == PYTHON:
-                config = _write_python(source, title, engine, version)
+                config = _write_python(source, manifest, title, engine, version)
             else:
                 config = _write_onnxruntime(source, manifest, title, engine, version)
             return _move_in(version, config.text(), repository / title)
@@ -104,12 +106,15 @@ def check_repository(repository: str | Path, name: str) -> Path:
     return repository
 
 
-def _write_python(source: Path, name: str, engine: BatchEngine, version: Path) -> Config:
+def _write_python(
+    source: Path, manifest: Manifest, name: str, engine: BatchEngine, version: Path
+) -> Config:
     model_file = Path(__file__).with_name("python_model.py")
     shutil.copyfile(model_file, version / "model.py")
     shutil.copytree(source, version / "bundle")
     rows = _most_rows(engine, PYTHON_ROWS)
-    return Config(name, PYTHON, engine.signature, rows)
+    precision = engine.precision if len(manifest.precisions) > 1 else None
+    return Config(name, PYTHON, engine.signature, rows, precision=precision)
 
 
 def _write_onnxruntime(
@@ -123,7 +128,7 @@ def _write_onnxruntime(
             f"several sequences together. Use the backend {PYTHON!r}."
         )
     states: Sequence[State] = name_states(signature)
-    graph = _quickest(manifest)
+    graph = _quickest([row for row in manifest.graphs if row.precision == engine.precision])
     write_graph(source / graph.file, signature, states, version)
     for report in ("report.html", "report.json"):
         shutil.copyfile(source / report, version / report)
@@ -150,10 +155,10 @@ def _most_rows(engine: BatchEngine, most: int) -> int:
     return min(most, engine.most_rows or most)
 
 
-def _quickest(manifest: Manifest) -> Graph:
+def _quickest(rows: Sequence[Graph]) -> Graph:
     """The quickest graph for any number of steps, or the only one."""
-    for_any_steps = [graph for graph in manifest.graphs if graph.steps is None]
-    graphs = for_any_steps or manifest.graphs
+    for_any_steps = [graph for graph in rows if graph.steps is None]
+    graphs = for_any_steps or rows
     if not for_any_steps and len(graphs) > 1:
         steps = ", ".join(str(graph.steps) for graph in graphs)
         raise ExportError(

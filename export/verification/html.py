@@ -223,7 +223,9 @@ def _file(report: Report, own_facts: Sequence[Sequence[str]]) -> str:
         rows.append(["Sizes", escape("; ".join(ranges))])
     if report.rounding:
         costs = "<br>".join(escape(str(cost)) for cost in report.rounding)
-        rows.append(["Eight bits move", costs])
+        rows.append([f"{report.precision} moves", costs])
+    if report.measured is not None:
+        rows.append(["max_error", escape(str(report.measured))])
     rows.append(["Operators", escape(operators)])
     rows += [[name, value] for name, value in own_facts if name != "Date"]
     return _table([], rows)

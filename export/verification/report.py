@@ -10,13 +10,14 @@ from deploy_rnn.tensor_spec import Ranges, TensorSpec
 
 from ..onnx_file import OnnxFile
 from ..precision.cost import RoundingCost
+from ..precision.metric import MeasuredError
 
 JSON_FIELDS = (
     "path", "verdict", "form", "precision", "opset", "nodes", "bytes", "inputs", "outputs", "lengths", "states", "time",
     "ranges",
     "unvaried", "providers", "comparisons", "forms", "op_types", "left_out", "placement", "over_time", "latency",
     "versions", "date", "machine", "model", "tolerance", "untrimmed",
-    "half_parts", "rounding",
+    "half_parts", "rounding", "measured",
 )  # fmt: skip
 
 
@@ -151,7 +152,9 @@ class Report:
         tolerance: the limits, in words.
         half_parts: the half precision in which parts of the model compute, and what may differ for that reason, such
             as "float16 parts: 0.02"; empty if there are none.
-        rounding: of a file in precision "int8", what that costs at each output, beside the model in float64.
+        rounding: of a file in precision "int8" or "float16", what that costs at each output, compared with the model in
+            float64.
+        measured: with `max_error` as an `ErrorMetric`, what that gives; else None.
         forms: with form="auto", every form -> milliseconds of the example, or why it does not fit.
     """
 
@@ -173,6 +176,7 @@ class Report:
     half_parts: str = ""
     forms: Mapping[str, float | str] = field(default_factory=dict)
     rounding: tuple[RoundingCost, ...] = ()
+    measured: MeasuredError | None = None
 
     @property
     def path(self) -> str:
@@ -287,7 +291,9 @@ class Report:
         ]
         if self.half_parts:
             lines.append(f"  {self.half_parts}")
-        lines += [f"  eight bits move {cost}" for cost in self.rounding]
+        lines += [f"  {self.precision} moves {cost}" for cost in self.rounding]
+        if self.measured is not None:
+            lines.append(f"  {self.measured}")
         worst = self.worst
         for provider, status in self.providers.items():
             lines.append(f"  {provider}: {status}")

@@ -24,12 +24,14 @@ from deploy_rnn.tensor_spec import ANY_SIZE
 
 from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
-from ..precision.cost import RoundingCost, rounding_costs
-from ..precision.reference import RoundedReference, reference_of
+from ..precision.cost import Deviation, RoundingCost, rounding_costs
+from ..precision.metric import ErrorMetric, MeasuredError
+from ..precision.reference import Int8Reference, RoundedReference, reference_of
 from ..runtimes.faults import refuse_wrong
 from ..runtimes.opened import Source
 from ..runtimes.table import ONNXRUNTIME, runtime_named
 from .cases import Case, CaseMaker
+from .int8_integers import integer_faults
 from .on_onnxruntime import run_on
 from .on_runtime import run_in
 from .pairing import paired
@@ -58,7 +60,7 @@ class CheckOptions:
     long_steps: int | None = LONG_STEPS
     require_provider: str | None = None
     runtimes: Sequence[str] = (ONNXRUNTIME,)
-    max_error: float | None = None
+    max_error: float | ErrorMetric | None = None
 
     def __post_init__(self) -> None:
         for name in self.runtimes:
@@ -161,7 +163,7 @@ def verify(
     options = CheckOptions(
         Tolerance(atol, rtol, precision), sizes, long_steps, require_provider, (runtime,)
     )
-    reference, call = prepared(model, args, kwargs, precision)
+    reference, call = prepared(model, args, kwargs, precision, file.int8_layers)
 
     def pair(file: OnnxFile) -> OnnxFile:
         own_input_names, own_output_names = _own_names(reference.model, call)
@@ -178,7 +180,11 @@ def verify(
 
 
 def prepared(
-    model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None, precision: str
+    model: nn.Module,
+    args: Any,
+    kwargs: Mapping[str, Any] | None,
+    precision: str,
+    int8_layers: Sequence[str] = (),
 ) -> tuple[Reference, ExampleCall]:
     """Return the model and its example call as files in a precision are compared with them, on the CPU.
 
@@ -187,7 +193,7 @@ def prepared(
     """
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    reference = reference_of(model, precision)
+    reference = reference_of(model, precision, int8_layers)
     check_two_calls(reference.model, call)
     return reference, call
 
@@ -281,6 +287,9 @@ def check(
             raise kind(lacking) from error
         # The file may still have a temporary name.
         raise LoadError(str(error).replace(str(path), str(shown_as))) from error
+    deviations: Sequence[Deviation] = ()
+    if isinstance(reference, RoundedReference):
+        deviations = reference.taken_deviations()
     report = _report(
         original,
         plan,
@@ -289,8 +298,12 @@ def check(
         unvaried=maker.unvaried,
         left_out=(*maker.untried, *long_left_out, *_rounding_left_out(reference)),
         forms=forms or {},
-        rounding=_rounding(reference, original, time),
+        rounding=rounding_costs(deviations, [spec.name for spec in original.outputs], time.outputs),
+        measured=_measured(deviations, options.max_error),
     )
+    if isinstance(reference, Int8Reference):
+        for fault in integer_faults(path, reference.weights):
+            raise VerificationError(f"{file.name} is not the model: {fault}.", report)
     if report.failures:
         worst = _worst(report)
         advice = plan.advice(worst.case)
@@ -300,22 +313,32 @@ def check(
     return report
 
 
-def _rounding(reference: Reference, file: OnnxFile, time: TimeAxes) -> tuple[RoundingCost, ...]:
-    if not isinstance(reference, RoundedReference):
-        return ()
-    return rounding_costs(
-        reference.taken_deviations(), [spec.name for spec in file.outputs], time.outputs
-    )
+def _measured(
+    deviations: Sequence[Deviation], max_error: float | ErrorMetric | None
+) -> MeasuredError | None:
+    """What a measure of the user's own gives on the example, which is the first call."""
+    if not isinstance(max_error, ErrorMetric) or not deviations:
+        return None
+    return max_error.of(deviations[0])
 
 
-def _check_cost(report: Report, max_error: float | None) -> None:
-    """Raises: VerificationError: eight bits cost more than they may."""
+def _check_cost(report: Report, max_error: float | ErrorMetric | None) -> None:
+    """Raises: VerificationError: rounding costs more than it may."""
+    if isinstance(max_error, ErrorMetric):
+        measured = report.measured
+        if measured is not None and measured.value > measured.limit:
+            raise VerificationError(
+                f"{report.file.name} is right, but {report.precision} costs too much in `max_error`: {measured}; allow "
+                "more, or leave out `precision`.",
+                report,
+            )
+        return
     costs = [cost for cost in report.rounding if max_error is not None and cost.largest > max_error]
     if costs:
         worst = max(costs, key=lambda cost: cost.largest)
         raise VerificationError(
-            f"{report.file.name} is right, but eight bits move `{worst.output}` by {worst.largest:.1e} "
-            f"({worst.case}), more than `max_error` (={max_error:g}); allow more, or leave out precision='int8'.",
+            f"{report.file.name} is right, but {report.precision} moves `{worst.output}` by {worst.largest:.1e} "
+            f"({worst.case}), more than `max_error` (={max_error:g}); allow more, or leave out `precision`.",
             report,
         )
 
@@ -400,6 +423,7 @@ def _report(
     left_out: tuple[str, ...],
     forms: Mapping[str, float | str],
     rounding: tuple[RoundingCost, ...],
+    measured: MeasuredError | None,
 ) -> Report:
     return Report(
         file=file,
@@ -424,6 +448,7 @@ def _report(
         half_parts=plan.tolerance.half_parts,
         forms=forms,
         rounding=rounding,
+        measured=measured,
     )
 
 

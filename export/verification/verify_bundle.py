@@ -17,7 +17,7 @@ from deploy_rnn.errors import BundleError, ExportError, LoadError, VerificationE
 from deploy_rnn.tensor_spec import TensorSpec
 
 from ..onnx_file import OnnxFile
-from ..precision.rounding import INT8
+from ..precision.names import ROUNDED
 from ..runtimes.table import ONNXRUNTIME
 from .report import Report
 from .verify import LONG_STEPS, CheckOptions, check, prepared
@@ -45,7 +45,7 @@ def verify_bundle(
         model, args, kwargs, atol, rtol, sizes, long_steps, require_provider, runtime: as for `verify`.
 
     Returns:
-        The report of each graph, in the order of the manifest.
+        The report of each graph, in the order of the manifest; if it has several precisions, one after the other.
 
     Raises:
         VerificationError: a graph differs from the model, cannot be run, or is not what the manifest says of it; every
@@ -58,30 +58,30 @@ def verify_bundle(
     folder = Path(folder)
     model = runnable(model)
     manifest = checked_manifest(folder)
-    precision = model_precision(model)
-    # All graphs of a bundle have one precision.
-    if manifest.graphs[0].precision == INT8:
-        precision = INT8
-    options = CheckOptions(
-        Tolerance(atol, rtol, precision), sizes, long_steps, require_provider, (runtime,)
-    )
-    reference, call = prepared(model, args, kwargs, precision)
     reports: list[Report] = []
     faults: list[str] = []
     first_failure: Report | None = None
-    for graph in manifest.graphs:
-        path = folder / graph.file
-        try:
-            _check_manifest(manifest, graph, path)
-            graph_call = _with_steps(manifest, call, graph.steps)
-            reports.append(check(path, reference, graph_call, options, shown_as=path))
-        except VerificationError as error:
-            faults.append(str(error))
-            if error.report is not None:
-                reports.append(error.report)
-                first_failure = first_failure or error.report
-        except (ExportError, LoadError, BundleError) as error:
-            faults.append(str(error))
+    for precision in manifest.precisions:
+        own_precision = precision if precision in ROUNDED else model_precision(model)
+        options = CheckOptions(
+            Tolerance(atol, rtol, own_precision), sizes, long_steps, require_provider, (runtime,)
+        )
+        graphs = [graph for graph in manifest.graphs if graph.precision == precision]
+        int8_layers = OnnxFile.read(folder / graphs[0].file).int8_layers
+        reference, call = prepared(model, args, kwargs, own_precision, int8_layers)
+        for graph in graphs:
+            path = folder / graph.file
+            try:
+                _check_manifest(manifest, graph, path)
+                graph_call = _with_steps(manifest, call, graph.steps)
+                reports.append(check(path, reference, graph_call, options, shown_as=path))
+            except VerificationError as error:
+                faults.append(str(error))
+                if error.report is not None:
+                    reports.append(error.report)
+                    first_failure = first_failure or error.report
+            except (ExportError, LoadError, BundleError) as error:
+                faults.append(str(error))
     if faults:
         raise VerificationError(
             f"{len(faults)} of the {len(manifest.graphs)} graphs of {str(folder)!r} are not the model: "

@@ -62,6 +62,7 @@ class BatchEngine:
         self.name = opened.name
         self.inputs = opened.inputs
         self.outputs = opened.outputs
+        self.precision = opened.precision
         self.signature = replace(opened.signature, least_sizes=opened.graphs.least_sizes)
         self.takes_any_steps = bool(opened.graphs.dynamic)
         self.cores = opened.cores

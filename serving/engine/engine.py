@@ -30,16 +30,19 @@ class Engine:
         path: an .onnx file, such as `deploy_rnn.export.export_onnx` writes, or the folder of a bundle.
         provider: the onnxruntime execution provider; there is no silent fallback.
         threads: cores that one run may use; None for all.
+        precision: in which it computes, such as "int8", which a bundle must have; None for the only one.
 
     Attributes:
         name: the bundle's, or that of the file.
+        precision: "float32", "float64", "float16" or "int8".
         inputs: name, dtype and shape of what the model takes; a dynamic axis has a name instead of a size.
         outputs: the same for what it gives.
 
     Raises:
         FileNotFoundError: `path` does not exist.
-        BundleError: the folder is not a bundle, or is damaged, or of a later release.
-        LoadError: the file is not a model.
+        BundleError: the folder is not a bundle, or is damaged, or of a later release; it lacks `precision`, or has
+            several and none is named.
+        LoadError: the file is not a model, or is in another precision.
         ProviderError: the provider is missing or did not start.
         ValueError: `threads` below 1.
     """
@@ -47,6 +50,7 @@ class Engine:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    precision: str
 
     def __init__(
         self,
@@ -54,12 +58,14 @@ class Engine:
         *,
         provider: str = CPU,
         threads: int | None = None,
+        precision: str | None = None,
     ) -> None:
-        opened = open_model(Path(path), provider, threads)
+        opened = open_model(Path(path), provider, threads, precision)
         self._batch_engine = BatchEngine(opened)
         self.name = self._batch_engine.name
         self.inputs = self._batch_engine.inputs
         self.outputs = self._batch_engine.outputs
+        self.precision = self._batch_engine.precision
 
     def run(
         self,

@@ -14,6 +14,7 @@ from deploy_rnn.runtime import Specs, check_threads, provider_named
 from deploy_rnn.tensor_spec import TensorSpec
 
 from .graphs import Graphs
+from .precision import file_precision
 from .providers import open_runner, side_by_side
 from .reading import read_bundle, read_model
 from .session import Runner
@@ -29,6 +30,7 @@ class OpenedModel:
         inputs, outputs: in the layout of clients.
         signature: what their axes mean.
         graphs: opened on one provider.
+        precision: of the graphs, such as "int8".
         cores: how many runs it makes at a time.
     """
 
@@ -37,36 +39,36 @@ class OpenedModel:
     outputs: Specs
     signature: Signature
     graphs: Graphs
+    precision: str
     cores: int
 
 
-def open_model(path: Path, provider: str, threads: int | None) -> OpenedModel:
+def open_model(
+    path: Path, provider: str, threads: int | None, precision: str | None = None
+) -> OpenedModel:
     """Open a model, without running it; arguments and errors are those of `Engine`."""
     check_threads(threads)
     open_graph = partial(open_runner, provider=provider, threads=threads)
     cores = side_by_side(provider, threads)
     if path.is_file():
-        return _open_file(path, open_graph, cores, provider)
+        return _open_file(path, open_graph, cores, provider, precision)
     if not path.is_dir():
         # Whoever replaces a folder moves the old one away first.
         time.sleep(PAUSE_SECONDS)
     if path.is_dir():
-        return _open_bundle(path, open_graph, cores, provider)
+        return _open_bundle(path, open_graph, cores, provider, precision)
     raise FileNotFoundError(f"`path` (={str(path)!r}) is not a file, nor the folder of a bundle.")
 
 
 def _open_bundle(
-    folder: Path, open_graph: Callable[..., Runner], cores: int, provider: str
+    folder: Path,
+    open_graph: Callable[..., Runner],
+    cores: int,
+    provider: str,
+    precision: str | None,
 ) -> OpenedModel:
-    content = read_bundle(folder)
+    content = read_bundle(folder, precision)
     manifest = content.manifest
-    precisions = {graph.precision for graph in manifest.graphs}
-    if len(precisions) > 1:
-        # The fastest graph would win, and its numbers are not those of the others.
-        names = " and ".join(sorted(precisions))
-        raise BundleError(
-            f"{str(folder)!r} has graphs in {names}; all graphs of a bundle must be in one precision."
-        )
     right_graphs = [graph for graph in manifest.graphs if _is_right(graph, manifest, provider)]
     if not right_graphs:
         raise LoadError(_wrong_lengths(folder, provider))
@@ -86,7 +88,13 @@ def _open_bundle(
     graphs = Graphs.of_bundle(right_graphs, open_row)
     signature = Signature.of_manifest(manifest, table_rows)
     return OpenedModel(
-        manifest.name, signature.client_inputs, signature.client_outputs, signature, graphs, cores
+        manifest.name,
+        signature.client_inputs,
+        signature.client_outputs,
+        signature,
+        graphs,
+        manifest.precisions[0],
+        cores,
     )
 
 
@@ -157,16 +165,21 @@ def _steps_agree(tensor: Tensor, spec: TensorSpec, steps: int | None) -> bool:
 
 
 def _open_file(
-    path: Path, open_graph: Callable[..., Runner], cores: int, provider: str
+    path: Path,
+    open_graph: Callable[..., Runner],
+    cores: int,
+    provider: str,
+    precision: str | None,
 ) -> OpenedModel:
     runner = open_graph(read_model(path))
     inputs, outputs = runner.specs()
     metadata = _read_metadata(runner, path)
     if metadata.reads_sequence_lens and not provider_named(provider).reads_lengths:
         raise LoadError(_wrong_lengths(path, provider))
+    opened_precision = file_precision(path, metadata.precision, outputs, precision)
     signature = Signature.of_file(inputs, outputs, metadata)
     graphs = Graphs.single(runner, metadata.ranges)
-    return OpenedModel(path.stem, inputs, outputs, signature, graphs, cores)
+    return OpenedModel(path.stem, inputs, outputs, signature, graphs, opened_precision, cores)
 
 
 def _read_metadata(runner: Runner, path: Path) -> FileMetadata:

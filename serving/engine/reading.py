@@ -1,7 +1,8 @@
 """Read a bundle or a single .onnx file into memory, each file once: what is checked is what is opened."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from deploy_rnn.onnx_bytes import (
 )
 from deploy_rnn.plain_files import is_plain, read_plain
 
+from .precision import chosen_precision
+
 
 @dataclass(frozen=True)
 class BundleContent:
     """A bundle that has been read and checked; its folder is not needed any more.
 
     Attributes:
-        manifest: what it says of itself.
+        manifest: what it says of itself, with the graphs of one precision.
         graphs: name of each .onnx file -> its bytes, and those of its weights, which the graphs share.
     """
 
@@ -33,17 +36,25 @@ class BundleContent:
     graphs: Mapping[str, OnnxBytes]
 
 
-def read_bundle(folder: Path) -> BundleContent:
+def read_bundle(folder: Path, precision: str | None = None) -> BundleContent:
     """Read a bundle as it was at one moment, however it is replaced meanwhile.
 
+    Args:
+        folder: the bundle.
+        precision: of the graphs that are read; None for that of all.
+
     Raises:
-        BundleError: not a bundle, or a damaged one; or a graph whose weights are not a file of the bundle.
+        BundleError: not a bundle, or a damaged one; a graph whose weights are not a file of the bundle; or it lacks
+            the precision, or has several and None is asked for.
     """
-    return read_settled(folder, _read_bundle)
+    return read_settled(folder, partial(_read_bundle, precision=precision))
 
 
-def _read_bundle(folder: Path) -> BundleContent:
+def _read_bundle(folder: Path, precision: str | None) -> BundleContent:
     manifest = Manifest.read(folder)
+    chosen = chosen_precision(folder, manifest, precision)
+    chosen_graphs = [graph for graph in manifest.graphs if graph.precision == chosen]
+    manifest = replace(manifest, graphs=tuple(chosen_graphs))
     graphs: dict[str, bytes] = {}
     tensors: dict[str, list[ExternalTensor]] = {}
     for row in manifest.graphs:
@@ -59,7 +70,7 @@ def _read_bundle(folder: Path) -> BundleContent:
     files: dict[str, np.ndarray] = {}
     for name, keep in needed_bytes(chain.from_iterable(tensors.values())).items():
         files[name] = np.frombuffer(manifest.read_file(folder, name, keep=keep), np.uint8)
-    # Nothing is opened of what is left, such as the report: it tells whether the bundle is whole.
+    # Nothing is opened of what is left, such as the report and other precisions: it tells whether the bundle is whole.
     for name in manifest.sha256.keys() - graphs.keys() - files.keys():
         manifest.check_file(folder, name)
     models = {}

@@ -246,7 +246,10 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "output": outputs,
         "model_transaction_policy": {"decoupled": False},
         # The protocol writes every dynamic axis as -1; here they have their names.
-        "parameters": {"shapes": {"string_value": _named_shapes(model)}},
+        "parameters": {
+            "shapes": {"string_value": _named_shapes(model)},
+            "precision": {"string_value": model.precision},
+        },
         **_scheduling(model, limits),
     }
 

@@ -117,7 +117,7 @@ def make_served(path: Path, host: str, options: Mapping[str, Any], *, in_file: b
         bundles=str(path.resolve()),
         limits=_fields_of(Limits, options),
         settings=settings,
-        model={"threads": 1, **_chosen(options, ("provider", "threads"))},
+        model={"threads": 1, **_chosen(options, ("provider", "threads", "precision"))},
         local_only=is_loopback(host) and token is None,
         version=version_of(path),
     )

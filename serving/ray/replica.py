@@ -104,7 +104,8 @@ class Replica:
         self._ledger = Ledger(self._claim)
         self._routed: dict[str, RoutedModel] = {}
         model_limits = Limits(**limits)
-        cores = CoreSlots.of(**model)
+        core_options = {name: model[name] for name in ("provider", "threads") if name in model}
+        cores = CoreSlots.of(**core_options)
 
         def make(folder: Path, name: str) -> RoutedModel:
             made = Model(folder, name=name, limits=model_limits, cores=cores, **model)

@@ -176,6 +176,10 @@ class RoutedModel:
     def max_batch(self) -> int:
         return self._model.max_batch
 
+    @property
+    def precision(self) -> str:
+        return self._model.precision
+
     def holds(self, sequence: int | str) -> bool:
         return self._model.holds(sequence)
 

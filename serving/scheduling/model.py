@@ -43,6 +43,7 @@ class Model:
         name: None for the bundle's.
         provider: the onnxruntime execution provider; there is no silent fallback.
         threads: cores that it may use; None for all.
+        precision: in which it computes, such as "int8", which a bundle must have; None for the only one.
         limits: how much it takes on.
         cores: what its runs share with those of other models; None for cores of its own. Without meaning for a
             provider that does not run on them.
@@ -55,6 +56,7 @@ class Model:
         streaming: whether it holds streams.
         optional: inputs that a client may leave out.
         max_batch: rows of one run; 0 if its tensors have no batch axis.
+        precision: "float32", "float64", "float16" or "int8".
 
     Raises:
         DeployError: as for `Engine`.
@@ -67,12 +69,13 @@ class Model:
         name: str | None = None,
         provider: str = CPU,
         threads: int | None = None,
+        precision: str | None = None,
         limits: Limits | None = None,
         cores: CoreSlots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.path = Path(path)
-        self._engine = BatchEngine(open_model(self.path, provider, threads))
+        self._engine = BatchEngine(open_model(self.path, provider, threads, precision))
         self.name = name or self._engine.name
         self._engine.warm_up(side_by_side=True)
         on_cores = provider_named(provider).uses_cores
@@ -80,6 +83,7 @@ class Model:
         signature = self._engine.signature
         self.inputs: tuple[TensorSpec, ...] = self._engine.inputs
         self.outputs: tuple[TensorSpec, ...] = self._engine.outputs
+        self.precision = self._engine.precision
         self.lengths = frozenset(signature.lengths)
         self.states: Mapping[str, str] = signature.states
         self.streaming = bool(self.states)

@@ -22,6 +22,7 @@ class ServedModel(Protocol):
         streaming: whether it holds the states of streams.
         states: names of the inputs that carry a state -> the outputs that give it; empty if it has none.
         max_batch: rows that one run takes; 0 if its tensors have no batch axis.
+        precision: in which it computes, such as "int8".
     """
 
     @property
@@ -44,6 +45,9 @@ class ServedModel(Protocol):
 
     @property
     def max_batch(self) -> int: ...
+
+    @property
+    def precision(self) -> str: ...
 
     def submit(self, request: Request) -> "Future[Response]":
         """Accept a request, and return at once.

@@ -61,6 +61,10 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="The onnxruntime provider, such as CUDAExecutionProvider.",
 )  # fmt: skip
 @click.option(
+    "--precision", show_default="the only one of the model", metavar="PRECISION",
+    help="Precision of the graphs, such as int8; for a bundle that has several.",
+)  # fmt: skip
+@click.option(
     "--processes", show_default="all cores", type=COUNT, metavar="N",
     help="How many run side by side, each on one core.",
 )  # fmt: skip

@@ -37,6 +37,7 @@ class Options:
         waste: share of a run's steps that may be padding.
         finite: whether a row with NaN or infinity in an input is refused.
         provider: the onnxruntime execution provider.
+        precision: of the graphs, such as "int8"; None for the only one of the model.
         graph: which of the graphs for any number of steps is used, in the order of the fastest; None until measured.
     """
 
@@ -49,6 +50,7 @@ class Options:
     finite: bool = False
     provider: str = CPU
     graph: int | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "window"):

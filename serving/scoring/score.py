@@ -34,6 +34,7 @@ def score(
     waste: float = 0.1,
     finite: bool = False,
     provider: str = CPU,
+    precision: str | None = None,
     processes: int | None = None,
     engine: str = "local",
     restart: bool = False,
@@ -68,6 +69,7 @@ def score(
         waste: share of a run's steps that may be padding.
         finite: whether a row with NaN or infinity in an input is refused.
         provider: the onnxruntime execution provider.
+        precision: in which the model computes, such as "int8", which a bundle must have; None for the only one.
         processes: how many run side by side, each on one core; None for all cores. The answers do not depend on it.
         engine: "local", or "ray" for Ray Data on the cluster at RAY_ADDRESS, or on one that is started here: the same
             answers. Each machine reads `model` and `input` at the same path; parts and output are written here.
@@ -91,7 +93,15 @@ def score(
     if engine not in ENGINES:
         raise ValueError(f"`engine` (={engine!r}) must be one of {', '.join(ENGINES)}.")
     options = Options(
-        str(model), _names(outputs), _names(keep) or (), rows, window, waste, finite, provider
+        str(model),
+        _names(outputs),
+        _names(keep) or (),
+        rows,
+        window,
+        waste,
+        finite,
+        provider,
+        precision=precision,
     )
     with closing(open_source(str(input), input_format)) as source:
         scorer = Scorer(options)

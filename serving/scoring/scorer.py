@@ -73,7 +73,8 @@ class Scorer:
     """
 
     def __init__(self, options: Options) -> None:
-        self._engine = BatchEngine(open_model(Path(options.model), options.provider, threads=1))
+        opened = open_model(Path(options.model), options.provider, 1, options.precision)
+        self._engine = BatchEngine(opened)
         signature = self._engine.signature
         self._has_rows = all(map(_holds_rows, signature.tensors))
         self.inputs = tuple(self._row_tensor(tensor) for tensor in signature.client_inputs)

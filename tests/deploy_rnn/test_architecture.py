@@ -76,7 +76,7 @@ ARROWS = {
     "export.opset": set(),
     "export.shared_weights": set(),
     "export.saving": set(),
-    "export.precision": {"checking", "conversion", "nn"},
+    "export.precision": {"checking", "conversion", "copying", "nn"},
     "export.forms": {"nn", "export.precision", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "copying", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
@@ -95,9 +95,13 @@ ARROWS = {
         "checking", "export.auto", "export.capture", "export.forms", "export.options", "export.saving",
         "export.precision", "export.verification",
     },
-    "export.bundle": {
+    "export.bundle_parts": {
         "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options",
         "export.precision", "export.saving", "export.shared_weights", "export.verification",
+    },
+    "export.bundle": {
+        "bundle", "checking", "export.bundle_parts", "export.capture", "export.forms", "export.options",
+        "export.precision", "export.verification",
     },
     "export.ways": {
         "checking", "compilation", "conversion", "copying", "packaging", "runtime", "export.bare_layer",
@@ -343,8 +347,8 @@ def test_public_names() -> None:
         "__version__", "check", "compile", "convert", "export", "package", "scan", "serving",
     ]  # fmt: skip
     assert dir(deploy_rnn.export) == [
-        "DynamicAxisError", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle", "export_onnx",
-        "reports_html", "verify", "verify_bundle", "write_triton_model",
+        "DynamicAxisError", "ErrorMetric", "ExportError", "Manifest", "Report", "VerificationError", "export_bundle",
+        "export_onnx", "reports_html", "verify", "verify_bundle", "write_triton_model",
     ]  # fmt: skip
     assert dir(deploy_rnn.serving) == [
         "BundleError", "BusyError", "ClosedError", "DeadlineError", "Engine", "InputError", "Limits", "LoadError",

@@ -347,8 +347,8 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
         (["-o", "m", "--require-provider", "X"], "--require-provider needs a single file; leave it out, or"),
         (["-o", "nowhere/m.onnx"], "the folder of 'nowhere/m.onnx' does not exist; make it first."),
         (["-o", "m.onnx", "--form", "x"], "`--form` (='x') is unknown; use 'unrolled' or 'scan' or 'native' or"),
-        (["-o", "m.onnx", "--precision", "int4"], "`--precision` (='int4') must be 'float32', 'float64' or 'int8'."),
-        (["-o", "m.onnx", "--max-error", "0.1"], "`--max-error` (=0.1) bounds what precision='int8' costs; give that"),
+        (["-o", "m.onnx", "--precision", "int4"], "`--precision` (='int4') must be 'float32', 'float64', 'float16' or"),
+        (["-o", "m.onnx", "--max-error", "0.1"], "`--max-error` (=0.1) bounds what precision='int8' or precision="),
         (["-o", "m", "--precision", "float64"], "`--precision` (='float64') must be 'float32', as the model's weights"),
         (["-o", "m.onnx", "--opset", "3"], "`--opset` (=3) must be a whole number from 13 to 25."),
         (["-o", "m.onnx", "--dynamic", "y:1=B"], "`--dynamic` names `y`; the arguments are x."),
@@ -689,8 +689,8 @@ def test_the_defaults_that_are_shown_are_those_of_the_functions() -> None:
     }
     in_words = {
         "allowed_hosts", "atol", "batch_first", "dynamic_shapes", "input_names", "ir_version", "key", "lengths",
-        "max_error", "nonlinearity", "output_names", "pages", "path", "portable", "precision", "row_ends", "rtol",
-        "sizes", "stream_header", "streaming", "token",
+        "int8_layers", "max_error", "nonlinearity", "output_names", "pages", "path", "portable", "precision",
+        "row_ends", "rtol", "sizes", "stream_header", "streaming", "token",
     }  # fmt: skip
     compared = set()
     for command in (commands.export, commands.verify, serve):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import deploy_rnn
 from deploy_rnn import bundle
-from deploy_rnn.bundle import Manifest
+from deploy_rnn.bundle import PRECISIONS, Manifest
 from deploy_rnn.errors import BundleError, ExportError
 from deploy_rnn.export import export_bundle
 from deploy_rnn.serving import Engine
@@ -75,6 +75,7 @@ def test_the_manifest_follows_its_schema(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(manifest, schema)
+    assert set(schema["$defs"]["graph"]["properties"]["precision"]["enum"]) == PRECISIONS
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**manifest, "graphs": []}, schema)
 

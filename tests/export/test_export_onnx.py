@@ -445,13 +445,13 @@ class Stepped(nn.Module):
             nn.RNN(5, 7),
             {"precision": "int4"},
             ValueError,
-            "`precision` (='int4') must be 'float32', 'float64' or 'int8'.",
+            "`precision` (='int4') must be 'float32', 'float64', 'float16' or 'int8'.",
         ),
         (
             nn.RNN(5, 7),
             {"precision": "float64"},
             ExportError,
-            "`precision` (='float64') must be 'float32', as the model's weights are, or 'int8'; leave it out, or ",
+            "`precision` (='float64') must be 'float32', as the model's weights are, or 'int8' or 'float16'; leave ",
         ),
         (
             Stepped(),

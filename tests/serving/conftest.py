@@ -52,6 +52,7 @@ class SumModel:
     streaming = True
     states: Mapping[str, str] = MappingProxyType({"total": "total_n"})
     max_batch = 8
+    precision = "float32"
 
     def __init__(self, path: Path, name: str) -> None:
         scale = (path / "scale").read_text(encoding="utf-8")

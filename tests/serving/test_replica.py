@@ -14,7 +14,16 @@ from torch import nn
 from deploy_rnn.errors import DeadlineError, InputError, StreamError
 from deploy_rnn.serving import Model, Repository, Request, Response, Statistics, make_app
 
-ATTRIBUTES = ("name", "inputs", "outputs", "optional", "streaming", "states", "max_batch")
+ATTRIBUTES = (
+    "name",
+    "inputs",
+    "outputs",
+    "optional",
+    "streaming",
+    "states",
+    "max_batch",
+    "precision",
+)
 
 models: list[Model] = []
 """The model of the other process."""

@@ -46,7 +46,10 @@ def test_limits_replace_the_default() -> None:
     [
         ({"atol": -1.0}, "`atol` (=-1.0) must be finite and >= 0."),
         ({"rtol": float("inf")}, "`rtol` (=inf) must be finite and >= 0."),
-        ({"precision": "int4"}, "`precision` (='int4') must be 'float32', 'float64' or 'int8'."),
+        (
+            {"precision": "int4"},
+            "`precision` (='int4') must be 'float32', 'float64', 'float16' or 'int8'.",
+        ),
     ],
 )
 def test_a_tolerance_that_cannot_be_used_is_refused(fields: dict[str, float], message: str) -> None:

@@ -19,10 +19,11 @@ from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.options import ExportOptions
 from deploy_rnn.export.precision import rounding
 from deploy_rnn.export.precision.cost import Deviation, rounding_costs
-from deploy_rnn.export.precision.reference import RoundedReference
+from deploy_rnn.export.precision.reference import Int8Reference
 from deploy_rnn.export.precision.simulation import Columns, Rounding, largest_of_rows
 from deploy_rnn.export.saving import save
 from deploy_rnn.export.verification.cases import example_feeds
+from deploy_rnn.export.verification.int8_integers import integer_faults
 from deploy_rnn.runtime import open_session, specs
 from deploy_rnn.serving import Engine
 
@@ -83,7 +84,7 @@ def test_a_file_is_its_simulation(form: str, given: str, tmp_path: Path) -> None
     save(captured.written(form, max_nodes=5000), tmp_path / "m.onnx")
     session = open_session(tmp_path / "m.onnx", threads=1)
     call = ExampleCall.of(model, args)
-    reference = RoundedReference(model)
+    reference = Int8Reference(model, ())
     simulated = reference.outputs(call)
     [*_] = reference.expected(call, simulated, "the example")
     outputs = session.run(None, example_feeds(specs(session)[0], call))
@@ -96,7 +97,7 @@ def test_a_file_is_its_simulation(form: str, given: str, tmp_path: Path) -> None
 
 def test_rows_do_not_depend_on_each_other() -> None:
     """Nor do steps: each row has levels of its own, as in a server that runs requests together."""
-    reference = RoundedReference(Layers().eval())
+    reference = Int8Reference(Layers().eval(), ())
     together = reference.outputs(
         ExampleCall.of(reference.model, (X * torch.tensor([[[1.0], [9.0], [0.1]]]),))
     )
@@ -133,8 +134,8 @@ def file(gru: nn.GRU, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert len(cost.over_time) == 4
     text = str(report)
     assert "m.onnx: unrolled, int8, " in text
-    assert f"eight bits move output: at most {cost.largest:.1e} (" in text
-    assert "Eight bits move" in report.to_html()
+    assert f"int8 moves output: at most {cost.largest:.1e} (" in text
+    assert "int8 moves" in report.to_html()
     return path
 
 
@@ -154,7 +155,37 @@ def test_one_level_of_one_weight_is_found(file: Path, gru: nn.GRU) -> None:
         array[1, 2] += 1
 
     assert verify(file, gru, X).precision == "int8"
-    with pytest.raises(VerificationError, match=r"changed\.onnx is not the model"):
+    reason = (
+        r"a column of `.*n\.weight_hh\.int8`, or its scale, is not that of a weight of the model"
+    )
+    with pytest.raises(VerificationError, match=rf"changed\.onnx is not the model: {reason}"):
+        verify(changed(file, "n.weight_hh.int8", one_level), gru, X)
+
+
+def test_faults_are_found_by_the_integers_alone(file: Path, gru: nn.GRU) -> None:
+    """However far apart right runs of a large network may be."""
+
+    def next_number(array: np.ndarray) -> None:
+        array[0] = np.nextafter(array[0], np.float32(1))
+
+    weights = Int8Reference(gru, ()).weights
+    assert not list(integer_faults(file, weights))
+    [fault] = integer_faults(changed(file, "n.weight_hh.scales", next_number), weights)
+    assert fault.startswith("a column of `rnn0.l0f.n.weight_hh.int8`, or its scale, is not that")
+
+
+def test_the_outputs_are_compared_as_well(
+    file: Path, gru: nn.GRU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no integer, such as a bias, is theirs to find."""
+    monkeypatch.setattr("deploy_rnn.export.verification.verify.integer_faults", lambda *_: [])
+
+    def one_level(array: np.ndarray) -> None:
+        array[1, 2] += 1
+
+    with pytest.raises(
+        VerificationError, match=r"changed\.onnx is not the model: `\w+` differs by"
+    ):
         verify(changed(file, "n.weight_hh.int8", one_level), gru, X)
 
 
@@ -178,7 +209,10 @@ def test_products_that_overflow_are_refused(
     if vnni():
         export_onnx(layer, x, tmp_path / "m.onnx", form="unrolled", precision="int8")
         return
-    with pytest.raises(VerificationError, match=r"m\.onnx is not the model"):
+    with pytest.raises(
+        VerificationError,
+        match=r"m\.onnx is not the model: this processor does not add the products of `.*` exactly: it is off by \d",
+    ):
         export_onnx(layer, x, tmp_path / "m.onnx", form="unrolled", precision="int8")
     assert not list(tmp_path.iterdir())
 
@@ -186,7 +220,7 @@ def test_products_that_overflow_are_refused(
 def test_what_rounding_may_cost(gru: nn.GRU, tmp_path: Path) -> None:
     with pytest.raises(
         VerificationError,
-        match=r"m\.onnx is right, but eight bits move `\w+` by .* more than `max_error` \(=1e-05\)",
+        match=r"m\.onnx is right, but int8 moves `\w+` by .* more than `max_error` \(=1e-05\)",
     ) as raised:
         export_onnx(gru, X, tmp_path / "m.onnx", form="unrolled", precision="int8", max_error=1e-5)
     assert raised.value.report.rounding
@@ -220,10 +254,13 @@ def test_what_is_not_offered(
     [
         ({"precision": "int8", "max_error": 0.0}, r"`max_error` \(=0.0\) must be a number above 0"),
         ({"precision": "int8", "max_error": "a"}, r"`max_error` \(='a'\) must be a number above 0"),
-        ({"max_error": 0.1}, r"`max_error` \(=0.1\) bounds what precision='int8' costs; give that"),
+        (
+            {"max_error": 0.1},
+            r"`max_error` \(=0.1\) bounds what precision='int8' or precision='float16' costs; give",
+        ),
         (
             {"precision": "int4"},
-            r"`precision` \(='int4'\) must be 'float32', 'float64' or 'int8'",
+            r"`precision` \(='int4'\) must be 'float32', 'float64', 'float16' or 'int8'",
         ),
     ],
 )
@@ -277,7 +314,7 @@ def bundle(gru: nn.GRU, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_is_served(bundle: Path, gru: nn.GRU) -> None:
     engine = Engine(bundle)
-    reference = RoundedReference(gru)
+    reference = Int8Reference(gru, ())
     x = torch.randn(3, 2, 3)
     [expected, _] = reference.outputs(ExampleCall.of(gru, (x,)))
     # Rows come first there.

@@ -180,7 +180,9 @@ def test_a_provider_that_ignores_lengths_gets_no_graph_that_needs_it_to_read_the
             Engine(path)
 
 
-def test_a_bundle_in_two_precisions_is_refused(padded: Path, tmp_path: Path) -> None:
+def test_a_bundle_in_two_precisions_is_opened_in_the_one_that_is_named(
+    padded: Path, tmp_path: Path
+) -> None:
     """Its graphs would race, and the numbers depend on which of them wins."""
     folder = tmp_path / "copy"
     shutil.copytree(padded, folder)
@@ -188,10 +190,10 @@ def test_a_bundle_in_two_precisions_is_refused(padded: Path, tmp_path: Path) -> 
     manifest["graphs"][0]["precision"] = "float64"
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        BundleError,
-        match="has graphs in float32 and float64; all graphs of a bundle must be in one",
+        BundleError, match="has graphs in float64 and float32; `precision` must say which"
     ):
         Engine(folder)
+    assert Engine(folder, precision="float32").precision == "float32"
 
 
 def test_only_the_steps_that_there_are_graphs_for(

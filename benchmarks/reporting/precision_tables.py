@@ -1,0 +1,79 @@
+"""The tables of docs/precision.md: layers in each precision, kernels, and the highlighter."""
+
+from typing import Any
+
+from benchmarks.reporting.text import factor, machine_line, markdown
+
+Result = dict[str, Any]
+"""The JSON of `benchmarks.studies.precision`."""
+
+SPEEDS = ("int8", "float16", "quantize_dynamic", "torch.ao", "torch.nn")
+ERRORS = ("int8", "float16", "quantize_dynamic", "torch.ao")
+
+
+def precision_sections(result: Result) -> dict[str, str]:
+    """Marker of the page -> what stands there."""
+    return {
+        "precision": layers_table(result),
+        "precision_size": sizes_table(result),
+        "precision_kernels": kernels_table(result),
+        "precision_highlighter": highlighter_table(result) + "\n\n" + machine_line(result),
+    }
+
+
+def layers_table(result: Result) -> str:
+    """Milliseconds in float32, how many times as fast the others are, and their largest errors."""
+    header = ["", "float32, ms", *SPEEDS, *(f"error, {name}" for name in ERRORS)]
+    lines = []
+    for row in result["rows"]:
+        contestants = row["contestants"]
+        float32 = contestants["float32"]["milliseconds"]
+        speeds = [_speed(contestants.get(name), float32) for name in SPEEDS]
+        errors = [_error(contestants.get(name)) for name in ERRORS]
+        label = f"{row['family']}, H={row['H']}, B={row['B']}, T={row['T']}, {row['form']}"
+        lines.append([label, f"{float32:.2f}", *speeds, *errors])
+    return markdown(header, lines)
+
+
+def _speed(measured: dict[str, float] | None, float32: float) -> str:
+    return "" if measured is None else factor(float32 / measured["milliseconds"])
+
+
+def _error(measured: dict[str, float] | None) -> str:
+    return "" if measured is None else f"{measured['error']:.1e}"
+
+
+def sizes_table(result: Result) -> str:
+    """Of each file in form "scan": its size, and what a process grows by when it opens it."""
+    names = ("float32", "float16", "int8")
+    header = ["", *(f"kB, {name}" for name in names), *(f"MB held, {name}" for name in names)]
+    lines = []
+    for row in result["rows"]:
+        if row["megabytes"] and row["B"] == 1:
+            sizes = [f"{row['kilobytes'][name]:,.0f}" for name in names]
+            held = [f"{row['megabytes'][name]:.1f}" for name in names]
+            lines.append([f"{row['family']}, H={row['H']}", *sizes, *held])
+    return markdown(header, lines)
+
+
+def kernels_table(result: Result) -> str:
+    """Microseconds of one product in float32, how many times as fast the others are, and their largest errors."""
+    names = [name for name in result["kernels"][0]["kernels"] if name != "float32"]
+    header = ["", "float32, µs", *names, *(f"error, {name}" for name in names)]
+    lines = []
+    for row in result["kernels"]:
+        kernels = row["kernels"]
+        float32 = kernels["float32"]["microseconds"]
+        speeds = [factor(float32 / kernels[name]["microseconds"]) for name in names]
+        errors = [f"{kernels[name]['error']:.1e}" for name in names]
+        lines.append([f"H={row['H']}, B={row['B']}", f"{float32:.0f}", *speeds, *errors])
+    return markdown(header, lines)
+
+
+def highlighter_table(result: Result) -> str:
+    """How many characters get their label."""
+    lines = []
+    for name, measured in result["highlighter"].items():
+        accuracy = f"{100 * measured['accuracy']:.3f} %"
+        lines.append([name, accuracy, f"{measured['kilobytes']:,.0f}"])
+    return markdown(["", "right", "kB"], lines)

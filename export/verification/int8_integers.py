@@ -1,0 +1,108 @@
+"""The integers of a file in eight bits, one by one: its weights are the model's, and its products are exact here.
+
+What `runs` compares are outputs, and those of a large network may differ by more than a fault: once a number near the
+middle of two levels has gone to the other side, the runs drift apart. Integers do not:
+
+1. Every column of a product's weight is that of a weight of the model, rounded; and so is every table. Their order is
+   left to `runs`: a wrong one is no small fault.
+2. The products of each such weight are computed once by onnxruntime, on the largest rows there are, and compared with
+   the exact ones: a processor that adds two of them in 16 bits would be off.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import helper, numpy_helper
+
+from deploy_rnn.onnx_bytes import OnnxBytes
+from deploy_rnn.runtime import open_session
+
+from ..precision.layers import LEVELS
+from ..precision.rounding import ROW_ZERO
+from ..precision.weights import RoundedWeights, scaled_columns
+
+EXTREME_ROWS = 8
+"""How many rows are multiplied, of levels 0 and 255 only."""
+
+
+def integer_faults(path: Path, weights: RoundedWeights) -> Iterator[str]:
+    """A sentence for each weight of a file that is not one of the model's, or whose products are not exact."""
+    model = ir.load(path)
+    multiplied: dict[str, np.ndarray] = {}
+    for name, value in model.graph.initializers.items():
+        if not name.endswith(LEVELS) or value.const_value is None:
+            continue
+        if value.const_value.numpy().tobytes() not in weights.tables:
+            yield f"the table `{name}` is not that of an embedding of the model, rounded"
+    for node in model.graph.all_nodes():
+        constant = _constant(node, 1)
+        if node.op_type != "MatMulInteger" or constant is None or constant.name in multiplied:
+            continue
+        name, array = str(constant.name), constant.numpy()
+        multiplied[name] = array
+        if weights.columns is not None and not _columns(node, array) <= weights.columns:
+            yield f"a column of `{name}`, or its scale, is not that of a weight of the model, rounded"
+    for name, array in multiplied.items():
+        wrong = _largest_fault(array)
+        if wrong:
+            yield (
+                f"this processor does not add the products of `{name}` exactly: it is off by {wrong:,}, as processors "
+                "without VNNI are with weights of eight bits"
+            )
+
+
+def _constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:
+    """The constant that is an input of a node; None if there is no such input, or it is computed."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return None if value is None else value.const_value
+
+
+def _columns(node: ir.Node, levels: np.ndarray) -> set[bytes]:
+    """Each column of a product's weight, with its scale: what follows is a Cast, and a Mul by these."""
+    for op_type in ("Cast", "Mul"):
+        nodes = [use.node for use in node.outputs[0].uses()]
+        if len(nodes) != 1 or nodes[0].op_type != op_type:
+            return {b""}  # of no weight
+        [node] = nodes
+    scales = _constant(node, 1)
+    return {b""} if scales is None else set(scaled_columns(levels, scales.numpy()))
+
+
+def _largest_fault(levels: np.ndarray) -> int:
+    """How far onnxruntime's products with levels (K, M) are from the exact ones, on rows of 0 and 255."""
+    random = np.random.default_rng(0)
+    rows = random.choice(np.array([0, 255], np.uint8), (EXTREME_ROWS, levels.shape[0]))
+    # Neighbours of one sign add up most.
+    rows[0] = 255
+    exact = (rows.astype(np.float64) - ROW_ZERO) @ levels.astype(np.float64)
+    session = open_session(_product(levels))
+    largest = 0
+    # One row may have another kernel.
+    for part in (slice(None), slice(1)):
+        [answer] = session.run(None, {"rows": rows[part]})
+        largest = max(largest, int(np.abs(answer - exact[part]).max(initial=0)))
+    return largest
+
+
+def _product(levels: np.ndarray) -> OnnxBytes:
+    """A file with one MatMulInteger, as those of files in eight bits."""
+    constants = {
+        "levels": levels,
+        "row_zero": np.array(ROW_ZERO, np.uint8),
+        "zero": np.array(0, np.int8),
+    }
+    node = helper.make_node("MatMulInteger", ["rows", *constants], ["sums"])
+    rows, columns = levels.shape
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info("rows", onnx.TensorProto.UINT8, ["N", rows])],
+        [helper.make_tensor_value_info("sums", onnx.TensorProto.INT32, ["N", columns])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return OnnxBytes("a product of eight bits", model.SerializeToString())
