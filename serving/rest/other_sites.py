@@ -11,7 +11,7 @@ Programs send what they like, and mostly none of these headers. They are let in 
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from ipaddress import ip_address
 
 from starlette.responses import JSONResponse
@@ -46,7 +46,7 @@ class Host:
     name: str
     port: int | None = None
 
-    @property
+    @cached_property
     def is_loopback(self) -> bool:
         return is_loopback(self.name)
 

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 
 from deploy_rnn.errors import DeadlineError
 
@@ -133,6 +134,8 @@ class RequestQueue:
         self._run_seconds = engine.run_times.seconds
         self._jobs: list[Job] = []
         self.input_bytes = 0
+        # No request that waits has an earlier one.
+        self._next_deadline = inf
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -157,6 +160,8 @@ class RequestQueue:
     def add(self, job: Job) -> None:
         self._jobs.append(job)
         self.input_bytes += job.input_bytes
+        if job.deadline is not None:
+            self._next_deadline = min(self._next_deadline, job.deadline)
 
     def discard(self, job: Job) -> None:
         """Remove a request, if it waits."""
@@ -177,17 +182,16 @@ class RequestQueue:
             The next batch, claimed; and the requests that are dropped.
         """
         dropped: list[DroppedJob] = []
+        # A chunk may also wait for a state that is lost.
+        if self._streaming or now > self._next_deadline:
+            dropped += self._drop_expired(now)
         while True:
-            candidates = self._candidates()
-            expired = self._drop_expired(candidates, now)
-            if expired:
-                dropped += expired
-                candidates = self._candidates()
-            batch = self._choose(candidates)
+            batch = self._choose(self._candidates())
             claims = [job.claim_run() for segment in batch for job in segment]
             if all(claims):
                 return self._start(batch), dropped
-            # One was cancelled since it was chosen: drop it, and choose again.
+            # One was cancelled while it waited: drop it, and choose again.
+            dropped += self._drop_expired(now)
 
     def _start(self, batch: Sequence[StreamSegment]) -> list[StreamSegment]:
         """Remove what a run takes; what is left of a request waits again, behind all others."""
@@ -208,15 +212,17 @@ class RequestQueue:
             return self._jobs[:WINDOW]
         return list(islice((job for job in self._jobs if not job.must_wait), WINDOW))
 
-    def _drop_expired(self, candidates: Sequence[Job], now: float) -> list[DroppedJob]:
+    def _drop_expired(self, now: float) -> list[DroppedJob]:
         dropped = []
-        for job in candidates:
+        for job in self._candidates():
             reason = _expired(job, now)
             if reason is not None:
                 dropped.append((job, reason))
                 if job.stream:
                     self._streams.fail(job.stream, job.chunk, str(reason))
         self._remove([job for job, _ in dropped])
+        deadlines = [job.deadline for job in self._jobs if job.deadline is not None]
+        self._next_deadline = min(deadlines, default=inf)
         return dropped
 
     def _remove(self, jobs: Sequence[Job]) -> None:
