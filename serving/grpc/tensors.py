@@ -1,6 +1,7 @@
 """Messages of gRPC: a ModelInferRequest is read, and a ModelInferResponse is written."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,16 +61,17 @@ def read(message: Any, seconds: float, settings: Settings) -> InferRequest:
             f"the request has {num_inputs} inputs and {len(raw_contents)} `raw_input_contents`; there must be one for "
             "each input."
         )
-    inputs = []
+    names = [tensor.name for tensor in message.inputs]
+    inputs = {}
     for tensor, raw in zip(message.inputs, raw_contents, strict=True):
-        inputs.append(_input(tensor, raw, settings))
+        inputs[tensor.name] = _input(tensor, raw, settings)
 
     for output in message.outputs:
         oip.refuse_parameters(output.name, _parameters(output.parameters))
     output_names = [output.name for output in message.outputs]
     parameters = _parameters(message.parameters)
-    request = oip.request(inputs, output_names, parameters, seconds)
-    return InferRequest(message.id, request)
+    request = oip.request(names, output_names, parameters, seconds)
+    return InferRequest(message.id, replace(request, inputs=inputs))
 
 
 def write(infer_request: InferRequest, model_name: str, response: Response) -> Any:
@@ -85,20 +87,18 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> A
     return message
 
 
-def _input(tensor: Any, raw: bytes | None, settings: Settings) -> tuple[str, np.ndarray]:
+def _input(tensor: Any, raw: bytes | None, settings: Settings) -> np.ndarray:
     name = tensor.name
     oip.refuse_parameters(name, _parameters(tensor.parameters))
     dtype = dtype_of(name, tensor.datatype)
     shape = check_shape(name, tensor.shape, dtype, settings.max_bytes)
     if raw is None:
-        array = from_values(name, dtype, shape, _contents(tensor))
-    elif tensor.HasField("contents"):
+        return from_values(name, dtype, shape, _contents(tensor))
+    if tensor.HasField("contents"):
         raise InputError(
             f"`{name}` has `contents`, but there are `raw_input_contents`; use only one of them."
         )
-    else:
-        array = from_bytes(name, dtype, shape, raw)
-    return name, array
+    return from_bytes(name, dtype, shape, raw)
 
 
 def _contents(tensor: Any) -> list[Any]:

@@ -53,15 +53,15 @@ def refuse_parameters(name: str, parameters: Mapping[str, Any]) -> None:
 
 
 def request(
-    inputs: Sequence[tuple[str, np.ndarray]],
+    inputs: Sequence[str],
     outputs: Sequence[str],
     parameters: Mapping[str, Any],
     seconds: float,
 ) -> Request:
-    """The request to a model.
+    """The request to a model, whose tensors are still to come.
 
     Args:
-        inputs: name and tensor.
+        inputs: their names.
         outputs: the names wanted; empty for all.
         parameters: of the request: `sequence_id`, `sequence_start`, `sequence_end`, `timeout` (microseconds).
         seconds: how long it may take if it has no shorter `timeout`.
@@ -69,13 +69,11 @@ def request(
     Raises:
         InputError: an input appears twice, or a parameter has the wrong type or value.
     """
-    tensors = dict(inputs)
-    if len(tensors) != len(inputs):
-        names = ", ".join(name for name, _ in inputs)
-        raise InputError(f"an input appears twice; the inputs are {names}.")
+    if len(set(inputs)) != len(inputs):
+        raise InputError(f"an input appears twice; the inputs are {', '.join(inputs)}.")
     sequence = _sequence(parameters.get("sequence_id"))
     return Request(
-        inputs=tensors,
+        inputs={},
         outputs=tuple(outputs) or None,
         sequence=sequence,
         start=_flag(parameters, "sequence_start", sequence),

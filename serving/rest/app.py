@@ -26,7 +26,7 @@ from ..settings import Settings
 from . import page, predict
 from .binary import parse_json
 from .bodies import receive_body
-from .direct import Begun, DirectApp, Reply
+from .direct import Begin, DirectApp
 from .errors import error_response
 from .infer import Answer, InferApp, Shortcut, compress_if_accepted
 from .other_sites import OwnSite, parse_hosts
@@ -106,10 +106,8 @@ class Guard:
                 f"ASGI scope {scope['type']!r} is not supported; must be 'http' or 'lifespan'."
             )
 
-    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
-        if self._refusal(scope) is not None:
-            return None
-        return self._app.begin(scope, body, reply)
+    def direct(self, scope: Scope) -> Begin | None:
+        return self._app.direct(scope) if self._refusal(scope) is None else None
 
     async def _handle_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._refusal(scope) or self._app

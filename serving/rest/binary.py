@@ -14,22 +14,19 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header with the number of bytes that are JSON."""
 
 
-def split(
-    body: bytes, header_length: str | None, max_json_bytes: int
-) -> tuple[dict[str, Any], memoryview]:
+def split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     """The JSON of a body, and the bytes after it.
 
     Args:
         header_length: the value of `Inference-Header-Content-Length`; None if the body is all JSON.
 
     Raises:
-        TooLargeError: the JSON has more than `max_json_bytes`.
-        InputError: a length that this body cannot have, or JSON that is invalid, not an object, or nested too deeply.
+        InputError: a length that this body cannot have.
     """
     length = len(body)
     if header_length is not None:
         length = _parse_length(header_length, len(body))
-    return parse_json(body[:length], max_json_bytes), memoryview(body)[length:]
+    return body[:length], memoryview(body)[length:]
 
 
 def _parse_length(header: str, body_length: int) -> int:

@@ -18,12 +18,12 @@ from urllib.parse import unquote
 
 import httptools
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Message
 
 from ..protocol.access_log import Access, AccessLog
 from ..protocol.status import RETRY_SECONDS
 from ..settings import Settings
-from .direct import Begun, DirectApp, Headers, Reply
+from .direct import Begin, Begun, DirectApp, Headers, KnownHead, KnownHeads
 
 try:
     import fcntl
@@ -84,7 +84,7 @@ class Exchange:
     """One request and its answer: `receive` and `send` of an ASGI application.
 
     Args:
-        begin_directly: `DirectApp.begin` of the application, if that may be called for a request that has arrived.
+        direct: who begins to answer it directly, once it has arrived; None if it has to be the application.
 
     Attributes:
         begun: whether it is being answered.
@@ -102,7 +102,7 @@ class Exchange:
         *,
         keep_alive: bool,
         expects_continue: bool,
-        begin_directly: Callable[[Scope, bytes, Reply], Begun | None] | None = None,
+        direct: Begin | None = None,
     ) -> None:
         self.keep_alive = keep_alive
         self.begun = False
@@ -117,8 +117,8 @@ class Exchange:
         self._changed = asyncio.Event()
         self._start: Message | None = None
         self._head_sent = False
-        self._begin_directly = begin_directly
-        self._direct: Begun | None = None
+        self._direct = direct
+        self._begun_directly: Begun | None = None
         self._task: asyncio.Task[None] | None = None
         self._tasks: set[Any] = set()
         self._sent_bytes = 0
@@ -126,26 +126,23 @@ class Exchange:
     @property
     def waits_for_body(self) -> bool:
         """Whether it is begun only once all of it has arrived, since that will be little."""
-        return self._begin_directly is not None and not self.received and self._has_small_body()
+        return self._direct is not None and not self.received and self._has_small_body()
 
     def _has_small_body(self) -> bool:
         if self._expects_continue:
             return False
-        for name, value in self._scope["headers"]:
-            if name == b"content-length":
-                return int(value) <= MAX_BUFFERED_BYTES
-        return False
+        return 0 <= _content_length(self._scope["headers"]) <= MAX_BUFFERED_BYTES
 
     def begin(self, tasks: set[Any]) -> None:
         """Begin to answer it; the server cancels what is in `tasks`, should it take too long."""
         self.begun = True
-        if self._begin_directly is not None and self.received and not self._expects_continue:
-            direct = self._begin_directly(self._scope, bytes(self.buffered), self._reply)
-            if direct is not None:
+        if self._direct is not None and self.received and not self._expects_continue:
+            begun = self._direct(bytes(self.buffered), self._reply)
+            if begun is not None:
                 if not self.answered:
-                    self._direct = direct
+                    self._begun_directly = begun
                     self._tasks = tasks
-                    tasks.add(direct)
+                    tasks.add(begun)
                 return
         self._task = asyncio.get_running_loop().create_task(self._run())
         tasks.add(self._task)
@@ -165,9 +162,9 @@ class Exchange:
         self._changed.set()
         if self._task is not None:
             self._task.cancel()
-        if self._direct is not None:
-            self._direct.leave()
-            self._tasks.discard(self._direct)
+        if self._begun_directly is not None:
+            self._begun_directly.leave()
+            self._tasks.discard(self._begun_directly)
 
     async def _run(self) -> None:
         log = self._connection.access_log
@@ -237,9 +234,9 @@ class Exchange:
 
     def _reply(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer of an application that has begun it directly."""
-        if self._direct is not None:
-            self._tasks.discard(self._direct)
-            self._direct = None
+        if self._begun_directly is not None:
+            self._tasks.discard(self._begun_directly)
+            self._begun_directly = None
         self._write(status, headers, body)
         self._end()
 
@@ -289,6 +286,7 @@ class Places:
 
     Attributes:
         stopping: whether the server stops: every answer is then the last of its connection.
+        known_heads: of requests that are answered directly.
     """
 
     def __init__(
@@ -298,6 +296,7 @@ class Places:
         self.health_paths = health_paths
         self.access_log = access_log
         self.stopping = False
+        self.known_heads = KnownHeads()
         # Connection -> since when; the one that has been idle longest comes first.
         self._idle: dict[Connection, float] = {}
 
@@ -342,8 +341,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, app: ASGIApp, server_state: Any, places: Places) -> None:
         self._app = app
         # The log of accesses wants to know when a request began, and what became of it.
-        direct_app = app if isinstance(app, DirectApp) and places.access_log is None else None
-        self._begin_directly = None if direct_app is None else direct_app.begin
+        is_direct = isinstance(app, DirectApp) and places.access_log is None
+        self._direct_app = cast(DirectApp, app) if is_direct else None
         self._state = server_state
         self._places = places
         self._settings = places.settings
@@ -359,6 +358,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._reading: Exchange | None = None
+        self._read_head: KnownHead | None = None
         self._overhead_bytes = 0
         self._body_bytes = 0
         # The requests that are to be answered; the first of them is being answered.
@@ -396,7 +396,11 @@ class Connection(asyncio.Protocol):
         if self._ignores_input:
             self._drop(len(data))
             return
+        is_first = not (self._in_message or self._exchanges)
+        if is_first and self._read_known(data):
+            return
         self._overhead_bytes += len(data)
+        messages = self._messages
         try:
             self._feed(data)
         except httptools.HttpParserError:
@@ -405,6 +409,9 @@ class Connection(asyncio.Protocol):
         allowed = MAX_HEADER_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes
         if self._overhead_bytes > allowed and not self._ignores_input:
             self._stop_reading()
+        is_one = self._messages == messages + 1 and not self._in_message
+        if is_first and is_one and self._read_head is not None:
+            self._places.known_heads.remember(data, self._read_head)
         self._begin_first()
         self.update()
 
@@ -451,6 +458,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._reading = None
+        self._read_head = None
         self._dropped_bytes = 0
 
     def on_url(self, url: bytes) -> None:
@@ -558,6 +566,28 @@ class Connection(asyncio.Protocol):
 
     # Steps of these.
 
+    def _read_known(self, data: bytes) -> bool:
+        """Take a request whose head was read before, on any connection; False if `data` is not the whole of one."""
+        if self._direct_app is None or not (self._has_place and self._may_write.is_set()):
+            return False
+        found = self._places.known_heads.find(data)
+        if found is None:
+            return False
+        head, body = found
+        self._messages += 1
+        self._received_at = time.monotonic()
+        scope = {**head.scope, **self._addresses}
+        keep_alive = not self._places.stopping
+        exchange = Exchange(
+            self, self._app, scope, keep_alive=keep_alive, expects_continue=False, direct=head.begin
+        )
+        exchange.add_body(body)
+        exchange.end_body()
+        self._add(exchange)
+        self._begin_first()
+        self.update()
+        return True
+
     def _feed(self, data: bytes) -> None:
         while True:
             try:
@@ -594,7 +624,7 @@ class Connection(asyncio.Protocol):
         if target.has_host:  # a target that is a whole URL counts, whatever the Host
             host = self._url.partition(b"//")[2].partition(b"/")[0]
             headers = [(name, host if name == b"host" else value) for name, value in headers]
-        scope = {
+        read = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
@@ -605,8 +635,8 @@ class Connection(asyncio.Protocol):
             "root_path": "",
             "query_string": target.query,
             "headers": headers,
-            **self._addresses,
         }
+        scope = {**read, **self._addresses}
         app = self._app
         most = self._settings.max_connections
         self._has_place = self._has_place or len(self._state.connections) <= most
@@ -618,15 +648,19 @@ class Connection(asyncio.Protocol):
             [value.lower() == b"100-continue" for name, value in headers if name == b"expect"]
         )
         keep_alive = version == "1.1" and self._parser.should_keep_alive()
+        direct = None
         # Without a place for it in memory, an answer waits for the client to read the one before.
-        is_direct = app is self._app and self._may_write.is_set()
+        if self._direct_app is not None and app is self._app and self._may_write.is_set():
+            direct = self._direct_app.direct(scope)
+        if direct is not None and keep_alive and not expects_continue:
+            self._read_head = KnownHead(read, direct, _content_length(headers))
         exchange = Exchange(
             self,
             app,
             scope,
             keep_alive=keep_alive and self._has_place and not self._places.stopping,
             expects_continue=expects_continue,
-            begin_directly=self._begin_directly if is_direct else None,
+            direct=direct,
         )
         self._add(exchange)
 
@@ -822,6 +856,14 @@ def _parse_any_target(url: bytes) -> Target:
 
 
 _parse_short_target = lru_cache(maxsize=1024)(_parse_any_target)
+
+
+def _content_length(headers: Headers) -> int:
+    """-1 for a body of which the head does not say how long it is."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+    return -1
 
 
 def _refusal(status: int, message: str) -> ASGIApp:

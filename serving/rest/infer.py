@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -22,12 +23,12 @@ from ..protocol.inference import (
 )
 from ..scheduling.request import Response
 from ..settings import Settings
-from .binary import HEADER_LENGTH
+from .binary import HEADER_LENGTH, split
 from .bodies import receive_body
 from .compression import choose_encoding, compress
-from .direct import Begun, Reply
+from .direct import MAX_KNOWN_BYTES, Begin, Begun, Reply
 from .errors import error_response
-from .messages import read, write
+from .messages import Description, describe, read, write
 
 logger = logging.getLogger(__name__)
 
@@ -66,28 +67,12 @@ class InferApp:
         await send({"type": "http.response.start", "status": 200, "headers": pairs})
         await send({"type": "http.response.body", "body": body})
 
-    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
-        """As for `DirectApp`: a request is unusual if it is large or compressed."""
+    def direct(self, scope: Scope) -> Begin | None:
+        """As for `DirectApp`: a request is unusual if it is compressed, or large."""
         headers = _headers(scope)
-        only_json = LENGTH not in headers
-        max_bytes = self._settings.max_json_bytes if only_json else self._settings.max_bytes
-        if len(body) > min(MAX_INLINE_BYTES, max_bytes) or b"content-encoding" in headers:
+        if b"content-encoding" in headers:
             return None
-        name, version = _model(scope)
-        begun = Inferring(self._inference, name, headers.get(b"accept-encoding", ""), reply)
-        header_length = _header_length(headers)
-        try:
-            submitted = self._inference.submit_small(
-                name,
-                version,
-                lambda: read(body, header_length, self._settings),
-                self._stream_headers(scope),
-            )
-        except Exception as error:
-            begun.fail(error)
-        else:
-            begun.expect(submitted)
-        return begun
+        return Directly(self._inference, *_model(scope), headers, self._stream_headers(scope))
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         name, version = _model(scope)
@@ -124,6 +109,63 @@ class InferApp:
             return []
         key = wanted.encode()
         return [value.decode("latin-1") for name, value in scope["headers"] if name == key]
+
+
+class Directly:
+    """Begins to answer the inference requests that have one and the same head.
+
+    Args:
+        headers: those of `_headers`.
+        stream_headers: the values of the header that names the stream.
+    """
+
+    def __init__(
+        self,
+        inference: Inference,
+        model_name: str,
+        version: str,
+        headers: Mapping[bytes, str],
+        stream_headers: Sequence[str],
+    ) -> None:
+        self._inference = inference
+        self._model_name = model_name
+        self._version = version
+        self._header_length = _header_length(headers)
+        self._accepted = headers.get(b"accept-encoding", "")
+        self._stream_headers = stream_headers
+        settings = inference.settings
+        only_json = self._header_length is None
+        max_bytes = settings.max_json_bytes if only_json else settings.max_bytes
+        self._max_bytes = min(MAX_INLINE_BYTES, max_bytes)
+        # What the last request said besides its bytes: the next one with this head mostly says the same.
+        self._text = b""
+        self._description: Description | None = None
+
+    def __call__(self, body: bytes, reply: Reply) -> Begun | None:
+        if len(body) > self._max_bytes:
+            return None
+        begun = Inferring(self._inference, self._model_name, self._accepted, reply)
+        try:
+            submitted = self._inference.submit_small(
+                self._model_name,
+                self._version,
+                partial(self._read, body),
+                self._stream_headers,
+            )
+        except Exception as error:
+            begun.fail(error)
+        else:
+            begun.expect(submitted)
+        return begun
+
+    def _read(self, body: bytes) -> InferRequest:
+        text, binary = split(body, self._header_length)
+        if self._description is not None and text == self._text:
+            return self._description.complete(binary)
+        description = describe(text, self._inference.settings)
+        if len(text) <= MAX_KNOWN_BYTES and description.is_all_binary:
+            self._text, self._description = text, description
+        return description.complete(binary)
 
 
 class Inferring(Begun):
@@ -221,8 +263,8 @@ class Shortcut:
         app = self._infer if self._is_infer(scope) else self._router
         await app(scope, receive, send)
 
-    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
-        return self._infer.begin(scope, body, reply) if self._is_infer(scope) else None
+    def direct(self, scope: Scope) -> Begin | None:
+        return self._infer.direct(scope) if self._is_infer(scope) else None
 
     def _is_infer(self, scope: Scope) -> bool:
         if scope["type"] != "http" or scope["method"] != "POST":

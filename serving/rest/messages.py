@@ -1,7 +1,8 @@
 """Bodies of HTTP: an inference request is read, and its answer is written."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +22,61 @@ from ..protocol.tensors import (
 )
 from ..scheduling.request import Response
 from ..settings import Settings
-from .binary import BinaryData, join, split, too_much_json
+from .binary import BinaryData, join, parse_json, split, too_much_json
 
 JSON_BYTES_OF_A_VALUE = 16
 """What a number in an answer counts, before it is written: one of FP64 takes up to 24 bytes, an integer often 2."""
+
+
+class Input(NamedTuple):
+    """What the JSON of a request has of an input.
+
+    Attributes:
+        values: its elements; None if they are bytes after the JSON.
+        size: how many bytes, as the client gives it.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    values: np.ndarray | None
+    size: object
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the JSON of a request says; what may be lacking are the bytes of its inputs.
+
+    Attributes:
+        infer_request: the request without its inputs.
+    """
+
+    inputs: Sequence[Input]
+    infer_request: InferRequest
+
+    @property
+    def is_all_binary(self) -> bool:
+        """Whether all elements are bytes after the JSON."""
+        return all(tensor.values is None for tensor in self.inputs)
+
+    def complete(self, binary: memoryview) -> InferRequest:
+        """The request with all its inputs.
+
+        Args:
+            binary: the bytes after the JSON.
+
+        Raises:
+            InputError: they are not those that it says.
+        """
+        binary_data = BinaryData(binary)
+        arrays: dict[str, np.ndarray] = {}
+        for name, dtype, shape, values, size in self.inputs:
+            if values is None:
+                values = from_bytes(name, dtype, shape, binary_data.take(name, size))
+            arrays[name] = values
+        binary_data.finish()
+        request = replace(self.infer_request.request, inputs=arrays)
+        return replace(self.infer_request, request=request)
 
 
 def read(body: bytes, header_length: str | None, settings: Settings) -> InferRequest:
@@ -37,12 +89,18 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
         TooLargeError: a tensor, or the JSON, is too large.
         UnsupportedError: the request needs an extension that is not implemented.
     """
-    fields, remaining_bytes = split(body, header_length, settings.max_json_bytes)
-    binary_data = BinaryData(remaining_bytes)
-    inputs = []
-    for input_fields in _objects(fields, "inputs"):
-        inputs.append(_input(input_fields, binary_data, settings))
-    binary_data.finish()
+    text, binary = split(body, header_length)
+    return describe(text, settings).complete(binary)
+
+
+def describe(text: bytes, settings: Settings) -> Description:
+    """Read the JSON of a request.
+
+    Raises:
+        InputError, TooLargeError, UnsupportedError: as for `read`.
+    """
+    fields = parse_json(text, settings.max_json_bytes)
+    inputs = [_input(input_fields, settings) for input_fields in _objects(fields, "inputs")]
     if not inputs:
         raise InputError("the request has no `inputs`.")
 
@@ -58,13 +116,15 @@ def read(body: bytes, header_length: str | None, settings: Settings) -> InferReq
             binary_outputs[name] = output_parameters["binary_data"] is True
 
     parameters = _parameters(fields)
-    request = oip.request(inputs, output_names, parameters, settings.request_seconds)
-    return InferRequest(
+    names = [tensor.name for tensor in inputs]
+    request = oip.request(names, output_names, parameters, settings.request_seconds)
+    infer_request = InferRequest(
         id=_string(fields, "id", default=""),
         request=request,
         binary=parameters.get("binary_data_output") is True,
         binary_outputs=binary_outputs,
     )
+    return Description(inputs, infer_request)
 
 
 def write(
@@ -128,23 +188,21 @@ def for_json(name: str, array: np.ndarray, advice: str) -> np.ndarray:
     return array
 
 
-def _input(
-    fields: Mapping[str, Any], binary_data: BinaryData, settings: Settings
-) -> tuple[str, np.ndarray]:
+def _input(fields: Mapping[str, Any], settings: Settings) -> Input:
     name = _string(fields, "name")
     parameters = _parameters(fields)
     oip.refuse_parameters(name, parameters)
     dtype = dtype_of(name, fields.get("datatype"))
     shape = check_shape(name, fields.get("shape"), dtype, settings.max_bytes)
-    if "binary_data_size" not in parameters:
-        array = from_values(name, dtype, shape, fields.get("data"))
-        refuse_infinity(name, array)
-    elif "data" in fields:
-        raise InputError(f"`{name}` has both `data` and binary_data_size; use only one of them.")
-    else:
-        raw = binary_data.take(name, parameters["binary_data_size"])
-        array = from_bytes(name, dtype, shape, raw)
-    return name, array
+    if "binary_data_size" in parameters:
+        if "data" in fields:
+            raise InputError(
+                f"`{name}` has both `data` and binary_data_size; use only one of them."
+            )
+        return Input(name, dtype, shape, None, parameters["binary_data_size"])
+    values = from_values(name, dtype, shape, fields.get("data"))
+    refuse_infinity(name, values)
+    return Input(name, dtype, shape, values, 0)
 
 
 def _objects(fields: Mapping[str, Any], key: str) -> Sequence[dict[str, Any]]:

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..settings import is_loopback
-from .direct import Begun, DirectApp, Reply
+from .direct import Begin, DirectApp
 
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]{1,255})(?::(\d{0,5}))?", re.ASCII | re.IGNORECASE)
 
@@ -108,8 +108,8 @@ class OwnSite:
         self._page_paths = page_paths
         self._allowed_hosts = allowed_hosts
 
-    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
-        return self._app.begin(scope, body, reply) if self._is_own(scope) else None
+    def direct(self, scope: Scope) -> Begin | None:
+        return self._app.direct(scope) if self._is_own(scope) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app
@@ -162,10 +162,9 @@ class OwnHost:
         self._app = app
         self._allowed_hosts = allowed_hosts
 
-    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
-        if not all(map(self._is_own, _values(scope, b"host"))):
-            return None
-        return self._app.begin(scope, body, reply)
+    def direct(self, scope: Scope) -> Begin | None:
+        is_own = all(map(self._is_own, _values(scope, b"host")))
+        return self._app.direct(scope) if is_own else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app: ASGIApp = self._app

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from .direct import Begun, DirectApp, Reply
+from .direct import Begin, DirectApp
 
 if TYPE_CHECKING:
     from ..protocol.tracing import Tracing
@@ -29,7 +29,7 @@ class TracedApp:
         self._app = app
         self._tracing = tracing
 
-    def begin(self, scope: Scope, body: bytes, reply: Reply) -> Begun | None:
+    def direct(self, scope: Scope) -> Begin | None:
         return None  # the span of a request lasts as long as its call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
