@@ -11,11 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from deploy_rnn.serving.protocol.access_log import AccessLog
 from deploy_rnn.serving.protocol.deliveries import Delivery
 from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.rest.direct import (
+    MAX_KNOWN_BYTES,
+    MAX_KNOWN_HEADS,
+    KnownHead,
+    KnownHeads,
+)
 from deploy_rnn.serving.rest.infer import InferApp, Inferring
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
@@ -128,6 +135,88 @@ def test_a_plain_request_takes_no_task(
             time.sleep(0.05)  # so that they arrive apart
         assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
     assert not called
+
+
+def received(client: socket.socket, count: int = 1) -> list[bytes]:
+    """The statuses of so many answers, whose body ends with a bracket."""
+    answers = b""
+    while answers.count(b"HTTP/1.1 ") < count or not answers.endswith(b"}"):
+        answers += client.recv(65536)
+    return [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]]
+
+
+def test_a_head_is_read_once(
+    repository: Repository, run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes mean the same each time, on any connection; what follows them is read each time."""
+    read: list[Any] = []
+    direct = InferApp.direct
+
+    def count(app: InferApp, scope: Any) -> Any:
+        read.append(scope)
+        return direct(app, scope)
+
+    monkeypatch.setattr(InferApp, "direct", count)
+    plain = request()
+    wrong = plain.replace(b"[1, 2]}", b"[1, !]}")
+    assert len(wrong) == len(plain)
+    with run_server(repository) as server, connect(server) as first, connect(server) as second:
+        for client in (first, second):
+            for sent, status in ((plain, b"200"), (wrong, b"400"), (plain, b"200")):
+                client.sendall(sent)
+                assert received(client) == [status]
+        assert len(read) == 1
+        # More than one request, less than one, and a longer body are read as any other.
+        first.sendall(plain + wrong + plain)
+        assert received(first, 3) == [b"200", b"400", b"200"]
+        first.sendall(plain[:-5])
+        time.sleep(0.05)  # so that it arrives alone
+        first.sendall(plain[-5:] + plain)
+        assert received(first, 2) == [b"200", b"200"]
+        assert ask(server, request(JSON + b" ")).startswith(b"HTTP/1.1 200 ")
+        assert len(read) > 4
+
+
+def test_what_the_json_says_is_read_again_once_it_differs(
+    repository: Repository, run_server: Any
+) -> None:
+    other = BINARY.replace(b'"id": "a"', b'"id": "b"')
+    header = f"Inference-Header-Content-Length: {len(BINARY)}"
+    values = (np.array([1, 2], np.float32), np.array([5, 7], np.float32))
+    with run_server(repository) as server, connect(server) as client:
+        for json_text, array in ((BINARY, values[0]), (BINARY, values[1]), (other, values[0])):
+            client.sendall(request(json_text + array.tobytes(), header))
+            answer = client.recv(65536)
+            assert np.cumsum(array, dtype=np.float32).tobytes() in answer
+            assert (b'"id":"b"' in answer) == (json_text is other)
+
+
+def test_a_known_head_when_the_server_stops(repository: Repository, run_server: Any) -> None:
+    """The answer is the last of its connection, whatever the head was."""
+    with run_server(repository) as server, connect(server) as client:
+        client.sendall(request())
+        assert received(client) == [b"200"]
+        server._http._places.stopping = True
+        client.sendall(request())
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    assert b"connection: close" in answer
+
+
+def test_few_heads_are_kept() -> None:
+    heads = KnownHeads()
+    begin: Any = lambda body, reply: None  # noqa: E731
+    for number in range(3 * MAX_KNOWN_HEADS):
+        head = b"POST /%d HTTP/1.1\r\n\r\n" % number
+        heads.remember(head + b"{}", KnownHead({}, begin, 2))
+    assert heads.find(head + b"{}") == (KnownHead({}, begin, 2), b"{}")
+    assert heads.find(head + b"{") is None
+    assert heads.find(b"POST /0 HTTP/1.1\r\n\r\n{}") is None
+    assert len(heads._heads) == MAX_KNOWN_HEADS
+    long = b"POST / HTTP/1.1\r\ncookie: " + bytes(MAX_KNOWN_BYTES) + b"\r\n\r\n"
+    heads.remember(long, KnownHead({}, begin, 0))
+    assert heads.find(long) is None
 
 
 @pytest.mark.parametrize("sent", ["all", "the head"])
