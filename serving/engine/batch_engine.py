@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from deploy_rnn.timing import quickest
 
 from .arrays import Arrays, Outputs
 from .collate import collate, split
-from .feeds import Feeds
+from .feeds import Feeds, Shapes
 from .graphs import GraphChoice
 from .opening import OpenedModel
 from .probe import TrialResults, example, try_batching
@@ -22,6 +23,12 @@ from .run_times import RunTimes
 from .session import Runner
 
 Batch = Sequence[Feeds]
+
+ShapesKey = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+"""Names, dtypes and shapes of the inputs of a request."""
+
+MAX_KNOWN = 1024
+"""Shapes that are remembered."""
 
 RunnerSeconds = dict[Runner, dict[int, float]]
 """Graph -> rows -> seconds of a run."""
@@ -70,21 +77,41 @@ class BatchEngine:
         self.may_gain_from_cores = True
         self._graphs = opened.graphs
         self._output_names = [spec.name for spec in opened.outputs]
+        self._known_shapes: dict[ShapesKey, Shapes] = {}
         self._trial_results: TrialResults | None = None
         self._trial_lock = Lock()
 
-    def check_inputs(self, inputs: Arrays) -> Feeds:
+    def check_inputs(self, inputs: Arrays, shapes: Shapes | None = None) -> Feeds:
         """Return the inputs of one request, checked and completed.
+
+        Args:
+            shapes: what `check_shapes` has returned for them, if it was asked.
 
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range; steps
                 that no graph takes.
         """
-        feeds = Feeds.of(inputs, self.signature)
-        if self._graphs.take_all_sizes:
-            return feeds
-        self.choose([feeds])
-        return replace(feeds, step_ranges=self._step_ranges(feeds.steps))
+        return Feeds.of(inputs, self.signature, shapes or self.check_shapes(inputs))
+
+    def check_shapes(self, inputs: Arrays) -> Shapes:
+        """Return what the shapes of the inputs of one request tell; the same object for the same shapes, mostly.
+
+        Raises:
+            InputError: as for `check_inputs`, whatever is in the inputs.
+        """
+        key = _shapes_key(inputs)
+        shapes = None if key is None else self._known_shapes.get(key)
+        if shapes is not None:
+            return shapes
+        shapes = Shapes.of(inputs, self.signature)
+        if not self._graphs.take_all_sizes:
+            self.choose([shapes])
+            shapes = replace(shapes, step_ranges=self._step_ranges(shapes.steps))
+        if key is not None:
+            if len(self._known_shapes) >= MAX_KNOWN:
+                self._known_shapes.clear()
+            self._known_shapes[key] = shapes
+        return shapes
 
     def check_outputs(self, outputs: Sequence[str] | None) -> Sequence[str]:
         """Return the names of the outputs to compute; None stands for all.
@@ -106,7 +133,7 @@ class BatchEngine:
                 )
         return list(outputs)
 
-    def output_bytes(self, feeds: Feeds, outputs: Sequence[str]) -> int:
+    def output_bytes(self, feeds: Feeds | Shapes, outputs: Sequence[str]) -> int:
         """Return the bytes of these outputs of a request; a size that the inputs do not tell counts as 1."""
         sizes = dict(feeds.other_sizes)
         total = 0
@@ -124,7 +151,7 @@ class BatchEngine:
             total += count * np.dtype(tensor.dtype).itemsize
         return total
 
-    def choose(self, batch: Batch, *, one_core: bool = False) -> GraphChoice:
+    def choose(self, batch: Sequence[Feeds | Shapes], *, one_core: bool = False) -> GraphChoice:
         """Choose the graph for a run of these requests, and its steps.
 
         Args:
@@ -190,9 +217,14 @@ class BatchEngine:
         """Return whether rows may be padded: what is beyond a row's end does not change its answer."""
         return self._trials().padding_is_harmless
 
+    @property
+    def knows_longest_row(self) -> bool:
+        """Whether lengths tell by which row the model trims its outputs."""
+        return bool(self.signature.trimmed_axes) and len(self.signature.lengths) == 1
+
     def longest_row(self, feeds: Feeds) -> int | None:
         """Return the row by whose length the model trims its outputs; None if it does not."""
-        if not self.signature.trimmed_axes or len(self.signature.lengths) != 1:
+        if not self.knows_longest_row:
             return None
         (name,) = self.signature.lengths
         return int(feeds.arrays[name].argmax())
@@ -306,7 +338,7 @@ class BatchEngine:
             limits += [self._graphs.range_in(runner, axis) for axis in self.signature.time_axes]
         return _smallest_most(limits)
 
-    def _sizes(self, batch: Batch) -> dict[str, set[int]]:
+    def _sizes(self, batch: Sequence[Feeds | Shapes]) -> dict[str, set[int]]:
         """Return the sizes for which a graph has to be right, of the axes that have ranges."""
         if self._graphs.take_all_sizes:
             return {}
@@ -440,6 +472,18 @@ class BatchEngine:
         batch = [feeds]
         clock = time.thread_time if one_core and HAS_THREAD_TIME else time.perf_counter
         return quickest(lambda: self._run(choice, batch, self._output_names, one_core), clock)
+
+
+def _shapes_key(inputs: Arrays) -> ShapesKey | None:
+    """What tells the shapes of inputs; None for what is not a dict of arrays."""
+    if not isinstance(inputs, dict):
+        return None
+    parts = []
+    for name, array in inputs.items():
+        if type(array) is not np.ndarray:
+            return None
+        parts.append((name, array.dtype, array.shape))
+    return tuple(parts)
 
 
 def _smallest_most(ranges: Sequence[SizeRange]) -> int | None:

@@ -34,40 +34,25 @@ class Feeds:
     step_ranges: tuple[bool, ...] = ()
 
     @classmethod
-    def of(cls, inputs: Arrays, signature: Signature) -> Self:
+    def of(cls, inputs: Arrays, signature: Signature, shapes: "Shapes | None" = None) -> Self:
         """Check a client's inputs, and fill in those that it left out.
+
+        Args:
+            shapes: those of the inputs, if they are known.
 
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length, or an index of a
                 step that counts, out of range.
         """
-        sizes = _axis_sizes(inputs, signature)
-        arrays = {}
-        for spec in signature.client_inputs:
-            if spec.name in inputs:
-                arrays[spec.name] = inputs[spec.name]
-            else:
-                arrays[spec.name] = _default(spec, signature, sizes)
-        for name, time_axis in signature.lengths.items():
-            if name in inputs:
-                _check_lengths(name, arrays[name], _limit(time_axis, sizes))
+        if shapes is None:
+            shapes = Shapes.of(inputs, signature)
+        arrays = {**inputs, **shapes.defaults}
+        for name, limit in shapes.limits.items():
+            _check_lengths(name, arrays[name], limit)
         for name, table_rows in signature.table_rows.items():
             if not _all_below(arrays[name], table_rows):
                 arrays[name] = _checked_indices(name, arrays, table_rows, signature)
-        rows = sizes[signature.batch_axis] if signature.batch_axis else 1
-        step_counts = {sizes[axis] for axis in signature.time_axes if axis in sizes}
-        steps = step_counts.pop() if len(step_counts) == 1 else None
-        run_axes = {signature.batch_axis}
-        # Several time axes are not padded: requests must agree in each of them.
-        if len(signature.time_axes) == 1:
-            run_axes |= signature.time_axes
-        other_sizes = [(axis, size) for axis, size in sizes.items() if axis not in run_axes]
-        return cls(
-            arrays,
-            rows=rows,
-            steps=steps,
-            other_sizes=tuple(other_sizes),
-        )
+        return cls(arrays, shapes.rows, shapes.steps, shapes.other_sizes, shapes.step_ranges)
 
     def rows_of(self, rows: slice | np.ndarray) -> Self:
         """Some of its rows, where every input has a batch axis.
@@ -78,6 +63,49 @@ class Feeds:
         arrays = {name: array[rows] for name, array in self.arrays.items()}
         count = len(next(iter(arrays.values())))
         return replace(self, arrays=arrays, rows=count)
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """What the names, dtypes and shapes of a request's inputs tell, checked; many requests have the same.
+
+    Attributes:
+        rows, steps, other_sizes, step_ranges: as those of `Feeds`.
+        defaults: the inputs that were left out; read-only.
+        limits: inputs that are lengths, and were not -> the longest that a row can have; None for any.
+    """
+
+    rows: int
+    steps: int | None
+    other_sizes: tuple[tuple[str, int], ...]
+    defaults: Arrays
+    limits: Mapping[str, int | None]
+    step_ranges: tuple[bool, ...] = ()
+
+    @classmethod
+    def of(cls, inputs: Arrays, signature: Signature) -> Self:
+        """
+        Raises:
+            InputError: an input that is missing, unknown, or of the wrong dtype or shape.
+        """
+        sizes = _axis_sizes(inputs, signature)
+        defaults = {}
+        for spec in signature.client_inputs:
+            if spec.name not in inputs:
+                defaults[spec.name] = _default(spec, signature, sizes)
+        limits = {}
+        for name, time_axis in signature.lengths.items():
+            if name in inputs:
+                limits[name] = _limit(time_axis, sizes)
+        rows = sizes[signature.batch_axis] if signature.batch_axis else 1
+        step_counts = {sizes[axis] for axis in signature.time_axes if axis in sizes}
+        steps = step_counts.pop() if len(step_counts) == 1 else None
+        run_axes = {signature.batch_axis}
+        # Several time axes are not padded: requests must agree in each of them.
+        if len(signature.time_axes) == 1:
+            run_axes |= signature.time_axes
+        other_sizes = [(axis, size) for axis, size in sizes.items() if axis not in run_axes]
+        return cls(rows, steps, tuple(other_sizes), defaults, limits)
 
 
 def _axis_sizes(inputs: Arrays, signature: Signature) -> dict[str, int]:
@@ -160,21 +188,28 @@ def _default(
     signature: Signature,
     sizes: Mapping[str, int],
 ) -> np.ndarray:
-    """Return an optional input that was left out: lengths that count every step, or a state of zeros."""
+    """Return an optional input that was left out: lengths that count every step, or a state of zeros.
+
+    Whatever its size, it takes no memory: it is one number everywhere.
+    """
     shape = [size if isinstance(size, int) else sizes.get(size, 0) for size in spec.shape]
     if 0 in shape:
         raise InputError(
             f"input `{spec.name}` is missing, and no other input tells the size of {spec}."
         )
     if spec.name not in signature.lengths:
-        return np.zeros(shape, spec.dtype)
+        return _everywhere(0, shape, spec.dtype)
     time_axis = signature.lengths[spec.name]
     limit = _limit(time_axis, sizes)
     if limit is None:
         raise InputError(
             f"input `{spec.name}` is missing; the model computes how many steps a row has at most."
         )
-    return np.full(shape, limit, spec.dtype)
+    return _everywhere(limit, shape, spec.dtype)
+
+
+def _everywhere(number: int, shape: Sequence[int], dtype: str) -> np.ndarray:
+    return np.broadcast_to(np.array(number, dtype), shape)
 
 
 def _limit(time_axis: int | str, sizes: Mapping[str, int]) -> int | None:

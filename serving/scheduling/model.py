@@ -1,13 +1,13 @@
 """`Model`: an engine whose requests share runs, and whose streams keep their states."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from itertools import chain
 from math import ceil
 from pathlib import Path
 from threading import TIMEOUT_MAX, Condition, Thread, current_thread
-from typing import Self
+from typing import NamedTuple, Self
 
 from deploy_rnn.errors import (
     BusyError,
@@ -20,7 +20,7 @@ from deploy_rnn.errors import (
 from deploy_rnn.runtime import CPU, TensorSpec, provider_named
 
 from ..engine.batch_engine import BatchEngine
-from ..engine.feeds import Feeds
+from ..engine.feeds import Shapes
 from ..engine.opening import open_model
 from .core_slots import CoreSlots, Slot
 from .execution import BatchResult, execute
@@ -30,6 +30,23 @@ from .request import Request, Response
 from .splitting import SplitJob
 from .statistics import Statistics, Tally
 from .streams import Stream, StreamTable
+
+MAX_KNOWN = 1024
+"""Plans that are remembered."""
+
+
+class Plan(NamedTuple):
+    """How a request is run, by its shapes and by the outputs that it asks for.
+
+    Attributes:
+        outputs: their names.
+        joins: whether another chunk of its stream may follow in the same run.
+        pieces: in how many runs it has its answer.
+    """
+
+    outputs: Sequence[str]
+    joins: bool
+    pieces: int
 
 
 class Model:
@@ -92,6 +109,7 @@ class Model:
         max_rows = self._limits.max_rows if signature.batch_axis else 0
         self.max_batch = lower(max_rows, self._engine.most_rows)
         self._clock = clock
+        self._plans: dict[Hashable, Plan] = {}
         # Guards everything below; notified when a request arrives or a stream can go on, and when the model closes.
         self._changed = Condition()
         self._closed = False
@@ -191,34 +209,59 @@ class Model:
     def _make_job(self, request: Request) -> Job:
         """Check a request as far as it can be done without the lock."""
         self._check_stream(request)
-        feeds = self._engine.check_inputs(request.inputs)
-        if (feeds.steps or 0) > self._limits.max_steps:
+        shapes = self._engine.check_shapes(request.inputs)
+        plan = self._plan(request, shapes)
+        feeds = self._engine.check_inputs(request.inputs, shapes)
+        arrived = self._clock()
+        deadline = None if request.timeout is None else arrived + request.timeout
+        job = Job(feeds, plan.outputs, plan.joins, arrived, deadline)
+        if plan.pieces == 1:
+            return job
+        return SplitJob(job, plan.pieces, self._engine.longest_row(feeds))
+
+    def _plan(self, request: Request, shapes: Shapes) -> Plan:
+        """How a request is run; the plan of one is that of all that are like it."""
+        outputs = request.outputs
+        if isinstance(outputs, list):
+            outputs = tuple(outputs)
+        key = (shapes, outputs, request.sequence is not None)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._make_plan(request, shapes)
+            if len(self._plans) >= MAX_KNOWN:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def _make_plan(self, request: Request, shapes: Shapes) -> Plan:
+        """
+        Raises:
+            InputError, TooLargeError: the request is too large, or asks for outputs that there are not.
+        """
+        if (shapes.steps or 0) > self._limits.max_steps:
             raise InputError(
-                f"the request has {feeds.steps} steps; send at most {self._limits.max_steps} at once."
+                f"the request has {shapes.steps} steps; send at most {self._limits.max_steps} at once."
             )
-        pieces = self._pieces(request, feeds)
-        self._check_row_steps(feeds, pieces)
+        pieces = self._pieces(request, shapes)
+        self._check_row_steps(shapes, pieces)
         outputs = self._engine.check_outputs(self._output_names(request))
-        output_bytes = self._engine.output_bytes(feeds, outputs)
+        output_bytes = self._engine.output_bytes(shapes, outputs)
         if output_bytes > self._limits.max_output_bytes:
             raise TooLargeError(
                 f"the outputs would have {output_bytes} bytes; the limit is {self._limits.max_output_bytes}: ask for "
                 "fewer outputs, rows or steps."
             )
         joins = self.streaming and self._engine.can_join_chunks(outputs)
-        arrived = self._clock()
-        deadline = None if request.timeout is None else arrived + request.timeout
-        job = Job(feeds, outputs, joins, arrived, deadline)
-        return SplitJob(job, pieces, self._engine.longest_row(feeds)) if pieces > 1 else job
+        return Plan(outputs, joins, pieces)
 
-    def _pieces(self, request: Request, feeds: Feeds) -> int:
+    def _pieces(self, request: Request, shapes: Shapes) -> int:
         """In how many runs a request has its answer.
 
         Raises:
             InputError: it has more rows than a run takes, and they must run together.
         """
         most_rows = lower(self._limits.max_rows, self._engine.most_rows)
-        if feeds.rows <= most_rows:
+        if shapes.rows <= most_rows:
             return 1
         is_trimmed = bool(self._engine.signature.trimmed_axes)
         reason = ""
@@ -226,23 +269,23 @@ class Model:
             reason = "a chunk of a stream is one run"
         elif not self._engine.rows_are_independent():
             reason = "the rows of this model are not known to be independent of each other"
-        elif is_trimmed and (most_rows == 1 or self._engine.longest_row(feeds) is None):
+        elif is_trimmed and (most_rows == 1 or not self._engine.knows_longest_row):
             reason = "the sizes of this model's outputs depend on all rows"
         if reason:
             raise InputError(
-                f"the request has {feeds.rows} rows; send at most {most_rows} at once: {reason}."
+                f"the request has {shapes.rows} rows; send at most {most_rows} at once: {reason}."
             )
         # Each run of a model that trims its outputs has the longest row, too.
-        return ceil(feeds.rows / (most_rows - is_trimmed))
+        return ceil(shapes.rows / (most_rows - is_trimmed))
 
-    def _check_row_steps(self, feeds: Feeds, pieces: int) -> None:
+    def _check_row_steps(self, shapes: Shapes, pieces: int) -> None:
         """Raises: TooLargeError: a run would have too many rows times steps."""
-        rows = ceil(feeds.rows / pieces)
-        row_steps = rows * (feeds.steps or 1)
+        rows = ceil(shapes.rows / pieces)
+        row_steps = rows * (shapes.steps or 1)
         if row_steps > self._limits.max_row_steps:
             run = "the request" if pieces == 1 else "each run of the request"
             raise TooLargeError(
-                f"{run} has {rows} rows of {feeds.steps} steps, which is {row_steps}; send at most "
+                f"{run} has {rows} rows of {shapes.steps} steps, which is {row_steps}; send at most "
                 f"{self._limits.max_row_steps} rows times steps at once."
             )
 

@@ -25,6 +25,8 @@ from deploy_rnn.errors import (
     TooLargeError,
 )
 from deploy_rnn.export import export_onnx
+from deploy_rnn.serving.engine import batch_engine as module_batch_engine
+from deploy_rnn.serving.engine.feeds import Shapes
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.scheduling import model as module
 from deploy_rnn.serving.scheduling import queue as module_queue
@@ -232,6 +234,36 @@ def test_what_it_cannot_take_is_refused_at_once(
     with pytest.raises(error, match=message):
         model.submit(request_)
     assert model.statistics().failures == 1
+
+
+def test_shapes_are_checked_once_and_what_is_in_them_each_time(
+    padded: Path, open_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(padded)
+    checked: list[Any] = []
+    of = Shapes.of
+
+    def count(inputs: Any, signature: Any) -> Shapes:
+        checked.append(inputs)
+        return of(inputs, signature)
+
+    monkeypatch.setattr(Shapes, "of", count)
+    monkeypatch.setattr(module_batch_engine, "MAX_KNOWN", 3)
+    wrong = tokens(1, 5)
+    wrong[0, 2] = 20
+    for outputs in (None, ("output",), ["output"]):
+        lengths = model.infer(ask(tokens(1, 5), outputs=outputs)).outputs["output"]
+        assert lengths.shape == (1, 5, 3)
+        with pytest.raises(InputError, match=r"`tokens` has 20 at \[0, 2\]"):
+            model.submit(ask(wrong, outputs=outputs))
+    assert len(checked) == 1
+    with pytest.raises(InputError, match="must be a list of names"):
+        model.submit(ask(tokens(1, 5), outputs="output"))
+    with pytest.raises(InputError, match="`tokens` is int32, the graph takes int64"):
+        model.submit(ask(tokens(1, 5).astype(np.int32)))
+    for steps in range(1, 8):
+        model.infer(ask(tokens(1, steps)))
+        assert len(model._engine._known_shapes) <= 3
 
 
 def test_a_request_of_too_many_rows_times_steps(
