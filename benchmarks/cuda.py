@@ -4,7 +4,8 @@ machine.json               GPU, driver, versions
 tests.json                 every test marked `cuda`: passed, failed or skipped, with the reason
 cuda_configurations.json   benchmarks.studies.cuda_configurations: every layer and form against torch.nn
 grid_cuda.json             benchmarks.grid.measure: cuDNN in every precision, onnxruntime with and without CUDA graphs
-modules_cuda.json          benchmarks.studies.torch_modules, with H on both sides of cuDNN's persistent kernels (384)
+modules_cuda.json          benchmarks.studies.torch_modules: our networks by themselves against torch.nn
+cuda_ways.json             benchmarks.studies.cuda_ways: cuDNN in a graph, recorded launches and files, in every precision
 
 `--parts` runs some of them. Exit code 0 if everything passed; 1 if something failed, or if there is no GPU and so
 nothing was checked.
@@ -87,7 +88,8 @@ def test_row(case: ElementTree.Element) -> dict[str, Any]:
 STUDIES = {
     "cuda_configurations": ["studies.cuda_configurations"],
     "grid_cuda": ["grid.measure"],
-    "modules_cuda": ["studies.torch_modules", "--hidden", "64", "256", "384", "512"],
+    "modules_cuda": ["studies.torch_modules", "--hidden", "64", "256"],
+    "cuda_ways": ["studies.cuda_ways"],
 }
 """Name of the JSON -> the module of `benchmarks` that measures it, and its arguments."""
 

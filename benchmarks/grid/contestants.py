@@ -92,10 +92,12 @@ def compiled_contestant(layer: nn.RNNBase, x: Tensor) -> Contestant:
     return torch_contestant(module, x)
 
 
-def reduced_overhead_contestant(layer: nn.RNNBase, x: Tensor) -> Contestant:
+def reduced_overhead_contestant(
+    layer: nn.RNNBase, x: Tensor, tolerance: float = 1e-4
+) -> Contestant:
     """Our module, with its launches recorded once by torch.compile."""
     module = torch.compile(deploy_rnn.convert(layer), mode="reduce-overhead", dynamic=False)
-    return torch_contestant(module, x)
+    return torch_contestant(module, x, tolerance)
 
 
 def cudnn_precisions(layer: nn.RNNBase, x: Tensor) -> dict[str, Callable[[], Contestant]]:
@@ -123,7 +125,7 @@ def cudnn_precisions(layer: nn.RNNBase, x: Tensor) -> dict[str, Callable[[], Con
 def onnx_contestant(path: Path, x: Tensor, threads: int | None = None) -> Contestant:
     """A graph in onnxruntime. On CUDA its tensors stay on the GPU, and a run returns when it is done."""
     started = time.perf_counter()
-    session = open_session(path, CUDA if x.is_cuda else CPU, threads=threads)
+    session = open_session(path, _provider(x), threads=threads)
     load = time.perf_counter() - started
     size = sum(file.stat().st_size for file in graph_files(path))
     costs = {"load": load, "bytes": size}
@@ -162,18 +164,19 @@ def engine_contestant(folder: Path, x: Tensor, threads: int) -> Contestant:
 
 
 def cuda_graph_contestant(path: Path, x: Tensor) -> Contestant:
-    """A graph whose launches onnxruntime records once; every node has to be on the GPU."""
-    return bound_contestant(open_session(path, CUDA, capture_runs=True), x)
+    """A graph whose launches onnxruntime records once, on a GPU; every node has to be there."""
+    return bound_contestant(open_session(path, _provider(x), capture_runs=True), x)
 
 
 def bound_contestant(session: onnxruntime.InferenceSession, x: Tensor) -> Contestant:
-    """A session whose input and output stay in tensors on the GPU."""
+    """A session whose input and output stay in tensors where they are."""
     binding = session.io_binding()
-    binding.bind_input("input", "cuda", 0, "float32", list(x.shape), x.data_ptr())
+    device = x.device.type
+    binding.bind_input("input", device, 0, "float32", list(x.shape), x.data_ptr())
     output_spec = session.get_outputs()[0]
     buffer = torch.empty(x.size(0), x.size(1), output_spec.shape[2], device=x.device)
     binding.bind_output(
-        output_spec.name, "cuda", 0, "float32", list(buffer.shape), buffer.data_ptr()
+        output_spec.name, device, 0, "float32", list(buffer.shape), buffer.data_ptr()
     )
 
     def run() -> None:
@@ -184,6 +187,10 @@ def bound_contestant(session: onnxruntime.InferenceSession, x: Tensor) -> Contes
         return buffer.cpu()
 
     return Contestant(run, output)
+
+
+def _provider(x: Tensor) -> str:
+    return CUDA if x.is_cuda else CPU
 
 
 def openvino_contestant(path: Path, x: Tensor, threads: int) -> Contestant:

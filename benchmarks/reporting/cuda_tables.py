@@ -32,6 +32,34 @@ CONTESTANTS = {
 """Contestants of the GPU grid, and their columns."""
 
 
+WAYS = {
+    "torch.nn": "torch.nn (cuDNN)",
+    "deploy_rnn, library": "compiled, library",
+    "deploy_rnn, scan, reduce-overhead": "compiled, scan, reduce-overhead",
+    "deploy_rnn, packaged": "packaged",
+    "onnxruntime, native": "native",
+    "onnxruntime, unrolled": "unrolled",
+    "onnxruntime, unrolled, CUDA graph": "unrolled, captured",
+}
+"""Contestants of benchmarks.studies.cuda_ways, and their columns."""
+
+
+def ways_table(result: dict[str, Any]) -> str:
+    """Milliseconds of every contestant at every point and in every dtype, and its speed against torch.nn."""
+    lines = []
+    for row in result["rows"]:
+        eager = row["contestants"]["torch.nn"]["median"]
+        cells = [_milliseconds_and_speed(row, name, eager) for name in WAYS]
+        lines.append([f"{_point(row)}, {row['dtype']}", *cells])
+    return markdown(["ms (speed)", *WAYS.values()], lines) + "\n\n" + machine_line(result)
+
+
+def _milliseconds_and_speed(row: dict[str, Any], name: str, eager: float) -> str:
+    if name not in row["contestants"]:
+        return ""
+    return f"{_milliseconds(row, name)} ({eager / row['contestants'][name]['median']:.1f}x)"
+
+
 def tests_line(result: dict[str, Any]) -> str:
     """How many tests ran on the GPU."""
     counts = ", ".join(f"{count} {outcome}" for outcome, count in result["counts"].items())

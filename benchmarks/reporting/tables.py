@@ -9,7 +9,12 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks import RESULTS, ROOT
-from benchmarks.reporting.cuda_tables import configurations_table, cuda_grid_table, tests_line
+from benchmarks.reporting.cuda_tables import (
+    configurations_table,
+    cuda_grid_table,
+    tests_line,
+    ways_table,
+)
 from benchmarks.reporting.grid_tables import (
     behind_table,
     engine_table,
@@ -286,6 +291,7 @@ def sections() -> dict[str, str]:
         "cuda_configurations": configurations_table(load(RESULTS / "cuda_configurations.json")),
         "cuda_grid": cuda_grid_table(load(RESULTS / "grid_cuda.json")),
         "cuda_modules": modules_table(load(RESULTS / "torch_modules_cuda.json")),
+        **ways_section(RESULTS / "cuda_ways.json"),
         "in_words": in_words(
             load(RESULTS / "export.json"), load(GRID), load(RESULTS / "serving_lengths.json")
         ),
@@ -326,6 +332,11 @@ def serving_sections(results: dict[str, Result]) -> dict[str, str]:
         f"serving_{part}": SERVING_TABLES[part](result) for part, result in results.items()
     }
     return {**part_tables, "serving_goals": goals_table(results)}
+
+
+def ways_section(path: Path) -> dict[str, str]:
+    """Every way to run a layer on a GPU, if it was measured."""
+    return {"cuda_ways": ways_table(load(path))} if path.exists() else {}
 
 
 def processes_section(path: Path) -> dict[str, str]:
