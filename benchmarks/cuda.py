@@ -5,7 +5,7 @@ tests.json                 every test marked `cuda`: passed, failed or skipped, 
 cuda_configurations.json   benchmarks.studies.cuda_configurations: every layer and form against torch.nn
 grid_cuda.json             benchmarks.grid.measure: cuDNN in every precision, onnxruntime with and without CUDA graphs
 modules_cuda.json          benchmarks.studies.torch_modules: our networks by themselves against torch.nn
-cuda_ways.json             benchmarks.studies.cuda_ways: cuDNN in a graph, recorded launches and files, in every precision
+cuda_ways.json             benchmarks.studies.cuda_ways: cuDNN in a graph, recorded launches, files, in every precision
 
 `--parts` runs some of them. Exit code 0 if everything passed; 1 if something failed, or if there is no GPU and so
 nothing was checked.

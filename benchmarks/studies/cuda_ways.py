@@ -83,9 +83,7 @@ def all_ways(layer: nn.RNNBase, x: Tensor, files: graphs.Files, folder: Path) ->
     }
 
 
-def packaged_contestant(
-    layer: nn.RNNBase, x: Tensor, folder: Path, tolerance: float
-) -> Contestant:
+def packaged_contestant(layer: nn.RNNBase, x: Tensor, folder: Path, tolerance: float) -> Contestant:
     """What `package` would write for a GPU: it writes files for a CPU."""
     program = torch.export.export(deploy_rnn.convert(layer), (x,))
     path = torch._inductor.aoti_compile_and_package(
