@@ -119,7 +119,7 @@ def export_bundle(
             if number == 0:
                 captured.warn_of_limits()
             suffix = f"-{options.precision}" if len(all_options) > 1 else ""
-            plans = plan_graphs(captured, forms, buckets, max_nodes)
+            plans = plan_graphs(captured, forms, buckets, options)
             parts.append(BundlePart(captured, plans, options, suffix))
         return _write_bundle(parts, target, title)
 

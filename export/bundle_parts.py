@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -17,8 +18,11 @@ from deploy_rnn.tensor_spec import SizeRange, size_of
 
 from .capture.captured import CapturedModel
 from .forms import FIXED_TIME, FORMS
+from .onnx_file import OnnxFile
 from .options import ExportOptions
 from .precision.reference import reference_of
+from .runtimes.faults import faults_of
+from .runtimes.table import ONNXRUNTIME
 from .saving import save
 from .shared_weights import SharedWeights
 from .verification.report import Report
@@ -143,11 +147,11 @@ def plan_graphs(
     captured: CapturedModel,
     forms: Sequence[str] | None,
     buckets: Sequence[int] | None,
-    max_nodes: int,
+    options: ExportOptions,
 ) -> list[GraphPlan]:
     any_steps = [form for form in forms or FORMS if form not in FIXED_TIME]
     if forms is None:
-        any_steps = [form for form in any_steps if _fits(captured, form, max_nodes)]
+        any_steps = [form for form in any_steps if _fits(captured, form, options)]
     # A bundle has at least one graph: if no form takes any number of steps, it is for the example's.
     if not buckets and ("unrolled" in (forms or ()) or not any_steps):
         buckets = [captured.example_steps]
@@ -157,13 +161,18 @@ def plan_graphs(
     return plans
 
 
-def _fits(captured: CapturedModel, form: str, max_nodes: int) -> bool:
-    """Whether the model can be written in this form."""
+def _fits(captured: CapturedModel, form: str, options: ExportOptions) -> bool:
+    """Whether the model can be written in this form, and nothing is known of the runtime that speaks against it."""
     try:
-        captured.written(form, max_nodes=max_nodes)
+        graph = captured.written(form, max_nodes=options.max_nodes)
     except ExportError:
         return False
-    return True
+    if options.runtime == ONNXRUNTIME:
+        return True
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"{form}.onnx"
+        save(graph, path)
+        return not faults_of(OnnxFile.read(path), options.runtime)
 
 
 def _with_fixed_steps(

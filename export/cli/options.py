@@ -150,8 +150,9 @@ CHECK_OPTIONS: tuple[Option, ...] = (
     ),
     click.option(
         "--runtime", metavar="RUNTIME", show_default="onnxruntime",
-        help="Where the file will run, and is checked: openvino, openvino-static, onnxruntime-web, opencv, mnn, tract, "
-        "tvm or ncnn, if that is installed. An export is checked in onnxruntime as well.",
+        help="Where the file will run, and is checked: openvino, openvino-static, onnxruntime-web, "
+        "onnxruntime-web-chromium, opencv, mnn, tract, tvm or ncnn, if that is installed. An export is checked in "
+        "onnxruntime as well.",
     ),
     click.option(
         "--size", "sizes", type=int, multiple=True, metavar="N", show_default="1, 3, 7",

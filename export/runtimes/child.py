@@ -6,11 +6,14 @@ runtime prints, to either of the standard streams, goes to the standard error st
 
 import os
 import pickle
+import signal
 import statistics
 import sys
 import time
 from dataclasses import replace
 from importlib import import_module
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +21,12 @@ import numpy as np
 from .opened import Feeds, Run, Source
 
 TIMED_RUNS = 7
+
+LEAVE_SECONDS = 2.0
+"""How long a runtime may go on after the other end has gone."""
+
+Requests = SimpleQueue[tuple[str, Any] | None]
+"""What is asked, and with what; None when no more comes."""
 
 
 class OpenedFile:
@@ -59,14 +68,28 @@ class OpenedFile:
         return self._runs[key]
 
 
-def answers(opener: Any, requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer each request, until there are no more."""
-    opened: OpenedFile | None = None
+def read_requests(source: BinaryIO, requests: Requests) -> None:
+    """Queue each request; where the other end has gone, end this process, and those that the runtime has started.
+
+    It runs in a thread of its own, since a runtime may be at work for minutes when the other end is killed.
+    """
     while True:
         try:
-            kind, values = pickle.load(requests)
-        except EOFError:
-            return
+            requests.put(pickle.load(source))
+        except (EOFError, pickle.UnpicklingError):
+            break
+    requests.put(None)
+    time.sleep(LEAVE_SECONDS)
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def answers(opener: Any, requests: Requests, replies: BinaryIO) -> None:
+    """Answer each request, until there are no more."""
+    opened: OpenedFile | None = None
+    while (request := requests.get()) is not None:
+        kind, values = request
         reply: tuple[str, Any]
         try:
             if kind == "version":
@@ -91,10 +114,8 @@ def _described(error: BaseException) -> str:
     return lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1]}"
 
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "wb")
-    # Runtimes print to the standard output, from C++ too.
-    os.dup2(2, 1)
+def serve(requests: Requests, replies: BinaryIO) -> None:
+    """Load the runtime, and answer until no more is asked."""
     try:
         opener = import_module(sys.argv[1])
     except Exception as error:
@@ -103,7 +124,20 @@ def main() -> None:
         return
     pickle.dump(("done", None), replies)
     replies.flush()
-    answers(opener, sys.stdin.buffer, replies)
+    answers(opener, requests, replies)
+    if hasattr(opener, "end"):
+        opener.end()
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "wb")
+    # Runtimes print to the standard output, from C++ too.
+    os.dup2(2, 1)
+    requests: Requests = SimpleQueue()
+    Thread(target=read_requests, args=(sys.stdin.buffer, requests), daemon=True).start()
+    serve(requests, replies)
+    # Without the end of the interpreter: the thread still reads, and some runtimes do not end well.
+    os._exit(0)
 
 
 if __name__ == "__main__":

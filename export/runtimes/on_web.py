@@ -1,41 +1,24 @@
-"""onnxruntime-web: WebAssembly in node, as in a browser. One node for each opened file, a line of JSON for each run."""
+"""onnxruntime-web: WebAssembly in node, as in a browser. One node for all files, a line of JSON for each request."""
 
-import base64
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .opened import Feeds, RefusedFileError, Run, Source
+from .opened import RefusedFileError, Run, Source
+from .web_session import WebSession
 
 SCRIPT = Path(__file__).with_name("on_web.mjs")
 
-
-def version() -> str:
-    return str(Node().ask({"version": True})["version"])
-
-
-def open_file(source: Source) -> Run:
-    node = Node()
-    node.ask({"open": source.path})
-
-    def run(feeds: Feeds) -> list[np.ndarray]:
-        tensors = {name: _to_json(array) for name, array in feeds.items()}
-        outputs = node.ask({"run": tensors})["outputs"]
-        return [_from_json(outputs[name]) for name in source.outputs]
-
-    return run
+END_SECONDS = 2.0
+"""How long node may take to end by itself."""
 
 
 class Node:
-    """A process of node that runs on_web.mjs; it ends with this one, whose end closes its standard input."""
+    """A process of node that runs on_web.mjs, from the first request on; another one after it has died."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            ["node", str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send one request.
@@ -43,6 +26,10 @@ class Node:
         Raises:
             RefusedFileError: it has failed, or node has ended.
         """
+        if self._process is None:
+            self._process = subprocess.Popen(
+                ["node", str(SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -52,18 +39,37 @@ class Node:
         except BrokenPipeError:
             line = ""
         if not line:
+            self.end()
             raise RefusedFileError("node has ended without an answer.")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RefusedFileError(answer["error"])
         return answer
 
+    def end(self) -> None:
+        """End it: it does so by itself when its standard input is closed."""
+        if self._process is None:
+            return
+        try:
+            self._process.communicate(timeout=END_SECONDS)
+        except (subprocess.TimeoutExpired, BrokenPipeError):
+            self._process.kill()
+            self._process.wait()
+        self._process = None
 
-def _to_json(array: np.ndarray) -> dict[str, Any]:
-    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+node = Node()
+session = WebSession(node.ask)
 
 
-def _from_json(tensor: dict[str, Any]) -> np.ndarray:
-    flat = np.frombuffer(base64.b64decode(tensor["data"]), tensor["dtype"])
-    return flat.reshape(tensor["shape"])
+def version() -> str:
+    return session.version()
+
+
+def open_file(source: Source) -> Run:
+    return session.open_file(source)
+
+
+def end() -> None:
+    """End node, so that nothing is left of it."""
+    node.end()

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
+from threading import Timer
 from types import TracebackType
 from typing import Any
 
@@ -21,9 +22,19 @@ from .table import Runtime
 SHOWN_LINES = 3
 """How many of the last lines that a runtime printed an error shows, if the process died."""
 
+ANSWER_SECONDS = 600.0
+"""How long a runtime may take to open a file and run it once; some compile for minutes."""
+
+LEAVE_SECONDS = 5.0
+"""How long a process may take to end by itself, when it is told that no more comes."""
+
 
 class RuntimeProcess:
     """A runtime that has one file open; a context.
+
+    However the context ends, no process of the runtime is left, nor anything that it has written: what it starts
+    belongs to its process group, and its temporary files lie in a folder that is removed. If this process is killed,
+    the runtime ends by itself.
 
     Raises:
         RuntimeMissingError: the runtime is not installed.
@@ -33,7 +44,10 @@ class RuntimeProcess:
     def __init__(self, runtime: Runtime) -> None:
         runtime.check_installed()
         self.runtime = runtime
+        self._is_asked = False
+        self._is_late = False
         self._log = TemporaryFile()  # noqa: SIM115, closed by `close`
+        self._folder = TemporaryDirectory(prefix="deploy-rnn-", ignore_cleanup_errors=True)
         # The child finds what this process finds, and not what happens to lie in the current folder.
         path = os.pathsep.join(entry for entry in sys.path if entry)
         command = [sys.executable, "-P", "-m", f"{__package__}.child", runtime.opener]
@@ -42,7 +56,7 @@ class RuntimeProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, "TMPDIR": self._folder.name},
             # With the processes that a runtime starts, it can be ended as a whole.
             start_new_session=True,
         )
@@ -64,17 +78,21 @@ class RuntimeProcess:
         self.close()
 
     def close(self) -> None:
-        """End the process, and those that the runtime has started."""
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                if pipe is not None:
-                    pipe.close()
-        self._log.close()
+        """End the process, and those that the runtime has started: by itself, or by force if it is at work."""
+        try:
+            if self._process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.stdin.close()
+            if not self._is_asked:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(LEAVE_SECONDS)
+        finally:
+            self._kill()
+            self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            self._log.close()
+            self._folder.cleanup()
 
     @property
     def is_alive(self) -> bool:
@@ -100,7 +118,7 @@ class RuntimeProcess:
         return milliseconds
 
     def _ask(self, kind: str, values: Any) -> Any:
-        """Raises: RunError: the runtime refuses, or its process has died."""
+        """Raises: RunError: the runtime refuses, takes too long, or its process has died."""
         assert self._process.stdin is not None
         try:
             pickle.dump((kind, values), self._process.stdin)
@@ -111,16 +129,38 @@ class RuntimeProcess:
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
+        self._is_asked = True
+        timer = Timer(ANSWER_SECONDS, self._end_late)
+        timer.daemon = True
+        timer.start()
         try:
             outcome, result = pickle.load(self._process.stdout)
         except (EOFError, pickle.UnpicklingError):
             raise RunError(self._death()) from None
+        finally:
+            timer.cancel()
+        self._is_asked = False
         if outcome == "failed":
             raise RunError(f"{self.runtime.title}: {result}")
         return result
 
+    def _end_late(self) -> None:
+        self._is_late = True
+        self._kill()
+
+    def _kill(self) -> None:
+        """The whole group: its leader may have ended before the others."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+
     def _death(self) -> str:
         code = self._process.wait()
+        if self._is_late:
+            return (
+                f"{self.runtime.title} did not answer within {ANSWER_SECONDS:g} s, and was ended."
+            )
         how = f"with exit code {code}"
         if code < 0:
             how = f"by {signal.Signals(-code).name}"

@@ -11,6 +11,9 @@ from deploy_rnn.errors import RuntimeMissingError
 ONNXRUNTIME = "onnxruntime"
 """The runtime that every file is checked in, and that needs no entry in the table."""
 
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+"""What Chromium, or one like it, is called on PATH."""
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -19,8 +22,9 @@ class Runtime:
     Attributes:
         name: what `runtime=` takes.
         title: what its makers call it.
-        opener: the module that opens files with it, one of those in this folder.
-        needs: the Python module, or with "node:" the package of node, that must be installed.
+        opener: the module that opens files with it, one of those in this folder: `version()`, `open_file(source)`, and
+            `end()` if it starts a process of its own.
+        needs: the Python module that must be installed, or the programs of which one must.
         install: the command that installs it.
         reads_lengths: whether it reads the input `sequence_lens` of ONNX's operators.
         one_size: whether a file is opened for the sizes of one run, and opened again for others.
@@ -29,20 +33,20 @@ class Runtime:
     name: str
     title: str
     opener: str
-    needs: str
+    needs: str | tuple[str, ...]
     install: str
     reads_lengths: bool = False
     one_size: bool = False
 
     def check_installed(self) -> None:
         """Raises: RuntimeMissingError: it is not here, with what to install."""
-        if self.needs.startswith("node:"):
-            # Whether node finds the package, only node knows.
-            is_there = shutil.which("node") is not None
-            needed = "the program `node`"
-        else:
+        if isinstance(self.needs, str):
             is_there = find_spec(self.needs) is not None
             needed = f"the package `{self.needs}`"
+        else:
+            # Whether there is onnxruntime-web, too, turns out when it starts.
+            is_there = any(map(shutil.which, self.needs))
+            needed = f"the program `{self.needs[0]}`"
         if not is_there:
             raise RuntimeMissingError(
                 f"`runtime` (={self.name!r}) needs {needed}, which is not installed; run: {self.install}"
@@ -70,8 +74,16 @@ RUNTIMES = _by_name(
         "onnxruntime-web",
         "onnxruntime-web, wasm in node",
         f"{__package__}.on_web",
-        "node:onnxruntime-web",
+        ("node",),
         "npm install onnxruntime-web, with node 18 or later, in this folder or one above it",
+        reads_lengths=True,
+    ),
+    Runtime(
+        "onnxruntime-web-chromium",
+        "onnxruntime-web, wasm in Chromium",
+        f"{__package__}.on_chromium",
+        CHROMIUM,
+        "apt install chromium, and npm install onnxruntime-web in this folder or one above it",
         reads_lengths=True,
     ),
     Runtime(

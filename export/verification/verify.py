@@ -129,8 +129,9 @@ def verify(
             such case.
         require_provider: an onnxruntime execution provider that must run every node; without it, nodes that a provider
             lacks run on the CPU. Nodes that only compute sizes are left to onnxruntime, which prefers the CPU.
-        runtime: where the file runs: "onnxruntime", "openvino", "openvino-static", "onnxruntime-web", "opencv", "mnn",
-            "tract", "tvm" or "ncnn" (docs/providers.md). All but the first run the same cases in their own process;
+        runtime: where the file runs: "onnxruntime", "openvino", "openvino-static", "onnxruntime-web" (in node),
+            "onnxruntime-web-chromium", "opencv", "mnn", "tract", "tvm" or "ncnn" (docs/providers.md). All but the first
+            run the same cases in their own process;
             a file that one of them is known to get wrong is refused without a run.
 
     Returns:

@@ -96,8 +96,8 @@ ARROWS = {
         "export.precision", "export.verification",
     },
     "export.bundle_parts": {
-        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.options",
-        "export.precision", "export.saving", "export.shared_weights", "export.verification",
+        "bundle", "checking", "runtime", "export.capture", "export.forms", "export.onnx_file", "export.options",
+        "export.precision", "export.runtimes", "export.saving", "export.shared_weights", "export.verification",
     },
     "export.bundle": {
         "bundle", "checking", "export.bundle_parts", "export.capture", "export.forms", "export.options",

@@ -6,6 +6,7 @@ What they get wrong is tested too: where a runtime has been repaired, its fault 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,17 +19,24 @@ from torch import nn
 from deploy_rnn.cli import main
 from deploy_rnn.errors import ExportError
 from deploy_rnn.export import export_bundle, export_onnx, verify
+from deploy_rnn.export.runtimes import table
 
 pytestmark = pytest.mark.runtimes
 
 UPSTREAM = Path(__file__).parents[3] / "docs" / "upstream"
 RUNTIMES = ("openvino", "openvino-static", "onnxruntime-web", "opencv", "mnn", "tract")
+CHROMIUM = pytest.param(
+    "onnxruntime-web-chromium",
+    marks=pytest.mark.skipif(
+        not any(map(shutil.which, table.CHROMIUM)), reason="Chromium is not installed"
+    ),
+)
 X = torch.randn(5, 3, 4)
 LENGTHS = {"lengths": torch.tensor([5, 2, 1])}
 SIZES = (1, 2)
 
 
-@pytest.mark.parametrize("runtime", [name for name in RUNTIMES if name != "tract"])
+@pytest.mark.parametrize("runtime", [*(name for name in RUNTIMES if name != "tract"), CHROMIUM])
 @pytest.mark.parametrize("family", [nn.GRU, nn.LSTM])
 def test_lengths_in_form_native_are_right(
     family: type[nn.RNNBase], runtime: str, tmp_path: Path

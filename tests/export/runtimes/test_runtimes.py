@@ -150,5 +150,5 @@ def test_what_is_known_to_be_wrong_is_refused_by_name(layer: nn.GRU, tmp_path: P
         faults.refuse_wrong(file, "openvino")
     faults.refuse_wrong(file, "openvino-static")
     assert faults.runtimes_without_faults(file) == [
-        "onnxruntime", "openvino-static", "onnxruntime-web",
+        "onnxruntime", "openvino-static", "onnxruntime-web", "onnxruntime-web-chromium",
     ]  # fmt: skip
