@@ -1,4 +1,4 @@
-"""The files that every runtime gets: four families, three kinds, every way to write them; and the highlighter."""
+"""The files that every runtime gets: four families, four kinds, every way to write them; and the highlighter."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +23,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "GRU": {"layer": nn.GRU},
     "LSTM": {"layer": nn.LSTM},
 }
-KINDS = ("plain", "lengths", "streaming")
+KINDS = ("plain", "tagger", "lengths", "streaming")
+TOKENS = 20
 
 WAYS: dict[str, dict[str, Any]] = {
     "unrolled": {"form": "unrolled"},
@@ -46,7 +47,8 @@ class File:
 
     Attributes:
         family: "tanh", "relu", "GRU", "LSTM" or "highlighter".
-        kind: "plain" and "lengths" (two layers, bidirectional), or "streaming" (two layers, states in and out).
+        kind: "plain" and "lengths" (two layers, bidirectional), "tagger" (tokens -> such layers -> scores, without
+            final states), or "streaming" (two layers, states in and out).
         way: a key of `WAYS`.
         model, args, kwargs: what it was exported from.
         path: where it is.
@@ -70,9 +72,11 @@ def write_files(folder: Path) -> Iterator[File]:
     for family, options in FAMILIES.items():
         for kind in KINDS:
             torch.manual_seed(0)
-            model = _layer(kind, **options)
+            model = _model(kind, **options)
             args = (torch.randn(STEPS, BATCH, INPUT),)
-            kwargs = None
+            kwargs: dict[str, Any] | None = None
+            if kind == "tagger":
+                args = (torch.randint(TOKENS, (BATCH, STEPS)),)
             if kind == "lengths":
                 kwargs = {"lengths": torch.tensor([STEPS, 4, 1])}
             captures: dict[Any, CapturedModel] = {}
@@ -86,8 +90,31 @@ def write_files(folder: Path) -> Iterator[File]:
         yield _written(folder, "highlighter", "plain", way, model, args, None, {})
 
 
-def _layer(kind: str, layer: Any, **options: Any) -> nn.Module:
-    module: nn.Module = layer(INPUT, HIDDEN, LAYERS, bidirectional=kind != "streaming", **options)
+class Tagger(nn.Module):
+    """tokens (B, T) -> scores (B, T, 3); the final states of the layer are not used."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(TOKENS, INPUT)
+        self.layer = layer
+        self.score = nn.Linear(2 * HIDDEN, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.score(self.layer(self.embed(tokens))[0])
+        return scores
+
+
+def _model(kind: str, layer: Any, **options: Any) -> nn.Module:
+    module: nn.Module = layer(
+        INPUT,
+        HIDDEN,
+        LAYERS,
+        bidirectional=kind != "streaming",
+        batch_first=kind == "tagger",
+        **options,
+    )
+    if isinstance(module, nn.RNNBase) and kind == "tagger":
+        module = Tagger(module)
     return module.eval()
 
 
