@@ -1,6 +1,8 @@
 """Trace a PyTorch module into ONNX operators: `torch.onnx.export` without its remarks, its errors in one paragraph."""
 
+import importlib.util
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -47,6 +49,17 @@ class Traced(NamedTuple):
     limits: SizeLimits
 
 
+def hide_folder_named_triton() -> None:
+    """Let a folder `triton` on Python's path, such as a repository of models, not pass for the package of that name.
+
+    PyTorch would find that it can be imported, and then import from it.
+    """
+    found = sys.modules.get("triton")
+    spec = importlib.util.find_spec("triton") if found is None else found.__spec__
+    if spec is not None and spec.origin is None:
+        sys.modules["triton"] = None  # type: ignore[assignment]
+
+
 def trace(
     module: nn.Module,
     args: tuple[Any, ...],
@@ -61,6 +74,7 @@ def trace(
         DynamicAxisError: an axis that the module itself fixes.
         ExportError: torch.export or torch.onnx cannot take it; the cause is theirs.
     """
+    hide_folder_named_triton()
     if args and isinstance(args[-1], dict) and not kwargs:
         # Or torch.onnx would take the last argument for the keywords.
         args = (*args, {})
