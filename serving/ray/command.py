@@ -1,6 +1,10 @@
 """What the options of `deploy-rnn serve` mean with `--engine ray`."""
 
+import errno
 import hashlib
+import os
+import socket
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +23,11 @@ from .served import Scale, Served
 
 RAY_OPTIONS = ("replicas", "max_replicas", "target_requests", "write_config")
 """Those that are for this engine only."""
+
+PORT_OPTIONS = ("--http-port", "--grpc-port")
+
+SECONDS_OF_AN_EARLIER_RAY = 20.0
+"""For how long the processes of a Ray that was killed may still have its ports; some seconds were seen."""
 
 OF_PROXIES = (
     "header_seconds", "unread_seconds", "idle_seconds", "max_connections", "access_log", "stream_header",
@@ -62,6 +71,9 @@ def run(
         running.write_config(file, served, scale, host, *ports)
         click.echo(f"{file}: run `serve deploy {file}` on the cluster.", file=stdout)
         return
+    # On a cluster that is there, an application of ours is replaced, with its proxies.
+    if not os.environ.get("RAY_ADDRESS"):
+        check_ports(host, ports)
     try:
         wait_and_stop = running.start(served, scale, host, *ports, signals)
     except RuntimeError as error:
@@ -86,6 +98,45 @@ def _check(options: Mapping[str, Any], given: Collection[str], ports: tuple[int,
     most, least = options.get("max_replicas"), options.get("replicas", 1)
     if most is not None and most < least:
         raise UsageError(f"`--max-replicas` (={most}) must be at least `--replicas` (={least}).")
+
+
+def check_ports(
+    host: str, ports: tuple[int, int], seconds: float = SECONDS_OF_AN_EARLIER_RAY
+) -> None:
+    """Check that nobody listens on the ports. Ray's proxies share a port with whoever lets them, such as those of
+    another Ray on this machine: each would get some of the requests.
+
+    Args:
+        ports: of HTTP, and of gRPC, which listens on all addresses.
+        seconds: for which to wait until whoever listens there has ended.
+
+    Raises:
+        UsageError: somebody listens there, or the host is not an address of this machine.
+    """
+    every_address = "::" if ":" in host else "0.0.0.0"
+    ends_at = time.monotonic() + seconds
+    for option, address, port in zip(PORT_OPTIONS, (host, every_address), ports, strict=True):
+        while (error := _why_not_free(address, port)) is not None:
+            if error.errno != errno.EADDRINUSE or time.monotonic() >= ends_at:
+                raise UsageError(
+                    f"Ray cannot listen on port {port} of {address}: {error.strerror}; give another `{option}`, or end "
+                    "what listens there."
+                )
+            time.sleep(0.2)
+
+
+def _why_not_free(address: str, port: int) -> OSError | None:
+    """Why nobody else could listen there; None if somebody could."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        if os.name == "posix":
+            # Connections that have just ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return error
+    return None
 
 
 def _make_scale(options: Mapping[str, Any]) -> Scale:

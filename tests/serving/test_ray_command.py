@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from deploy_rnn.cli import main
 from deploy_rnn.console import UsageError
 from deploy_rnn.errors import BundleError
 from deploy_rnn.serving import Limits
-from deploy_rnn.serving.ray.command import make_served, version_of
+from deploy_rnn.serving.ray.command import check_ports, make_served, version_of
 from deploy_rnn.serving.ray.served import Scale
+from tests.serving.on_ray import free_port
 
 MANIFEST: dict[str, Any] = {
     "version": 2, "name": "sum", "producer": "deploy-rnn 0.2.0", "opset": 18,
@@ -111,6 +114,26 @@ def test_another_bundle_is_another_version(folder: Path, tmp_path: Path) -> None
     (folder / "other" / "manifest.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BundleError, match="is not a manifest"):
         version_of(folder)
+
+
+def test_a_port_that_another_server_shares_is_refused() -> None:
+    """As Ray's own proxies do."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        pytest.skip("ports are not shared here")
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        for ports, option in (((port, free_port()), "http"), ((free_port(), port), "grpc")):
+            with pytest.raises(UsageError, match=rf"port {port} of .*; give another `--{option}-"):
+                check_ports("127.0.0.1", ports, seconds=0.3)
+        with ThreadPoolExecutor(1) as other:
+            waits = other.submit(check_ports, "127.0.0.1", (port, free_port()), seconds=60)
+            listener.close()
+        waits.result()
+    with pytest.raises(UsageError, match=r"cannot listen on port 1 of 203\.0\.113\.9"):
+        check_ports("203.0.113.9", (1, 1))
 
 
 def test_the_number_of_replicas() -> None:
