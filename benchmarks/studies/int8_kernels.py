@@ -32,7 +32,8 @@ def measure_kernels(sizes: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
     for hidden in track(sizes, "kernels"):
         random = np.random.default_rng(0)
-        weight = random.uniform(-1, 1, (4 * hidden, hidden)).astype(np.float32) / np.sqrt(hidden)
+        weight = random.uniform(-1, 1, (4 * hidden, hidden)) / np.sqrt(hidden)
+        weight = weight.astype(np.float32)
         kernels = {name: make(weight) for name, make in KERNELS.items()}
         for batch in BATCHES:
             states = random.uniform(-1, 1, (batch, hidden)).astype(np.float32)

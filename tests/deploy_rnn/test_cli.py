@@ -267,6 +267,12 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "kwargs": None, "form": "native", "precision": "float32", "opset_version": 19, "atol": 0, "rtol": 1e-3,
         "sizes": (2, 5), "dynamic_shapes": {"x": {1: "B", 0: "T"}, "s": {-1: "B"}},
     }  # fmt: skip
+    monkeypatch.setattr("deploy_rnn.export.bundle.export_bundle", stand_in)
+    int8 = ("--precision", "int8", "--int8-layer", "linear")
+    for more, precision in (((), "int8"), (("--precision", "float32"), ("int8", "float32"))):
+        passed.clear()
+        refused("export", "made.models:plain", "-o", "m", *int8, *more)
+        assert passed == {"kwargs": None, "precision": precision, "int8_layers": ("linear",)}
 
 
 def test_every_option_is_one_of_the_function() -> None:
@@ -343,6 +349,15 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
         (["-o", "made"], "exists and has no manifest.json; give another folder, or remove it."),
         (["-o", "m.onnx", "--bucket", "3"], "--bucket needs a bundle; leave it out, or give a PATH that does not end"),
         (["-o", "m.onnx", "--name", "plain"], "--name needs a bundle; leave it out, or give a PATH that does not end"),
+        (
+            ["-o", "m.onnx", "--precision", "int8", "--precision", "float32"],
+            "a second --precision needs a bundle; leave it out, or give a PATH",
+        ),
+        (
+            ["--triton", "models", "--precision", "int8", "--precision", "float32"],
+            "--triton needs one --precision; leave the others out.",
+        ),
+        (["-o", "m.onnx", "--int8-layer", "linear"], "`--int8-layer` (=('linear',)) is for precision='int8'; give"),
         (["-o", "m.onnx", "--form", "scan", "--form", "native"], "a second --form needs a bundle; leave it out, or "),
         (["-o", "m", "--require-provider", "X"], "--require-provider needs a single file; leave it out, or"),
         (["-o", "nowhere/m.onnx"], "the folder of 'nowhere/m.onnx' does not exist; make it first."),

@@ -16,9 +16,12 @@ from deploy_rnn.cli import main
 from deploy_rnn.errors import BundleError, LoadError
 from deploy_rnn.export import export_bundle, verify_bundle, write_triton_model
 from deploy_rnn.export.precision.reference import reference_of
-from deploy_rnn.serving import Engine, Model, Request
+from deploy_rnn.serving import Engine, Model, Request, cli
 from deploy_rnn.serving.engine.reading import read_bundle
 from deploy_rnn.serving.protocol import oip
+from deploy_rnn.serving.ray import command
+from deploy_rnn.serving.scoring.options import Options as ScoreOptions
+from deploy_rnn.serving.scoring.scorer import Scorer
 
 PRECISIONS = ("float32", "int8", "float16")
 X = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(1))
@@ -89,6 +92,17 @@ def test_other_precisions_are_not_read(bundle: Path) -> None:
     assert list(content.graphs["scan-int8.onnx"].files) == ["weights-int8.bin"]
     sizes = {name: (bundle / f"weights-{name}.bin").stat().st_size for name in PRECISIONS}
     assert sizes["int8"] < sizes["float16"] < sizes["float32"]
+
+
+def test_what_opens_a_model_passes_it_on(bundle: Path) -> None:
+    options = {"precision": "float16", "threads": 1}
+    repository = cli._make_repository(bundle, options)
+    repository.load_all()
+    assert repository.model("gru").precision == "float16"
+    assert cli._describe(repository.model("gru")).startswith("gru (float16): input: float32 [")
+    repository.close()
+    assert command.make_served(bundle, "127.0.0.1", options, in_file=True).model == options
+    assert Scorer(ScoreOptions(str(bundle), precision="float16"))._engine.precision == "float16"
 
 
 def test_what_the_manifest_says(bundle: Path) -> None:
