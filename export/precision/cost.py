@@ -1,7 +1,7 @@
 """`RoundingCost`: how far rounding moves the outputs of a model, compared with the model itself in float64."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,8 +29,8 @@ class RoundingCost:
         largest: the largest absolute difference.
         case: where that is, such as "random, B=3, T=7".
         rms: the root of the mean square of all differences.
-        changed: the share of rows along the last axis whose largest element is another one; None if that axis has one
-            element only, or the output has no axes.
+        changed: the share of rows along the last axis whose largest element, such as the class of a classifier, is
+            another one; None if that axis has one element only, the output has no axes, or it is a hidden state.
         over_time: the root of the mean square at each step, in the case with the most steps; empty if the output has no
             time axis.
     """
@@ -53,9 +53,19 @@ class RoundingCost:
 
 
 def rounding_costs(
-    deviations: Sequence[Deviation], outputs: Sequence[str], time: Mapping[str, int]
+    deviations: Sequence[Deviation],
+    outputs: Sequence[str],
+    time: Mapping[str, int],
+    hidden: Collection[str] = (),
 ) -> tuple[RoundingCost, ...]:
-    """The cost at each output of floating point; `time`: an output -> its time axis."""
+    """The cost at each output of floating point.
+
+    Args:
+        deviations: of the calls.
+        outputs: their names.
+        time: an output -> its time axis.
+        hidden: outputs that are hidden states: their largest element means nothing.
+    """
     costs = []
     for number, name in enumerate(outputs):
         pairs = [
@@ -64,7 +74,8 @@ def rounding_costs(
             if number < len(deviation.rounded)
         ]
         if pairs and np.issubdtype(pairs[0][1].dtype, np.floating):
-            costs.append(_cost(name, pairs, time.get(name)))
+            cost = _cost(name, pairs, time.get(name))
+            costs.append(replace(cost, changed=None) if name in hidden else cost)
     return tuple(costs)
 
 

@@ -15,6 +15,10 @@ from .table import ONNXRUNTIME, RUNTIMES, runtime_named
 
 HELD = "use row_ends='held', form='scan' or form='unrolled'"
 LOOPS = "use form='unrolled'"
+CASTS = (
+    "its Scan reads no weight that is cast before it",
+    "use form='native' or form='unrolled', or leave precision='float16' out",
+)
 BATCH = ("it needs the batch as a number in the file", "use portable=True")
 
 
@@ -54,6 +58,10 @@ def _has_loop(file: OnnxFile) -> bool:
 
 def _has_dynamic_batch(file: OnnxFile) -> bool:
     return "B" in file.dynamic_inputs
+
+
+def _casts_for_loop(file: OnnxFile) -> bool:
+    return file.precision == "float16" and _has_loop(file)
 
 
 def _has_operators(file: OnnxFile) -> bool:
@@ -97,6 +105,8 @@ FAULTS = (
         wrong=False,
     ),
     Fault("opencv", "it has no RNN", LOOPS, lambda file: "RNN" in file.node_types, wrong=False),
+    Fault("openvino", *CASTS, _casts_for_loop, wrong=False),
+    Fault("openvino-static", *CASTS, _casts_for_loop, wrong=False),
     Fault("opencv", "it has no Scan", LOOPS, _has_loop, wrong=False),
     Fault("mnn", "it has no Scan", LOOPS, _has_loop, wrong=False),
     Fault("tract", "it needs constant `sequence_lens`", HELD, _reads_lengths, wrong=False),

@@ -288,6 +288,7 @@ def check(
             raise kind(lacking) from error
         # The file may still have a temporary name.
         raise LoadError(str(error).replace(str(path), str(shown_as))) from error
+    output_names = [spec.name for spec in original.outputs]
     deviations: Sequence[Deviation] = ()
     if isinstance(reference, RoundedReference):
         deviations = reference.taken_deviations()
@@ -299,7 +300,9 @@ def check(
         unvaried=maker.unvaried,
         left_out=(*maker.untried, *long_left_out, *_rounding_left_out(reference)),
         forms=forms or {},
-        rounding=rounding_costs(deviations, [spec.name for spec in original.outputs], time.outputs),
+        rounding=rounding_costs(
+            deviations, output_names, time.outputs, _hidden(reference, original, output_names)
+        ),
         measured=_measured(deviations, options.max_error),
     )
     if isinstance(reference, Int8Reference):
@@ -312,6 +315,11 @@ def check(
         raise VerificationError(message, report)
     _check_cost(report, options.max_error)
     return report
+
+
+def _hidden(reference: Reference, file: OnnxFile, outputs: Sequence[str]) -> Sequence[str]:
+    """The outputs that are known to be hidden states, not scores of classes: a bare layer's, and those of streams."""
+    return outputs if is_layer(reference.model) else list(file.states.values())
 
 
 def _measured(

@@ -1,7 +1,8 @@
 """`verify_bundle`: every graph of a bundle against the PyTorch model that it came from."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,38 +59,65 @@ def verify_bundle(
     folder = Path(folder)
     model = runnable(model)
     manifest = checked_manifest(folder)
-    reports: list[Report] = []
-    faults: list[str] = []
-    first_failure: Report | None = None
+    found = _Found()
     for precision in manifest.precisions:
+        graphs = [graph for graph in manifest.graphs if graph.precision == precision]
         own_precision = precision if precision in ROUNDED else model_precision(model)
         options = CheckOptions(
             Tolerance(atol, rtol, own_precision), sizes, long_steps, require_provider, (runtime,)
         )
-        graphs = [graph for graph in manifest.graphs if graph.precision == precision]
-        int8_layers = OnnxFile.read(folder / graphs[0].file).int8_layers
+        int8_layers = _int8_layers(folder / graphs[0].file)
         reference, call = prepared(model, args, kwargs, own_precision, int8_layers)
         for graph in graphs:
             path = folder / graph.file
-            try:
+            with found.collecting():
                 _check_manifest(manifest, graph, path)
                 graph_call = _with_steps(manifest, call, graph.steps)
-                reports.append(check(path, reference, graph_call, options, shown_as=path))
-            except VerificationError as error:
-                faults.append(str(error))
-                if error.report is not None:
-                    reports.append(error.report)
-                    first_failure = first_failure or error.report
-            except (ExportError, LoadError, BundleError) as error:
-                faults.append(str(error))
-    if faults:
+                found.reports.append(check(path, reference, graph_call, options, shown_as=path))
+    if found.faults:
         raise VerificationError(
-            f"{len(faults)} of the {len(manifest.graphs)} graphs of {str(folder)!r} are not the model: "
-            + " ".join(f"{fault.rstrip('.')}." for fault in faults),
-            first_failure,
-            reports,
+            f"{len(found.faults)} of the {len(manifest.graphs)} graphs of {str(folder)!r} are not the model: "
+            + " ".join(f"{fault.rstrip('.')}." for fault in found.faults),
+            found.first_failure,
+            found.reports,
         )
-    return tuple(reports)
+    return tuple(found.reports)
+
+
+def _int8_layers(path: Path) -> Sequence[str]:
+    """Which layers are of eight bits besides the recurrent ones; the same in all graphs of a precision."""
+    try:
+        return OnnxFile.read(path).int8_layers
+    except LoadError:  # the check of this graph says so
+        return ()
+
+
+@dataclass
+class _Found:
+    """What the checks of the graphs have found so far.
+
+    Attributes:
+        reports: of all that could be run.
+        faults: a sentence for each graph that is not the model.
+        first_failure: the report of the first of them that could be run.
+    """
+
+    reports: list[Report] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    first_failure: Report | None = None
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep the error of one graph, so that the others are looked at, too."""
+        try:
+            yield
+        except VerificationError as error:
+            self.faults.append(str(error))
+            if error.report is not None:
+                self.reports.append(error.report)
+                self.first_failure = self.first_failure or error.report
+        except (ExportError, LoadError, BundleError) as error:
+            self.faults.append(str(error))
 
 
 def _check_manifest(manifest: Manifest, graph: Graph, path: Path) -> None:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
 from deploy_rnn.export.capture.captured import CapturedModel
+from deploy_rnn.export.onnx_file import OnnxFile
 from deploy_rnn.export.options import ExportOptions
 from deploy_rnn.export.precision.float16 import round_weights
+from deploy_rnn.export.runtimes.faults import faults_of
 from deploy_rnn.export.saving import save
 from deploy_rnn.runtime import open_session
 
@@ -100,6 +102,7 @@ def file(tagger: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert report.precision == report.file.precision == "float16"
     [cost] = report.rounding
     assert 0 < cost.rms < cost.largest < 0.01
+    assert cost.changed is not None
     assert f"float16 moves output: at most {cost.largest:.1e} (" in str(report)
     assert "from that of the model with its weights rounded to float16" in report.tolerance
     return path
@@ -112,6 +115,15 @@ def test_a_table_stays_in_float16(file: Path) -> None:
     [reader] = [node for node in model.graph.node if table in node.input]
     assert reader.op_type == "Gather"
     assert constants(file)[table].data_type == TensorProto.FLOAT16
+
+
+def test_what_openvino_refuses(file: Path) -> None:
+    """It says "Conversion is failed for: Scan-18"."""
+    for runtime in ("openvino", "openvino-static"):
+        [fault] = faults_of(OnnxFile.read(file), runtime)
+        assert str(fault).startswith(
+            "its Scan reads no weight that is cast before it; use form='native' or"
+        )
 
 
 def test_one_wrong_weight_is_found(file: Path, tagger: nn.Module) -> None:

@@ -132,6 +132,8 @@ def file(gru: nn.GRU, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [cost, _] = report.rounding
     assert 0 < cost.rms < cost.largest < 0.05
     assert len(cost.over_time) == 4
+    # A bare layer has no classes.
+    assert cost.changed is None
     text = str(report)
     assert "m.onnx: unrolled, int8, " in text
     assert f"int8 moves output: at most {cost.largest:.1e} (" in text
@@ -303,6 +305,8 @@ def test_the_cost_of_rounding() -> None:
     assert cost.rms == pytest.approx((0.06 / 8) ** 0.5)
     assert cost.changed == pytest.approx(1 / 4)
     assert cost.over_time == pytest.approx((0.0, 0.2 / 2**0.5, 0.1))
+    [cost] = rounding_costs([short, whole], ["y", "count"], {"y": 0}, hidden=["y"])
+    assert cost.changed is None
 
 
 @pytest.fixture(scope="module")
