@@ -98,10 +98,11 @@ web: $(READY) web/node_modules/installed
 
 # The tests in a browser are skipped without a Chromium.
 web-test: $(READY) web/node_modules/installed
-	@cd web && npm run --silent types && npm test --silent
+	@cd web && npm run --silent check && npm test --silent
 	@$(RUN) -m pytest -m web tests/web
 
 web/node_modules/installed: web/package.json
+	@command -v npm >/dev/null || { echo "npm was not found; install node and npm, such as by: apt-get install nodejs npm"; exit 1; }
 	@echo "Installing onnxruntime-web into web/node_modules ..."
 	@cd web && npm install --silent --no-audit --no-fund --no-package-lock
 	@touch $@

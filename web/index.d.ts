@@ -1,17 +1,27 @@
 /** Numbers of a tensor: row-major, in the typed array of its dtype; `Uint8Array` for bool and uint8. */
 export type Data =
-  | Float32Array | Float64Array
-  | Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array
-  | BigInt64Array | BigUint64Array;
+  | Float32Array
+  | Float64Array
+  | Int8Array
+  | Uint8Array
+  | Int16Array
+  | Uint16Array
+  | Int32Array
+  | Uint32Array
+  | BigInt64Array
+  | BigUint64Array;
 
-/** A number, or lists of them, each as long as the others at its depth. */
-export type Nested = number | bigint | boolean | readonly Nested[];
+/** A number, or lists of them, each as long as the others at its depth; the innermost may be typed arrays. */
+export type Nested = number | bigint | boolean | Data | readonly Nested[];
 
-/** What `run` takes for an input. A typed array alone has one axis. */
+/** What `run` takes for an input. */
 export type InputValue =
   | Nested
-  | Data
-  | { readonly shape: readonly number[]; readonly data: Data | readonly (number | bigint | boolean)[]; readonly dtype?: string }
+  | {
+      readonly shape: readonly number[];
+      readonly data: Data | readonly (number | bigint | boolean)[];
+      readonly dtype?: string;
+    }
   | { readonly dims: readonly number[]; readonly data: unknown; readonly type?: string };
 
 /** Inputs by name. Lengths may be left out (every step counts), and states (zeros). */
@@ -30,7 +40,7 @@ export class Tensor {
   toNested(): any;
 }
 
-/** An input or output, batch-first: (B, T, ...), states and lengths (B, ...). A dynamic axis has a name, such as "B". */
+/** An input or output, batch-first: (B, T, ...), states and lengths (B, ...). A dynamic axis has a name. */
 export interface TensorSpec {
   readonly name: string;
   readonly dtype: string;
@@ -50,8 +60,8 @@ export interface Bundle {
   /**
    * Run the model once.
    *
-   * Rejects with an InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range;
-   * steps that no graph takes; an unknown output. With a RunError: onnxruntime-web failed.
+   * Rejects with an InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length or an index
+   * out of range; steps that no graph takes; an unknown output. With a RunError: onnxruntime-web failed.
    */
   run(inputs: Inputs, options?: RunOptions): Promise<Outputs>;
 
@@ -69,7 +79,7 @@ export interface Bundle {
 }
 
 export interface Stream {
-  /** State input -> what the chunks so far have made of it; empty before the first. Another stream can begin with it. */
+  /** State input -> what the chunks so far have made of it; none before the first. Another stream can begin with them. */
   readonly states: Outputs;
 
   /**
@@ -87,7 +97,7 @@ export interface Stream {
 export interface LoadOptions {
   /** In place of the browser's `fetch`, such as to send a token. */
   fetch?: (url: URL, init: RequestInit) => Promise<Response>;
-  /** false: do not compare the files with their digests. A page needs that without a secure context (https, localhost). */
+  /** false: do not compare the files with their digests, as a page must that is neither on https nor on localhost. */
   verify?: boolean;
 }
 

@@ -20,8 +20,8 @@ SERVED_PAGE = Path(__file__).with_name("page")
 SHARED = ("field.js", "highlight.js", "highlight.css")
 """Files of the served page that this one has, too."""
 
-RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""What a page needs of onnxruntime-web; the last two are fetched by the first."""
+RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+"""What a page needs of onnxruntime-web; the second is fetched by the first, from the same folder."""
 
 FORGETTING = (0.5, 0.9, 0.98)
 """How much of its state each unit of the smoother keeps in a step."""

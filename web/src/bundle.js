@@ -58,10 +58,10 @@ export class Bundle {
    */
   static async open(manifest, openGraph) {
     for (const { name, dtype } of [...manifest.inputs, ...manifest.outputs]) {
-      if (!(dtype in ARRAYS)) {
+      if (!Object.hasOwn(ARRAYS, dtype)) {
         throw new BundleError(
-          `\`${name}\` is ${dtype}, for which not every browser has an array; export the model with float32 inputs and ` +
-            "outputs.",
+          `\`${name}\` is ${dtype}, for which not every browser has an array; export the model with float32 ` +
+            "inputs and outputs.",
         );
       }
     }
@@ -78,7 +78,8 @@ export class Bundle {
   async run(inputs, { outputs } = {}) {
     // Before anything is awaited: the caller may use its arrays again.
     const names = this.#outputNames(outputs);
-    if (!Array.isArray(inputs)) return Object.fromEntries(await this.#runOne(this.#request(inputs), names));
+    if (!Array.isArray(inputs))
+      return Object.fromEntries(await this.#runOne(this.#request(inputs), names));
     const requests = inputs.map((request, index) => {
       try {
         return this.#request(request);
@@ -93,7 +94,9 @@ export class Bundle {
 
   stream() {
     if (!this.#signature.states.size) {
-      throw new InputError(`${this.name} has no states to carry from chunk to chunk; export it with streaming=True.`);
+      throw new InputError(
+        `${this.name} has no states to carry from chunk to chunk; export it with streaming=True.`,
+      );
     }
     return new Stream(this, this.#signature);
   }
@@ -112,7 +115,11 @@ export class Bundle {
    * @returns {Request}
    */
   #request(inputs) {
-    return withCheckedIndices(makeRequest(inputs, this.#signature), this.#tableRows, this.#signature);
+    return withCheckedIndices(
+      makeRequest(inputs, this.#signature),
+      this.#tableRows,
+      this.#signature,
+    );
   }
 
   /** @param {readonly string[] | undefined} outputs */
@@ -126,7 +133,9 @@ export class Bundle {
     }
     const unknown = outputs.find((name) => !names.includes(name));
     if (unknown !== undefined) {
-      throw new InputError(`there is no output ${shown(unknown)}; the outputs are ${names.join(", ")}.`);
+      throw new InputError(
+        `there is no output ${shown(unknown)}; the outputs are ${names.join(", ")}.`,
+      );
     }
     return outputs;
   }
@@ -197,7 +206,9 @@ export class Bundle {
    */
   #choose(batch) {
     const mayPad = async () => (await this.#tried()).paddingIsHarmless;
-    return this.#graphs.pick(longest(batch), this.#sizes(batch), mayPad, (axis) => this.#place(axis));
+    return this.#graphs.pick(longest(batch), this.#sizes(batch), mayPad, (axis) =>
+      this.#place(axis),
+    );
   }
 
   /**
@@ -252,7 +263,11 @@ export class Bundle {
     if (signature.batchAxis !== null && !graphs.allTake(signature.batchAxis, 1)) {
       return Promise.resolve({ rowsAreIndependent: false, paddingIsHarmless: false });
     }
-    return tryBatching({ signature, run, leastSizes: graphs.leastSizes, tableRows: this.#tableRows }, short, long);
+    return tryBatching(
+      { signature, run, leastSizes: graphs.leastSizes, tableRows: this.#tableRows },
+      short,
+      long,
+    );
   }
 
   /**
@@ -265,7 +280,8 @@ export class Bundle {
     for (const [axis, size] of batch[0].otherSizes) sizes.set(axis, new Set([size]));
     // The model sees the rows of the run.
     const { batchAxis, timeAxes } = this.#signature;
-    if (batchAxis !== null) sizes.set(batchAxis, new Set([batch.reduce((sum, { rows }) => sum + rows, 0)]));
+    if (batchAxis !== null)
+      sizes.set(batchAxis, new Set([batch.reduce((sum, { rows }) => sum + rows, 0)]));
     // Padding must not take a request to where the model computes something else.
     const steps = batch.map((request) => request.steps).filter((count) => count !== null);
     for (const axis of timeAxes) sizes.set(axis, new Set([...(sizes.get(axis) ?? []), ...steps]));
@@ -278,7 +294,9 @@ export class Bundle {
    */
   #place(axis) {
     const spec = this.inputs.find(({ shape }) => shape.includes(axis));
-    return spec === undefined ? axis : `axis ${spec.shape.indexOf(axis)} of \`${spec.name}\`, ${axis},`;
+    return spec === undefined
+      ? axis
+      : `axis ${spec.shape.indexOf(axis)} of \`${spec.name}\`, ${axis},`;
   }
 }
 

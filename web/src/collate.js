@@ -63,10 +63,13 @@ export function split(results, batch, signature, steps) {
  */
 function cutOut(whole, spec, request, start, signature) {
   let part = spec.batch === null ? whole : rowsOf(whole, start, start + request.rows);
-  if (spec.time !== null && request.steps !== null) part = trimmed(part, spec.batch === null ? spec.time : 1, request.steps);
+  if (spec.time !== null && request.steps !== null)
+    part = trimmed(part, spec.batch === null ? spec.time : 1, request.steps);
   const trimmedAxis = signature.trimmedAxes.get(spec.name);
   // The longest row of the run may be that of another request.
-  return trimmedAxis === undefined ? part : trimmed(part, trimmedAxis, longestRow(request, signature));
+  return trimmedAxis === undefined
+    ? part
+    : trimmed(part, trimmedAxis, longestRow(request, signature));
 }
 
 /**
@@ -93,5 +96,7 @@ function inCallersLayout(result, spec, isWhole) {
 function longestRow({ tensors }, { lengths }) {
   const [name] = lengths.keys();
   const data = lengths.size === 1 ? tensors.get(name)?.data : undefined;
-  return data === undefined ? Infinity : Array.from(data, Number).reduce((most, length) => Math.max(most, length));
+  return data === undefined
+    ? Infinity
+    : Array.from(data, Number).reduce((most, length) => Math.max(most, length));
 }

@@ -40,7 +40,8 @@ export class Field {
       if (!entries.has(key)) throw new FieldError(`\`${this.#placeOf(key)}\` is missing`);
     }
     for (const [key, field] of entries) {
-      if (!required.includes(key) && !optional.includes(key)) throw new FieldError(`\`${field.place}\` is unknown`);
+      if (!required.includes(key) && !optional.includes(key))
+        throw new FieldError(`\`${field.place}\` is unknown`);
     }
     return Object.fromEntries(entries);
   }
@@ -52,7 +53,9 @@ export class Field {
   entries() {
     const { value } = this;
     if (typeof value !== "object" || value === null || Array.isArray(value)) this.fail("an object");
-    return new Map(Object.entries(value).map(([key, item]) => [key, new Field(item, this.#placeOf(key))]));
+    return new Map(
+      Object.entries(value).map(([key, item]) => [key, new Field(item, this.#placeOf(key))]),
+    );
   }
 
   /**
@@ -81,7 +84,8 @@ export class Field {
    */
   choice(choices) {
     const { value } = this;
-    if (typeof value !== "string" || !choices.includes(value)) this.fail(`one of ${choices.join(", ")}`);
+    if (typeof value !== "string" || !choices.includes(value))
+      this.fail(`one of ${choices.join(", ")}`);
     return value;
   }
 
@@ -94,7 +98,9 @@ export class Field {
     const { value } = this;
     const isWhole = typeof value === "number" && Number.isInteger(value);
     if (!isWhole || value < least || value > most) {
-      this.fail(most === MOST ? `a whole number, ${least} or more` : `a whole number, ${least} to ${most}`);
+      this.fail(
+        most === MOST ? `a whole number, ${least} or more` : `a whole number, ${least} to ${most}`,
+      );
     }
     return value;
   }
@@ -140,7 +146,8 @@ export function shown(value) {
   if (Array.isArray(value)) return `a list of ${value.length}`;
   if (typeof value === "bigint") return String(value);
   if (typeof value === "function") return "a function";
-  if (typeof value === "object" && value !== null) return `an object of ${Object.keys(value).length}`;
+  if (typeof value === "object" && value !== null)
+    return `an object of ${Object.keys(value).length}`;
   const text = typeof value === "string" ? JSON.stringify(value) : String(value);
   return text.length <= SHOWN_CHARACTERS ? text : `${text.slice(0, SHOWN_CHARACTERS)}...`;
 }

@@ -17,14 +17,17 @@ export class Files {
    * @param {Fetch} [options.fetch] in place of the browser's
    * @param {boolean} [options.verify] false: the files may be any
    */
-  constructor(url, { fetch = (address, init) => globalThis.fetch(address, init), verify = true } = {}) {
+  constructor(
+    url,
+    { fetch = (address, init) => globalThis.fetch(address, init), verify = true } = {},
+  ) {
     this.#base = folderOf(url);
     this.#fetch = fetch;
     this.#verify = verify;
     if (verify && globalThis.crypto?.subtle === undefined) {
       throw new BundleError(
-        `the files of ${this.#base} cannot be checked: this page is not in a secure context. Serve it by https, or from ` +
-          "localhost, or pass {verify: false}.",
+        `the files of ${this.#base} cannot be checked: this page is not in a secure context. Serve it by https, ` +
+          "or from localhost, or pass {verify: false}.",
       );
     }
   }
@@ -54,8 +57,8 @@ export class Files {
     const fresh = await this.#get(address, "reload");
     if ((await sha256(fresh)) === digest) return fresh;
     throw new BundleError(
-      `${address} is not the file that was exported: its sha256 is not that of the manifest, ${digest.slice(0, 12)}...; if ` +
-        "the bundle was replaced meanwhile, load it again, else copy it again.",
+      `${address} is not the file that was exported: its sha256 is not that of the manifest, ${digest.slice(0, 12)}...; ` +
+        "if the bundle was replaced meanwhile, load it again, else copy it again.",
     );
   }
 
@@ -77,9 +80,13 @@ export class Files {
       );
     }
     if (response.status === 404) {
-      throw new BundleError(`${address} is not there (404); must be a file of a bundle, as \`deploy-rnn export\` writes it.`);
+      throw new BundleError(
+        `${address} is not there (404); must be a file of a bundle, as \`deploy-rnn export\` writes it.`,
+      );
     }
-    throw new BundleError(`${address} cannot be fetched: status ${response.status} ${response.statusText}`.trim() + ".");
+    throw new BundleError(
+      `${address} cannot be fetched: status ${response.status} ${response.statusText}`.trim() + ".",
+    );
   }
 }
 
@@ -90,7 +97,9 @@ function folderOf(url) {
   try {
     address = new URL(url, page);
   } catch {
-    throw new BundleError(`\`url\` (=${shown(String(url))}) must be the address of a bundle's folder.`);
+    throw new BundleError(
+      `\`url\` (=${shown(String(url))}) must be the address of a bundle's folder.`,
+    );
   }
   const path = address.pathname;
   if (path.endsWith(`/${MANIFEST}`)) address.pathname = path.slice(0, -MANIFEST.length);

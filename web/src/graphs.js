@@ -30,7 +30,9 @@ export class Graphs {
       );
     }
     /** For any number of steps, the fastest first. */
-    this.dynamic = graphs.filter(({ steps }) => steps === null).sort((a, b) => a.milliseconds - b.milliseconds);
+    this.dynamic = graphs
+      .filter(({ steps }) => steps === null)
+      .sort((a, b) => a.milliseconds - b.milliseconds);
     /** Each for one number of steps, the fewest first. */
     this.buckets = graphs
       .filter(({ steps }) => steps !== null)
@@ -59,7 +61,9 @@ export class Graphs {
     if (steps === null) {
       if (dynamic !== undefined) return { graph: dynamic, steps };
       if (this.buckets.length === 1) return { graph: buckets[0], steps };
-      throw new InputError("the inputs differ in their steps; the bundle's graphs take one number for all.");
+      throw new InputError(
+        "the inputs differ in their steps; the bundle's graphs take one number for all.",
+      );
     }
     const exact = buckets.find((graph) => graph.steps === steps);
     const graph = exact ?? dynamic;
@@ -70,7 +74,7 @@ export class Graphs {
       ? `at most ${Math.max(...buckets.map(stepsOf))}`
       : `exactly ${this.buckets.map(stepsOf).join(" or ")}`;
     throw new InputError(
-      `the inputs have ${steps} steps; the bundle's graphs take ${rule}: give as many, or export another bucket.`,
+      `the inputs have ${steps} steps; the bundle's graphs take ${rule}: export another bucket.`,
     );
   }
 
@@ -92,7 +96,9 @@ export class Graphs {
    * @param {number} size
    */
   allTake(axis, size) {
-    return [...this.dynamic, ...this.buckets].every(({ ranges }) => takes(ranges.get(axis) ?? ANY, size));
+    return [...this.dynamic, ...this.buckets].every(({ ranges }) =>
+      takes(ranges.get(axis) ?? ANY, size),
+    );
   }
 
   /** Dynamic axis with a range -> a size that the graphs take. */
@@ -116,8 +122,8 @@ export class Graphs {
       const found = misfit(graph, sizes);
       if (found === undefined) continue;
       throw new InputError(
-        `${place(found.axis)} has size ${found.size}; the model takes ${rangeText(found.range)}: with others it computes ` +
-          "something else, which its graph does not have, or fails.",
+        `${place(found.axis)} has size ${found.size}; the model takes ${rangeText(found.range)}: with others it ` +
+          "computes something else, which its graph does not have, or fails.",
       );
     }
   }

@@ -20,7 +20,8 @@ const WEIGHTS = "weights.bin"; // of all graphs of a bundle
 export async function loadBundle(url, options = {}) {
   const files = new Files(url, options);
   const manifest = await files.manifest();
-  const digestOf = (/** @type {string} */ name) => /** @type {string} */ (manifest.sha256.get(name));
+  const digestOf = (/** @type {string} */ name) =>
+    /** @type {string} */ (manifest.sha256.get(name));
   const unopened = new Set(manifest.graphs.map(({ file }) => file));
   /** @type {Promise<Uint8Array> | undefined} */
   let weights;
@@ -29,9 +30,18 @@ export async function loadBundle(url, options = {}) {
   async function openGraph(graph) {
     if (manifest.sha256.has(WEIGHTS)) weights ??= files.read(WEIGHTS, digestOf(WEIGHTS));
     try {
-      const [file, data] = await Promise.all([files.read(graph.file, digestOf(graph.file)), weights]);
+      const [file, data] = await Promise.all([
+        files.read(graph.file, digestOf(graph.file)),
+        weights,
+      ]);
       const externalData = data === undefined ? [] : [{ path: WEIGHTS, data }];
-      const session = await Session.open(file, externalData, graph, manifest, String(files.address(graph.file)));
+      const session = await Session.open(
+        file,
+        externalData,
+        graph,
+        manifest,
+        String(files.address(graph.file)),
+      );
       unopened.delete(graph.file);
       // Each session has a copy of its own.
       if (!unopened.size) weights = undefined;

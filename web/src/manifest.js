@@ -41,11 +41,33 @@ import { Field, FieldError } from "./fields.js";
 export const MANIFEST = "manifest.json";
 export const VERSION = 2; // it reads this one and older ones
 
-const FIELDS = ["version", "name", "producer", "opset", "inputs", "outputs", "lengths", "states", "graphs", "sha256"];
+const FIELDS = [
+  "version",
+  "name",
+  "producer",
+  "opset",
+  "inputs",
+  "outputs",
+  "lengths",
+  "states",
+  "graphs",
+  "sha256",
+];
 const FORMS = ["native", "scan", "unrolled"];
 const PRECISIONS = ["float32", "float64", "int8"];
 const DTYPES = [
-  "bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "bfloat16", "float16", "float32",
+  "bool",
+  "uint8",
+  "uint16",
+  "uint32",
+  "uint64",
+  "int8",
+  "int16",
+  "int32",
+  "int64",
+  "bfloat16",
+  "float16",
+  "float32",
   "float64",
 ];
 const MOST_LEAST = 1e6; // the smallest size of an axis: a model is tried with it
@@ -61,7 +83,9 @@ export function readManifest(text, address) {
     value = JSON.parse(text);
   } catch (error) {
     const isPage = text.trimStart().startsWith("<");
-    const advice = isPage ? "it is a page, as servers send for what they do not have; check the address" : error;
+    const advice = isPage
+      ? "it is a page, as servers send for what they do not have; check the address"
+      : error;
     throw new BundleError(`${address} is not JSON: ${advice}.`);
   }
   let version = VERSION;
@@ -114,7 +138,8 @@ function readTensors(field) {
   const tensors = new Map();
   for (const item of field.items()) {
     const tensor = readTensor(item);
-    if (tensors.has(tensor.name)) new Field(tensor.name, `${item.place}.name`).fail("another name than the others");
+    if (tensors.has(tensor.name))
+      new Field(tensor.name, `${item.place}.name`).fail("another name than the others");
     tensors.set(tensor.name, tensor);
   }
   return tensors;
@@ -162,12 +187,14 @@ function readStates(field, inputs, outputs) {
   /** @type {Map<string, string>} */
   const states = new Map();
   for (const [name, output] of field.entries()) {
-    const first = inputs.get(name) ?? new Field(name, `a key of ${field.place}`).fail("the name of an input");
+    const first =
+      inputs.get(name) ?? new Field(name, `a key of ${field.place}`).fail("the name of an input");
     const last = outputs.get(output.text()) ?? output.fail("the name of an output");
     if (first.dtype !== last.dtype || first.shape.length !== last.shape.length) {
       output.fail(`an output of the dtype of \`${name}\`, and with as many axes`);
     }
-    if ([...states.values()].includes(last.name)) output.fail("an output that gives no other state");
+    if ([...states.values()].includes(last.name))
+      output.fail("an output that gives no other state");
     states.set(name, last.name);
   }
   return states;
@@ -179,7 +206,9 @@ function readDigests(field) {
   const digests = new Map();
   for (const [name, digest] of field.entries()) {
     if (!/^[^/\\:\0]+$/.test(name) || name === "." || name === ".." || name === MANIFEST) {
-      new Field(name, `a key of ${field.place}`).fail("the plain name of a file in the folder, other than the manifest");
+      new Field(name, `a key of ${field.place}`).fail(
+        "the plain name of a file in the folder, other than the manifest",
+      );
     }
     if (!/^[0-9a-f]{64}$/.test(digest.text())) digest.fail("64 hexadecimal digits");
     digests.set(name, digest.text());

@@ -36,7 +36,9 @@ export function makeRequest(inputs, signature) {
     const lengths = given.get(name);
     if (lengths) checkLengths(name, lengths, limit(axis, sizes));
   }
-  const steps = new Set([...signature.timeAxes].map((axis) => sizes.get(axis)).filter((size) => size !== undefined));
+  const steps = new Set(
+    [...signature.timeAxes].map((axis) => sizes.get(axis)).filter((size) => size !== undefined),
+  );
   // Several time axes are not padded: requests must agree in each of them.
   const isOfRun = (/** @type {string} */ axis) =>
     axis === signature.batchAxis || (signature.timeAxes.size === 1 && signature.timeAxes.has(axis));
@@ -54,16 +56,23 @@ export function makeRequest(inputs, signature) {
  * @returns {Map<string, Tensor>}
  */
 export function givenTensors(inputs, { callerInputs, optional }) {
-  if (typeof inputs !== "object" || inputs === null || Array.isArray(inputs) || ArrayBuffer.isView(inputs)) {
+  if (
+    typeof inputs !== "object" ||
+    inputs === null ||
+    Array.isArray(inputs) ||
+    ArrayBuffer.isView(inputs)
+  ) {
     throw new InputError(`\`inputs\` must be an object of tensors by name, got ${shown(inputs)}.`);
   }
   const names = callerInputs.map(({ name }) => name);
   const values = new Map(Object.entries(inputs).filter(([, value]) => value !== undefined));
   for (const name of values.keys()) {
-    if (!names.includes(name)) throw new InputError(`there is no input \`${name}\`; the inputs are ${names.join(", ")}.`);
+    if (!names.includes(name))
+      throw new InputError(`there is no input \`${name}\`; the inputs are ${names.join(", ")}.`);
   }
   const missing = names.find((name) => !values.has(name) && !optional.has(name));
-  if (missing !== undefined) throw new InputError(`input \`${missing}\` is missing; the inputs are ${names.join(", ")}.`);
+  if (missing !== undefined)
+    throw new InputError(`input \`${missing}\` is missing; the inputs are ${names.join(", ")}.`);
   const present = callerInputs.filter(({ name }) => values.has(name));
   return new Map(present.map((spec) => [spec.name, asTensor(values.get(spec.name), spec)]));
 }
@@ -76,7 +85,7 @@ export function givenTensors(inputs, { callerInputs, optional }) {
 function boundSizes(tensors, { callerInputs }) {
   /** @type {Map<string, number>} */
   const sizes = new Map();
-  /** @type {Map<string, string>} */
+  /** @type {Map<string, TensorSpec>} */
   const owners = new Map();
   for (const spec of callerInputs) {
     const tensor = tensors.get(spec.name);
@@ -85,11 +94,15 @@ function boundSizes(tensors, { callerInputs }) {
     spec.shape.forEach((axis, index) => {
       const size = tensor.shape[index];
       if (typeof axis === "number") return;
-      const other = sizes.get(axis);
-      if (other !== undefined && other !== size) {
-        throw new InputError(`\`${spec.name}\` has ${axis}=${size}, \`${owners.get(axis)}\` has ${axis}=${other}.`);
+      const owner = owners.get(axis) ?? spec;
+      const other = sizes.get(axis) ?? size;
+      if (other !== size) {
+        throw new InputError(
+          `\`${spec.name}\` has ${axis}=${size}, \`${owner.name}\` has ${axis}=${other}; the model takes ` +
+            `${specText(owner)} and ${specText(spec)}.`,
+        );
       }
-      if (other === undefined) owners.set(axis, spec.name);
+      owners.set(axis, owner);
       sizes.set(axis, size);
     });
   }
@@ -117,16 +130,22 @@ function checkShape({ shape }, spec) {
  * @param {ReadonlyMap<string, number>} sizes
  */
 function leftOut(spec, signature, sizes) {
-  const shape = spec.shape.map((size) => (typeof size === "number" ? size : (sizes.get(size) ?? 0)));
+  const shape = spec.shape.map((size) =>
+    typeof size === "number" ? size : (sizes.get(size) ?? 0),
+  );
   if (count(shape) === 0) {
-    throw new InputError(`input \`${spec.name}\` is missing, and no other input tells the size of ${specText(spec)}.`);
+    throw new InputError(
+      `input \`${spec.name}\` is missing, and no other input tells the size of ${specText(spec)}.`,
+    );
   }
   const tensor = zeros(spec.dtype, shape);
   const axis = signature.lengths.get(spec.name);
   if (axis === undefined) return tensor;
   const most = limit(axis, sizes);
   if (most === undefined) {
-    throw new InputError(`input \`${spec.name}\` is missing; the model computes how many steps a row has at most.`);
+    throw new InputError(
+      `input \`${spec.name}\` is missing; the model computes how many steps a row has at most.`,
+    );
   }
   const { data } = tensor;
   /** @type {any} */ (data).fill(typeof data[0] === "bigint" ? BigInt(most) : most);
@@ -192,11 +211,12 @@ function checkedIndices(spec, tensor, rows, request, signature) {
   data.forEach((/** @type {number | bigint} */ index, /** @type {number} */ position) => {
     if (!isWrong(index)) return;
     const place = placeOf(position, tensor.shape);
-    const isPadding = padding && lengths && place[padding.time] >= Number(lengths[place[padding.row]]);
+    const isPadding =
+      padding && lengths && place[padding.time] >= Number(lengths[place[padding.row]]);
     if (!isPadding) {
       throw new InputError(
-        `\`${spec.name}\` has ${index} at [${place.join(", ")}]; must be from 0 to ${rows - 1}: it is an index into a ` +
-          `table of ${rows} rows.`,
+        `\`${spec.name}\` has ${index} at [${place.join(", ")}]; must be from 0 to ${rows - 1}: it is an index ` +
+          `into a table of ${rows} rows.`,
       );
     }
     /** @type {any} */ (data)[position] = typeof index === "bigint" ? 0n : 0;

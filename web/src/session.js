@@ -67,7 +67,10 @@ export class Session {
       throw asOurs(error);
     }
     return new Map(
-      Object.entries(results).map(([name, { type, dims, data }]) => [name, new Tensor(type, dims, /** @type {any} */ (data))]),
+      outputs.map((name) => {
+        const { type, dims, data } = results[name];
+        return [name, new Tensor(type, dims, /** @type {any} */ (data))];
+      }),
     );
   }
 
@@ -86,14 +89,18 @@ export class Session {
 function compare(what, specs, found, graph, address) {
   const byName = new Map(found.map((tensor) => [tensor.name, tensor]));
   if (byName.size !== specs.length || !specs.every(({ name }) => byName.has(name))) {
-    throw new BundleError(`${address} has other ${what} than the manifest says: ${[...byName.keys()].join(", ")}.`);
+    throw new BundleError(
+      `${address} has other ${what} than the manifest says: ${[...byName.keys()].join(", ")}.`,
+    );
   }
   for (const spec of specs) {
     const tensor = byName.get(spec.name);
     if (tensor?.isTensor && !agrees(spec, tensor, what === "inputs", graph.steps)) {
       const steps = graph.steps === null ? "" : `, with ${graph.steps} steps`;
       const text = `${tensor.name}: ${tensor.type} [${tensor.shape.join(", ")}]`;
-      throw new BundleError(`${address} has \`${text}\`, where the manifest says \`${specText(spec)}\`${steps}.`);
+      throw new BundleError(
+        `${address} has \`${text}\`, where the manifest says \`${specText(spec)}\`${steps}.`,
+      );
     }
   }
 }

@@ -27,10 +27,14 @@ export class Signature {
     /** The name of the batch axis, if every tensor has it; null if requests cannot share a run. */
     this.batchAxis = batchAxis(tensors);
     /** The names of the time axes. */
-    this.timeAxes = new Set(tensors.map(({ time, shape }) => (time === null ? 0 : shape[time])).filter(isName));
+    this.timeAxes = new Set(
+      tensors.map(({ time, shape }) => (time === null ? 0 : shape[time])).filter(isName),
+    );
     /** Whether there are lengths for the one time axis, without which no row can be padded. */
     this.lengthsCoverTime =
-      this.batchAxis !== null && this.timeAxes.size === 1 && [...this.timeAxes].every((axis) => this.#limits(axis));
+      this.batchAxis !== null &&
+      this.timeAxes.size === 1 &&
+      [...this.timeAxes].every((axis) => this.#limits(axis));
     /**
      * Outputs with an axis whose size no input tells -> that axis, in the layout of callers. `pad_packed_sequence`
      * without `total_length` makes one: it has as many steps as the longest row of the run.

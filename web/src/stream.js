@@ -50,7 +50,9 @@ export class Stream {
     const failures = this.#failures;
     return this.#enqueue(async () => {
       if (failures !== this.#failures) {
-        throw new StreamError("a chunk that was given before this one has failed; give that one again, then this one.");
+        throw new StreamError(
+          "a chunk that was given before this one has failed; give that one again, then this one.",
+        );
       }
       try {
         return await this.#runChunk(given, outputs);
@@ -83,7 +85,9 @@ export class Stream {
     const stateOutputs = [...states.values()];
     const names = outputs ?? this.#defaultOutputs();
     const inputs = { ...Object.fromEntries(given), ...this.#states };
-    const all = await this.#bundle.run(inputs, { outputs: [...new Set([...names, ...stateOutputs])] });
+    const all = await this.#bundle.run(inputs, {
+      outputs: [...new Set([...names, ...stateOutputs])],
+    });
     this.#states = Object.fromEntries([...states].map(([input, output]) => [input, all[output]]));
     this.#rows = rows;
     return Object.fromEntries(names.map((name) => [name, all[name]]));
@@ -99,14 +103,20 @@ export class Stream {
 
   /** @param {ReadonlyMap<string, Tensor>} given */
   #checkedRows(given) {
-    const spec = this.#signature.callerInputs.find(({ name, batch }) => batch !== null && given.has(name));
+    const spec = this.#signature.callerInputs.find(
+      ({ name, batch }) => batch !== null && given.has(name),
+    );
     const rows = spec && given.get(spec.name)?.shape[/** @type {number} */ (spec.batch)];
-    const state = [...given.keys()].find((name) => name in this.#states);
+    const state = [...given.keys()].find((name) => Object.hasOwn(this.#states, name));
     if (state !== undefined) {
-      throw new InputError(`the stream holds \`${state}\`; give it with the first chunk only, or begin another stream.`);
+      throw new InputError(
+        `the stream holds \`${state}\`; give it with the first chunk only, or begin another stream.`,
+      );
     }
     if (this.#rows !== undefined && rows !== this.#rows) {
-      throw new InputError(`the stream has ${this.#rows} rows, this chunk has ${rows}; a stream keeps its rows.`);
+      throw new InputError(
+        `the stream has ${this.#rows} rows, this chunk has ${rows}; a stream keeps its rows.`,
+      );
     }
     return rows;
   }

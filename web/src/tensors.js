@@ -8,15 +8,26 @@ import { count } from "./sizes.js";
 /** @typedef {import("../index.js").Data} Data */
 
 const WHOLE_NUMBERS = {
-  int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array,
-  int64: BigInt64Array, uint64: BigUint64Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+  int16: Int16Array,
+  uint16: Uint16Array,
+  int32: Int32Array,
+  uint32: Uint32Array,
+  int64: BigInt64Array,
+  uint64: BigUint64Array,
 };
 
 /**
  * dtype -> the typed array that holds it. float16 and bfloat16 are left out: not every browser has an array for them.
  * @type {Record<string, new (size: any) => Data>}
  */
-export const ARRAYS = { ...WHOLE_NUMBERS, bool: Uint8Array, float32: Float32Array, float64: Float64Array };
+export const ARRAYS = {
+  ...WHOLE_NUMBERS,
+  bool: Uint8Array,
+  float32: Float32Array,
+  float64: Float64Array,
+};
 
 export class Tensor {
   /**
@@ -35,12 +46,16 @@ export class Tensor {
    * @returns {any}
    */
   toNested() {
-    const values = this.dtype === "bool" ? Array.from(this.data, Boolean) : Array.from(/** @type {any} */ (this.data));
+    const values =
+      this.dtype === "bool"
+        ? Array.from(this.data, Boolean)
+        : Array.from(/** @type {any} */ (this.data));
     let nested = values;
     for (const size of this.shape.slice(1).reverse()) {
       const rows = [];
       // Of no elements there is no saying how many rows they are.
-      for (let start = 0; start < nested.length; start += size) rows.push(nested.slice(start, start + size));
+      for (let start = 0; start < nested.length; start += size)
+        rows.push(nested.slice(start, start + size));
       nested = rows;
     }
     return this.shape.length ? nested : values[0];
@@ -56,7 +71,7 @@ export function zeros(dtype, shape) {
 }
 
 /**
- * An input as a caller gives it: nested lists of numbers; a typed array; or either with its shape, as
+ * An input as a caller gives it: nested lists of numbers, or of typed arrays; or numbers with their shape, as
  * `{data, shape}` or as a tensor of onnxruntime's.
  * @param {any} value
  * @param {TensorSpec} spec
@@ -64,15 +79,11 @@ export function zeros(dtype, shape) {
  */
 export function asTensor(value, spec) {
   const { name, dtype } = spec;
-  const isList = Array.isArray(value) || ArrayBuffer.isView(value);
-  if (typeof value === "object" && value !== null && !isList) return withShape(value, spec);
-  if (ArrayBuffer.isView(value)) {
-    const data = typedData(value, spec);
-    return new Tensor(dtype, [data.length], data);
-  }
-  if (!isList && !["number", "bigint", "boolean"].includes(typeof value)) {
+  if (typeof value === "object" && value !== null && !isList(value)) return withShape(value, spec);
+  if (!isList(value) && !["number", "bigint", "boolean"].includes(typeof value)) {
     throw new InputError(
-      `\`${name}\` must be nested lists of numbers, or {data, shape} with a ${ARRAYS[dtype].name}, got ${shown(value)}.`,
+      `\`${name}\` must be nested lists of numbers, or {data, shape} with a ${ARRAYS[dtype].name}, ` +
+        `got ${shown(value)}.`,
     );
   }
   const shape = shapeOf(value);
@@ -90,14 +101,19 @@ export function asTensor(value, spec) {
       return;
     }
     const size = shape[place.length];
-    if (!Array.isArray(part) || part.length !== size) {
-      const found = Array.isArray(part) ? `has ${part.length} at [${place}]` : `has ${shown(part)} at [${place}]`;
+    if (!isList(part) || part.length !== size) {
+      const found = isList(part) ? part.length : shown(part);
       throw new InputError(
-        `\`${name}\` ${found}, and ${size} at [${place.map(() => 0)}]; rows of unlike length must be requests of their ` +
-          `own: run([{${name}: ...}, {${name}: ...}]).`,
+        `\`${name}\` has ${found} at [${place}], and ${size} at [${place.map(() => 0)}]; rows of unlike length must ` +
+          `be requests of their own: run([{${name}: ...}, {${name}: ...}]).`,
       );
     }
-    part.forEach((item, index) => fill(item, [...place, index]));
+    if (Array.isArray(part)) {
+      part.forEach((item, index) => fill(item, [...place, index]));
+      return;
+    }
+    data.set(typedData(part, spec), filled);
+    filled += size;
   }
 
   fill(value, []);
@@ -112,14 +128,22 @@ function withShape(value, spec) {
   const { name } = spec;
   const dtype = value.dtype ?? value.type ?? spec.dtype;
   const shape = value.shape ?? value.dims;
-  if (dtype !== spec.dtype) throw new InputError(`\`${name}\` is ${shown(dtype)}, the graph takes ${spec.dtype}.`);
-  const isShape = Array.isArray(shape) && shape.every((size) => Number.isInteger(size) && size >= 0);
+  if (dtype !== spec.dtype)
+    throw new InputError(`\`${name}\` is ${shown(dtype)}, the graph takes ${spec.dtype}.`);
+  const isShape =
+    Array.isArray(shape) && shape.every((size) => Number.isInteger(size) && size >= 0);
   if (!isShape || value.data === undefined) {
-    throw new InputError(`\`${name}\` must have \`data\` and a \`shape\` of whole numbers, got ${shown(value)}.`);
+    throw new InputError(
+      `\`${name}\` must have \`data\` and a \`shape\` of whole numbers, got ${shown(value)}.`,
+    );
   }
-  const data = Array.isArray(value.data) ? asTensor(value.data, spec).data : typedData(value.data, spec);
+  const data = Array.isArray(value.data)
+    ? asTensor(value.data, spec).data
+    : typedData(value.data, spec);
   if (data.length !== count(shape)) {
-    throw new InputError(`\`${name}\` has ${data.length} values, its shape [${shape}] has ${count(shape)}.`);
+    throw new InputError(
+      `\`${name}\` has ${data.length} values, its shape [${shape}] has ${count(shape)}.`,
+    );
   }
   return new Tensor(spec.dtype, [...shape], data);
 }
@@ -133,15 +157,22 @@ function typedData(data, { name, dtype }) {
   const expected = ARRAYS[dtype];
   // A copy: the caller may use its array again before the run begins.
   if (data instanceof expected) return /** @type {Data} */ (data.slice());
-  const conversion = expected.name.startsWith("Big") ? `${expected.name}.from(data, BigInt)` : `${expected.name}.from(data)`;
+  const conversion = expected.name.startsWith("Big")
+    ? `${expected.name}.from(data, BigInt)`
+    : `${expected.name}.from(data)`;
   const found = ArrayBuffer.isView(data) ? `a ${data.constructor.name}` : shown(data);
   throw new InputError(`\`${name}\` is ${found}, the graph takes ${dtype}; use ${conversion}.`);
+}
+
+/** @param {unknown} value */
+function isList(value) {
+  return Array.isArray(value) || (ArrayBuffer.isView(value) && !(value instanceof DataView));
 }
 
 /** @param {any} value */
 function shapeOf(value) {
   const shape = [];
-  for (let part = value; Array.isArray(part); part = part[0]) shape.push(part.length);
+  for (let part = value; isList(part); part = part[0]) shape.push(part.length);
   return shape;
 }
 
@@ -162,10 +193,13 @@ function asNumber(value, { name, dtype }, place) {
     if (typeof value !== "number") fail("a number");
     return value;
   }
-  if (typeof value !== "bigint" && !Number.isSafeInteger(value)) fail(`a whole number, for ${dtype}`);
+  if (typeof value !== "bigint" && !Number.isSafeInteger(value))
+    fail(`a whole number, for ${dtype}`);
   const number = BigInt(/** @type {number} */ (value));
   const bits = Number(dtype.replace(/\D+/, ""));
-  const isKept = dtype.startsWith("u") ? BigInt.asUintN(bits, number) === number : BigInt.asIntN(bits, number) === number;
+  const isKept = dtype.startsWith("u")
+    ? BigInt.asUintN(bits, number) === number
+    : BigInt.asIntN(bits, number) === number;
   if (!isKept) fail(`within the range of ${dtype}`);
   return bits === 64 ? number : Number(number);
 }
@@ -179,7 +213,10 @@ function asNumber(value, { name, dtype }, place) {
 export function transposed(tensor, order) {
   if (order.every((axis, index) => axis === index)) return tensor;
   const strides = tensor.shape.map((_, axis) => count(tensor.shape.slice(axis + 1)));
-  const result = zeros(tensor.dtype, order.map((axis) => tensor.shape[axis]));
+  const result = zeros(
+    tensor.dtype,
+    order.map((axis) => tensor.shape[axis]),
+  );
   const from = /** @type {any} */ (tensor.data);
   const to = /** @type {any} */ (result.data);
   let filled = 0;
@@ -218,7 +255,10 @@ export function joined(parts, steps) {
   for (const { shape: partShape, data } of parts) {
     const partRowSize = count(partShape.slice(1));
     for (let row = 0; row < partShape[0]; row++, start += rowSize) {
-      whole.data.set(/** @type {any} */ (data.subarray(row * partRowSize, (row + 1) * partRowSize)), start);
+      whole.data.set(
+        /** @type {any} */ (data.subarray(row * partRowSize, (row + 1) * partRowSize)),
+        start,
+      );
     }
   }
   return whole;
@@ -249,7 +289,10 @@ export function trimmed(tensor, axis, size) {
   const outer = count(tensor.shape.slice(0, axis));
   for (let index = 0; index < outer; index++) {
     const start = index * tensor.shape[axis] * inner;
-    result.data.set(/** @type {any} */ (tensor.data.subarray(start, start + size * inner)), index * size * inner);
+    result.data.set(
+      /** @type {any} */ (tensor.data.subarray(start, start + size * inner)),
+      index * size * inner,
+    );
   }
   return result;
 }

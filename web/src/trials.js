@@ -31,8 +31,12 @@ const TOLERANCE = 1e-3; // rounding differs with the sizes of a product
  */
 export async function tryBatching(subject, short, long) {
   const rowsAreIndependent = await holds(() => rowsMaySit(subject, short));
-  if (!rowsAreIndependent || !subject.signature.lengthsCoverTime) return { rowsAreIndependent, paddingIsHarmless: false };
-  const check = short === long ? () => paddingIsNotRead(subject, short) : () => longerRunIsTheSame(subject, short, long);
+  if (!rowsAreIndependent || !subject.signature.lengthsCoverTime)
+    return { rowsAreIndependent, paddingIsHarmless: false };
+  const check =
+    short === long
+      ? () => paddingIsNotRead(subject, short)
+      : () => longerRunIsTheSame(subject, short, long);
   return { rowsAreIndependent, paddingIsHarmless: await holds(check) };
 }
 
@@ -47,7 +51,8 @@ async function rowsMaySit(subject, steps) {
   // A size that neither the inputs nor their lengths tell may depend on what else is in the run.
   if (signature.trimmedAxes.size && signature.lengths.size !== 1) return false;
   const rows = [1, 2].map((seed) => example(subject, steps, seed));
-  if (signature.lengths.size) rows[0] = shortened(rows[0], signature, Math.max(1, Math.floor(steps / 2)), 0);
+  if (signature.lengths.size)
+    rows[0] = shortened(rows[0], signature, Math.max(1, Math.floor(steps / 2)), 0);
   const together = await run(rows, steps);
   /** @type {Outputs[]} */
   const alone = [];

@@ -3,17 +3,22 @@ import { test } from "node:test";
 
 import { tableRows } from "../src/onnx_metadata.js";
 
-const bytes = (...parts) => parts.flatMap((part) => (typeof part === "string" ? [...new TextEncoder().encode(part)] : part));
-const field = (number, content) => bytes([number * 8 + 2, content.length % 128 | 128, content.length >> 7], content);
+const bytes = (...parts) =>
+  parts.flatMap((part) => (typeof part === "string" ? [...new TextEncoder().encode(part)] : part));
+const field = (number, content) =>
+  bytes([number * 8 + 2, (content.length % 128) | 128, content.length >> 7], content);
 const property = (key, value) => field(14, bytes(field(1, bytes(key)), field(2, bytes(value))));
 
 test("the rows of tables are found among other fields", () => {
-  const file = Uint8Array.from(bytes(
-    [1 * 8, 150, 1], // a number
-    field(7, new Array(300).fill(0)), // a graph
-    property("deploy_rnn.form", "scan"), property("deploy_rnn.table_rows", '{"tokens": 1000}'),
-    [5 * 8 + 5, 0, 0, 0, 0, 6 * 8 + 1, 0, 0, 0, 0, 0, 0, 0, 0],
-  ));
+  const file = Uint8Array.from(
+    bytes(
+      [1 * 8, 150, 1], // a number
+      field(7, new Array(300).fill(0)), // a graph
+      property("deploy_rnn.form", "scan"),
+      property("deploy_rnn.table_rows", '{"tokens": 1000}'),
+      [5 * 8 + 5, 0, 0, 0, 0, 6 * 8 + 1, 0, 0, 0, 0, 0, 0, 0, 0],
+    ),
+  );
   assert.deepEqual(tableRows(file), new Map([["tokens", 1000]]));
   assert.deepEqual(tableRows(new Uint8Array()), new Map());
 });

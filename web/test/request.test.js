@@ -10,7 +10,10 @@ const signature = new Signature(sums([graph("a.onnx")], { states: true }));
 const bigs = (...values) => BigInt64Array.of(...values);
 
 test("callers see every tensor batch-first", () => {
-  assert.deepEqual(signature.callerInputs.map(({ shape }) => shape), [["B", "T"], ["B"], ["B", 1]]);
+  assert.deepEqual(
+    signature.callerInputs.map(({ shape }) => shape),
+    [["B", "T"], ["B"], ["B", 1]],
+  );
   assert.deepEqual(toGraph(spec("x", "float32", [4, "T", "B"], 2, 1)), [2, 1, 0]);
   assert.equal(signature.batchAxis, "B");
   assert.deepEqual(signature.timeAxes, new Set(["T"]));
@@ -25,7 +28,15 @@ test("an output as long as the longest row of a run is known by its axis", () =>
 });
 
 test("what is left out is filled in", () => {
-  const request = makeRequest({ x: [[1, 2, 3], [4, 5, 6]] }, signature);
+  const request = makeRequest(
+    {
+      x: [
+        [1, 2, 3],
+        [4, 5, 6],
+      ],
+    },
+    signature,
+  );
   assert.deepEqual([request.rows, request.steps, request.otherSizes.size], [2, 3, 0]);
   assert.deepEqual(request.tensors.get("lengths").data, bigs(3n, 3n));
   assert.deepEqual(request.tensors.get("start").shape, [2, 1]);
@@ -39,9 +50,24 @@ test("inputs that the model does not take are refused with what to do", () => {
     [{ x: [[1]], y: [[1]] }, "there is no input `y`; the inputs are x, lengths, start."],
     [{ x: [1] }, "`x` has shape [1], the model takes x: float32 [B, T] with no size 0."],
     [{ x: [[], []] }, "`x` has shape [2, 0], the model takes x: float32 [B, T] with no size 0."],
-    [{ x: [[1]], start: [[1, 2]] }, "`start` has shape [1, 2], the model takes start: float32 [B, 1] with no size 0."],
-    [{ x: [[1]], lengths: bigs(1n, 1n) }, "`lengths` has B=2, `x` has B=1."],
-    [{ x: [[1, 2], [1, 2]], lengths: [2, 0] }, "`lengths` has 0 in row 1; a row has 1 to 2 steps."],
+    [
+      { x: [[1]], start: [[1, 2]] },
+      "`start` has shape [1, 2], the model takes start: float32 [B, 1] with no size 0.",
+    ],
+    [
+      { x: [[1]], lengths: bigs(1n, 1n) },
+      "`lengths` has B=2, `x` has B=1; the model takes x: float32 [B, T] and lengths: int64 [B].",
+    ],
+    [
+      {
+        x: [
+          [1, 2],
+          [1, 2],
+        ],
+        lengths: [2, 0],
+      },
+      "`lengths` has 0 in row 1; a row has 1 to 2 steps.",
+    ],
     [{ x: [[1, 2]], lengths: [3] }, "`lengths` has 3 in row 0; a row has 1 to 2 steps."],
   ]) {
     assert.throws(() => makeRequest(inputs, signature), new InputError(message));
@@ -52,10 +78,26 @@ test("an index must be in its table, but in padding", () => {
   const manifest = sums([graph("a.onnx")]);
   manifest.inputs[0].dtype = "int64";
   const ofIndices = new Signature(manifest);
-  const check = (inputs) => withCheckedIndices(makeRequest(inputs, ofIndices), new Map([["x", 10]]), ofIndices);
-  const checked = check({ x: [[9, 0], [3, -1]], lengths: [2, 1] });
+  const check = (inputs) =>
+    withCheckedIndices(makeRequest(inputs, ofIndices), new Map([["x", 10]]), ofIndices);
+  const checked = check({
+    x: [
+      [9, 0],
+      [3, -1],
+    ],
+    lengths: [2, 1],
+  });
   assert.deepEqual(checked.tensors.get("x").data, bigs(9n, 0n, 3n, 0n));
   const range = "must be from 0 to 9: it is an index into a table of 10 rows.";
   assert.throws(() => check({ x: [[9, 10]] }), new InputError(`\`x\` has 10 at [0, 1]; ${range}`));
-  assert.throws(() => check({ x: [[1, 1], [-1, 1]] }), new InputError(`\`x\` has -1 at [1, 0]; ${range}`));
+  assert.throws(
+    () =>
+      check({
+        x: [
+          [1, 1],
+          [-1, 1],
+        ],
+      }),
+    new InputError(`\`x\` has -1 at [1, 0]; ${range}`),
+  );
 });

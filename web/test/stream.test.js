@@ -11,8 +11,22 @@ test("a stream holds the states", async () => {
   const bundle = await open();
   const stream = bundle.stream();
   assert.deepEqual(stream.states, {});
-  const { y, total } = await stream.run({ x: [[1, 2], [3, 4]] });
-  assert.deepEqual([y.toNested(), total], [[[1, 3], [3, 7]], undefined]);
+  const { y, total } = await stream.run({
+    x: [
+      [1, 2],
+      [3, 4],
+    ],
+  });
+  assert.deepEqual(
+    [y.toNested(), total],
+    [
+      [
+        [1, 3],
+        [3, 7],
+      ],
+      undefined,
+    ],
+  );
   assert.deepEqual((await stream.run({ x: [[1], [1]] })).y.toNested(), [[4], [8]]);
   assert.deepEqual(stream.states.start.toNested(), [[4], [8]]);
   // Another stream goes on from there; this one begins anew.
@@ -29,14 +43,23 @@ test("chunks run in the order in which they are given, on what their arrays had 
     data[0] = value;
     return stream.run({ x: { shape: [1, 1], data } });
   });
-  assert.deepEqual((await Promise.all(chunks)).map(({ y }) => y.toNested()), [[[1]], [[3]], [[6]]]);
+  assert.deepEqual(
+    (await Promise.all(chunks)).map(({ y }) => y.toNested()),
+    [[[1]], [[3]], [[6]]],
+  );
 });
 
 test("a chunk that fails leaves the states as they were, and those already given after it are refused", async () => {
   const stream = (await open()).stream();
   await stream.run({ x: [[1]] });
-  const [wrong, after] = await Promise.allSettled([stream.run({ x: [[1], [1]] }), stream.run({ x: [[1]] })]);
-  assert.deepEqual(wrong.reason, new InputError("the stream has 1 rows, this chunk has 2; a stream keeps its rows."));
+  const [wrong, after] = await Promise.allSettled([
+    stream.run({ x: [[1], [1]] }),
+    stream.run({ x: [[1]] }),
+  ]);
+  assert.deepEqual(
+    wrong.reason,
+    new InputError("the stream has 1 rows, this chunk has 2; a stream keeps its rows."),
+  );
   assert.ok(after.reason instanceof StreamError);
   assert.deepEqual((await stream.run({ x: [[1]] })).y.toNested(), [[2]]);
   await assert.rejects(stream.run({ x: "" }), InputError);
@@ -49,6 +72,8 @@ test("states are given with the first chunk only", async () => {
   assert.deepEqual(total.toNested(), [[11]]);
   await assert.rejects(
     stream.run({ x: [[1]], start: [[10]] }),
-    new InputError("the stream holds `start`; give it with the first chunk only, or begin another stream."),
+    new InputError(
+      "the stream holds `start`; give it with the first chunk only, or begin another stream.",
+    ),
   );
 });

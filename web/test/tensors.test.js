@@ -9,10 +9,26 @@ const floats = (shape, ...values) => new Tensor("float32", shape, Float32Array.f
 
 test("inputs may be nested lists, typed arrays, or numbers with a shape", () => {
   const x = spec("x", "float32", ["B", "T"]);
-  assert.deepEqual(asTensor([[1, 2], [3, 4]], x), floats([2, 2], 1, 2, 3, 4));
+  assert.deepEqual(
+    asTensor(
+      [
+        [1, 2],
+        [3, 4],
+      ],
+      x,
+    ),
+    floats([2, 2], 1, 2, 3, 4),
+  );
   assert.deepEqual(asTensor({ shape: [1, 2], data: [1, NaN] }, x), floats([1, 2], 1, NaN));
-  assert.deepEqual(asTensor({ dims: [2], type: "float32", data: Float32Array.of(1, 2) }, x), floats([2], 1, 2));
+  assert.deepEqual(
+    asTensor({ dims: [2], type: "float32", data: Float32Array.of(1, 2) }, x),
+    floats([2], 1, 2),
+  );
   assert.deepEqual(asTensor(Float32Array.of(1, 2), x), floats([2], 1, 2));
+  assert.deepEqual(
+    asTensor([Float32Array.of(1, 2), Float32Array.of(3, 4)], x),
+    floats([2, 2], 1, 2, 3, 4),
+  );
   assert.deepEqual(asTensor(5, x), floats([], 5));
   assert.deepEqual(asTensor([[], []], x), floats([2, 0]));
   const ids = asTensor([[1, 2n]], spec("ids", "int64", ["B", "T"]));
@@ -33,15 +49,35 @@ test("what is no tensor is refused with what to do", () => {
   const small = spec("n", "uint8", ["B"]);
   const mask = spec("mask", "bool", ["B"]);
   for (const [value, target, message] of [
-    ["text", x, '`x` must be nested lists of numbers, or {data, shape} with a Float32Array, got "text".'],
-    [null, x, "`x` must be nested lists of numbers, or {data, shape} with a Float32Array, got null."],
     [
-      [[1, 2], [3]], x,
+      "text",
+      x,
+      '`x` must be nested lists of numbers, or {data, shape} with a Float32Array, got "text".',
+    ],
+    [
+      null,
+      x,
+      "`x` must be nested lists of numbers, or {data, shape} with a Float32Array, got null.",
+    ],
+    [
+      [[1, 2], [3]],
+      x,
       "`x` has 1 at [1], and 2 at [0]; rows of unlike length must be requests of their own: run([{x: ...}, {x: ...}]).",
     ],
     [
-      [[1], 2], x,
+      [[1], 2],
+      x,
       "`x` has 2 at [1], and 1 at [0]; rows of unlike length must be requests of their own: run([{x: ...}, {x: ...}]).",
+    ],
+    [
+      [Float32Array.of(1, 2), Float32Array.of(3)],
+      x,
+      "`x` has 1 at [1], and 2 at [0]; rows of unlike length must be requests of their own: run([{x: ...}, {x: ...}]).",
+    ],
+    [
+      [Float64Array.of(1)],
+      x,
+      "`x` is a Float64Array, the graph takes float32; use Float32Array.from(data).",
     ],
     [[["a"]], x, '`x` has "a" at [0,0]; must be a number.'],
     [[[1n]], x, "`x` has 1 at [0,0]; must be a number."],
@@ -49,11 +85,23 @@ test("what is no tensor is refused with what to do", () => {
     [[256], small, "`n` has 256 at [0]; must be within the range of uint8."],
     [[-1], small, "`n` has -1 at [0]; must be within the range of uint8."],
     [[2], mask, "`mask` has 2 at [0]; must be true or false."],
-    [{ shape: [1], data: Int32Array.of(1) }, ids, "`ids` is a Int32Array, the graph takes int64; use BigInt64Array.from(data, BigInt)."],
-    [Float64Array.of(1), x, "`x` is a Float64Array, the graph takes float32; use Float32Array.from(data)."],
+    [
+      { shape: [1], data: Int32Array.of(1) },
+      ids,
+      "`ids` is a Int32Array, the graph takes int64; use BigInt64Array.from(data, BigInt).",
+    ],
+    [
+      Float64Array.of(1),
+      x,
+      "`x` is a Float64Array, the graph takes float32; use Float32Array.from(data).",
+    ],
     [{ shape: [2], data: [1] }, x, "`x` has 1 values, its shape [2] has 2."],
     [{ data: [1] }, x, "`x` must have `data` and a `shape` of whole numbers, got an object of 1."],
-    [{ shape: [-1], data: [1] }, x, "`x` must have `data` and a `shape` of whole numbers, got an object of 2."],
+    [
+      { shape: [-1], data: [1] },
+      x,
+      "`x` must have `data` and a `shape` of whole numbers, got an object of 2.",
+    ],
     [{ shape: [1], dtype: "float64", data: [1] }, x, '`x` is "float64", the graph takes float32.'],
   ]) {
     assert.throws(() => asTensor(value, target), new InputError(message));

@@ -1,0 +1,55 @@
+"""What the module for browsers has in common with the rest: it needs neither node nor a browser to compare."""
+
+import json
+import re
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+from deploy_rnn import bundle, tensor_spec
+from deploy_rnn.metadata import PREFIX, FileMetadata
+
+ROOT = Path(__file__).parents[2]
+WEB = ROOT / "web"
+
+
+def constant(name: str, text: str) -> str:
+    match = re.search(rf"^(?:export )?const {name} = (.*?);", text, re.MULTILINE | re.DOTALL)
+    assert match is not None, name
+    return match[1]
+
+
+def test_the_manifest_is_that_of_this_release() -> None:
+    """A change of the manifest is a change of the module."""
+    text = (WEB / "src" / "manifest.js").read_text(encoding="utf-8")
+    names = {field.name for field in fields(bundle.Manifest)}
+    assert int(constant("VERSION", text)) == bundle.VERSION
+    assert set(json.loads(constant("FIELDS", text))) == names
+    assert set(json.loads(constant("FORMS", text))) == bundle.FORMS
+    assert set(json.loads(constant("PRECISIONS", text))) == bundle.PRECISIONS
+    dtypes = re.findall(r'"(\w+)"', constant("DTYPES", text))
+    assert set(dtypes) == bundle.DTYPES
+    assert float(constant("MOST_LEAST", text)) == tensor_spec.MOST_LEAST
+    graph_names = {field.name for field in fields(bundle.Graph)}
+    read = re.search(r"function readGraph\(.*?\n}", text, re.DOTALL)
+    assert read is not None
+    assert all(f'"{name}"' in read[0] for name in graph_names)
+
+
+def test_the_files_of_a_bundle_have_their_names() -> None:
+    index = (WEB / "src" / "index.js").read_text(encoding="utf-8")
+    assert json.loads(constant("WEIGHTS", index)) == bundle.WEIGHTS
+    metadata = (WEB / "src" / "onnx_metadata.js").read_text(encoding="utf-8")
+    assert FileMetadata(table_rows={"x": 1}).to_properties().keys() == {PREFIX + "table_rows"}
+    assert json.loads(constant("TABLE_ROWS", metadata)) == PREFIX + "table_rows"
+
+
+def test_the_versions_are_those_of_the_repository() -> None:
+    package = json.loads((WEB / "package.json").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert package["version"] == project["project"]["version"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"onnxruntime-web@{package['dependencies']['onnxruntime-web']}\n" in makefile
+    page = (ROOT / "docs" / "browser.md").read_text(encoding="utf-8")
+    assert f"deploy-rnn-web-{package['version']}.tgz" in page
+    assert f"onnxruntime-web {package['dependencies']['onnxruntime-web']}." in page
