@@ -33,8 +33,8 @@ JOBS ?= 2
 WEB_PORT ?= 8080
 
 RUNTIMES_DIR := build/runtimes
-SMALL_RUNTIMES := openvino==2026.4.1 opencv-python-headless==5.0.0.93 MNN==3.6.1 tract==0.23.9
-LARGE_RUNTIMES := apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.15.post2 ml_dtypes==0.6.0 ncnn==1.0.20261020 pnnx==20261020
+SMALL_RUNTIMES := openvino==2026.4.1 opencv-python-headless==5.0.0.93 MNN==3.6.1 tract==0.23.9 ncnn==1.0.20261020 pnnx==20261020
+LARGE_RUNTIMES := apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.15.post2 ml_dtypes==0.6.0
 IN_RUNTIMES := PYTHONPATH=$(abspath $(RUNTIMES_DIR))/packages NODE_PATH=$(abspath $(RUNTIMES_DIR))/node_modules ONNXRUNTIME_OPENVINO=$(abspath $(RUNTIMES_DIR))/onnxruntime-openvino
 
 # What `make test` runs: all tests but those that need something installed or a quiet machine.

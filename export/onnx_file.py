@@ -13,14 +13,10 @@ from deploy_rnn.errors import LoadError
 from deploy_rnn.metadata import PREFIX, FileMetadata
 from deploy_rnn.tensor_spec import ANY_SHAPE, DTYPES, Ranges, TensorSpec
 
+from .recurrent_nodes import RecurrentFacts
+
 SHOWN_TYPES = 10
 """How many node types `print` names; the rest are counted together."""
-
-RECURRENT = frozenset({"RNN", "GRU", "LSTM"})
-"""ONNX's own recurrent operators."""
-
-SEQUENCE_LENS = 4
-"""Their input that has the lengths of the rows."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,7 @@ class OnnxFile:
         table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has.
         row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
             computes. None for `sequence_lens` of an input, and where there are none.
-        sequence_lens: which of ONNX's RNN, GRU and LSTM are given lengths by their input `sequence_lens`.
-        activations: of ONNX's RNN, GRU and LSTM, in lower case, where they are named.
+        recurrent: what is known of ONNX's own RNN, GRU and LSTM in it.
         precision: "int8" if its recurrent layers multiply numbers of eight bits, "float16" if its weights are stored
             in 16 bits; None if nothing is said.
         int8_layers: in "int8", which layers are of eight bits besides the recurrent ones.
@@ -74,8 +69,7 @@ class OnnxFile:
     ranges: Ranges = field(default_factory=dict)
     table_rows: Mapping[str, int] = field(default_factory=dict)
     row_ends: str | None = None
-    sequence_lens: frozenset[str] = frozenset()
-    activations: frozenset[str] = frozenset()
+    recurrent: RecurrentFacts = field(default_factory=RecurrentFacts)
     precision: str | None = None
     int8_layers: Sequence[str] = ()
 
@@ -98,7 +92,6 @@ class OnnxFile:
         tensors = [tensor for graph in _graphs(model.graph) for tensor in _constants(graph)]
         file_bytes = path.stat().st_size
         external_bytes = sum(file.stat().st_size for file in _external_files(path.parent, tensors))
-        recurrent_nodes = [node for node in _nodes(model) if _type_name(node) in RECURRENT]
         # Files of an IR version below 4 list their weights among the inputs.
         weight_names = {tensor.name for tensor in model.graph.initializer}
         return cls(
@@ -125,12 +118,7 @@ class OnnxFile:
             ranges=metadata.ranges,
             table_rows=metadata.table_rows,
             row_ends=metadata.row_ends,
-            sequence_lens=frozenset(
-                node.op_type for node in recurrent_nodes if any(node.input[SEQUENCE_LENS:][:1])
-            ),
-            activations=frozenset(
-                activation for node in recurrent_nodes for activation in _activations(node)
-            ),
+            recurrent=RecurrentFacts.of(model, _nodes(model)),
             precision=metadata.precision,
             int8_layers=metadata.int8_layers,
         )
@@ -182,8 +170,8 @@ class OnnxFile:
             "table_rows": self.table_rows,
             "row_ends": self.row_ends,
             "precision": self.precision,
-            "sequence_lens": sorted(self.sequence_lens),
-            "activations": sorted(self.activations),
+            "sequence_lens": sorted(self.recurrent.sequence_lens),
+            "activations": sorted(self.recurrent.activations),
             "producer": self.producer,
             "opsets": self.opsets,
             "inputs": [spec.to_dict() for spec in self.inputs],
@@ -297,12 +285,6 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 def _type_name(node: onnx.NodeProto) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-
-
-def _activations(node: onnx.NodeProto) -> Iterator[str]:
-    for attribute in node.attribute:
-        if attribute.name == "activations":
-            yield from (text.decode(errors="replace").lower() for text in attribute.strings)
 
 
 def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -14,11 +14,12 @@ RIGHT, REFUSED, WRONG, PARTLY = "right", "refused", "**WRONG**", "partly"
 
 HEAD = """# Runtimes: which one takes which file
 
-{files} files were written by `export_onnx`'s forms and run in {runtimes} runtimes, {inputs:,} runs in all, and every
-output was compared with PyTorch's as [the check](verification.md) does it: four families (RNN with tanh and relu, GRU,
-LSTM), each plain and with lengths (two layers, bidirectional) and streaming (two layers, states in and out), in every
-form; and the [highlighter](../examples/highlight). `make runtimes-table` installs the runtimes, runs all of it again,
-and writes this page.
+{files} files were written in `export_onnx`'s forms, and run in {runtimes} runtimes: {inputs:,} runs. Every output was
+compared with PyTorch's as [the check](verification.md) does it. The files are four families (RNN with tanh and relu,
+GRU, LSTM), each as a plain layer, as a tagger (tokens to scores, whose final states nobody uses), with lengths (all of
+these have two layers of two directions), and streaming (two layers, states in and out); and the
+[highlighter](../examples/highlight). `make runtimes-table` installs the runtimes, runs all of it again, and writes this
+page.
 
 **right**: in every run. **refused**: the runtime says that it cannot, which costs time only. **WRONG**: other numbers,
 and no error. **partly**: right at some sizes, refused at others. A cell that names no family is for all four.
@@ -26,8 +27,10 @@ and no error. **partly**: right at some sizes, refused at others. A cell that na
 `native, held` is form `native` with [row_ends="held"](forms.md#lengths-in-form-native). `portable` files were written
 with [portable=True](forms.md#for-runtimes-of-fewer-operators).
 
-What is known to be WRONG is refused by name before it runs, by `export_onnx(..., runtime=...)` and `verify`, and shown
-by `deploy-rnn inspect` ([faults.py](../export/runtimes/faults.py)). Anything else that is wrong, `verify` finds.
+**Every WRONG of this page is refused by name** before a run, by `export_onnx(..., runtime=...)` and `verify`, with what
+to use instead, and shown by `deploy-rnn inspect` ([faults.py](../export/runtimes/faults.py)); a test holds the page
+against that table, and that nothing which is right here is refused. `verify` finds what else may be wrong.
+[Wrong results, for their makers](upstream/index.md) has a script for each.
 
 {machine}
 """

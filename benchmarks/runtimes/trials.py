@@ -1,6 +1,6 @@
 """One file in one runtime: every case of its verification, and what came of each."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
@@ -77,10 +77,10 @@ class Trial:
             "cases": len(self.plan.cases),
             "lengths": dict(file.lengths),
             "row_ends": file.row_ends,
-            "sequence_lens": sorted(file.sequence_lens),
-            "activations": sorted(file.activations),
+            "recurrent": {name: sorted(types) for name, types in asdict(file.recurrent).items()},
             "dynamic_inputs": file.dynamic_inputs,
             "node_types": dict(file.node_types),
+            "precision": file.precision,
         }
 
 

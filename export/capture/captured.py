@@ -28,7 +28,7 @@ from deploy_rnn.tensor_spec import SizeRange, axis_names
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.float16_weights import store_in_float16
 from ..forms.lower import lower
-from ..forms.portable import split_products
+from ..forms.portable import make_portable
 from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
 from ..precision.float16 import round_weights
@@ -297,7 +297,7 @@ class CapturedModel:
         onnx = self.onnx.clone()
         lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends, precision=self.precision)
         if self.portable:
-            split_products(onnx)
+            make_portable(onnx)
         if self.precision == FLOAT16:
             store_in_float16(onnx)
         to_opset(onnx, self.opset_version)

@@ -1,16 +1,41 @@
-"""A graph with what runtimes of fewer operators take: a `Gemm` that adds what the graph computes is two nodes.
+"""A graph with what runtimes of fewer operators take. It was captured with the batch as a number, so it has no shapes.
 
-ncnn's converter makes a linear layer of every Gemm, and that has a constant bias only. Such a graph was captured with
-the batch as a number, so that it computes no shapes either.
+1. A `Gemm` that adds what the graph computes is two nodes: ncnn's converter makes a linear layer of every Gemm, and
+   that has a constant bias only.
+2. ONNX's RNN, GRU and LSTM name all of their outputs: MNN's converter writes beyond its memory for an LSTM that leaves
+   out the last one, and takes the second for the first where that is left out.
 """
 
 import onnx_ir as ir
 
 from .lower import replace_node
 
+OUTPUTS = {"RNN": 2, "GRU": 2, "LSTM": 3}
+"""ONNX's recurrent operators -> how many outputs each has."""
+
+
+def make_portable(model: ir.Model) -> None:
+    """Apply both, in place."""
+    split_products(model)
+    name_outputs(model)
+
+
+def name_outputs(model: ir.Model) -> None:
+    """Give a name to every output of a recurrent operator, also where nobody reads it, in place."""
+    # Case 2.
+    for node in model.graph:
+        if node.domain != "" or node.op_type not in OUTPUTS:
+            continue
+        node.resize_outputs(OUTPUTS[node.op_type])
+        weight = node.inputs[1]
+        assert weight is not None
+        for number, output in enumerate(node.outputs):
+            output.name = output.name or f"{weight.name}.unused_{number}"
+
 
 def split_products(model: ir.Model) -> None:
     """Write each Gemm with a computed C as MatMul and Add, in place."""
+    # Case 1.
     for graph in (model.graph, *model.graph.subgraphs()):
         for node in list(graph):
             if _adds_computed(node):

@@ -15,6 +15,9 @@ from .table import ONNXRUNTIME, RUNTIMES, runtime_named
 
 HELD = "use row_ends='held', form='scan' or form='unrolled'"
 LOOPS = "use form='unrolled'"
+HELD_OR_UNROLLED = "use row_ends='held' or form='unrolled'"
+SCAN = "use form='scan' or form='unrolled'"
+NAMED = "use portable=True, which names every output of such an operator, or form='unrolled'"
 CASTS = (
     "its Scan reads no weight that is cast before it",
     "use form='native' or form='unrolled', or leave precision='float16' out",
@@ -31,25 +34,30 @@ class Fault:
         reason: what it does.
         instead: what to use.
         fits: whether a file is one of them.
-        wrong: whether it gives wrong numbers; otherwise it refuses the file itself.
+        shown_by: of one that gives wrong numbers, the script in docs/upstream that shows it.
     """
 
     runtime: str
     reason: str
     instead: str
     fits: Callable[[OnnxFile], bool]
-    wrong: bool = True
+    shown_by: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it gives wrong numbers; otherwise it refuses the file itself."""
+        return self.shown_by is not None
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.instead}."
 
 
 def _reads_lengths(file: OnnxFile) -> bool:
-    return bool(file.sequence_lens)
+    return bool(file.recurrent.sequence_lens)
 
 
 def _has_relu(file: OnnxFile) -> bool:
-    return "relu" in file.activations
+    return "RNN" in file.node_types and "relu" in file.recurrent.activations
 
 
 def _has_loop(file: OnnxFile) -> bool:
@@ -60,6 +68,17 @@ def _has_dynamic_batch(file: OnnxFile) -> bool:
     return "B" in file.dynamic_inputs
 
 
+def _has_batch_tract_refuses(file: OnnxFile) -> bool:
+    """Its Split refuses a dynamic axis, operators need first states, and lengths compute with the batch."""
+    if not _has_dynamic_batch(file):
+        return False
+    if _has_operators(file):
+        return bool(file.recurrent.without_states)
+    if _has_loop(file):
+        return bool(file.lengths)
+    return "Split" in file.node_types
+
+
 def _casts_for_loop(file: OnnxFile) -> bool:
     return file.precision == "float16" and _has_loop(file)
 
@@ -68,69 +87,104 @@ def _has_operators(file: OnnxFile) -> bool:
     return bool({"RNN", "GRU", "LSTM"} & file.node_types.keys())
 
 
-FAULTS = (
+WRONG = (
     Fault(
         "openvino",
         "it ignores `sequence_lens` where shapes are dynamic, and takes every row for one of T steps",
         f"{HELD}, or runtime='openvino-static', where the model is reshaped to the sizes of a run first",
-        lambda file: bool(file.sequence_lens and file.dynamic_inputs),
+        lambda file: bool(file.recurrent.sequence_lens and file.dynamic_inputs),
+        "openvino_sequence_lens.py",
     ),
     Fault(
         "mnn",
-        "it ignores `sequence_lens`, as its converter prints, and takes every row for one of T steps",
-        f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
+        "it ignores `sequence_lens`, and takes every row for one of T steps",
+        HELD_OR_UNROLLED,
         _reads_lengths,
+        "mnn_sequence_lens.py",
     ),
-    Fault("mnn", "it computes a relu RNN as tanh", LOOPS, _has_relu),
+    Fault("mnn", "it computes a relu RNN as tanh", LOOPS, _has_relu, "mnn_relu.py"),
+    Fault(
+        "mnn",
+        "its converter takes a dynamic first axis of an input for 1, and the GRU, or LSTM with first states, that "
+        "walks over it for one of a single step",
+        "use form='unrolled', or a model whose inputs have the batch first",
+        lambda file: bool(file.recurrent.single_step),
+        "mnn_single_step.py",
+    ),
+    Fault(
+        "mnn",
+        "it returns the output of every step for the final state where only that is an output",
+        NAMED,
+        lambda file: bool({"RNN", "GRU"} & file.recurrent.final_only),
+        "mnn_final_state.py",
+    ),
     Fault(
         "opencv",
         "it ignores the `sequence_lens` of a GRU, and takes every row for one of T steps",
-        f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
-        lambda file: "GRU" in file.sequence_lens,
+        HELD_OR_UNROLLED,
+        lambda file: "GRU" in file.recurrent.sequence_lens,
+        "opencv_gru_sequence_lens.py",
     ),
-    Fault(
-        "tract", "it computes a relu RNN as tanh", "use form='scan' or form='unrolled'", _has_relu
-    ),
+    Fault("tract", "it computes a relu RNN as tanh", SCAN, _has_relu, "tract_relu.py"),
     Fault(
         "tract",
         "its sigmoid is not exactly 0 or 1 where a gate is held, and states drift with every step beyond a row's end",
-        "use form='scan' or form='unrolled'",
-        lambda file: file.row_ends == "held",
+        SCAN,
+        # An RNN has no gates, and its rows are reversed instead.
+        lambda file: file.row_ends == "held" and bool({"GRU", "LSTM"} & file.node_types.keys()),
+        "tract_sigmoid.py",
     ),
+    Fault(
+        "ncnn",
+        "its GRU and LSTM have no batch, and return one row in place of a batch of rows",
+        LOOPS,
+        lambda file: bool({"GRU", "LSTM"} & file.node_types.keys()),
+        "ncnn_batch.py",
+    ),
+)
+"""What gives wrong numbers without a message."""
+
+REFUSED = (
     Fault(
         "opencv",
         "its LSTM has no `sequence_lens`",
-        f"use row_ends='held' or {LOOPS.removeprefix('use ')}",
-        lambda file: "LSTM" in file.sequence_lens,
-        wrong=False,
+        HELD_OR_UNROLLED,
+        lambda file: "LSTM" in file.recurrent.sequence_lens,
     ),
-    Fault("opencv", "it has no RNN", LOOPS, lambda file: "RNN" in file.node_types, wrong=False),
-    Fault("openvino", *CASTS, _casts_for_loop, wrong=False),
-    Fault("openvino-static", *CASTS, _casts_for_loop, wrong=False),
-    Fault("opencv", "it has no Scan", LOOPS, _has_loop, wrong=False),
-    Fault("mnn", "it has no Scan", LOOPS, _has_loop, wrong=False),
-    Fault("tract", "it needs constant `sequence_lens`", HELD, _reads_lengths, wrong=False),
-    Fault("tract", *BATCH, _has_dynamic_batch, wrong=False),
-    Fault("tvm", *BATCH, lambda file: _has_dynamic_batch(file) and bool(file.lengths), wrong=False),
+    Fault("opencv", "it has no RNN", LOOPS, lambda file: "RNN" in file.node_types),
+    Fault("openvino", *CASTS, _casts_for_loop),
+    Fault("openvino-static", *CASTS, _casts_for_loop),
+    Fault("opencv", "it has no Scan", LOOPS, _has_loop),
+    Fault("mnn", "it has no Scan", LOOPS, _has_loop),
+    Fault(
+        "mnn",
+        "its converter writes beyond its memory, and mostly dies, for an LSTM whose final c is not among its outputs",
+        NAMED,
+        lambda file: "LSTM" in file.recurrent.unlisted_outputs,
+    ),
+    Fault("tract", "it needs constant `sequence_lens`", HELD, _reads_lengths),
+    Fault("tract", *BATCH, _has_batch_tract_refuses),
+    Fault("tvm", *BATCH, lambda file: _has_dynamic_batch(file) and bool(file.lengths)),
     Fault(
         "ncnn",
         "its converter takes a Gemm with a constant bias only",
         "use portable=True",
         _has_dynamic_batch,
-        wrong=False,
     ),
     Fault(
         "ncnn",
         "it has no comparison and no Where, which lengths need",
         "use another runtime, or leave the lengths out",
         lambda file: bool(file.lengths),
-        wrong=False,
     ),
-    Fault("tvm", "it has no RNN, GRU, LSTM", LOOPS, _has_operators, wrong=False),
-    Fault("tvm", "it has no Scan", LOOPS, _has_loop, wrong=False),
-    Fault("ncnn", "it has no batch in RNN, GRU and LSTM", LOOPS, _has_operators, wrong=False),
-    Fault("ncnn", "it has no Scan", LOOPS, _has_loop, wrong=False),
+    Fault("tvm", "it has no RNN, GRU, LSTM", LOOPS, _has_operators),
+    Fault("tvm", "it has no Scan", LOOPS, _has_loop),
+    Fault("ncnn", "it has no RNN with a batch", LOOPS, lambda file: "RNN" in file.node_types),
+    Fault("ncnn", "it has no Scan", LOOPS, _has_loop),
 )
+"""What a runtime does not take, and says so."""
+
+FAULTS = (*WRONG, *REFUSED)
 """The facts."""
 
 

@@ -59,7 +59,33 @@ def test_a_portable_file_is_the_model(form: str, tmp_path: Path) -> None:
         assert "MatMul" not in ran
         assert "FusedGemm" in ran
     if form == "native":
-        assert not report.file.sequence_lens
+        assert not report.file.recurrent.sequence_lens
+
+
+class Scores(nn.Module):
+    """Of what a layer returns, the output or the final state is used."""
+
+    def __init__(self, layer: nn.RNNBase, used: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.used = used
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        used = self.layer(x)[self.used]
+        return used[0] if isinstance(used, tuple) else used
+
+
+@pytest.mark.parametrize(
+    ("layer", "used", "op_type"), [(nn.LSTM(4, 5), 0, "LSTM"), (nn.GRU(4, 5), 1, "GRU")]
+)
+def test_operators_name_what_nobody_uses(
+    layer: nn.RNNBase, used: int, op_type: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "scores.onnx"
+    export_onnx(Scores(layer, used), X, path, form="native", portable=True, sizes=(2,))
+    (outputs,) = [node.output for node in onnx.load(path).graph.node if node.op_type == op_type]
+    assert len(outputs) == {"LSTM": 3, "GRU": 2}[op_type]
+    assert all(outputs)
 
 
 def test_a_batch_that_is_asked_for_is_refused() -> None:

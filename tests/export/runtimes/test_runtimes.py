@@ -110,7 +110,7 @@ def test_auto_chooses_among_what_the_runtime_takes(
     layer: nn.GRU, tmp_path: Path, add_runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_runtime()
-    no_scan = faults.Fault("played", "it has no Scan", "leave it", faults._has_loop, wrong=False)
+    no_scan = faults.Fault("played", "it has no Scan", "leave it", faults._has_loop)
     monkeypatch.setattr(faults, "FAULTS", (*faults.FAULTS, no_scan))
     kwargs = {"lengths": torch.tensor([4, 2, 1])}
     path = tmp_path / "gru.onnx"
@@ -141,7 +141,7 @@ def test_what_is_known_to_be_wrong_is_refused_by_name(layer: nn.GRU, tmp_path: P
     path = tmp_path / "gru.onnx"
     export_onnx(layer, X, path, kwargs=kwargs, form="native", sizes=SIZES)
     file = OnnxFile.read(path)
-    assert file.sequence_lens == {"GRU"}
+    assert file.recurrent.sequence_lens == {"GRU"}
     message = (
         r"gru.onnx would be wrong in OpenVINO, without a message: it ignores `sequence_lens` where shapes are dynamic, "
         r".* use row_ends='held'.* or runtime='openvino-static'"
