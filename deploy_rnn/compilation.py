@@ -112,7 +112,8 @@ class _CompiledFunction:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        function = _with_code_of_its_own(function)
+        self._only_compiled = threading.local()
+        function = _with_code_of_its_own(self._refusing(function))
         self._compiled = torch.compile(
             function, fullgraph=True, dynamic=True, backend=compile_graph
         )
@@ -121,7 +122,26 @@ class _CompiledFunction:
         self._limit_reached = 0
         self._has_fixed_numbers = False
 
+    def _refusing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, which torch.compile reads; it refuses to run uncompiled where that is not wanted."""
+        only_compiled = self._only_compiled
+
+        def refusing(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling() and getattr(only_compiled, "is_set", False):
+                raise _NotCompiledYetError
+            return function(*args, **kwargs)
+
+        return refusing
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Where it is compiled, this takes less time than to ask torch.compile, which prepares for compiling each time.
+        self._only_compiled.is_set = True
+        try:
+            return self._compiled_so_far(*args, **kwargs)
+        except _NotCompiledYetError:
+            pass
+        finally:
+            self._only_compiled.is_set = False
         limit = torch._dynamo.config.recompile_limit
         if limit > self._limit_reached:
             try:
@@ -149,6 +169,10 @@ class _CompiledFunction:
                     self._has_fixed_numbers = True
             with torch._dynamo.config.patch(specialize_float=True):
                 return self._compiled(*args, **kwargs)
+
+
+class _NotCompiledYetError(Exception):
+    """A call of a kind for which there is no graph yet."""
 
 
 @cache

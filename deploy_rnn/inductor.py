@@ -13,6 +13,7 @@ from torch._inductor.exc import InductorError
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from deploy_rnn.loop_blocks import LoopsInBlocks
+from deploy_rnn.nn.lstm_directions import LSTM_OPERATORS_IN_CPP
 
 TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -33,12 +34,22 @@ KERNELS_OF_PYTORCH = (
 """Operators whose kernel in PyTorch is called where inductor would write code (torch 2.13)."""
 
 
+ONE_ROW_CHUNK = 2**15
+"""Operations that a thread takes at least, in a graph of one row.
+
+The product of a step is written out there (`loop_blocks`). With few units, two threads would wait for each other for
+longer than it takes one.
+"""
+
+
 def compile_graph(
     graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]
 ) -> Callable[..., Any]:
     """Compile a graph of torch.compile, as its `backend`."""
     define_quotient_of_sizes()
     options = loop_options()
+    if _has_loop_of_one_row(graph):
+        options["cpp.min_chunk_size"] = ONE_ROW_CHUNK
     if CPP_WRAPPER and not torch.is_grad_enabled():
         try:
             return _compile(graph, example_inputs, options | {"cpp_wrapper": True})
@@ -50,12 +61,24 @@ def compile_graph(
     return _compile(graph, example_inputs, options)
 
 
+def _has_loop_of_one_row(graph: torch.fx.GraphModule) -> bool:
+    """Whether a graph of torch.compile has a loop whose states (D, B, H) are of one row."""
+    for node in graph.graph.nodes:
+        if node.target is torch.ops.higher_order.scan:
+            _, states, *_ = node.args
+            shapes = [state.meta["example_value"].shape for state in states]
+            if any(len(shape) == 3 and shape[1] == 1 for shape in shapes):
+                return True
+    return False
+
+
 def loop_options() -> dict[str, Any]:
     """Options of inductor for a graph with loops over time."""
     # tanh from one exponential, in one vectorised loop.
     options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
     if CPP_WRAPPER:
         options["post_grad_custom_post_pass"] = LoopsInBlocks()
+        options["aot_inductor.custom_ops_to_c_shims"] = dict(LSTM_OPERATORS_IN_CPP)
     return options
 
 

@@ -1,10 +1,12 @@
 """`OneDnnRecurrence`: oneDNN's kernel for an LSTM on a CPU, called from a compiled graph.
 
 `torch.nn.LSTM` on a CPU hands a whole layer to oneDNN. The operator behind it is one layer and one direction a call,
-for any number of steps and rows, so that a graph with it stays one graph for every T and B.
+for any number of steps and rows, so that a graph with it stays one graph for every T and B. Operators of ours call it,
+which choose the threads: see `lstm_directions`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from deploy_rnn.nn.cells import CELLS
 from deploy_rnn.nn.lengths import reverse_rows
+from deploy_rnn.nn.lstm_directions import IN_CPP, lstm_direction, lstm_directions, lstm_in_torch
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.nn.recurrent import Recurrent
 
@@ -24,9 +27,6 @@ HOLD = 1e4
 
 SAMPLES = 64
 """How many elements of a weight, at least, are looked at before each call."""
-
-_LSTM_OF_ONEDNN = 2
-"""Its number for the operator."""
 
 
 def has_kernel(layer: Recurrent) -> bool:
@@ -77,15 +77,16 @@ class OneDnnRecurrence(Recurrence):
             lengths = lengths.to(input.device)
         finals: list[list[Tensor]] = [[], []]
         for number in range(layer.num_layers):
-            outputs = []
+            of_layer = []
             for direction in range(directions):
                 place = number * directions + direction
-                kernel = _Direction(weights[place], size, reverse=direction == 1)
                 if states is None:
                     first = [input.new_zeros([1, input.size(1), size]) for _ in range(2)]
                 else:
                     first = [state[place : place + 1].contiguous() for state in states]
-                output, last = kernel.run(input, first, lengths)
+                of_layer.append(_Direction(weights[place], first, reverse=direction == 1))
+            outputs = []
+            for output, last in _run(of_layer, input, lengths):
                 outputs.append(output)
                 for final, state in zip(finals, last, strict=True):
                     final.append(state)
@@ -115,53 +116,84 @@ class _Direction:
     Attributes:
         weights: weight_ih (4*H, I), weight_hh (4*H, H), and both biases (4*H,) if it has any; with lengths, the
             matrices are as the layer has them, otherwise they may be as oneDNN has them.
-        hidden_size: H.
+        states: h and c, (1, B, H), that it starts with.
         reverse: whether it walks from the end.
     """
 
     weights: list[Tensor]
-    hidden_size: int
+    states: list[Tensor]
     reverse: bool
 
-    def run(
-        self, input: Tensor, states: list[Tensor], lengths: Tensor | None
+    def arguments(self, input: Tensor, lengths: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """What the kernel gets of the layer's input (T, B, I): an input of its own, and four weights."""
+        matrices = self.weights[:2]
+        if lengths is not None:
+            if self.reverse:
+                input = reverse_rows(input, lengths)
+            # Beyond a row's end, one more feature of the input is 1. It shuts the input gate and opens the forget gate,
+            # so that c stays as it is.
+            beyond = _beyond(input, lengths)
+            input = torch.cat([input.masked_fill(beyond, 0.0), beyond.to(input.dtype)], -1)
+            matrices = [torch.cat([matrices[0], self._hold_column()], 1), matrices[1]]
+        biases = self.weights[2:] or 2 * [input.new_zeros(4 * self._hidden_size())]
+        return input.contiguous(), [*matrices, *biases]
+
+    def results(
+        self, kernel_results: Sequence[Tensor], lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """input (T, B, I), states (1, B, H) each, lengths (B,) or None -> output (T, B, H), last states"""
+        """What it comes to from what the kernel returns: output (T, B, H), last states."""
+        output, h, c = kernel_results
         if lengths is None:
-            return self._call(input, states, self.weights, self.reverse)
-        if self.reverse:
-            input = reverse_rows(input, lengths)
-        # Beyond a row's end, one more feature of the input is 1. It shuts the input gate and opens the forget gate, so
-        # that c stays as it is.
-        steps = torch.arange(input.size(0), device=lengths.device).unsqueeze(1)
-        beyond = (steps >= lengths).unsqueeze(-1)  # (T, B, 1)
-        marked = torch.cat([input.masked_fill(beyond, 0.0), beyond.to(input.dtype)], -1)
-        weight_ih = torch.cat([self.weights[0], self._hold_column()], 1)
-        output, (_, c) = self._call(marked, states, [weight_ih, *self.weights[1:]], reverse=False)
-        output = output.masked_fill(beyond, 0.0)
-        last_step = (lengths - 1).clamp(0, input.size(0) - 1).view(1, -1, 1).expand_as(c)
+            return output, [h, c]
+        output = output.masked_fill(_beyond(output, lengths), 0.0)
+        last_step = (lengths - 1).clamp(0, output.size(0) - 1).view(1, -1, 1).expand_as(c)
         # A row of no steps keeps the state that it starts with.
-        h = torch.where((lengths > 0).view(1, -1, 1), output.gather(0, last_step), states[0])
+        h = torch.where((lengths > 0).view(1, -1, 1), output.gather(0, last_step), self.states[0])
         return (reverse_rows(output, lengths) if self.reverse else output), [h, c]
 
-    def _call(
-        self, input: Tensor, states: list[Tensor], weights: list[Tensor], reverse: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        has_biases = len(weights) > 2
-        biases = weights[2:] if has_biases else 2 * [input.new_zeros(4 * self.hidden_size)]
-        output, h, c, _ = torch.ops.aten.mkldnn_rnn_layer.default(
-            input.contiguous(), *weights[:2], *biases, *states, reverse,
-            batch_sizes=[], mode=_LSTM_OF_ONEDNN, hidden_size=self.hidden_size, num_layers=1, has_biases=has_biases,
-            bidirectional=False, batch_first=False, train=False,
-        )  # fmt: skip
-        return output, [h, c]
+    def _hidden_size(self) -> int:
+        return self.states[0].size(-1)
 
     def _hold_column(self) -> Tensor:
         """The column (4*H, 1) of weight_ih by which one more feature of the input holds c."""
         weight = self.weights[1]
         rows = torch.arange(weight.size(0), device=weight.device).unsqueeze(1)
-        other_gates = torch.where(rows < 2 * self.hidden_size, HOLD, 0.0)
-        return torch.where(rows < self.hidden_size, -HOLD, other_gates).to(weight.dtype)
+        other_gates = torch.where(rows < 2 * self._hidden_size(), HOLD, 0.0)
+        return torch.where(rows < self._hidden_size(), -HOLD, other_gates).to(weight.dtype)
+
+
+def _beyond(sequence: Tensor, lengths: Tensor) -> Tensor:
+    """Where (T, B, 1) a sequence (T, B, N) is beyond the end of a row."""
+    steps = torch.arange(sequence.size(0), device=lengths.device).unsqueeze(1)
+    return (steps >= lengths).unsqueeze(-1)
+
+
+def _run(
+    directions: list[_Direction], input: Tensor, lengths: Tensor | None
+) -> list[tuple[Tensor, list[Tensor]]]:
+    """Run the directions of one layer: -> output (T, B, H) and last states of each."""
+    arguments = [direction.arguments(input, lengths) for direction in directions]
+    has_biases = len(directions[0].weights) > 2
+    walks_back = lengths is None  # otherwise the input of the reverse direction is turned around
+    size = directions[0].states[0].size(-1)
+    if len(directions) == 2 and IN_CPP:
+        results = lstm_directions(
+            [own_input for own_input, _ in arguments],
+            [weight for _, weights in arguments for weight in weights],
+            [state for direction in directions for state in direction.states],
+            has_biases, walks_back, size,
+        )  # fmt: skip
+        of_directions: list[Sequence[Tensor]] = [results[:3], results[3:]]
+    else:
+        run = lstm_direction if IN_CPP else lstm_in_torch
+        of_directions = [
+            run(*own, direction.states, has_biases, direction.reverse and walks_back, size)
+            for direction, own in zip(directions, arguments, strict=True)
+        ]
+    return [
+        direction.results(of_one, lengths)
+        for direction, of_one in zip(directions, of_directions, strict=True)
+    ]
 
 
 class _ReorderedWeights:

@@ -182,9 +182,8 @@ def _checked(tensor: Tensor, name: str, axes: Axes, all_sizes: list[Any]) -> Ten
 def _compile(program: ExportedProgram, checks: str, path: Path) -> str:
     """Compile a traced model with AOTInductor: -> the path of the package."""
     shim = CPP_FUNCTION + CHECKED.replace("CONDITIONS", checks)
-    options = loop_options() | {
-        "aot_inductor.custom_ops_to_c_shims": {torch.ops.deploy_rnn.checked.default: [shim]}
-    }
+    options = loop_options()
+    options["aot_inductor.custom_ops_to_c_shims"][torch.ops.deploy_rnn.checked.default] = [shim]
     try:
         return torch._inductor.aoti_compile_and_package(
             program, package_path=str(path), inductor_configs=options

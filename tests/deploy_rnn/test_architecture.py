@@ -59,7 +59,7 @@ ARROWS = {
     "packing": {"nn"},
     "any_size": {"known_numbers"},
     "known_numbers": set(),
-    "inductor": {"loop_blocks"},
+    "inductor": {"loop_blocks", "nn"},
     "loop_blocks": set(),
     "compilation": {
         "any_size", "conversion", "copying", "first_call", "held_layers", "inductor", "nn", "packing",

@@ -18,9 +18,12 @@ from torch.utils import _pytree as pytree
 
 import deploy_rnn
 import deploy_rnn.compilation
+from deploy_rnn import inductor
+from deploy_rnn.compilation import _CompiledFunction
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn import cudnn
 from deploy_rnn.nn.library import assign_kernels
+from deploy_rnn.nn.lstm_directions import lstm_direction, lstm_directions
 from deploy_rnn.nn.recurrence import Recurrence
 from deploy_rnn.packaging import aot
 
@@ -31,7 +34,12 @@ pytestmark = [
     ),  # torch compiles through its own deprecated modules
 ]
 
-KERNEL = torch.ops.aten.mkldnn_rnn_layer.default
+KERNELS = {
+    torch.ops.aten.mkldnn_rnn_layer.default: 1,
+    torch.ops.deploy_rnn.lstm_direction.default: 1,
+    torch.ops.deploy_rnn.lstm_directions.default: 2,
+}
+"""Operators, and how many directions each computes."""
 
 SHAPES = [
     (5, 5), (9, 9), (4, 7), (7, 2), (33, 6), (2, 8), (64, 2), (3, 3), (2, 2), (17, 5), (8, 64), (65, 3), (18, 18),
@@ -54,8 +62,8 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
 
 
 def kernels(graph: torch.fx.GraphModule) -> int:
-    """How many calls of the kernel a graph has."""
-    return sum(node.target is KERNEL for node in graph.graph.nodes)
+    """How many directions of layers the kernel computes in a graph."""
+    return sum(KERNELS.get(node.target, 0) for node in graph.graph.nodes)
 
 
 def states_for(layer: nn.LSTM, rows: int) -> tuple[Tensor, Tensor]:
@@ -116,6 +124,84 @@ def test_it_is_equal_to_torch(
     torch.testing.assert_close(compiled(x, states), original(x, states), rtol=0, atol=1e-6)
     torch.testing.assert_close(compiled(x), original(x), rtol=0, atol=1e-6)
     assert all(kernels(graph) > 0 for graph in traced)
+
+
+@pytest.mark.parametrize("has_biases", [False, True])
+def test_what_is_said_of_the_operators_is_so(has_biases: bool) -> None:
+    """What torch.compile is told of them, and what they return."""
+    inputs = [torch.randn(3, 2, 5) for _ in range(2)]
+    shapes = 2 * [(36, 5), (36, 9), (36,), (36,)]
+    weights = [torch.randn(shape) for shape in shapes]
+    states = [torch.randn(1, 2, 9) for _ in range(4)]
+    checks = ("test_schema", "test_faketensor")
+    both = (inputs, weights, states, has_biases, True, 9)
+    torch.library.opcheck(lstm_directions, both, test_utils=checks)
+    one = (inputs[0], weights[:4], states[:2], has_biases, True, 9)
+    torch.library.opcheck(lstm_direction, one, test_utils=checks)
+
+
+class TwoLayers(nn.Module):
+    """One of two directions, and one of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(5, 9, bidirectional=True)
+        self.second = nn.LSTM(18, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x)[0])[0]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_operators_in_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two threads and on one: the very numbers of the kernel, also of weights that have gradients."""
+    drivers = []
+    compile_with = inductor._compile
+
+    def spy(graph: Any, inputs: Any, options: Any) -> Any:
+        drivers.append(options.get("cpp_wrapper"))
+        return compile_with(graph, inputs, options)
+
+    monkeypatch.setattr(inductor, "_compile", spy)
+    monkeypatch.setattr(deploy_rnn.compilation, "compile_graph", inductor.compile_graph)
+    model = TwoLayers()
+    compiled = deploy_rnn.compile(model, recurrence="library")
+    x = torch.randn(6, 3, 5)
+    expected = model(x)
+    threads = torch.get_num_threads()
+    try:
+        for number in (2, 1):
+            torch.set_num_threads(number)
+            output = compiled(x)
+            torch.testing.assert_close(output, expected, rtol=0, atol=0)
+            assert torch.get_num_threads() == number
+            assert not torch.is_grad_enabled()
+            assert not output.requires_grad
+    finally:
+        torch.set_num_threads(threads)
+    assert all(drivers), "C++ that does not compile would be replaced by slow Python"
+
+
+@torch.no_grad()
+def test_a_call_that_is_compiled_does_not_prepare_for_compiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+    compile_call = _CompiledFunction._compile
+
+    def spy(self: Any, args: Any, kwargs: Any) -> Any:
+        asked.append(args[0].size(0))
+        return compile_call(self, args, kwargs)
+
+    monkeypatch.setattr(_CompiledFunction, "_compile", spy)
+    compiled = deploy_rnn.compile(nn.LSTM(5, 4))
+    for steps in (5, 6, 7, 1, 1):
+        compiled(torch.randn(steps, 2, 5))
+    with torch.compiler.set_stance("force_eager"):
+        compiled(torch.randn(3, 2, 5))
+    compiled(torch.randn(3, 2, 5))
+    assert asked == [5, 1, 3]
 
 
 @torch.no_grad()
