@@ -78,6 +78,7 @@ def export_onnx(
             cost at any output, over everything that is run; or an `ErrorMetric`, a bound in a measure of yours, on the
             example; None for any.
         int8_layers: with "int8", which layers around the recurrent ones are of eight bits, too: "linear", "embedding".
+            Those of torch.nn itself; not in the step of a loop.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
             without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`

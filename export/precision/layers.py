@@ -5,11 +5,13 @@ A linear layer rounds as the products of recurrent layers do. An embedding has e
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.loops import in_step
 
 from .rounding import rounded_table
@@ -18,6 +20,8 @@ LINEAR = "linear"
 EMBEDDING = "embedding"
 LAYERS = (LINEAR, EMBEDDING)
 """What may be of eight bits besides recurrent layers."""
+
+TORCH_NAMES = {LINEAR: "Linear", EMBEDDING: "Embedding without `max_norm`"}
 
 LEVELS = "int8_levels"
 STEPS = "int8_steps"
@@ -50,12 +54,25 @@ def round_layers(model: nn.Module, kinds: Collection[str], product: Product) -> 
         model: any module.
         kinds: some of `LAYERS`.
         product: computes the linear layers.
+
+    Raises:
+        ExportError: the model has no layer of a kind.
     """
+    found: dict[str, list[Any]] = {
+        LINEAR: list(linear_layers(model)),
+        EMBEDDING: list(embeddings(model)),
+    }
+    for kind in kinds:
+        if not found[kind]:
+            raise ExportError(
+                f"`int8_layers` has {kind!r}, and the model has no {TORCH_NAMES[kind]} of torch.nn itself in float32; "
+                "leave it out."
+            )
     if LINEAR in kinds:
-        for layer in linear_layers(model):
+        for layer in found[LINEAR]:
             _compute_with(layer, partial(_linear, layer, product))
     if EMBEDDING in kinds:
-        for table in embeddings(model):
+        for table in found[EMBEDDING]:
             levels, steps = rounded_table(table.weight.detach().numpy())
             table.register_buffer(LEVELS, torch.from_numpy(levels), persistent=False)
             table.register_buffer(STEPS, torch.from_numpy(steps), persistent=False)

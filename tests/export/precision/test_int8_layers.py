@@ -11,9 +11,10 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.errors import VerificationError
+from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
 from deploy_rnn.export.options import ExportOptions
+from deploy_rnn.export.precision.layers import round_layers
 from deploy_rnn.export.precision.reference import reference_of
 from deploy_rnn.export.precision.rounding import rounded_table
 from deploy_rnn.runtime import open_session
@@ -106,6 +107,21 @@ def test_one_level_is_found(file: Path, tagger: nn.Module, shape: tuple[int, int
     verify(file, tagger, TOKENS, sizes=(2,), long_steps=None)
     with pytest.raises(VerificationError, match=r"changed\.onnx is not the model: .* rounded\."):
         verify(file.with_name("changed.onnx"), tagger, TOKENS, sizes=(2,), long_steps=None)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_kind_that_the_model_lacks(kind: str) -> None:
+    """A subclass may compute something else."""
+
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model = nn.ModuleDict({"out": Doubled(4, 2), "table": nn.Embedding(3, 2, max_norm=1.0)})
+    with pytest.raises(
+        ExportError, match=rf"`int8_layers` has '{kind}', and the model has no .* of"
+    ):
+        round_layers(model, [kind], nn.Linear.forward)
 
 
 @pytest.mark.parametrize(
