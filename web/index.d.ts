@@ -54,6 +54,8 @@ export interface RunOptions {
 
 export interface Bundle {
   readonly name: string;
+  /** "float32", "float64", "float16" or "int8". */
+  readonly precision: string;
   readonly inputs: readonly TensorSpec[];
   readonly outputs: readonly TensorSpec[];
 
@@ -95,6 +97,8 @@ export interface Stream {
 }
 
 export interface LoadOptions {
+  /** In which it computes, such as "int8"; must be given if the bundle has several. */
+  precision?: string;
   /** In place of the browser's `fetch`, such as to send a token. */
   fetch?: (url: URL, init: RequestInit) => Promise<Response>;
   /** false: do not compare the files with their digests, as a page must that is neither on https nor on localhost. */

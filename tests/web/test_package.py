@@ -40,10 +40,8 @@ def test_the_manifest_is_that_of_this_release() -> None:
     assert all(f'"{name}"' in read[0] for name in graph_names)
 
 
-def test_the_files_of_a_bundle_have_their_names() -> None:
-    index = (WEB / "src" / "index.js").read_text(encoding="utf-8")
-    assert json.loads(constant("WEIGHTS", index)) == bundle.WEIGHTS
-    metadata = (WEB / "src" / "onnx_metadata.js").read_text(encoding="utf-8")
+def test_the_metadata_has_its_name() -> None:
+    metadata = (WEB / "src" / "onnx_file.js").read_text(encoding="utf-8")
     assert FileMetadata(table_rows={"x": 1}).to_properties().keys() == {PREFIX + "table_rows"}
     assert json.loads(constant("TABLE_ROWS", metadata)) == PREFIX + "table_rows"
 

@@ -47,6 +47,7 @@ export class Bundle {
     this.#graphs = new Graphs(manifest.graphs);
     this.#openGraph = openGraph;
     this.name = manifest.name;
+    this.precision = manifest.graphs[0].precision;
     this.inputs = this.#signature.callerInputs.map(publicSpec);
     this.outputs = this.#signature.callerOutputs.map(publicSpec);
   }

@@ -1,6 +1,7 @@
 // `Graphs`: which graph of a bundle runs a batch.
 
 import { BundleError, InputError } from "./errors.js";
+import { shown } from "./fields.js";
 import { nearest, rangeText, takes } from "./sizes.js";
 
 /** @typedef {import("./manifest.js").Graph} Graph */
@@ -19,16 +20,27 @@ import { nearest, rangeText, takes } from "./sizes.js";
 /** @type {SizeRange} */
 const ANY = [1, null];
 
+/**
+ * The graphs in one precision: that which is asked for, or the only one.
+ * @param {readonly Graph[]} graphs
+ * @param {string | undefined} precision
+ * @param {string} address of the bundle
+ */
+export function ofPrecision(graphs, precision, address) {
+  const offered = [...new Set(graphs.map((graph) => graph.precision))];
+  const chosen = precision ?? (offered.length === 1 ? offered[0] : undefined);
+  if (chosen !== undefined && offered.includes(chosen)) {
+    return graphs.filter((graph) => graph.precision === chosen);
+  }
+  const names = offered.join(" and ");
+  // Graphs in several precisions would race, and the numbers depend on which of them wins.
+  const rule = chosen === undefined ? "must say which" : `is ${shown(chosen)}`;
+  throw new BundleError(`${address} has graphs in ${names}; \`precision\` ${rule}.`);
+}
+
 export class Graphs {
   /** @param {readonly Graph[]} graphs */
   constructor(graphs) {
-    const precisions = [...new Set(graphs.map(({ precision }) => precision))].sort();
-    if (precisions.length > 1) {
-      // The first graph would win, and its numbers are not those of the others.
-      throw new BundleError(
-        `the bundle has graphs in ${precisions.join(" and ")}; all graphs must be in one precision.`,
-      );
-    }
     /** For any number of steps, the fastest first. */
     this.dynamic = graphs
       .filter(({ steps }) => steps === null)

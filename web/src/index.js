@@ -1,17 +1,18 @@
 // deploy-rnn's bundles in a browser: what `deploy_rnn.serving.Engine` answers in Python, over onnxruntime-web.
 
 import { Bundle } from "./bundle.js";
+import { BundleError } from "./errors.js";
 import { Files } from "./files.js";
+import { ofPrecision } from "./graphs.js";
+import { externalFiles } from "./onnx_file.js";
 import { Session } from "./session.js";
 
 export { BundleError, DeployError, InputError, RunError, StreamError } from "./errors.js";
 export { Tensor } from "./tensors.js";
 
-const WEIGHTS = "weights.bin"; // of all graphs of a bundle
-
 /**
- * Load a bundle: its manifest, its weights, and the graph that a first run is likely to need. Others are fetched when a
- * run needs them.
+ * Load a bundle: its manifest, and the graph that a first run is likely to need, with its weights. Others are fetched
+ * when a run needs them.
  *
  * @param {string | URL} url the folder of the bundle; relative to the page
  * @param {import("../index.js").LoadOptions} [options]
@@ -19,38 +20,60 @@ const WEIGHTS = "weights.bin"; // of all graphs of a bundle
  */
 export async function loadBundle(url, options = {}) {
   const files = new Files(url, options);
-  const manifest = await files.manifest();
-  const digestOf = (/** @type {string} */ name) =>
-    /** @type {string} */ (manifest.sha256.get(name));
-  const unopened = new Set(manifest.graphs.map(({ file }) => file));
-  /** @type {Promise<Uint8Array> | undefined} */
-  let weights;
+  const whole = await files.manifest();
+  const graphs = ofPrecision(whole.graphs, options.precision, String(files.address("")));
+  const manifest = { ...whole, graphs };
+  const unopened = new Set(graphs.map(({ file }) => file));
+  /** @type {Map<string, Promise<Uint8Array>>} */
+  const weights = new Map();
+
+  /**
+   * A file of weights, which graphs share.
+   * @param {string} name
+   * @param {string} address of the graph
+   */
+  async function weightsIn(name, address) {
+    const digest = manifest.sha256.get(name);
+    if (digest === undefined) {
+      throw new BundleError(
+        `${address} has weights in "${name}", which the manifest does not list.`,
+      );
+    }
+    const data = weights.get(name) ?? files.read(name, digest);
+    weights.set(name, data);
+    return { path: name, data: await data };
+  }
 
   /** @param {import("./manifest.js").Graph} graph */
   async function openGraph(graph) {
-    if (manifest.sha256.has(WEIGHTS)) weights ??= files.read(WEIGHTS, digestOf(WEIGHTS));
+    const address = String(files.address(graph.file));
     try {
-      const [file, data] = await Promise.all([
-        files.read(graph.file, digestOf(graph.file)),
-        weights,
-      ]);
-      const externalData = data === undefined ? [] : [{ path: WEIGHTS, data }];
-      const session = await Session.open(
-        file,
-        externalData,
-        graph,
-        manifest,
-        String(files.address(graph.file)),
-      );
+      const file = await files.read(graph.file, String(manifest.sha256.get(graph.file)));
+      const names = [...namesOf(file, address)];
+      const externalData = await Promise.all(names.map((name) => weightsIn(name, address)));
+      const session = await Session.open(file, externalData, graph, manifest, address);
       unopened.delete(graph.file);
       // Each session has a copy of its own.
-      if (!unopened.size) weights = undefined;
+      if (!unopened.size) weights.clear();
       return session;
     } catch (error) {
-      weights = undefined;
+      weights.clear();
       throw error;
     }
   }
 
   return Bundle.open(manifest, openGraph);
+}
+
+/**
+ * The files that hold the weights of a graph.
+ * @param {Uint8Array} file
+ * @param {string} address
+ */
+function namesOf(file, address) {
+  try {
+    return externalFiles(file);
+  } catch (error) {
+    throw new BundleError(`${address} is not an ONNX file: ${error}.`, { cause: error });
+  }
 }

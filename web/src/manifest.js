@@ -54,7 +54,7 @@ const FIELDS = [
   "sha256",
 ];
 const FORMS = ["native", "scan", "unrolled"];
-const PRECISIONS = ["float32", "float64", "int8"];
+const PRECISIONS = ["float32", "float64", "float16", "int8"];
 const DTYPES = [
   "bool",
   "uint8",

@@ -3,7 +3,7 @@
 import * as ort from "onnxruntime-web/wasm";
 
 import { BundleError, InputError, RunError } from "./errors.js";
-import { tableRows } from "./onnx_metadata.js";
+import { tableRows } from "./onnx_file.js";
 import { specText } from "./signature.js";
 import { Tensor } from "./tensors.js";
 

@@ -3,6 +3,7 @@ import { test } from "node:test";
 
 import { Bundle } from "../src/bundle.js";
 import { BundleError, InputError, RunError } from "../src/errors.js";
+import { ofPrecision } from "../src/graphs.js";
 import { graph, opener, spec, sums } from "./helpers.js";
 
 const values = (outputs) =>
@@ -206,11 +207,6 @@ test("what a bundle cannot be is refused", async () => {
     Bundle.open(half, opener()),
     /^BundleError: `x` is float16, for which not every browser has an array/,
   );
-  const mixed = sums([graph("a.onnx"), graph("b.onnx", null, { precision: "int8" })]);
-  await assert.rejects(
-    Bundle.open(mixed, opener()),
-    /graphs in float32 and int8; all graphs must be in one precision/,
-  );
   const bundle = await Bundle.open(sums([graph("a.onnx")]), opener());
   await bundle.close();
   await assert.rejects(bundle.run({ x: [[1]] }), new BundleError("sums is closed; load it again."));
@@ -234,4 +230,19 @@ test("an axis of size 1 that the model drops is named", async () => {
       error instanceof RunError &&
       error.message.startsWith("output `y` has shape [2], the graph declares y: float32 [T, B]: "),
   );
+});
+
+test("a bundle of several precisions is opened in the one that is asked for", () => {
+  const graphs = [graph("a.onnx"), graph("b.onnx", null, { precision: "int8" })];
+  assert.deepEqual(ofPrecision(graphs, "int8", "tagger/"), [graphs[1]]);
+  assert.deepEqual(ofPrecision(graphs.slice(1), undefined, "tagger/"), [graphs[1]]);
+  for (const [precision, rule] of [
+    [undefined, "must say which"],
+    ["float16", 'is "float16"'],
+  ]) {
+    assert.throws(
+      () => ofPrecision(graphs, precision, "tagger/"),
+      new BundleError(`tagger/ has graphs in float32 and int8; \`precision\` ${rule}.`),
+    );
+  }
 });

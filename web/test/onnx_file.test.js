@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { tableRows } from "../src/onnx_metadata.js";
+import { externalFiles, tableRows } from "../src/onnx_file.js";
 
 const bytes = (...parts) =>
   parts.flatMap((part) => (typeof part === "string" ? [...new TextEncoder().encode(part)] : part));
@@ -21,6 +21,20 @@ test("the rows of tables are found among other fields", () => {
   );
   assert.deepEqual(tableRows(file), new Map([["tokens", 1000]]));
   assert.deepEqual(tableRows(new Uint8Array()), new Map());
+});
+
+test("the files of weights are found, in the graph and in the body of a loop", () => {
+  const tensor = (...entries) =>
+    entries.flatMap(([key, value]) =>
+      field(13, bytes(field(1, bytes(key)), field(2, bytes(value)))),
+    );
+  const weight = field(5, tensor(["location", "weights.bin"], ["offset", "0"]));
+  const body = field(6, field(5, tensor(["location", "body.bin"])));
+  const file = Uint8Array.from(
+    field(7, bytes(weight, weight, field(5, []), field(1, field(5, body)))),
+  );
+  assert.deepEqual(externalFiles(file), new Set(["weights.bin", "body.bin"]));
+  assert.deepEqual(externalFiles(new Uint8Array()), new Set());
 });
 
 test("what is no ONNX file is noticed", () => {
