@@ -30,7 +30,7 @@ with [portable=True](forms.md#for-runtimes-of-fewer-operators).
 **Every WRONG of this page is refused by name** before a run, by `export_onnx(..., runtime=...)` and `verify`, with what
 to use instead, and shown by `deploy-rnn inspect` ([faults.py](../export/runtimes/faults.py)); a test holds the page
 against that table, and that nothing which is right here is refused. `verify` finds what else may be wrong.
-[Wrong results, for their makers](upstream/index.md) has a script for each.
+[Wrong results, for their makers](upstream.md) has a script for each.
 
 {machine}
 """

@@ -70,7 +70,7 @@ def test_nothing_that_is_right_is_refused() -> None:
 
 
 NOT_IN_THE_TABLE = (faults.CASTS[0],)
-"""Of weights in float16, which tests/export/runtimes has."""
+"""Of weights in float16, which tests/export/precision has."""
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_every_refusal_was_seen(fault: Fault) -> None:
 
 def test_every_wrong_result_has_a_script_for_its_makers() -> None:
     """`make runtimes` runs them."""
-    index = (UPSTREAM / "index.md").read_text(encoding="utf-8")
+    index = UPSTREAM.with_suffix(".md").read_text(encoding="utf-8")
     scripts = {path.name for path in UPSTREAM.glob("*.py")}
     assert scripts == {fault.shown_by for fault in faults.WRONG}
-    assert all(f"[{name}]({name})" in index for name in scripts)
+    assert all(f"[{name}](upstream/{name})" in index for name in scripts)
 
 
 def test_the_unrolled_form_is_right_where_docs_forms_says_so() -> None:
