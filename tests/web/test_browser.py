@@ -297,6 +297,20 @@ def test_what_cannot_be_run_says_why(site: Path, page: Page) -> None:
     )
 
 
+def test_a_runtime_that_is_not_served_is_named(
+    site: Path, browser: Browser, tmp_path: Path
+) -> None:
+    for name in ("deploy-rnn-web", "onnxruntime-web", "stream"):
+        shutil.copytree(site / name, tmp_path / name)
+    shutil.copy(site / "index.html", tmp_path)
+    (tmp_path / "onnxruntime-web" / "ort-wasm-simd-threaded.wasm").unlink()
+    served = StaticSite(tmp_path)
+    error = Page(browser, served.address).ask("loadBundle('stream/')")
+    served.close()
+    assert error.startswith("RunError: onnxruntime-web cannot start: no available backend found.")
+    assert "ort-wasm-simd-threaded.wasm must be served next to its ort.wasm.bundle" in error
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")

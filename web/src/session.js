@@ -43,7 +43,15 @@ export class Session {
         externalData,
       });
     } catch (error) {
-      throw new BundleError(`${address} cannot be opened: ${messageOf(error)}`, { cause: error });
+      const message = messageOf(error);
+      if (message.includes("no available backend")) {
+        throw new RunError(
+          `onnxruntime-web cannot start: ${message}. Its ort-wasm-simd-threaded.wasm must be served next to its ` +
+            "ort.wasm.bundle.min.mjs, or where `env.wasm.wasmPaths` says.",
+          { cause: error },
+        );
+      }
+      throw new BundleError(`${address} cannot be opened: ${message}`, { cause: error });
     }
     compare("inputs", manifest.inputs, session.inputMetadata, graph, address);
     compare("outputs", manifest.outputs, session.outputMetadata, graph, address);
