@@ -1,7 +1,8 @@
 """What a fleet of servers costs: `python -m benchmarks.scale --output FILE.json` measures, in four minutes.
 
 1. The costs of a request, none of them taken from a latency under load: the run times that the engine measures at its
-   start; processor time of a request of a tiny model; how long one takes when it is alone.
+   start; processor time of a request of a tiny model, many at a time and now and then; how long one takes when it is
+   alone.
 2. Real servers at several rates, one and two replicas on this machine, and beside each the simulation
    (serving/simulation.py) with those costs.
 3. The costs of a chunk of a stream, and the memory of a stream.
@@ -49,7 +50,7 @@ from deploy_rnn.serving.scheduling.batching import SECONDS_BESIDES
 
 FLEETS = {1: Fleet(), 2: Fleet(replicas=2, threads=1, per_machine=2)}
 """Replicas on this machine of two cores: one may use both, two have one each."""
-RATES = {1: (200.0, 500.0, 800.0, 1100.0), 2: (200.0, 500.0, 800.0, 1100.0, 1400.0)}
+RATES = {1: (200.0, 500.0, 800.0, 1100.0, 1400.0), 2: (200.0, 500.0, 800.0, 1100.0, 1400.0)}
 LOW_RATE = 100.0
 """At which runs seldom meet."""
 CALLS = 8
@@ -109,10 +110,10 @@ def run_load(
 
 
 def _counters(server: Running) -> dict[str, float]:
-    """Processor seconds of a server, its runs, and their seconds, since its start."""
+    """Processor seconds of a server, those that its threads waited for a core, its runs, and their seconds."""
     with urlopen(f"http://127.0.0.1:{server.ports['http']}/metrics") as answer:
         text = answer.read().decode()
-    found = {"server_cpu": server.cpu_seconds()}
+    found = {"server_cpu": server.cpu_seconds(), "core_wait": server.core_wait_seconds()}
     for name in ("executions", "compute_seconds"):
         values = re.findall(rf"^deploy_rnn_{name}_total\{{.*\}} (\S+)$", text, re.MULTILINE)
         found[name] = sum(map(float, values))
@@ -168,7 +169,8 @@ def measure_costs(served: Served, tiny: Served, seconds: float) -> dict[str, Any
     with running(tiny, FLEETS[1]) as servers:
         many = run_load(servers, tiny, seconds, "--calls", str(CALLS))
         alone = run_load(servers, tiny, seconds, "--calls", "1")
-    loop = (many["server_cpu"] - SECONDS_BESIDES * many["executions"]) / many["sent"] - tiny_run
+        seldom = run_load(servers, tiny, seconds, "--rate", str(LOW_RATE))
+    loop = _loop_seconds(many, tiny_run)
     client = many["load_cpu"] / many["sent"]
     wakes = 1e-3 * alone["p50"] - loop - client - tiny_run - SECONDS_BESIDES
     table = measure_run_table(served)
@@ -180,8 +182,15 @@ def measure_costs(served: Served, tiny: Served, seconds: float) -> dict[str, Any
         "client": client,
         "wakes": max(0.0, wakes),
         "run_scale": max(1.0, slow["compute_seconds"] / slow["executions"] / table_run),
+        "loop_scale": max(1.0, _loop_seconds(seldom, tiny_run) / loop),
         "run_table": table,
     }
+
+
+def _loop_seconds(report: dict[str, Any], run: float) -> float:
+    """Processor time of a request besides its run."""
+    besides = report["server_cpu"] - SECONDS_BESIDES * report["executions"]
+    return float(besides / report["sent"] - run)
 
 
 def _mean_run(run_times: RunTimes, lengths: Sequence[int]) -> float:
@@ -200,6 +209,7 @@ def make_costs(measured: dict[str, Any], *, with_client: bool) -> Costs:
         wakes=measured["wakes"],
         run_seconds=read_run_table(measured["run_table"]).seconds,
         run_scale=measured["run_scale"],
+        loop_scale=measured.get("loop_scale", 1.0),
     )
 
 
@@ -228,6 +238,7 @@ def _summary(real: dict[str, Any]) -> dict[str, Any]:
     summary = {name: real[name] for name in ("p50", "p95", "p99", "sent", "right", "overrun")}
     summary["cpu_ms"] = 1e3 * (real["server_cpu"] + real["load_cpu"]) / real["sent"]
     summary["rows"] = real["sent"] / real["executions"]
+    summary["wait_ms"] = 1e3 * real["core_wait"] / real["sent"]
     summary["run_ms"] = 1e3 * real["compute_seconds"] / real["executions"]
     return summary
 
@@ -237,7 +248,13 @@ def make_plan(
 ) -> dict[str, Any]:
     """Replicas of two cores, machines and money for each of `SCALES`; and what becomes of a replica that fails."""
     costs = make_costs(measured["costs"], with_client=False)
-    rate = capacity(costs, Fleet(), lengths, assumptions.p99_ms)
+    simulated = capacity(costs, Fleet(), lengths, assumptions.p99_ms)
+    # The simulation has less of a tail than a real server.
+    rate = min(simulated, measured_capacity(measured["points"], assumptions.p99_ms))
+    if not rate:
+        raise SystemExit(
+            f"no server had a p99 within {assumptions.p99_ms:g} ms; give a larger one."
+        )
     at_capacity = simulate(costs, Fleet(), rate, SIMULATED_REQUESTS / rate, lengths).report()
     streams = StreamCosts(**measured["streams"])
     streams_rate = streams.capacity / assumptions.chunks
@@ -252,11 +269,25 @@ def make_plan(
         "benchmark": "scale_plan",
         "assumptions": asdict(assumptions),
         "capacity": rate,
+        "simulated_capacity": simulated,
         "cores_in_use": rate * at_capacity["cpu_ms"] / 1e3 / Fleet().cores,
         "streams_capacity": streams_rate,
         "rows": rows,
         "failures": [_fail(costs, lengths, rate, replicas) for replicas in (2, 4, 8)],
     }
+
+
+def measured_capacity(points: Sequence[dict[str, Any]], p99_ms: float) -> float:
+    """The highest rate of one real replica up to which 99 of 100 requests were answered within `p99_ms`; 0 if none."""
+    highest = 0.0
+    for point in points:
+        real = point["measured"]
+        if point["replicas"] != 1:
+            continue
+        if real["right"] < real["sent"] or real["p99"] > p99_ms:
+            break
+        highest = point["rate"]
+    return highest
 
 
 def _row(kind: str, scale: float, capacity: float, assumptions: Assumptions) -> dict[str, Any]:

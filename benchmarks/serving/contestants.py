@@ -50,16 +50,41 @@ class Running:
         ticks = sum(_cpu_ticks(process, self.session) for process in processes)
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def core_wait_seconds(self) -> float:
+        """For how long its threads could have computed so far, and had no core, those of all threads added up."""
+        processes = Path("/proc").glob("[0-9]*")
+        return 1e-9 * sum(_core_wait(process, self.session) for process in processes)
+
 
 def _cpu_ticks(folder: Path, session: int) -> int:
     """Of a process and those of its children that have ended; 0 if it is of another session."""
+    fields = _stat(folder)
+    is_of_session = bool(fields) and int(fields[3]) == session
+    return sum(map(int, fields[11:15])) if is_of_session else 0
+
+
+def _core_wait(folder: Path, session: int) -> int:
+    """Nanoseconds of the threads of a process; 0 if it is of another session."""
+    fields = _stat(folder)
+    if not fields or int(fields[3]) != session:
+        return 0
+    total = 0
+    for file in folder.glob("task/*/schedstat"):
+        try:
+            total += int(file.read_text().split()[1])
+        except OSError:  # the thread has just ended
+            continue
+    return total
+
+
+def _stat(folder: Path) -> list[str]:
+    """The numbers of a process; empty if it has just ended."""
     try:
         text = (folder / "stat").read_text()
-    except OSError:  # it has just ended
-        return 0
+    except OSError:
+        return []
     # The name of the program stands in parentheses, and may have blanks.
-    fields = text.rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) if int(fields[3]) == session else 0
+    return text.rpartition(")")[2].split()
 
 
 @contextmanager

@@ -36,14 +36,16 @@ class Costs:
         client: processor time of the client, if it is on the same machine; 0 if it is elsewhere.
         wakes: time that passes without any processor time, such as until a thread awakes.
         run_seconds: of a run, as the server has measured it, alone on the machine.
-        run_scale: how many times as long a run takes in a server that does other things besides.
+        run_scale: how many times as long a run takes that begins on an idle core, whose caches have something else.
+        loop_scale: the same for what the event loop and the client do.
     """
 
     loop: float
     client: float
     wakes: float
     run_seconds: RunSeconds
-    run_scale: float
+    run_scale: float = 1.0
+    loop_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,12 @@ class Arrival:
 
 
 class Machine:
-    """Cores that all tasks share equally; a task never has more than one."""
+    """Cores that all tasks share equally; a task never has more than one.
+
+    Attributes:
+        busy: seconds that the cores have computed.
+        waited: seconds that tasks have waited for a core, those of all tasks added up.
+    """
 
     def __init__(self, cores: int) -> None:
         self._cores = cores
@@ -104,10 +111,20 @@ class Machine:
         self._owner: dict[int, object] = {}
         self._numbers = count()
         self.busy = 0.0
+        self.waited = 0.0
 
-    def start(self, now: float, seconds: float, then: Callable[[], None], owner: object) -> None:
-        """Begin a task of so many seconds on a core; `then` is called at its end."""
+    def start(
+        self,
+        now: float,
+        seconds: float,
+        then: Callable[[], None],
+        owner: object,
+        scale: float = 1.0,
+    ) -> None:
+        """Begin a task of so many seconds, `scale` times as many if a core is idle; `then` is called at its end."""
         self._advance(now)
+        if len(self._left) < self._cores:
+            seconds *= scale
         number = next(self._numbers)
         self._left[number] = seconds
         self._then[number] = then
@@ -141,6 +158,7 @@ class Machine:
         if self._left:
             seconds = (now - self._now) * self._speed
             self.busy += seconds * len(self._left)
+            self.waited += (now - self._now - seconds) * len(self._left)
             for number in self._left:
                 self._left[number] -= seconds
         self._now = now
@@ -155,6 +173,7 @@ class Worker:
     def __init__(self, simulation: "Simulation", machine: Machine) -> None:
         self._simulation = simulation
         self._machine = machine
+        self._scale = simulation.costs.loop_scale
         self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
         self._busy = False
 
@@ -179,7 +198,7 @@ class Worker:
             then()
             self._next()
 
-        self._machine.start(self._simulation.now, seconds, end, self)
+        self._machine.start(self._simulation.now, seconds, end, self, self._scale)
 
 
 class Replica:
@@ -231,10 +250,11 @@ class Replica:
                 self._waiting.remove(arrival)
             rows = sum(arrival.rows for arrival in batch)
             longest = max(arrival.steps for arrival in batch)
-            seconds = costs.run_scale * costs.run_seconds(rows, longest) + SECONDS_BESIDES
+            seconds = costs.run_seconds(rows, longest) + SECONDS_BESIDES
             self._idle -= 1
             self._simulation.runs += 1
-            self._machine.start(self._simulation.now, seconds, self._end_of(batch), self)
+            end = self._end_of(batch)
+            self._machine.start(self._simulation.now, seconds, end, self, costs.run_scale)
 
     def _end_of(self, batch: Sequence[Arrival]) -> Callable[[], None]:
         def end() -> None:
@@ -374,6 +394,7 @@ class Simulation:
         return {
             **{f"p{share}": float(np.percentile(milliseconds, share)) for share in (50, 95, 99)},
             "cpu_ms": 1e3 * sum(machine.busy for machine in self.machines) / len(self.arrivals),
+            "wait_ms": 1e3 * sum(machine.waited for machine in self.machines) / len(self.arrivals),
             "rows": len(self.arrivals) / self.runs,
             "refused": len(arrivals) - len(answered),
             "retried": sum(arrival.tries > 1 for arrival in arrivals),
@@ -412,7 +433,8 @@ def capacity(
     run = np.mean([costs.run_seconds(1, steps) for steps in lengths])
     machines = math.ceil(fleet.replicas / fleet.per_machine)
     # Without sharing runs; so much is surely possible, if anything is.
-    low = 0.25 * machines * fleet.cores / (costs.loop + costs.run_scale * float(run))
+    seconds = costs.loop_scale * costs.loop + costs.run_scale * float(run)
+    low = 0.25 * machines * fleet.cores / seconds
     if not is_kept(low):
         return 0.0
     high = 1.5 * low

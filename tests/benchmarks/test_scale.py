@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.scale import Assumptions, _row
+from benchmarks.scale import Assumptions, _row, measured_capacity
 from benchmarks.serving.simulation import (
     Costs,
     Failure,
@@ -29,7 +30,6 @@ COSTS = Costs(
     client=0.0,
     wakes=0.0,
     run_seconds=lambda rows, steps: RUN - SECONDS_BESIDES,
-    run_scale=1.0,
 )
 
 
@@ -84,6 +84,7 @@ def test_three_tasks_share_two_cores() -> None:
     machine.finish(2.25)
     assert ended == ["short", "long"]
     assert machine.busy == pytest.approx(2.0 + 1.0 + 0.5)
+    assert machine.waited == pytest.approx(0.75)  # three on two cores for 0.75 seconds
     assert machine.next_end() == math.inf
 
 
@@ -91,6 +92,15 @@ def test_what_a_request_alone_takes() -> None:
     costs = replace(COSTS, loop=0.001, client=0.002, wakes=0.004)
     (arrival,) = run_alone(1, costs=costs, seconds=1).arrivals
     assert arrival.done - arrival.due == pytest.approx(RUN + 0.007)
+
+
+def test_what_begins_on_an_idle_core_takes_longer() -> None:
+    costs = replace(COSTS, loop=0.002, loop_scale=1.5, run_scale=2.0)
+    (arrival,) = run_alone(1, costs=costs, seconds=1).arrivals
+    assert arrival.done - arrival.due == pytest.approx(2 * RUN + 0.003)
+    # A core that is never idle has no such costs.
+    busy = run_alone(2 / RUN, costs=costs, seconds=5).report()
+    assert busy["cpu_ms"] == pytest.approx(1e3 * RUN + 2, rel=0.05)
 
 
 def test_requests_share_runs_as_in_the_server() -> None:
@@ -140,6 +150,22 @@ def test_the_capacity_is_where_the_limit_is_met() -> None:
 
     assert p99(rate) <= limit < p99(1.1 * rate)
     assert capacity(COSTS, ONE_CORE, [1], 1e3 * RUN / 2, requests=100) == 0
+
+
+def test_the_plan_goes_by_what_real_servers_kept_up_with() -> None:
+    def point(replicas: int, rate: float, p99: float, wrong: int = 0) -> dict[str, Any]:
+        return {
+            "replicas": replicas,
+            "rate": rate,
+            "measured": {"p99": p99, "sent": 10, "right": 10 - wrong},
+        }
+
+    points = [point(1, 200, 8), point(1, 500, 20), point(1, 800, 60), point(1, 900, 40)]
+    points.append(point(2, 1400, 5))
+    assert measured_capacity(points, 50) == 500
+    assert measured_capacity(points, 10) == 200
+    assert measured_capacity(points, 5) == 0
+    assert measured_capacity([point(1, 200, 8), point(1, 500, 20, wrong=1)], 50) == 200
 
 
 def test_a_row_of_the_plan() -> None:
