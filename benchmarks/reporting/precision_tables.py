@@ -1,5 +1,6 @@
 """The tables of docs/precision.md: layers in each precision, kernels, and the highlighter."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.reporting.text import factor, machine_line, markdown
@@ -25,7 +26,7 @@ def layers_table(result: Result) -> str:
     """Milliseconds in float32, how many times as fast the others are, and their largest errors."""
     header = ["", "float32, ms", *SPEEDS, *(f"error, {name}" for name in ERRORS)]
     lines = []
-    for row in result["rows"]:
+    for row in _in_order(result["rows"]):
         contestants = row["contestants"]
         float32 = contestants["float32"]["milliseconds"]
         speeds = [_speed(contestants.get(name), float32) for name in SPEEDS]
@@ -33,6 +34,14 @@ def layers_table(result: Result) -> str:
         label = f"{row['family']}, H={row['H']}, B={row['B']}, T={row['T']}, {row['form']}"
         lines.append([label, f"{float32:.2f}", *speeds, *errors])
     return markdown(header, lines)
+
+
+def _in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By layer, as a reader looks for it."""
+    families = ["RNN", "GRU", "LSTM"]
+    return sorted(
+        rows, key=lambda row: (families.index(row["family"]), row["H"], row["T"], row["B"])
+    )
 
 
 def _speed(measured: dict[str, float] | None, float32: float) -> str:
@@ -48,7 +57,7 @@ def sizes_table(result: Result) -> str:
     names = ("float32", "float16", "int8")
     header = ["", *(f"kB, {name}" for name in names), *(f"MB held, {name}" for name in names)]
     lines = []
-    for row in result["rows"]:
+    for row in _in_order(result["rows"]):
         if row["megabytes"] and row["B"] == 1:
             sizes = [f"{row['kilobytes'][name]:,.0f}" for name in names]
             held = [f"{row['megabytes'][name]:.1f}" for name in names]

@@ -158,12 +158,13 @@ def measure_layer(family: str, hidden: int, form: str) -> Iterator[dict[str, Any
             }  # fmt: skip
 
 
-def measure_all(families: Sequence[str], sizes: Sequence[int]) -> list[dict[str, Any]]:
+def measure_all(families: Sequence[str], sizes: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
+    """All rows so far, after each layer; the largest layers come last."""
     rows: list[dict[str, Any]] = []
-    layers = list(itertools.product(STEPS, families, sizes))
-    for form, family, hidden in track(layers, "measuring"):
+    layers = list(itertools.product(sorted(sizes), STEPS, families))
+    for hidden, form, family in track(layers, "measuring"):
         rows += measure_layer(family, hidden, form)
-    return rows
+        yield rows
 
 
 def main() -> None:
@@ -179,13 +180,15 @@ def main() -> None:
     options = parser.parse_args()
     # `quantize_dynamic` advises to prepare the file first, which a file with fixed shapes needs not.
     logging.disable(logging.WARNING)
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "precision",
-        "rows": measure_all(options.families, options.hidden),
         "kernels": measure_kernels(options.hidden),
         "highlighter": highlighter_accuracy(options.files),
     }
-    for section in precision_sections(publish(result, options.output)).values():
+    # What is stopped leaves the layers that it has measured.
+    for rows in measure_all(options.families, options.hidden):
+        published = publish({**result, "rows": rows}, options.output)
+    for section in precision_sections(published).values():
         print(section)
 
 

@@ -19,7 +19,7 @@ def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "BLOCKS", FEW)
     monkeypatch.setattr(int8_kernels, "BLOCKS", FEW)
     monkeypatch.setattr(int8_kernels, "BATCHES", [1])
-    rows = precision.measure_all(["RNN"], [8])
+    [*_, rows] = precision.measure_all(["RNN"], [8])
     kernels = int8_kernels.measure_kernels([128])
     unrolled, scan = rows
     assert set(unrolled["contestants"]) == {"float32", "int8", "quantize_dynamic", "torch.nn"}
