@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 NEARLY_AS_GOOD = 1.05
 """A batch may take so many times the least time for each step, if it has fewer rows."""
 
-SECONDS_BESIDES = 1e-4
+SECONDS_BESIDES = 3e-4
 """What a run costs besides its graph, whatever its rows: a thread awakes, takes requests, and hands over answers."""
 
 
