@@ -49,26 +49,31 @@ def read(message: Any, seconds: float, settings: Settings) -> InferRequest:
         TooLargeError: a tensor is too large.
         UnsupportedError: the request needs an extension that is not implemented.
     """
-    if not message.inputs:
+    # Each look at a field makes an object.
+    tensors = list(message.inputs)
+    if not tensors:
         raise InputError("the request has no `inputs`.")
-    num_inputs = len(message.inputs)
     raw_contents: list[bytes | None] = list(message.raw_input_contents)
     # All inputs are raw, or all have typed contents.
     if not raw_contents:
-        raw_contents = [None] * num_inputs
-    if len(raw_contents) != num_inputs:
+        raw_contents = [None] * len(tensors)
+    if len(raw_contents) != len(tensors):
         raise InputError(
-            f"the request has {num_inputs} inputs and {len(raw_contents)} `raw_input_contents`; there must be one for "
-            "each input."
+            f"the request has {len(tensors)} inputs and {len(raw_contents)} `raw_input_contents`; there must be one "
+            "for each input."
         )
-    names = [tensor.name for tensor in message.inputs]
+    names = []
     inputs = {}
-    for tensor, raw in zip(message.inputs, raw_contents, strict=True):
-        inputs[tensor.name] = _input(tensor, raw, settings)
+    for tensor, raw in zip(tensors, raw_contents, strict=True):
+        name = tensor.name
+        names.append(name)
+        inputs[name] = _input(name, tensor, raw, settings)
 
+    output_names = []
     for output in message.outputs:
-        oip.refuse_parameters(output.name, _parameters(output.parameters))
-    output_names = [output.name for output in message.outputs]
+        name = output.name
+        oip.refuse_parameters(name, _parameters(output.parameters))
+        output_names.append(name)
     parameters = _parameters(message.parameters)
     request = oip.request(names, output_names, parameters, seconds)
     return InferRequest(message.id, replace(request, inputs=inputs))
@@ -87,11 +92,10 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> A
     return message
 
 
-def _input(tensor: Any, raw: bytes | None, settings: Settings) -> np.ndarray:
-    name = tensor.name
+def _input(name: str, tensor: Any, raw: bytes | None, settings: Settings) -> np.ndarray:
     oip.refuse_parameters(name, _parameters(tensor.parameters))
     dtype = dtype_of(name, tensor.datatype)
-    shape = check_shape(name, tensor.shape, dtype, settings.max_bytes)
+    shape = check_shape(name, list(tensor.shape), dtype, settings.max_bytes)
     if raw is None:
         return from_values(name, dtype, shape, _contents(tensor))
     if tensor.HasField("contents"):
@@ -112,7 +116,9 @@ def _contents(tensor: Any) -> list[Any]:
 
 def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A map of InferParameter as Python values; those without a value are left out."""
-    values = {}
+    values: dict[str, Any] = {}
+    if not parameters:
+        return values
     for name, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
         if choice is not None:

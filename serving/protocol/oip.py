@@ -45,6 +45,8 @@ def refuse_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     Raises:
         UnsupportedError: the parameters of tensor `name` request an extension that is not implemented.
     """
+    if not parameters:
+        return
     for parameter, extension in REFUSED_PARAMETERS.items():
         if parameters.get(parameter):
             raise UnsupportedError(
