@@ -144,6 +144,7 @@ export class Field {
  */
 export function shown(value) {
   if (Array.isArray(value)) return `a list of ${value.length}`;
+  if (ArrayBuffer.isView(value)) return `a ${value.constructor.name}`;
   if (typeof value === "bigint") return String(value);
   if (typeof value === "function") return "a function";
   if (typeof value === "object" && value !== null)

@@ -101,19 +101,23 @@ export function asTensor(value, spec) {
       return;
     }
     const size = shape[place.length];
-    if (!isList(part) || part.length !== size) {
-      const found = isList(part) ? part.length : shown(part);
+    const isInnermost = place.length === shape.length - 1;
+    if (!isList(part) || part.length !== size || !(Array.isArray(part) || isInnermost)) {
+      const found = isList(part) && part.length !== size ? part.length : shown(part);
       throw new InputError(
         `\`${name}\` has ${found} at [${place}], and ${size} at [${place.map(() => 0)}]; rows of unlike length must ` +
           `be requests of their own: run([{${name}: ...}, {${name}: ...}]).`,
       );
     }
-    if (Array.isArray(part)) {
-      part.forEach((item, index) => fill(item, [...place, index]));
+    if (!Array.isArray(part)) {
+      data.set(typedData(part, spec), filled);
+      filled += size;
       return;
     }
-    data.set(typedData(part, spec), filled);
-    filled += size;
+    for (let index = 0; index < size; index++) {
+      if (isInnermost && isPlain(part[index], dtype)) data[filled++] = part[index];
+      else fill(part[index], [...place, index]);
+    }
   }
 
   fill(value, []);
@@ -160,8 +164,9 @@ function typedData(data, { name, dtype }) {
   const conversion = expected.name.startsWith("Big")
     ? `${expected.name}.from(data, BigInt)`
     : `${expected.name}.from(data)`;
-  const found = ArrayBuffer.isView(data) ? `a ${data.constructor.name}` : shown(data);
-  throw new InputError(`\`${name}\` is ${found}, the graph takes ${dtype}; use ${conversion}.`);
+  throw new InputError(
+    `\`${name}\` is ${shown(data)}, the graph takes ${dtype}; use ${conversion}.`,
+  );
 }
 
 /** @param {unknown} value */
@@ -174,6 +179,15 @@ function shapeOf(value) {
   const shape = [];
   for (let part = value; isList(part); part = part[0]) shape.push(part.length);
   return shape;
+}
+
+/**
+ * Whether a value needs no closer look: most do not, and there may be millions.
+ * @param {unknown} value
+ * @param {string} dtype
+ */
+function isPlain(value, dtype) {
+  return typeof value === "number" && (dtype === "float32" || dtype === "float64");
 }
 
 /**

@@ -79,6 +79,12 @@ test("what is no tensor is refused with what to do", () => {
       x,
       "`x` is a Float64Array, the graph takes float32; use Float32Array.from(data).",
     ],
+    [[[1, , 3]], x, "`x` has undefined at [0,1]; must be a number."], // prettier-ignore
+    [
+      [[[1], [2]], Float32Array.of(3, 4)],
+      x,
+      "`x` has a Float32Array at [1], and 2 at [0]; rows of unlike length must be requests of their own: run([{x: ...}, {x: ...}]).",
+    ],
     [[["a"]], x, '`x` has "a" at [0,0]; must be a number.'],
     [[[1n]], x, "`x` has 1 at [0,0]; must be a number."],
     [[[1.5]], ids, "`ids` has 1.5 at [0,0]; must be a whole number, for int64."],
