@@ -205,6 +205,14 @@ def test_a_call_that_is_compiled_does_not_prepare_for_compiling(
 
 
 @torch.no_grad()
+def test_where_torch_compile_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    original = nn.LSTM(5, 4)
+    x = torch.randn(3, 2, 5)
+    torch.testing.assert_close(deploy_rnn.compile(original)(x), original(x))
+
+
+@torch.no_grad()
 def test_a_batch_of_no_rows() -> None:
     original = nn.LSTM(5, 9)
     output, (h, c) = deploy_rnn.compile(original, recurrence="library")(torch.zeros(4, 0, 5))
