@@ -76,8 +76,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
             "use an nn.ModuleList or nn.ModuleDict, or assign the layer to an attribute."
         )
     compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=compile_graph)
-    if compiled is converted:  # torch.compile is switched off in this process, as by TORCHDYNAMO_DISABLE=1
-        return converted
+    if compiled is converted:
+        return converted  # torch.compile is switched off, as by TORCHDYNAMO_DISABLE=1
     _substitute_max_pool()
     kernels = assign_kernels(converted, recurrence)
     compiled_forward = _CompiledFunction(packing_traced(converted))
