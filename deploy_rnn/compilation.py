@@ -77,7 +77,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
         )
     compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=compile_graph)
     if compiled is converted:
-        return converted  # torch.compile is switched off, as by TORCHDYNAMO_DISABLE=1
+        # torch.compile is switched off, as by TORCHDYNAMO_DISABLE=1.
+        return cast(nn.Module, converted)
     _substitute_max_pool()
     kernels = assign_kernels(converted, recurrence)
     compiled_forward = _CompiledFunction(packing_traced(converted))
