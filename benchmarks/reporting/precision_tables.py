@@ -12,13 +12,30 @@ SPEEDS = ("int8", "float16", "quantize_dynamic", "torch.ao", "torch.nn")
 ERRORS = ("int8", "float16", "quantize_dynamic", "torch.ao")
 
 
+LAYERS = """## Speed and error
+
+One layer: how many times as fast as float32, and the largest error."""
+
+SIZES = """## Size and memory
+
+In form "scan": the file, and what a process grows by when it opens it and runs one row."""
+
+KERNELS = """## Which kernel
+
+A product of a state and a weight (H, 4H), by itself."""
+
+TRAINED = """## A trained model
+
+The highlighter of the examples: characters that get the right label, in held-out files."""
+
+
 def precision_sections(result: Result) -> dict[str, str]:
-    """Marker of the page -> what stands there."""
+    """Marker of the page -> what stands there, with its heading: the page has none of them before they are measured."""
     return {
-        "precision": layers_table(result),
-        "precision_size": sizes_table(result),
-        "precision_kernels": kernels_table(result),
-        "precision_highlighter": highlighter_table(result) + "\n\n" + machine_line(result),
+        "precision": f"{LAYERS}\n\n{layers_table(result)}",
+        "precision_size": f"{SIZES}\n\n{sizes_table(result)}",
+        "precision_kernels": f"{KERNELS}\n\n{kernels_table(result)}",
+        "precision_highlighter": f"{TRAINED}\n\n{highlighter_table(result)}\n\n{machine_line(result)}",
     }
 
 

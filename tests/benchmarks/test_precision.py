@@ -33,7 +33,7 @@ def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
         "highlighter": {"float32": {"accuracy": 0.98, "kilobytes": 587.0}},
     }  # fmt: skip
     sections = precision_sections(result)
-    first = sections["precision"].splitlines()[2]
+    first = sections["precision"].splitlines()[6]
     assert first.startswith("| RNN, H=8, B=2, T=2, unrolled | ")
     # float16 is measured in one form, and PyTorch leaves nn.RNN as it is.
     assert first.split(" | ")[3:6] == ["", first.split(" | ")[4], ""]
