@@ -44,7 +44,7 @@ def choose_form(
         measure = _in_onnxruntime if runtime == ONNXRUNTIME else partial(_in_runtime, runtime)
         milliseconds = measure(captured, files, refusals)
     if not milliseconds:
-        reasons = " ".join(f"{form}: {reason}" for form, reason in refusals.items())
+        reasons = " ".join(f"{form}: {reason.rstrip('.')}." for form, reason in refusals.items())
         raise ExportError(f"no form fits: {reasons}")
     fastest = min(milliseconds, key=lambda form: milliseconds[form])
     results = refusals | milliseconds

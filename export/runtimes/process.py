@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx.external_data_helper import uses_external_data
 
 from deploy_rnn.errors import RunError
 
@@ -25,8 +29,25 @@ SHOWN_LINES = 3
 ANSWER_SECONDS = 600.0
 """How long a runtime may take to open a file and run it once; some compile for minutes."""
 
+MOST_BYTES = 2**31 - 1
+"""What one .onnx file holds at most."""
+
 LEAVE_SECONDS = 5.0
 """How long a process may take to end by itself, when it is told that no more comes."""
+
+
+def with_weights(path: Path, folder: Path) -> Path:
+    """Return a file that has its weights in it, which some runtimes need: `path`, or a copy in `folder`."""
+    model = onnx.load(path, load_external_data=False)
+    if not any(map(uses_external_data, model.graph.initializer)):
+        return path
+    onnx.load_external_data_for_model(model, str(path.parent))
+    # Larger ones are left to the runtime.
+    if model.ByteSize() > MOST_BYTES:
+        return path
+    whole = folder / path.name
+    whole.write_bytes(model.SerializeToString())
+    return whole
 
 
 class RuntimeProcess:
@@ -105,6 +126,8 @@ class RuntimeProcess:
 
     def open(self, source: Source) -> None:
         """Open a file, in fact when it is first run."""
+        path = with_weights(Path(source.path), Path(self._folder.name))
+        source = replace(source, path=str(path))
         self._ask("open", {"source": source, "one_size": self.runtime.one_size})
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:

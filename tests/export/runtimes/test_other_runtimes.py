@@ -88,6 +88,20 @@ def test_auto_and_a_bundle_know_the_runtime(runtime: str, tmp_path: Path) -> Non
     assert [graph.row_ends for graph in manifest.graphs] == ["held"]
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime-web", "opencv", "tract", "ncnn"])
+def test_weights_in_a_file_of_their_own(runtime: str, tmp_path: Path) -> None:
+    """Those of a bundle, where they are large enough; and the forms of a bundle are what the runtime takes."""
+    layer = nn.GRU(32, 32)
+    folder = tmp_path / "bundle"
+    manifest = export_bundle(
+        layer, torch.randn(3, 2, 32), folder, sizes=SIZES, runtime=runtime, portable=True
+    )
+    assert (folder / "weights.bin").exists()
+    forms = [graph.form for graph in manifest.graphs]
+    expected = {"opencv": ["native"], "ncnn": ["unrolled"]}
+    assert forms == expected.get(runtime, ["scan", "native"])
+
+
 @pytest.mark.parametrize("script", sorted(path.name for path in UPSTREAM.glob("*.py")))
 def test_what_is_wrong_is_still_wrong(script: str) -> None:
     done = subprocess.run(

@@ -64,8 +64,10 @@ with RuntimeProcess(Runtime("played", "Played", "played_runtime", "played_runtim
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the runtime, which this process finds, and those that it starts."""
+    """A folder with the runtime, which this process finds, and those that it starts; and with empty models."""
     (tmp_path / "played_runtime.py").write_text(OPENER)
+    for name in ("runs", "raises", "aborts", "hangs"):
+        (tmp_path / name).touch()
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
