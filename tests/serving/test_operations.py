@@ -237,8 +237,8 @@ def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         try:
             lines = [started.stdout.readline() for _ in range(3)] if started.stdout else []
-            assert lines[0].startswith("stream: input: float32 [B, T, 3]")
-            assert lines[1].startswith("tagger: tokens: int64 [B, T]")
+            assert lines[0].startswith("stream (float32): input: float32 [B, T, 3]")
+            assert lines[1].startswith("tagger (float32): tokens: int64 [B, T]")
             http, grpc = lines[2].removeprefix("HTTP on ").rstrip().split(", gRPC on ")
             yield started, http, grpc
         finally:
