@@ -102,13 +102,19 @@ class Build:
             self._add_pip()
 
     def _add_pip(self) -> None:
-        """Put that of this Python first on the path, for a base image of the same version of Python."""
-        version = ".".join(map(str, sys.version_info[:2]))
-        assert self.final.base == f"python:{version}-slim", self.final.base
+        """Put one first on the path that installs for the Python of the base image."""
+        version = self.final.base.removeprefix("python:").removesuffix("-slim")
+        python: str | None = sys.executable
+        if version != ".".join(map(str, sys.version_info[:2])):
+            python = shutil.which(f"python{version}")
+        if python is None:
+            raise FileNotFoundError(
+                f"python{version} is not on the path; install it, as the image has it."
+            )
         programs = self.final.root / "programs"
         programs.mkdir()
         pip = programs / "pip"
-        pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip "$@"\n')
+        pip.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pip --python "{python}" "$@"\n')
         pip.chmod(0o755)
         self.final.environment["PATH"] = f"{programs}:{os.environ['PATH']}"
 
