@@ -151,6 +151,12 @@ REFUSED = (
         HELD_OR_UNROLLED,
         lambda file: "LSTM" in file.recurrent.sequence_lens,
     ),
+    Fault(
+        "opencv",
+        "it needs the final state of a GRU to be among its outputs",
+        NAMED,
+        lambda file: "GRU" in file.recurrent.unlisted_outputs,
+    ),
     Fault("opencv", "it has no RNN", LOOPS, lambda file: "RNN" in file.node_types),
     Fault("openvino", *CASTS, _casts_for_loop),
     Fault("openvino-static", *CASTS, _casts_for_loop),
