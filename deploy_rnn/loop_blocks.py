@@ -71,6 +71,9 @@ class _Loops:
     def __call__(self, *tensors: Any) -> tuple[list[Any]]:
         states, sequences, others = pytree.tree_unflatten(list(tensors), self._spec)
         steps = sequences[0].size(0)
+        # Memory of their own, which every turn overwrites. Were states handed on from loop to loop, those of a loop
+        # without a turn would be those of the loop before, and inductor would give their memory away twice.
+        states = [state.clone() for state in states]
         outputs = self._empty_outputs(len(states), [*tensors, steps])
         numbers = torch.arange(STEPS_A_TURN, device="cpu")
         for steps_a_turn in _turns(steps):
@@ -115,7 +118,8 @@ class _Loops:
 
         def turn(*inputs: Any) -> tuple[torch.Tensor, ...]:
             outputs = inputs[1:end_of_outputs]
-            states = list(inputs[end_of_outputs:end_of_states])
+            carried = inputs[end_of_outputs:end_of_states]
+            states = list(carried)
             sequences = inputs[end_of_states:end_of_sequences]
             others = inputs[end_of_sequences:]
             # A number of its own for each step, and not the first and what is added to it: from that, PyTorch would
@@ -130,7 +134,9 @@ class _Loops:
                 states = list(results[: len(states)])
                 for output, result in zip(outputs, results[len(states) :], strict=True):
                     aten.select.int(output, 0, step).copy_(result)
-            return (inputs[0] + steps_a_turn, *outputs, *states)
+            for memory, state in zip(carried, states, strict=True):
+                memory.copy_(state)
+            return (inputs[0] + steps_a_turn, *outputs, *carried)
 
         results = torch.ops.higher_order.while_loop(
             goes_on, turn, (numbers, *outputs, *states), (*sequences, *others)

@@ -122,6 +122,37 @@ def test_a_loop_of_one_state_without_outputs() -> None:
     assert graphs() == 1
 
 
+class Attention(nn.Module):
+    """Tensors of the size of the last state, made while the state is still needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(6, 8, batch_first=True)
+        self.cell = nn.GRUCell(8 + 8, 8)
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        output, last = self.rnn(x)
+        state = last[-1]
+        for _ in range(2):
+            weights = torch.softmax((output @ state.unsqueeze(-1)).squeeze(-1), -1)
+            context = (weights.unsqueeze(1) @ output).squeeze(1)
+            state = self.cell(torch.cat([y, context], -1), state)
+        return context, state
+
+
+@pytest.mark.filterwarnings(
+    "ignore:(?s).*is a torch.nn.GRUCell, which the model calls 2 times:UserWarning"
+)
+def test_memory_of_states_is_not_given_away_twice() -> None:
+    """With fewer steps than a turn has, and with a multiple, one of the two loops has no turn."""
+    original = Attention()
+    compiled = deploy_rnn.compile(original)
+    with torch.no_grad():
+        for steps, batch in [(STEPS_A_TURN, 3), (7, 2), (3, 3), (2, 5), (2 * STEPS_A_TURN, 3)]:
+            x, y = torch.randn(batch, steps, 6), torch.randn(batch, 8)
+            torch.testing.assert_close(compiled(x, y), original(x, y))
+
+
 @pytest.mark.slow
 def test_one_step_and_one_row_compile_once_more_each() -> None:
     original = nn.RNN(5, 9)
