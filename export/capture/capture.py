@@ -144,6 +144,8 @@ class Tracer:
     def stack_axes(self) -> list[Axes]:
         """The axes of the call's tensors through which the recurrent layers get their batch, called "B", and their
         steps, called "T" ("T1", ... if there are several), and those that are computed from these, or these from them.
+        Where a layer's batch is a product, such as that of the batch and the steps of another layer, its factors that
+        are no steps are called "B" ("B1", ...).
 
         The model is traced with every axis open; the axes that then reach a stack are looked up among the inputs.
         """
@@ -159,6 +161,10 @@ class Tracer:
             # A convolution or a slice with a stride computes the steps from an axis of the input.
             for symbol in axis_names(steps):
                 names.setdefault(symbol, name)
+        factors = _first_symbols(graph, [size for size, name in names.items() if name == "B"])
+        if "B" not in {names.get(symbol) for symbol in factors}:
+            unnamed = [symbol for symbol in factors if symbol not in names]
+            names |= {symbol: f"B{number or ''}" for number, symbol in enumerate(unnamed)}
         return with_multiples(graph, [_named_axes(value, names) for value in graph.inputs])
 
     @property
@@ -194,6 +200,13 @@ class Tracer:
                     break
         assert first_error is not None
         raise first_error
+
+
+def _first_symbols(graph: ir.Graph, sizes: Sequence[str]) -> list[str]:
+    """The symbols in these sizes, in the order in which the inputs have them as axes."""
+    symbols = {symbol for size in sizes for symbol in axis_names(size)}
+    axes = [str(size) for value in graph.inputs for size in value.shape or ()]
+    return [axis for axis in dict.fromkeys(axes) if axis in symbols]
 
 
 @contextmanager

@@ -208,6 +208,48 @@ def test_an_axis_that_the_model_fixes_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "b.onnx").exists()
 
 
+class Crossing(nn.Module):
+    """Layers along the rows and along the columns of images (B, C, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along_rows = nn.GRU(3, 4, batch_first=True)
+        self.along_columns = nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(batch * height, width, channels)
+        columns = self.along_rows(rows)[0].view(batch, height, width, 4).transpose(1, 2)
+        output = self.along_columns(columns.reshape(batch * width, height, 4))[0]
+        return output.view(batch, width, height, 3).permute(0, 3, 2, 1)
+
+
+class Series(nn.Module):
+    """Several series (B, N, T, D) in each row, of which each is a row of the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.rnn(x.flatten(0, 1))[1][-1].view(*x.shape[:2], 5)
+        return last - last.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "shape"),
+    [
+        (Crossing(), (2, 3, 5, 6), ["B", 3, "T1", "T"]),
+        (Series(), (2, 4, 6, 3), ["B", "B1", "T", 3]),
+    ],
+)
+def test_the_factors_of_a_batch_are_dynamic(
+    model: nn.Module, size: tuple[int, ...], shape: list[Any], tmp_path: Path
+) -> None:
+    report = export_onnx(model, torch.randn(size), tmp_path / "a.onnx", form="native")
+    assert report.inputs == specs(("x", "float32", shape))
+
+
 @pytest.mark.parametrize(
     "shapes", [{"input": {0: "T", 1: "B"}}, ({0: "T", 1: "B"},), {"input": {0: "T"}}]
 )
