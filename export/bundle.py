@@ -18,7 +18,8 @@ from deploy_rnn.files import folder_target, replace_folder
 from deploy_rnn.tensor_spec import TensorSpec
 
 from .bundle_parts import BundlePart, plan_graphs
-from .capture.captured import CapturedModel, with_fixed_axes
+from .capture.captured import CapturedModel
+from .capture.open_axes import with_fixed_axes
 from .forms import FORMS
 from .options import DEFAULTS, ExportOptions
 from .precision.metric import ErrorMetric

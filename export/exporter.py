@@ -11,7 +11,8 @@ from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.files import replace_file, target
 
 from .auto import choose_form
-from .capture.captured import CapturedModel, with_fixed_axes
+from .capture.captured import CapturedModel
+from .capture.open_axes import with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
 from .precision.metric import ErrorMetric

@@ -1,28 +1,21 @@
 """A model captured for every form: one graph, whose inputs and outputs have their names."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx_ir as ir
-import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 import deploy_rnn
 from deploy_rnn.checking.branches import Condition
-from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
 from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
-from deploy_rnn.checking.model_state import fresh_copy
-from deploy_rnn.checking.python_loops import python_loop
-from deploy_rnn.checking.structure import output_names_of, without_numbers
+from deploy_rnn.checking.structure import output_names_of
 from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
-from deploy_rnn.nn.loops import noted_loops
-from deploy_rnn.nn.recurrent import is_recurrent
 from deploy_rnn.tensor_spec import SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
@@ -36,18 +29,16 @@ from ..precision.layers import round_layers
 from ..precision.names import FLOAT16, ROUNDED
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
-from ..torch_onnx import Traced
 from .capture import Tracer
+from .dtypes import check_layers, refuse_bfloat16
 from .indices import table_rows
 from .io_names import name_inputs_and_outputs
+from .kept_loops import keep_loops_or_warn
+from .open_axes import capture_with, find_axes
 from .packing import refuse_packed
-from .related_axes import open_axes, with_free_axes
-from .result import check_result
-from .streaming import check_can_stream, open_states, refuse_lengths
+from .result import check_result, return_tensors
+from .streaming import check_can_stream, open_states, refuse_lengths, time_axes
 from .symbolic import symbolic_linear
-from .tied_axes import fixed_axes, with_tied_axes
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -103,89 +94,51 @@ class CapturedModel:
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
-        _refuse_bfloat16(call)
+        refuse_bfloat16(call)
         # First of all: what does not run cannot be exported either, and the model's own error says why.
         result = check_two_calls(model, call)
         check_result(result)
-        has_layers = _check_layers(model)
-        if has_layers and options.streaming:
-            check_can_stream(model)
-        tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
-        if options.precision == FLOAT16:
-            round_weights(tracer.model)
-        round_layers(tracer.model, options.int8_layers, symbolic_linear)
-        if not has_layers:
-            _keep_loops(model, tracer, options, is_fixed=not dynamic_time)
-        if options.streaming:
-            check_can_stream(model)
-        _return_tensors(tracer.model, result)
-        if options.streaming:
-            call = with_zero_states(model, call)
-            tracer.call = call
-        if is_layer(model):
-            axes = layer_axes(model, call, options.dynamic_shapes, time=dynamic_time)
-            input_names, output_names = layer_names(model, call)
-        else:
-            axes = _model_axes(tracer, call, options.dynamic_shapes, time=dynamic_time)
-            for name in fixed:
-                axes = [_without(tensor_axes, name) for tensor_axes in axes]
-            input_names, output_names = None, None
-        if options.portable:
-            axes = _without_batch(axes, options.dynamic_shapes, has_layers=has_layers)
-        own_output_names = output_names_of(result)
-        if is_layer(model) or options.dynamic_shapes is not None:
-            onnx, limits = tracer.capture(axes)
-        else:
-            onnx, limits = _capture_found(tracer, axes)
-        graph = onnx.graph
-        name_inputs_and_outputs(
-            graph,
-            options.input_names or input_names,
-            options.output_names or output_names,
-            own_output_names,
-        )
+        tracer = _tracer(model, call, result, options, dynamic_time=dynamic_time)
+        # Tensors of the states have come to the example if it had none.
+        call = tracer.call
+        axes = find_axes(model, tracer, options, time=dynamic_time, fixed=fixed)
+        onnx, limits = capture_with(model, tracer, axes, options)
+        _name(onnx.graph, model, call, result, options)
         metadata = FileMetadata(
-            lengths=row_lengths(graph),
+            lengths=row_lengths(onnx.graph),
             ranges=limits.ranges,
-            table_rows=table_rows(graph),
+            table_rows=table_rows(onnx.graph),
             int8_layers=tuple(options.int8_layers),
         )
         if options.streaming:
-            refuse_lengths(metadata.lengths)
-            stack_axes = (
-                layer_axes(model, call, None, time=True) if is_layer(model) else tracer.stack_axes
-            )
-            time = _time_axes(graph, stack_axes)
-            if not time:
-                raise ExportError(
-                    "no input has the steps of a recurrent layer as an axis, so that none can come in chunks; "
-                    "export without `streaming`."
-                )
-            states = open_states(graph)
-            metadata = replace(metadata, states=states, time=time)
+            metadata = _with_states(metadata, onnx.graph, model, tracer)
         onnx.producer_name = "deploy-rnn"
         onnx.producer_version = deploy_rnn.__version__
         captured = cls(
-            model,
-            call,
-            onnx,
-            metadata,
-            tuple(tracer.squeezes),
-            tuple(tracer.fixed_lengths),
-            axes,
-            limits.conditions,
-            options.opset_version,
-            options.ir_version or lowest_ir_version(options.opset_version),
-            options.row_ends_written,
-            options.portable,
-            options.precision,
+            model=model,
+            call=call,
+            onnx=onnx,
+            metadata=metadata,
+            squeezes=tuple(tracer.squeezes),
+            fixed_lengths=tuple(tracer.fixed_lengths),
+            axes=axes,
+            conditions=limits.conditions,
+            opset_version=options.opset_version,
+            ir_version=options.ir_version or lowest_ir_version(options.opset_version),
+            row_ends=options.row_ends_written,
+            portable=options.portable,
+            precision=options.precision,
         )
-        if options.portable and captured.batch_names:
-            names = ", ".join(sorted(captured.batch_names))
+        if options.portable:
+            captured._check_portable()
+        return captured
+
+    def _check_portable(self) -> None:
+        if self.batch_names:
+            names = ", ".join(sorted(self.batch_names))
             raise DynamicAxisError(
                 f"portable=True writes the batch as a number, and `dynamic_shapes` asks for {names}; leave it out."
             )
-        return captured
 
     @property
     def example_steps(self) -> int:
@@ -323,160 +276,61 @@ class CapturedModel:
         return None if is_seen else self.row_ends
 
 
-def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:
-    """Call `attempt` with the names of the axes to fix: those that the model takes in the size of the example only.
-
-    These are found when the file is checked. Of axes that nobody has asked for, each but the batch is fixed then, with
-    a warning, and the export begins again.
-    """
-    fixed: list[str] = []
-    while True:
-        try:
-            return attempt(fixed)
-        except DynamicAxisError as error:
-            if error.axis in (None, "B", *fixed) or options.dynamic_shapes is not None:
-                raise
-            fixed.append(str(error.axis))
-            warn_user(f"{error.axis}: fixed at the size in the example, since {error.reason}.")
-
-
-def _refuse_bfloat16(call: ExampleCall) -> None:
-    for name, tensor in zip(call.names, call.tensors, strict=True):
-        if tensor.dtype is torch.bfloat16:
-            raise ExportError(
-                f"`{name}` is bfloat16, which numpy lacks, and so onnxruntime in Python: export the model by its "
-                "`.float()`, or let `forward` take float32."
-            )
-
-
-def _return_tensors(model: nn.Module, result: Any) -> None:
-    """Let a model return tensors in place of the numbers in its result, if there are any."""
-    leaves = pytree.tree_leaves(result)
-    if any(isinstance(leaf, (int, float)) for leaf in leaves):
-        model.register_forward_hook(lambda _, args, output: without_numbers(output))
-
-
-def _check_layers(model: nn.Module) -> bool:
-    """Check the dtypes of the recurrent layers. Returns: whether there are any."""
-    layers = {name: module for name, module in model.named_modules() if is_recurrent(module)}
-    for name, layer in layers.items():
-        dtype = next(layer.parameters()).dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise ExportError(
-                f"`{name or 'model'}` has {dtype} weights; onnxruntime multiplies float32 and float64 on every "
-                "provider: convert the model by its `.float()`, and the tensors that it takes."
-            )
-    return bool(layers)
-
-
-def _keep_loops(
-    model: nn.Module, tracer: Tracer, options: ExportOptions, *, is_fixed: bool
-) -> None:
-    """A model without layers has loops of `deploy_rnn.scan`, takes one step, or has no steps at all.
-
-    A loop of Python stays a loop if its number of steps is to be dynamic; otherwise it is written with the steps of the
-    example, which has a warning.
+def _tracer(
+    model: nn.Module, call: ExampleCall, result: Any, options: ExportOptions, *, dynamic_time: bool
+) -> Tracer:
+    """What traces the model, which has been changed so that it can be traced.
 
     Args:
-        is_fixed: whether the form fixes the number of steps.
+        result: what the model returned on the example.
+    """
+    has_layers = check_layers(model)
+    if has_layers and options.streaming:
+        check_can_stream(model)
+    tracer = Tracer(model, call, opset_version=max(options.opset_version, WRITTEN))
+    if options.precision == FLOAT16:
+        round_weights(tracer.model)
+    round_layers(tracer.model, options.int8_layers, symbolic_linear)
+    if not has_layers:
+        keep_loops_or_warn(model, tracer, options, is_fixed=not dynamic_time)
+    return_tensors(tracer.model, result)
+    if options.streaming:
+        check_can_stream(model)
+        tracer.call = with_zero_states(model, call)
+    return tracer
+
+
+def _name(
+    graph: ir.Graph, model: nn.Module, call: ExampleCall, result: Any, options: ExportOptions
+) -> None:
+    """Give the inputs and outputs of a graph the names that were asked for, or else those that callers expect."""
+    input_names, output_names = layer_names(model, call) if is_layer(model) else (None, None)
+    name_inputs_and_outputs(
+        graph,
+        options.input_names or input_names,
+        options.output_names or output_names,
+        output_names_of(result),
+    )
+
+
+def _with_states(
+    metadata: FileMetadata, graph: ir.Graph, model: nn.Module, tracer: Tracer
+) -> FileMetadata:
+    """Make the states inputs and outputs of the graph. Returns: the metadata that says which they are.
 
     Raises:
-        ExportError: the number is to be dynamic, and the loop cannot be kept.
+        ExportError: rows have lengths, or no input has steps.
     """
-    call = tracer.call
-    # In training mode, a call would change the batch statistics.
-    copied = fresh_copy(model)
-    with count_cell_calls(copied, CALLER) as cells, noted_loops() as loops:
-        call.run(copied)
-    if loops:
-        return
-    loop = python_loop(fresh_copy(model), call)
-    in_loop = _described_cells(cells)
-    if loop and not in_loop:
-        in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}"
-    if not in_loop:
-        return
-    axes_asked = None if options.dynamic_shapes is None else call.axes(options.dynamic_shapes)
-    is_asked = axes_asked is None or (loop is not None and loop.axis in axes_asked[loop.tensor])
-    can_be_kept = loop is not None and is_asked and not is_fixed and not options.streaming
-    if can_be_kept and loop is not None and tracer.keeps_loops(loop.places):
-        return
-    if axes_asked is None and not is_fixed:
-        raise ExportError(
-            f"{type(model).__name__} has no recurrent layer: {in_loop} Or use form='unrolled', for the steps of the "
-            "example."
-        )
-    warn_user(in_loop)
-
-
-WRITTEN_OUT = "PyTorch writes out the loop, with the number of steps of the example."
-
-
-CALLER = "deploy_rnn.checking.example_call"
-"""The module whose code calls a model."""
-
-
-def _described_cells(cells: Sequence[CellCalls]) -> str:
-    """What a cell of torch.nn in a loop of Python means for an export; empty if there is none."""
-    for cell in cells:
-        if cell.number > 1:
-            return f"{cell}: {WRITTEN_OUT} {cell.advice}"
-    return ""
-
-
-def _model_axes(
-    tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool
-) -> list[Axes]:
-    """For a whole model: `dynamic_shapes`, or the axes that are the batch (and steps) of its recurrent layers."""
-    if dynamic_shapes is not None:
-        return call.axes(dynamic_shapes)
-    stack_axes = tracer.stack_axes
-    if not any(stack_axes) and not tracer.has_layers:
-        axes = open_axes(tracer.open_graph, call)
-        _warn_of_fixed_axes(tracer.model, call, axes)
-        return axes
+    refuse_lengths(metadata.lengths)
+    is_bare = is_layer(model)
+    axes = layer_axes(model, tracer.call, None, time=True) if is_bare else tracer.stack_axes
+    time = time_axes(graph, axes)
     if not time:
-        stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
-    axes = with_tied_axes(tracer.model, call, stack_axes)
-    axes = with_free_axes(tracer.open_graph, call, axes)
-    names = {name for tensor_axes in axes for name in tensor_axes.values()}
-    missing = []
-    if "B" not in names:
-        missing.append("a batch")
-    if time and "T" not in names and tracer.has_steps:
-        missing.append("steps")
-    if missing:
-        why_fixed = tracer.any_size.why_fixed
-        with count_cell_calls(tracer.model, CALLER) as cells:
-            call.run(tracer.model)
-        in_loop = _described_cells(cells)
-        loop = None if in_loop or "steps" not in missing else python_loop(tracer.model, call)
-        if loop is not None:
-            in_loop = f"{loop}: {WRITTEN_OUT} {loop.advice}"
-        warn_user(
-            f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
-            f"axis of the inputs is that by itself{why_fixed}; give `dynamic_shapes` if one should be dynamic. "
-            f"{in_loop}".rstrip()
+        raise ExportError(
+            "no input has the steps of a recurrent layer as an axis, so that none can come in chunks; "
+            "export without `streaming`."
         )
-    return axes
-
-
-def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> None:
-    """Name what a model without layers takes in other sizes, and its file does not."""
-    for number, axis in fixed_axes(model, call, axes):
-        warn_user(
-            f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
-            "example: PyTorch traces the model for this size only."
-        )
-
-
-def _not_open(error: DynamicAxisError) -> DynamicAxisError:
-    """The error for a batch axis that nobody has named: it is that of the recurrent layers, or goes with it."""
-    return DynamicAxisError(
-        f"{error.reason}, although it is the batch or the steps of the recurrent layers, or goes with them. "
-        "Is it taken apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes "
-        "that can be dynamic in `dynamic_shapes`."
-    )
+    return replace(metadata, states=open_states(graph), time=time)
 
 
 def _asked_ranges(axes: Sequence[Axes]) -> dict[str, SizeRange]:
@@ -490,54 +344,3 @@ def _asked_ranges(axes: Sequence[Axes]) -> dict[str, SizeRange]:
             if name is not None and least is not None and most is not None:
                 ranges[name] = size_range(least, most)
     return ranges
-
-
-def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
-    """Capture with axes that were found, not asked for: steps that the model fixes are fixed, with a warning.
-
-    Raises:
-        DynamicAxisError: the model fixes the batch.
-    """
-    try:
-        return tracer.capture(axes)
-    except DynamicAxisError as error:
-        first_error = error
-    names = {name for tensor_axes in axes for name in tensor_axes.values()}
-    fixed = []
-    for name in sorted(names - {"B"}):
-        fixed.append(name)
-        axes = [_without(tensor_axes, name) for tensor_axes in axes]
-        with suppress(DynamicAxisError):
-            traced = tracer.capture(axes)
-            warn_user(
-                f"{', '.join(fixed)}: fixed at the size in the example, since {first_error.reason}."
-            )
-            return traced
-    raise _not_open(first_error) from first_error
-
-
-def _without(axes: Axes, name: str) -> Axes:
-    return {axis: axis_name for axis, axis_name in axes.items() if axis_name != name}
-
-
-def _without_batch(axes: list[Axes], dynamic_shapes: Any, *, has_layers: bool) -> list[Axes]:
-    """The axes of a portable file, whose batch is a number; of a model without layers, all sizes are."""
-    if dynamic_shapes is not None:
-        return axes
-    if not has_layers:
-        return [{} for _ in axes]
-    return [_without(tensor_axes, "B") for tensor_axes in axes]
-
-
-def _batch_only(axes: Axes) -> Axes:
-    return {axis: name for axis, name in axes.items() if name == "B"}
-
-
-def _time_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, int]:
-    """The inputs of the graph -> which of their axes is the steps."""
-    time: dict[str, int] = {}
-    for value, tensor_axes in zip(graph.inputs, axes, strict=True):
-        for axis, name in tensor_axes.items():
-            if name.startswith("T"):
-                time.setdefault(str(value.name), axis)
-    return time

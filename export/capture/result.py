@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.checking.structure import without_numbers
 from deploy_rnn.errors import ExportError
 
 
@@ -50,3 +51,10 @@ def _check_leaf(where: str, leaf: Any) -> None:
         )
     if leaf.layout is not torch.strided:
         raise ExportError(f"{where} is {leaf.layout}; let `forward` return a dense tensor.")
+
+
+def return_tensors(model: nn.Module, result: Any) -> None:
+    """Let a model return tensors in place of the numbers in its result, if there are any."""
+    leaves = pytree.tree_leaves(result)
+    if any(isinstance(leaf, (int, float)) for leaf in leaves):
+        model.register_forward_hook(lambda _, args, output: without_numbers(output))

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
+from deploy_rnn.checking.example_call import Axes
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -212,3 +213,13 @@ def _free_name(graph: ir.Graph, name: str) -> str:
     while free_name in used_names:
         free_name = f"{name}_{next(numbers)}"
     return free_name
+
+
+def time_axes(graph: ir.Graph, axes: Sequence[Axes]) -> dict[str, int]:
+    """The inputs of the graph -> which of their axes is the steps."""
+    time: dict[str, int] = {}
+    for value, tensor_axes in zip(graph.inputs, axes, strict=True):
+        for axis, name in tensor_axes.items():
+            if name.startswith("T"):
+                time.setdefault(str(value.name), axis)
+    return time

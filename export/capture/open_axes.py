@@ -1,0 +1,167 @@
+"""Which axes of a model are open, and what there is to say of those that are not."""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from torch import nn
+
+from deploy_rnn.checking.cell_calls import count_cell_calls
+from deploy_rnn.checking.example_call import Axes, ExampleCall
+from deploy_rnn.checking.python_loops import python_loop
+from deploy_rnn.errors import DynamicAxisError
+from deploy_rnn.model_errors import warn_user
+from deploy_rnn.nn.recurrent import is_recurrent
+
+from ..bare_layer import is_layer, layer_axes
+from ..options import ExportOptions
+from ..torch_onnx import Traced
+from .capture import Tracer
+from .kept_loops import CALLER, describe_loop
+from .related_axes import open_axes, with_free_axes
+from .tied_axes import fixed_axes, with_tied_axes
+
+Result = TypeVar("Result")
+
+
+def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:
+    """Call `attempt` with the names of the axes to fix: those that the model takes in the size of the example only.
+
+    These are found when the file is checked. Of axes that nobody has asked for, each but the batch is fixed then, with
+    a warning, and the export begins again.
+    """
+    fixed: list[str] = []
+    while True:
+        try:
+            return attempt(fixed)
+        except DynamicAxisError as error:
+            if error.axis in (None, "B", *fixed) or options.dynamic_shapes is not None:
+                raise
+            fixed.append(str(error.axis))
+            warn_user(f"{error.axis}: fixed at the size in the example, since {error.reason}.")
+
+
+def find_axes(
+    model: nn.Module,
+    tracer: Tracer,
+    options: ExportOptions,
+    *,
+    time: bool,
+    fixed: Collection[str],
+) -> list[Axes]:
+    """What is to be dynamic in each tensor of the call: as asked for, or else the batch and the steps.
+
+    Args:
+        time: whether the steps are, where `dynamic_shapes` is None.
+        fixed: names of axes that are not, of those that are found.
+    """
+    call = tracer.call
+    if is_layer(model):
+        axes = layer_axes(model, call, options.dynamic_shapes, time=time)
+    else:
+        axes = _model_axes(tracer, call, options.dynamic_shapes, time=time)
+        for name in fixed:
+            axes = [_without(tensor_axes, name) for tensor_axes in axes]
+    if not options.portable or options.dynamic_shapes is not None:
+        return axes
+    # The batch of a portable file is a number; of a model without layers, every size is.
+    if not any(is_recurrent(module) for module in model.modules()):
+        return [{} for _ in axes]
+    return [_without(tensor_axes, "B") for tensor_axes in axes]
+
+
+def capture_with(
+    model: nn.Module, tracer: Tracer, axes: Sequence[Axes], options: ExportOptions
+) -> Traced:
+    """Capture the model with these axes, of which those that nobody has asked for may turn out to be fixed.
+
+    Raises:
+        DynamicAxisError: the model fixes an axis that was asked for, or the batch.
+    """
+    if is_layer(model) or options.dynamic_shapes is not None:
+        return tracer.capture(axes)
+    return _capture_found(tracer, axes)
+
+
+def _model_axes(
+    tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool
+) -> list[Axes]:
+    """For a whole model: `dynamic_shapes`, or the axes that are the batch (and steps) of its recurrent layers."""
+    if dynamic_shapes is not None:
+        return call.axes(dynamic_shapes)
+    stack_axes = tracer.stack_axes
+    if not any(stack_axes) and not tracer.has_layers:
+        axes = open_axes(tracer.open_graph, call)
+        _warn_of_fixed_axes(tracer.model, call, axes)
+        return axes
+    if not time:
+        stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
+    axes = with_tied_axes(tracer.model, call, stack_axes)
+    axes = with_free_axes(tracer.open_graph, call, axes)
+    names = {name for tensor_axes in axes for name in tensor_axes.values()}
+    missing = []
+    if "B" not in names:
+        missing.append("a batch")
+    if time and "T" not in names and tracer.has_steps:
+        missing.append("steps")
+    if missing:
+        why_fixed = tracer.any_size.why_fixed
+        with count_cell_calls(tracer.model, CALLER) as cells:
+            call.run(tracer.model)
+        loop = python_loop(tracer.model, call) if "steps" in missing else None
+        warn_user(
+            f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
+            f"axis of the inputs is that by itself{why_fixed}; give `dynamic_shapes` if one should be dynamic. "
+            f"{describe_loop(cells, loop)}".rstrip()
+        )
+    return axes
+
+
+def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
+    """Capture with axes that were found, not asked for: steps that the model fixes are fixed, with a warning.
+
+    Raises:
+        DynamicAxisError: the model fixes the batch.
+    """
+    try:
+        return tracer.capture(axes)
+    except DynamicAxisError as error:
+        first_error = error
+    names = {name for tensor_axes in axes for name in tensor_axes.values()}
+    fixed = []
+    for name in sorted(names - {"B"}):
+        fixed.append(name)
+        axes = [_without(tensor_axes, name) for tensor_axes in axes]
+        with suppress(DynamicAxisError):
+            traced = tracer.capture(axes)
+            warn_user(
+                f"{', '.join(fixed)}: fixed at the size in the example, since {first_error.reason}."
+            )
+            return traced
+    raise _not_open(first_error) from first_error
+
+
+def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> None:
+    """Name what a model without layers takes in other sizes, and its file does not."""
+    for number, axis in fixed_axes(model, call, axes):
+        warn_user(
+            f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
+            "example: PyTorch traces the model for this size only."
+        )
+
+
+def _not_open(error: DynamicAxisError) -> DynamicAxisError:
+    """The error for a batch axis that nobody has named: it is that of the recurrent layers, or goes with it."""
+    return DynamicAxisError(
+        f"{error.reason}, although it is the batch or the steps of the recurrent layers, or goes with them. "
+        "Is it taken apart, as by .tolist() or a loop over its rows? Compute with the tensor itself, or name the axes "
+        "that can be dynamic in `dynamic_shapes`."
+    )
+
+
+def _without(axes: Axes, name: str) -> Axes:
+    return {axis: axis_name for axis, axis_name in axes.items() if axis_name != name}
+
+
+def _batch_only(axes: Axes) -> Axes:
+    return {axis: name for axis, name in axes.items() if name.startswith("B")}
