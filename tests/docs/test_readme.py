@@ -148,10 +148,13 @@ def test_every_linked_file_and_heading_exists() -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """The anchors of a page, as GitHub and the site make them of its headings."""
+    """The anchors of a page: those that it names, and those that GitHub and the site make of its headings."""
     without_code = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", without_code, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+    named = re.findall(r'^<a id="([\w-]+)"></a>$', without_code, re.MULTILINE)
+    return {*named} | {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles
+    }
 
 
 def test_the_errors_of_the_troubleshooting_page_are_ours() -> None:
