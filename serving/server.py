@@ -19,8 +19,9 @@ from .protocol.access_log import AccessLog
 from .protocol.inference import Inference
 from .repository import Repository
 from .rest.app import OPEN_PATHS, make_app
-from .rest.connection import Places, connection_factory
+from .rest.connection import connection_factory
 from .rest.other_sites import OwnHost, parse_hosts
+from .rest.places import Places
 from .settings import Settings
 
 if TYPE_CHECKING:

@@ -5,33 +5,22 @@ chunks, and the time. What is written must be read. A request for an upgrade is 
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from functools import lru_cache
-from http import HTTPStatus
 from math import inf
-from typing import Any, NamedTuple, cast
-from urllib.parse import unquote
+from typing import Any, cast
 
 import httptools
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
 from ..protocol.access_log import Access, AccessLog
-from ..protocol.status import RETRY_SECONDS
-from ..settings import Settings
-from .direct import Begin, Begun, DirectApp, Headers, KnownHead, KnownHeads
-
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    fcntl = termios = None  # type: ignore[assignment]
-
-logger = logging.getLogger(__name__)
+from .direct import DirectApp, KnownHead
+from .exchange import MAX_BUFFERED_BYTES, Exchange, content_length, refusal
+from .places import Places
+from .target import parse_target
+from .unread import UnreadAnswers
 
 MAX_HEADER_BYTES = 64 * 1024
 """Of a request line and its headers, and of trailers."""
@@ -41,12 +30,6 @@ MAX_CHUNK_OVERHEAD = 8
 
 MAX_PIPELINED = 16
 """Requests that a client may send before the first of them is answered; it has to repeat further ones."""
-
-MAX_BUFFERED_BYTES = 64 * 1024
-"""Of a body that the application has not asked for yet; then reading pauses."""
-
-HEALTH_PLACES = 16
-"""Connections beyond `max_connections`; on these, only health is answered."""
 
 LINGER_SECONDS = 2.0
 """After an early answer, such as 413, the rest of the request is read and dropped for this long: many clients read an
@@ -58,18 +41,6 @@ LEAVING_SECONDS = 1.0
 STOPPING_SECONDS = 1.0
 """An idle connection is kept for this long once the server stops, since its next request may be on the way."""
 
-MIN_UNREAD_RATE = 1024
-"""Bytes of an answer that a client has to take in each second."""
-
-CLIENT_LEFT = 499
-"""The status of a request, in the log of accesses, whose client did not wait for the answer."""
-
-MIN_IDLE_SECONDS = 1.0
-"""An idle connection is closed for a new one only after this time: its next request may be on the way."""
-
-
-_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
-
 
 class Awaited(Enum):
     """What a connection waits for the client to do; each has a limit of time."""
@@ -78,255 +49,6 @@ class Awaited(Enum):
     BODY = auto()
     NEXT_REQUEST = auto()
     END = auto()
-
-
-class Exchange:
-    """One request and its answer: `receive` and `send` of an ASGI application.
-
-    Args:
-        direct: who begins to answer it directly, once it has arrived; None if it has to be the application.
-
-    Attributes:
-        begun: whether it is being answered.
-        keep_alive: whether the connection goes on after it.
-        received: whether all of the request has arrived.
-        answered: whether all of the answer was sent.
-        buffered: bytes of the body that the application has not asked for.
-    """
-
-    def __init__(
-        self,
-        connection: "Connection",
-        app: ASGIApp,
-        scope: dict[str, Any],
-        *,
-        keep_alive: bool,
-        expects_continue: bool,
-        direct: Begin | None = None,
-    ) -> None:
-        self.keep_alive = keep_alive
-        self.begun = False
-        self.received = False
-        self.answered = False
-        self.buffered = bytearray()
-        self._connection = connection
-        self._app = app
-        self._scope = scope
-        self._expects_continue = expects_continue
-        self._disconnected = False
-        self._changed = asyncio.Event()
-        self._start: Message | None = None
-        self._head_sent = False
-        self._direct = direct
-        self._begun_directly: Begun | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._tasks: set[Any] = set()
-        self._sent_bytes = 0
-
-    @property
-    def waits_for_body(self) -> bool:
-        """Whether it is begun only once all of it has arrived, since that will be little."""
-        return self._direct is not None and not self.received and self._has_small_body()
-
-    def _has_small_body(self) -> bool:
-        if self._expects_continue:
-            return False
-        return 0 <= _content_length(self._scope["headers"]) <= MAX_BUFFERED_BYTES
-
-    def begin(self, tasks: set[Any]) -> None:
-        """Begin to answer it; the server cancels what is in `tasks`, should it take too long."""
-        self.begun = True
-        if self._direct is not None and self.received and not self._expects_continue:
-            begun = self._direct(bytes(self.buffered), self._reply)
-            if begun is not None:
-                if not self.answered:
-                    self._begun_directly = begun
-                    self._tasks = tasks
-                    tasks.add(begun)
-                return
-        self._task = asyncio.get_running_loop().create_task(self._run())
-        tasks.add(self._task)
-        self._task.add_done_callback(tasks.discard)
-
-    def add_body(self, piece: bytes) -> None:
-        self.buffered += piece
-        self._changed.set()
-
-    def end_body(self) -> None:
-        self.received = True
-        self._changed.set()
-
-    def disconnect(self) -> None:
-        """The client has left: nobody waits for the answer."""
-        self._disconnected = True
-        self._changed.set()
-        if self._task is not None:
-            self._task.cancel()
-        if self._begun_directly is not None:
-            self._begun_directly.leave()
-            self._tasks.discard(self._begun_directly)
-
-    async def _run(self) -> None:
-        log = self._connection.access_log
-        if log is None:
-            await self._answer()
-            return
-        access = self._connection.access_of(self._scope)
-        try:
-            await self._answer()
-        finally:
-            access.status = CLIENT_LEFT
-            if self._head_sent and self._start is not None:
-                access.status = self._start["status"]
-            # Set by the router.
-            access.model = self._scope.get("path_params", {}).get("model", "")
-            access.size = self._sent_bytes
-            log.add(access)
-
-    async def _answer(self) -> None:
-        try:
-            await self._app(self._scope, self._receive, self._send)
-        except Exception as error:
-            logger.error("a request failed", exc_info=error)
-            await self._refuse(500, "the server failed; its log has the reason.")
-        except asyncio.CancelledError:
-            # If the client has not left, the server has waited long enough.
-            await self._refuse(503, "the server stopped before the request had arrived.")
-        finally:
-            if not self.answered and not self._disconnected:
-                self._connection.abort()
-
-    async def _refuse(self, status: int, message: str) -> None:
-        """Answer that there is no answer, unless it has begun."""
-        if not self._head_sent and not self._disconnected:
-            await _refusal(status, message)(self._scope, self._receive, self._send)
-
-    async def _receive(self) -> Message:
-        if self._expects_continue and not self.received and not self._disconnected:
-            self._expects_continue = False
-            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not (self.buffered or self.received or self._disconnected):
-            self._changed.clear()
-            await self._changed.wait()
-        if self._disconnected or self.answered:
-            return {"type": "http.disconnect"}
-        body = bytes(self.buffered)
-        self.buffered.clear()
-        self._connection.update()
-        return {"type": "http.request", "body": body, "more_body": not self.received}
-
-    async def _send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        assert self._start is not None, "an answer must begin with its start"
-        await self._connection.writable()
-        if self._disconnected:
-            return
-        body: bytes = b"" if self._scope["method"] == "HEAD" else message.get("body", b"")
-        self._sent_bytes += len(body)
-        if self._head_sent:
-            self._connection.write(body)
-        else:
-            self._write(self._start["status"], self._start["headers"], body)
-        if not message.get("more_body", False):
-            self._end()
-
-    def _reply(self, status: int, headers: Headers, body: bytes) -> None:
-        """The whole answer of an application that has begun it directly."""
-        if self._begun_directly is not None:
-            self._tasks.discard(self._begun_directly)
-            self._begun_directly = None
-        self._write(status, headers, body)
-        self._end()
-
-    def _write(self, status: int, headers: Headers, body: bytes) -> None:
-        """The head of the answer, and what there is of its body."""
-        self._head_sent = True
-        head = self._head(status, headers)
-        # One packet for a small answer; a large one is not copied.
-        if len(body) < MAX_BUFFERED_BYTES:
-            self._connection.write(head + body)
-        else:
-            self._connection.write(head)
-            self._connection.write(body)
-
-    def _end(self) -> None:
-        self.answered = True
-        self._connection.end_exchange(self)
-
-    def _head(self, status: int, headers: Headers) -> bytes:
-        # The client may send its next request instead of a body that it was not told to send.
-        if self._expects_continue and not self.received:
-            self.keep_alive = False
-        lines = [b"HTTP/1.1 %d %b" % (status, _PHRASES.get(status, b""))]
-        names = set()
-        for name, value in (*self._connection.default_headers, *headers):
-            if b"\n" in value or b"\r" in value:
-                raise ValueError(f"a value of header {name!r} has the end of a line in it.")
-            names.add(name)
-            if name == b"connection":
-                self.keep_alive &= value.lower() != b"close"
-            else:
-                lines.append(name + b": " + value)
-        has_body = status >= 200 and status not in (204, 304)
-        if has_body and b"content-length" not in names:
-            self.keep_alive = False  # then the end of the connection is that of the answer
-        if not self.keep_alive:
-            lines.append(b"connection: close")
-        return b"\r\n".join([*lines, b"", b""])
-
-
-class Places:
-    """The connections of a server, and which of them may ask for what.
-
-    Args:
-        health_paths: what is answered when all other places are taken.
-        access_log: gets each request; None for no log.
-
-    Attributes:
-        stopping: whether the server stops: every answer is then the last of its connection.
-        known_heads: of requests that are answered directly.
-    """
-
-    def __init__(
-        self, settings: Settings, health_paths: Set[str], access_log: AccessLog | None = None
-    ) -> None:
-        self.settings = settings
-        self.health_paths = health_paths
-        self.access_log = access_log
-        self.stopping = False
-        self.known_heads = KnownHeads()
-        # Connection -> since when; the one that has been idle longest comes first.
-        self._idle: dict[Connection, float] = {}
-
-    def enter(self, connection: "Connection", connections: set[Any]) -> bool:
-        """Give a new connection a place, if need be that of an idle one. False if only health may be asked for.
-
-        Where there is no place at all, the connection is closed.
-        """
-        most = self.settings.max_connections
-        if len(connections) <= most or self._evict(MIN_IDLE_SECONDS):
-            return True
-        if len(connections) > most + HEALTH_PLACES and not self._evict(0):
-            connection.abort()
-        return False
-
-    def set_idle(self, connection: "Connection", *, idle: bool) -> None:
-        if not idle:
-            self._idle.pop(connection, None)
-        elif connection not in self._idle:
-            self._idle[connection] = time.monotonic()
-
-    def _evict(self, idle_seconds: float) -> bool:
-        """Close the connection that has been idle longest, if that is at least `idle_seconds`."""
-        for connection, since in self._idle.items():
-            if time.monotonic() - since < idle_seconds:
-                return False
-            del self._idle[connection]
-            connection.abort()
-            return True
-        return False
 
 
 class Connection(asyncio.Protocol):
@@ -375,15 +97,14 @@ class Connection(asyncio.Protocol):
         self._timer_ends = inf
         self._may_write = asyncio.Event()
         self._may_write.set()
-        self._written_bytes = 0
-        self._unread_since = 0.0
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._answers: UnreadAnswers = None  # type: ignore[assignment]
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # That of uvloop is of a class of its own.
         self._transport = cast(asyncio.Transport, transport)
+        self._answers = UnreadAnswers(self._transport, self._settings.unread_seconds, self.abort)
         self._addresses = {
             "client": _address(transport, "peername"),
             "server": _address(transport, "sockname"),
@@ -426,9 +147,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.connections.discard(self)
         self._places.set_idle(self, idle=False)
-        for timer in (self._timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
+        self._answers.end()
+        if self._timer is not None:
+            self._timer.cancel()
         self._ends = self._ignores_input = True
         for exchange in self._exchanges:
             exchange.disconnect()
@@ -527,14 +248,7 @@ class Connection(asyncio.Protocol):
         await self._may_write.wait()
 
     def write(self, data: bytes) -> None:
-        if self._transport.is_closing():
-            return
-        if not self._transport.get_write_buffer_size():
-            self._unread_since = self._loop.time()
-        self._transport.write(data)
-        self._written_bytes += len(data)
-        if self._write_timer is None and self._transport.get_write_buffer_size():
-            self._watch_writing(self._unread_since)
+        self._answers.write(data)
 
     def end_exchange(self, exchange: Exchange) -> None:
         """The answer was written: go on with the next request, or end the connection."""
@@ -616,7 +330,7 @@ class Connection(asyncio.Protocol):
     def _accept(self, version: str) -> None:
         """Make an exchange of the request whose headers are complete."""
         try:
-            target = _parse_target(self._url)
+            target = parse_target(self._url)
         except (httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError):
             self._refuse(400, "the target of the request is not a path.")
             return
@@ -641,9 +355,7 @@ class Connection(asyncio.Protocol):
         most = self._settings.max_connections
         self._has_place = self._has_place or len(self._state.connections) <= most
         if not self._has_place and target.path not in self._places.health_paths:
-            app = _refusal(
-                503, f"{most} connections are open, which is the limit; try again later."
-            )
+            app = refusal(503, f"{most} connections are open, which is the limit; try again later.")
         expects_continue = any(
             [value.lower() == b"100-continue" for name, value in headers if name == b"expect"]
         )
@@ -653,7 +365,7 @@ class Connection(asyncio.Protocol):
         if self._direct_app is not None and app is self._app and self._may_write.is_set():
             direct = self._direct_app.direct(scope)
         if direct is not None and keep_alive and not expects_continue:
-            self._read_head = KnownHead(read, direct, _content_length(headers))
+            self._read_head = KnownHead(read, direct, content_length(headers))
         exchange = Exchange(
             self,
             app,
@@ -685,7 +397,7 @@ class Connection(asyncio.Protocol):
             return
         self._drop_incomplete()
         scope = {"type": "http", "method": "GET"}
-        app = _refusal(status, message)
+        app = refusal(status, message)
         self._add(Exchange(self, app, scope, keep_alive=False, expects_continue=False))
 
     def _stop_reading(self) -> None:
@@ -792,30 +504,6 @@ class Connection(asyncio.Protocol):
         """Whether the request that is being read is being answered."""
         return self._reading is not None and self._reading.begun
 
-    def _watch_writing(self, since: float) -> None:
-        """Drop the connection if the client does not read what was written at `since`."""
-        ends = since + self._settings.unread_seconds
-        arguments = (self._loop.time(), self._read_bytes())
-        self._write_timer = self._loop.call_at(ends, self._check_writing, *arguments)
-
-    def _check_writing(self, began: float, read_before: int) -> None:
-        self._write_timer = None
-        if not self._transport.get_write_buffer_size():
-            return
-        now = self._loop.time()
-        if self._unread_since > began:
-            # That was read; what waits now was written later.
-            self._watch_writing(self._unread_since)
-        elif self._read_bytes() - read_before < MIN_UNREAD_RATE * (now - began):
-            self.abort()
-        else:
-            self._watch_writing(now)
-
-    def _read_bytes(self) -> int:
-        """Bytes that have arrived at the client."""
-        unsent = self._transport.get_write_buffer_size()
-        return self._written_bytes - unsent - _unacknowledged(self._transport)
-
 
 def connection_factory(places: Places) -> Callable[..., Connection]:
     """What uvicorn makes each connection with: its option `http`."""
@@ -826,65 +514,6 @@ def connection_factory(places: Places) -> Callable[..., Connection]:
     return make
 
 
-class Target(NamedTuple):
-    """The target of a request.
-
-    Attributes:
-        path: without its escapes.
-        has_host: whether it is a whole URL.
-    """
-
-    path: str
-    raw_path: bytes
-    query: bytes
-    has_host: bool
-
-
-def _parse_target(url: bytes) -> Target:
-    """
-    Raises:
-        httptools.HttpParserInvalidURLError, AttributeError, UnicodeDecodeError: it has no path.
-    """
-    # A client asks for the same again and again.
-    return _parse_short_target(url) if len(url) < 256 else _parse_any_target(url)
-
-
-def _parse_any_target(url: bytes) -> Target:
-    parsed = httptools.parse_url(url)
-    path = unquote(parsed.path.decode("ascii"))
-    return Target(path, parsed.path, parsed.query or b"", parsed.host is not None)
-
-
-_parse_short_target = lru_cache(maxsize=1024)(_parse_any_target)
-
-
-def _content_length(headers: Headers) -> int:
-    """-1 for a body of which the head does not say how long it is."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value)
-    return -1
-
-
-def _refusal(status: int, message: str) -> ASGIApp:
-    headers = {"Connection": "close"}
-    if status == 503:
-        headers["Retry-After"] = str(RETRY_SECONDS)
-    return JSONResponse({"error": message}, status, headers)
-
-
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
     address = transport.get_extra_info(name)
     return (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
-
-
-def _unacknowledged(transport: asyncio.Transport) -> int:
-    """Bytes that the kernel holds until the client has taken them; 0 where it does not tell."""
-    found = transport.get_extra_info("socket")
-    if fcntl is None or found is None:
-        return 0
-    try:
-        answer = fcntl.ioctl(found.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        return 0
-    return int.from_bytes(answer, "little")

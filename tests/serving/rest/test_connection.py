@@ -15,7 +15,7 @@ import pytest
 
 from deploy_rnn.serving import server as server_module
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.rest import connection
+from deploy_rnn.serving.rest import connection, places
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
@@ -297,17 +297,17 @@ def test_a_full_server(own_repository: Repository, run_server: Callable[..., Any
         pytest.MonkeyPatch.context() as patch,
         run_server(own_repository, Settings(max_connections=2)) as server,
     ):
-        patch.setattr(connection, "MIN_IDLE_SECONDS", 0.1)
+        patch.setattr(places, "MIN_IDLE_SECONDS", 0.1)
         busy = [connect(server) for _ in range(2)]
         for client in busy:
             client.sendall(post())
         wait_until(lambda: len(model._accepted) == accepted + 2)
-        for _ in range(2 * connection.HEALTH_PLACES):
+        for _ in range(2 * places.HEALTH_PLACES):
             assert statuses(ask(server, GET)) == [200]
         refused = ask(server, post())
         assert statuses(refused) == [503]
         assert b"2 connections are open, which is the limit; try again later." in refused
-        silent = [connect(server) for _ in range(2 * connection.HEALTH_PLACES)]
+        silent = [connect(server) for _ in range(2 * places.HEALTH_PLACES)]
         assert statuses(ask(server, GET)) == [200]
         model.gate.set()
         for client in busy:
