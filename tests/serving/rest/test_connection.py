@@ -17,6 +17,7 @@ from deploy_rnn.serving import server as server_module
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest import connection, places
 from deploy_rnn.serving.rest.app import make_app
+from deploy_rnn.serving.rest.unread import UnreadAnswers
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
 from tests.serving.connecting import connect
@@ -439,24 +440,15 @@ class Unsent:
     def abort(self) -> None:
         self.aborted = True
 
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
 
 def test_a_client_has_the_time_to_read_since_it_has_read_all_before() -> None:
     """uvloop sends at the end of each turn: whenever one looks, an answer may have been written just now."""
 
     async def check() -> None:
-        state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[])
-        places = connection.Places(
-            Settings(unread_seconds=10, header_seconds=1000, idle_seconds=1000), set()
-        )
-        tested: Any = connection.Connection(lambda *args: None, state, places)  # type: ignore[arg-type, return-value]
+        transport: Any = Unsent()
+        tested: Any = UnreadAnswers(transport, 10, transport.abort)
         clock = StoppedClock()
         tested._loop = clock
-        transport: Any = Unsent()
-        tested.connection_made(transport)
         for _ in range(5):  # a small answer now and then, which is read a second later
             tested.write(b"answer")
             clock.pass_seconds(1)
