@@ -138,12 +138,12 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    torch.backends.cudnn.allow_tf32 = False
     rows: list[dict[str, Any]] = []
     measured_on = {"benchmark": "cuda_ways", "device": options.device}
-    for layer_rows in measure_layers(options):
-        rows += layer_rows
-        result = publish({**measured_on, "rows": rows}, options.output)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for layer_rows in measure_layers(options):
+            rows += layer_rows
+            result = publish({**measured_on, "rows": rows}, options.output)
     print(ways_table(result))
 
 
