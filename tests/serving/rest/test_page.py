@@ -166,7 +166,7 @@ def test_the_highlighter_colours_what_is_typed(
         )
         browser.value('document.querySelector("nav a").click()')
         browser.until(
-            'document.title === "Highlighter" && document.getElementById("latency").textContent'
+            'document.title === "Highlighter" && document.getElementById("latency")?.textContent'
         )
         texts = [
             browser.value('document.getElementById("source").value'),
@@ -212,7 +212,7 @@ def test_a_token_and_strange_names(
                 browser.until(
                     'document.getElementById("token-error")?.textContent === "This token is wrong."'
                 )
-        browser.until('document.getElementById("missing").textContent.includes("deploy-rnn demo")')
+        browser.until('document.getElementById("missing")?.textContent.includes("deploy-rnn demo")')
         assert not browser.value(VISIBLE.format("highlight"))
         # Neither another page nor another tab asks again.
         browser.new_tab()
