@@ -23,6 +23,10 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
+class ProtocolError(Exception):
+    """Chromium has answered a call with an error."""
+
+
 class Browser:
     """A headless Chromium, driven over a pipe by the DevTools protocol."""
 
@@ -66,7 +70,8 @@ class Browser:
         message = self._message()
         while message.get("id") != number:
             message = self._message()
-        assert "error" not in message, message
+        if "error" in message:
+            raise ProtocolError(message["error"]["message"])
         return dict(message["result"])
 
     def _message(self) -> dict[str, Any]:
@@ -97,9 +102,15 @@ class Browser:
 
     def until(self, expression: str) -> None:
         deadline = time.monotonic() + 120
-        while not self.value(expression):
+        while not self._is_true(expression):
             assert time.monotonic() < deadline, self.value("document.body?.innerText")
             time.sleep(0.02)
+
+    def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(self.value(expression))
+        except ProtocolError:  # the page has just given way to another one
+            return False
 
     def close(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
