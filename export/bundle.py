@@ -108,6 +108,7 @@ def export_bundle(
     )
     all_options = _options_of(base_options, precisions, max_error, int8_layers)
     for options in all_options:
+        # A precision that the model cannot have is refused before anything is captured.
         options.tolerance_for(checked)
     title = name or target.resolve().name
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import onnx
 
 RECURRENT = {"RNN": 2, "GRU": 2, "LSTM": 3}
-"""The operators -> how many outputs each has."""
+"""ONNX's recurrent operators -> how many outputs each has."""
 
 SEQUENCE_LENS = 4
 """Their input that has the lengths of the rows."""

@@ -13,6 +13,7 @@ from torch._export import utils as export_utils
 from torch.onnx._internal.exporter import _constants, _registration
 
 from deploy_rnn.runtime import CUDA
+from tools.browser import Browser, find_browser
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,3 +84,12 @@ def onnxruntime_cuda() -> None:
     """For tests that run onnxruntime on the GPU."""
     if CUDA not in onnxruntime.get_available_providers():
         pytest.skip(f"this onnxruntime has no {CUDA}")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if find_browser() is None:
+        pytest.skip("Chromium is not installed")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

@@ -8,10 +8,8 @@
 
 import onnx_ir as ir
 
+from ..recurrent_nodes import RECURRENT
 from .lower import replace_node
-
-OUTPUTS = {"RNN": 2, "GRU": 2, "LSTM": 3}
-"""ONNX's recurrent operators -> how many outputs each has."""
 
 
 def make_portable(model: ir.Model) -> None:
@@ -24,9 +22,9 @@ def name_outputs(model: ir.Model) -> None:
     """Give a name to every output of a recurrent operator, also where nobody reads it, in place."""
     # Case 2.
     for node in model.graph:
-        if node.domain != "" or node.op_type not in OUTPUTS:
+        if node.domain != "" or node.op_type not in RECURRENT:
             continue
-        node.resize_outputs(OUTPUTS[node.op_type])
+        node.resize_outputs(RECURRENT[node.op_type])
         weight = node.inputs[1]
         assert weight is not None
         for number, output in enumerate(node.outputs):

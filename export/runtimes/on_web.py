@@ -24,7 +24,7 @@ class Node:
         """Send one request.
 
         Raises:
-            RefusedFileError: it has failed, or node has ended.
+            RefusedFileError: node has ended.
         """
         if self._process is None:
             self._process = subprocess.Popen(
@@ -42,8 +42,6 @@ class Node:
             self.end()
             raise RefusedFileError("node has ended without an answer.")
         answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise RefusedFileError(answer["error"])
         return answer
 
     def end(self) -> None:

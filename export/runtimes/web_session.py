@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from .opened import Feeds, Run, Source
+from .opened import Feeds, RefusedFileError, Run, Source
 
 
 class WebSession:
-    """Args: ask: sends a request and returns the answer; raises RefusedFileError."""
+    """
+    Args:
+        send: sends a request and returns the answer; raises RefusedFileError if there is none.
+    """
 
-    def __init__(self, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-        self._ask = ask
+    def __init__(self, send: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self._send = send
 
     def version(self) -> str:
         return str(self._ask({"version": True})["version"])
@@ -27,6 +30,13 @@ class WebSession:
             return [_from_json(outputs[name]) for name in source.outputs]
 
         return run
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Raises: RefusedFileError: the request has failed, or there is no answer."""
+        answer = self._send(request)
+        if "error" in answer:
+            raise RefusedFileError(answer["error"])
+        return answer
 
 
 def _to_json(array: np.ndarray) -> dict[str, Any]:

@@ -78,7 +78,7 @@ ARROWS = {
     "export.shared_weights": set(),
     "export.saving": set(),
     "export.precision": {"checking", "conversion", "copying", "nn"},
-    "export.forms": {"nn", "export.precision", "export.stack", "export.torch_onnx"},
+    "export.forms": {"nn", "export.precision", "export.recurrent_nodes", "export.stack", "export.torch_onnx"},
     "export.capture": {
         "nn", "copying", "metadata", "conversion", "checking", "export.stack", "export.forms", "export.torch_onnx",
         "export.bare_layer", "export.options", "export.opset", "export.size_limits", "packing",

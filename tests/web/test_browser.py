@@ -24,7 +24,7 @@ from deploy_rnn.examples.highlight import model as highlight
 from deploy_rnn.examples.highlight import web_page
 from deploy_rnn.export import export_bundle
 from deploy_rnn.serving import Engine
-from tools.browser import Browser, find_browser
+from tools.browser import Browser
 from tools.static_site import StaticSite
 
 ROOT = Path(__file__).parents[2]
@@ -104,15 +104,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (packed / "package").rename(folder / "deploy-rnn-web")
     shutil.copy(Path(__file__).with_name("page.html"), folder / "index.html")
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if find_browser() is None:
-        pytest.skip("Chromium is not installed")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 class Page:

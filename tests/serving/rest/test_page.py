@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.scheduling.model import Model
 from deploy_rnn.serving.settings import Settings
 from deploy_rnn.tensor_spec import TensorSpec
-from tools.browser import Browser, find_browser
+from tools.browser import Browser
 
 PAGE = Path(deploy_rnn.serving.__file__).parent / "rest" / "page"
 HIGHLIGHTER = Path(deploy_rnn.examples.highlight.__file__).parent / "page"
@@ -117,15 +116,6 @@ def test_every_label_has_a_style() -> None:
     assert {
         label for label in highlight_labels.LABELS if f"\n.{label} {{" not in styles
     } == unstyled
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if find_browser() is None:
-        pytest.skip("Chromium is not installed")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
 
 
 COLOURED = '[...document.querySelectorAll("#coloured span")].map((span) => [span.className, span.textContent])'
