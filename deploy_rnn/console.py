@@ -59,6 +59,24 @@ def command_errors(
         message = printable(in_options(str(error)))
         _show_error(message, as_json=as_json)
         raise UsageError(message) from None
+    except (MemoryError, RuntimeError) as error:
+        message = _lack(error)
+        if not message:
+            raise
+        _show_error(message, as_json=as_json)
+        raise UsageError(message) from None
+
+
+def _lack(error: MemoryError | RuntimeError) -> str:
+    """What the system has too little of; empty if that is not the reason of an error."""
+    if isinstance(error, MemoryError):
+        return "there is too little memory; give this process more (ulimit -v), or stop others."
+    if str(error) == "can't start new thread":
+        return (
+            "the system has no room for another thread; give this process more memory (ulimit -v) or more threads "
+            "(ulimit -u)."
+        )
+    return ""
 
 
 def _show_error(message: str, *, as_json: bool, error: DeployError | None = None) -> None:

@@ -35,6 +35,9 @@ UNAVAILABLE = "UNAVAILABLE"
 RESTARTED = "was started again"
 """Why a stream has ended that another model has begun anew."""
 
+MAX_SHOWN_NAME = 200
+"""Characters of a name that a client asks for, in a message."""
+
 STREAM_POLL_SECONDS = 0.5
 """How often a replaced model is asked whether its last stream has ended: it only delays giving back memory."""
 
@@ -366,7 +369,8 @@ class Repository:
 
     def _unknown(self, name: str) -> UnknownModelError:
         names = ", ".join(sorted(self._entries))
-        return UnknownModelError(f"unknown model: `{name}` is not found; the models are {names}.")
+        asked = name[:MAX_SHOWN_NAME]
+        return UnknownModelError(f"unknown model: `{asked}` is not found; the models are {names}.")
 
     def _discover(self) -> None:
         """Enter the bundles that are at `path` now."""
@@ -393,16 +397,29 @@ def find_bundles(path: Path) -> Iterator[tuple[str, Path]]:
     """The names and paths of the bundles at `path`. What may not be looked at, such as `lost+found`, is none.
 
     Raises:
-        BundleError: the folder at `path` cannot be read.
+        BundleError: the folder at `path` cannot be read, or the bundle there has a name that HTTP cannot carry.
     """
     if _is_file(path):
         yield _sendable(path.stem), path
     elif _is_file(path / MANIFEST):
-        yield Manifest.read(path).name, path
+        yield _checked_name(Manifest.read(path).name, path), path
     elif path.is_dir():
         for folder in _folders(path):
             if _is_file(folder / MANIFEST) and not folder.name.startswith("."):
                 yield _sendable(folder.name), folder
+
+
+def _checked_name(name: str, path: Path) -> str:
+    """
+    Raises:
+        BundleError: a client could not name it in a path of HTTP.
+    """
+    if "/" in name:
+        raise BundleError(
+            f"{str(path)!r} has the name {name[:MAX_SHOWN_NAME]!r} in its manifest; must be one without '/', which no "
+            "path of HTTP can carry."
+        )
+    return name
 
 
 def _folders(path: Path) -> list[Path]:

@@ -39,6 +39,10 @@ REFUSED_PARAMETERS = {
 
 MAX_SEQUENCE_CHARACTERS = 128
 
+MAX_INT32 = 2**31 - 1
+MAX_INT64 = 2**63 - 1
+"""What a configuration can say of a limit that is beyond, or infinite."""
+
 
 def refuse_parameters(name: str, parameters: Mapping[str, Any]) -> None:
     """
@@ -241,7 +245,7 @@ def model_config(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "platform": PLATFORM,
         "backend": "onnxruntime",
         "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": model.max_batch,
+        "max_batch_size": min(model.max_batch, MAX_INT32),
         "input": inputs,
         "output": outputs,
         "model_transaction_policy": {"decoupled": False},
@@ -276,7 +280,7 @@ def _scheduling(model: ServedModel, limits: Limits) -> dict[str, Any]:
         "sequence_batching": {
             "max_sequence_idle_microseconds": _microseconds(limits.stream_idle),
             "oldest": {
-                "max_candidate_sequences": limits.max_streams,
+                "max_candidate_sequences": min(limits.max_streams, MAX_INT32),
                 "max_queue_delay_microseconds": max_wait,
             },
             "state": [_state_config(spec, model) for spec in _states(model)],
@@ -302,7 +306,7 @@ def _state_config(spec: TensorSpec, model: ServedModel) -> dict[str, Any]:
 
 
 def _microseconds(seconds: float) -> int:
-    return round(seconds * 1e6)
+    return round(min(seconds * 1e6, MAX_INT64))
 
 
 def model_statistics(model: ServedModel) -> dict[str, Any]:

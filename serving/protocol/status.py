@@ -52,8 +52,13 @@ def status(error: Exception) -> Status:
     """The status of any error."""
     for error_class, http, grpc in _CODES:
         if isinstance(error, error_class):
-            return Status(http, grpc, str(error))
+            return Status(http, grpc, _sendable(error))
     if isinstance(error, DeployError):
-        return Status(500, "INTERNAL", str(error))
+        return Status(500, "INTERNAL", _sendable(error))
     # The text of any other error may contain what is not meant for clients.
     return Status(500, "INTERNAL", "the server failed; its log has the reason.")
+
+
+def _sendable(error: Exception) -> str:
+    """The text of an error, which may have what a client wrote: half of a surrogate pair becomes such as "\\ud800"."""
+    return str(error).encode("utf-8", "backslashreplace").decode("utf-8")

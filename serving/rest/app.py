@@ -14,18 +14,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from deploy_rnn.errors import DeployError, UnauthorizedError, UnsupportedError
+from deploy_rnn.errors import DeployError, InputError, UnauthorizedError, UnsupportedError
 
 from ..metrics import CONTENT_TYPE, Metrics
 from ..protocol import oip
 from ..protocol.inference import Inference, in_thread_if_large
+from ..protocol.tensors import shown
 from ..repository import Repository
 from ..scheduling.request import Request
 from ..scheduling.served_model import ServedModel
 from ..settings import Settings
 from . import page, predict
 from .binary import parse_json
-from .bodies import receive_body
+from .bodies import Body, receive_body
 from .direct import Begin, DirectApp
 from .errors import error_response
 from .infer import Answer, InferApp, Shortcut, compress_if_accepted
@@ -40,6 +41,9 @@ UNSUPPORTED = ("systemsharedmemory", "cudasharedmemory", "trace", "logging")
 
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
 """Paths for orchestrators, which have no token."""
+
+MAX_SHOWN_PATH = 200
+"""Characters of a path in a message."""
 
 POLICY_VIOLATION = 1008
 """The close code of a WebSocket that is refused."""
@@ -198,7 +202,10 @@ class Endpoints:
 
     async def index(self, http_request: HTTPRequest) -> Response:
         fields = await self._fields(http_request)
-        bundles = await self._inference.index(ready=fields.get("ready") is True)
+        ready = fields.get("ready", False)
+        if not isinstance(ready, bool):
+            raise InputError(f"`ready` must be true or false, got {shown(ready)}.")
+        bundles = await self._inference.index(ready=ready)
         return JSONResponse(bundles)
 
     async def load(self, http_request: HTTPRequest) -> Response:
@@ -220,10 +227,7 @@ class Endpoints:
     async def predict(self, http_request: HTTPRequest) -> Response:
         name, version = _model(http_request)
         model = self._inference.check_model(name, version)
-        encoding = http_request.headers.get("Content-Encoding", "")
-        received = await receive_body(
-            http_request.receive, encoding, self._settings, only_json=True
-        )
+        received = await self._body(http_request)
 
         def decode(model: ServedModel) -> list[Request]:
             return predict.read(received.decompressed(), model, self._settings)
@@ -249,9 +253,14 @@ class Endpoints:
         return parse_json(text, self._settings.max_json_bytes) if text.strip() else {}
 
     async def _json(self, http_request: HTTPRequest) -> bytes:
-        encoding = http_request.headers.get("Content-Encoding", "")
-        body = await receive_body(http_request.receive, encoding, self._settings, only_json=True)
+        body = await self._body(http_request)
         return await in_thread_if_large(body.most_bytes, body.decompressed)
+
+    async def _body(self, http_request: HTTPRequest) -> Body:
+        """The body of a request of JSON alone."""
+        encoding = http_request.headers.get("Content-Encoding", "")
+        scope, receive = http_request.scope, http_request.receive
+        return await receive_body(scope, receive, encoding, self._settings, only_json=True)
 
 
 def _model(http_request: HTTPRequest) -> tuple[str, str]:
@@ -276,10 +285,11 @@ async def _http_error(http_request: HTTPRequest, error: Exception) -> Response:
     """Starlette's own errors, as JSON."""
     assert isinstance(error, HTTPException)
     message = error.detail
+    path = http_request.url.path[:MAX_SHOWN_PATH]
     if error.status_code == 404:
-        message = f"{http_request.url.path} is not found."
+        message = f"{path} is not found."
     elif error.status_code == 405:
-        message = f"{http_request.url.path} does not accept {http_request.method}."
+        message = f"{path} does not accept {http_request.method}."
     return JSONResponse({"error": message}, error.status_code, error.headers)
 
 

@@ -13,6 +13,9 @@ from ..protocol.tensors import shown
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """The HTTP header with the number of bytes that are JSON."""
 
+MAX_DIGITS = 1000
+"""Of a whole number; those of the protocol have at most 20."""
+
 
 def split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     """The JSON of a body, and the bytes after it.
@@ -59,10 +62,14 @@ def parse_json(text: bytes, max_bytes: int) -> dict[str, Any]:
 
 def _parse_again(text: bytes) -> Any:
     """What Python's parser makes of a text that the faster one refuses: mostly, it says better what is wrong."""
+    if not text.strip():
+        raise InputError("the request is empty; must be a JSON object.")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_int=_parse_integer, parse_constant=_refuse_constant)
     except RecursionError:
         raise InputError("the request's JSON is nested too deeply.") from None
+    except UnicodeDecodeError:
+        raise InputError("the request is not JSON: it is not UTF-8.") from None
     except ValueError as error:
         raise InputError(f"the request is not JSON: {error}.") from None
 
@@ -75,6 +82,13 @@ def too_much_json(subject: str, max_bytes: int) -> str:
 def _refuse_constant(constant: str) -> NoReturn:
     """Python's parser would take NaN, Infinity and -Infinity."""
     raise ValueError(f"{constant} is not a number in JSON; send it as binary data")
+
+
+def _parse_integer(digits: str) -> int:
+    """Python's own refusal of long ones names a function of Python."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
 
 
 class BinaryData:
@@ -91,9 +105,8 @@ class BinaryData:
         """
         # True is an int too.
         if type(size) is not int or size < 0:
-            text = str(size)[:40]
             raise InputError(
-                f"`{name}` has binary_data_size {text!r}; must be its number of bytes."
+                f"`{name}` has binary_data_size {shown(size)}; must be its number of bytes."
             )
         available = len(self._remaining)
         if size > available:

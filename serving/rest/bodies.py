@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from deploy_rnn.errors import TooLargeError
 
@@ -11,6 +11,7 @@ from ..protocol.inference import Deadline
 from ..settings import Settings
 from .binary import too_much_json
 from .compression import MAX_RATIO, decompress
+from .exchange import content_length
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,23 @@ class Body:
 
 
 async def receive_body(
-    receive: Receive, encoding: str, settings: Settings, *, only_json: bool
+    scope: Scope, receive: Receive, encoding: str, settings: Settings, *, only_json: bool
 ) -> Body:
     """Read the body of a request.
 
     Args:
+        scope: of the request.
         encoding: the value of the header `Content-Encoding`; "" for none.
         only_json: whether nothing but JSON is expected in it.
 
     Raises:
-        TooLargeError: it has more bytes than `settings` allow; the rest of it is not read.
+        TooLargeError: it has more bytes than `settings` allow, or its head says so; the rest of it is not read.
         DeadlineError: it has not arrived in time.
         ClientDisconnect: the client has left.
     """
     max_bytes = settings.max_json_bytes if only_json else settings.max_bytes
+    if content_length(scope["headers"]) > max_bytes:
+        raise _too_large(max_bytes, only_json)
     async with Deadline(settings.body_seconds, "the body took"):
         data = await _receive(receive, max_bytes, only_json)
     return Body(data, encoding.strip().lower(), max_bytes, only_json)
@@ -75,11 +79,15 @@ async def _receive(receive: Receive, max_bytes: int, only_json: bool) -> bytes:
         more = message.get("more_body", False)
         pieces.append(piece)
         size += len(piece)
-        if size > max_bytes and only_json:
-            raise _too_much_json(max_bytes)
         if size > max_bytes:
-            raise TooLargeError(f"the body has more than {max_bytes} bytes, which is the limit.")
+            raise _too_large(max_bytes, only_json)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _too_large(max_bytes: int, only_json: bool) -> TooLargeError:
+    if only_json:
+        return _too_much_json(max_bytes)
+    return TooLargeError(f"the body has more than {max_bytes} bytes, which is the limit.")
 
 
 def _too_much_json(max_bytes: int) -> TooLargeError:

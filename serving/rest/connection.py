@@ -124,9 +124,9 @@ class Connection(asyncio.Protocol):
         messages = self._messages
         try:
             self._feed(data)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             if not self._ignores_input:
-                self._refuse(400, "this is not a request of HTTP/1.1.")
+                self._refuse(400, f"this is not a request of HTTP/1.1: {_reason(error)}.")
         allowed = MAX_HEADER_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes
         if self._overhead_bytes > allowed and not self._ignores_input:
             self._stop_reading()
@@ -512,6 +512,13 @@ def connection_factory(places: Places) -> Callable[..., Connection]:
         return Connection(config.loaded_app, server_state, places)
 
     return make
+
+
+def _reason(error: httptools.HttpParserError) -> str:
+    """What the parser found, in its words."""
+    if isinstance(error, httptools.HttpParserCallbackError):
+        return "it cannot be read"  # the text is that of an error of this module
+    return str(error)
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:

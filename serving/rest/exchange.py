@@ -256,7 +256,7 @@ class Exchange:
 def content_length(headers: Headers) -> int:
     """-1 for a body of which the head does not say how long it is."""
     for name, value in headers:
-        if name == b"content-length":
+        if name == b"content-length" and value.isdigit():
             return int(value)
     return -1
 

@@ -81,7 +81,7 @@ class InferApp:
         header_length = _header_length(headers)
         encoding = headers.get(b"content-encoding", "")
         only_json = header_length is None
-        body = await receive_body(receive, encoding, self._settings, only_json=only_json)
+        body = await receive_body(scope, receive, encoding, self._settings, only_json=only_json)
 
         # In one step: many bodies that wait to be decoded would take much memory if they were decompressed before.
         def decode() -> InferRequest:

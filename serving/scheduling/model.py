@@ -14,6 +14,8 @@ from deploy_rnn.errors import (
     ClosedError,
     DeployError,
     InputError,
+    LoadError,
+    RunError,
     StreamError,
     TooLargeError,
 )
@@ -94,7 +96,10 @@ class Model:
         self.path = Path(path)
         self._engine = BatchEngine(open_model(self.path, provider, threads, precision))
         self.name = name or self._engine.name
-        self._engine.warm_up(side_by_side=True)
+        try:
+            self._engine.warm_up(side_by_side=True)
+        except (InputError, RunError) as error:  # not of a request
+            raise LoadError(f"{str(path)!r} cannot be run: {error}") from error
         on_cores = provider_named(provider).uses_cores
         self._cores = cores if cores and on_cores else CoreSlots(self._engine.cores)
         signature = self._engine.signature

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -66,6 +67,15 @@ def test_the_bundles_of_a_folder(repository: Repository, folder: Path, new_bundl
         match=r"there is no bundle at '.*no-bundle'; it must be a bundle, an \.onnx file",
     ):
         Repository(folder / "no-bundle", lambda *_: pytest.fail("nothing to make"))
+
+
+def test_a_name_that_no_path_of_http_can_carry(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.Manifest, "read", lambda _: SimpleNamespace(name="a/b"))
+    message = "has the name 'a/b' in its manifest; must be one without '/'"
+    with pytest.raises(BundleError, match=message):
+        Repository(folder / "sum", lambda *_: pytest.fail("nothing to make"))
 
 
 def test_a_folder_whose_name_is_not_utf_8(

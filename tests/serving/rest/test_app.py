@@ -249,6 +249,42 @@ def test_values_that_python_reads_and_json_or_text_has_not(
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"id": "\xe9"}', "the request is not JSON: it is not UTF-8."),
+        (b'{"id": %s}' % (b"9" * 5000), "the request is not JSON: a number has 5000 digits."),
+    ],
+)
+def test_what_is_not_json_is_told_without_words_of_python(
+    body: bytes, message: str, client: Any
+) -> None:
+    answer = client.post(INFER, content=body)
+    assert (answer.status_code, answer.json()["error"]) == (400, message)
+
+
+@pytest.mark.parametrize("path", [INFER, "/v1/models/sum:predict", "/v2/repository/index"])
+def test_a_body_whose_head_says_that_it_is_too_large_is_not_waited_for(
+    path: str, client: Any
+) -> None:
+    answer = client.post(path, content=b"{", headers={"Content-Length": "99999999999999999999"})
+    assert answer.status_code == 413
+    assert "more than 2097152 bytes of JSON" in answer.json()["error"]
+
+
+def test_the_index_takes_a_boolean_only(client: Any) -> None:
+    answer = client.post("/v2/repository/index", json={"ready": "yes"})
+    message = '`ready` must be true or false, got "yes".'
+    assert (answer.status_code, answer.json()["error"]) == (400, message)
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/v2/models/"])
+def test_of_a_long_path_a_message_has_the_beginning(path: str, client: Any) -> None:
+    answer = client.get(path + "x" * 10_000)
+    assert answer.status_code == 404
+    assert len(answer.json()["error"]) < 400
+
+
+@pytest.mark.parametrize(
     ("size", "pieces", "message"),
     [
         (12, b"1234567", "`x` has binary_data_size 12, but only 7 bytes are left in the body."),
@@ -258,8 +294,8 @@ def test_values_that_python_reads_and_json_or_text_has_not(
             b"123456789012345",
             "3 bytes of the body belong to no input; set binary_data_size of each input.",
         ),
-        (-1, b"", "`x` has binary_data_size '-1'; must be its number of bytes."),
-        (True, b"", "`x` has binary_data_size 'True'; must be its number of bytes."),
+        (-1, b"", "`x` has binary_data_size -1; must be its number of bytes."),
+        (True, b"", "`x` has binary_data_size true; must be its number of bytes."),
     ],
 )
 def test_binary_data_of_a_wrong_size(size: Any, pieces: bytes, message: str, client: Any) -> None:
@@ -284,7 +320,7 @@ def test_an_invalid_header_length(header: str, client: Any) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the request is not JSON"),
+        (b"", "the request is empty; must be a JSON object."),
         (b"[1]", "the request's JSON must be an object, got [1]."),
         (b'{"inputs": [NaN]}', "NaN is not a number in JSON; send it as binary data"),
         (b'{"a":' * 100_000, "the request's JSON is nested too deeply."),

@@ -171,6 +171,18 @@ def test_one_answer_for_each_request(sent: bytes, expected: list[int], server: S
     assert statuses(ask(server, sent)) == expected
 
 
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (post("Content-Length: 1"), "Duplicate Content-Length"),
+        (GET.replace(b"GET", b"FETCH"), "Invalid method encountered"),
+    ],
+)
+def test_a_request_that_is_not_http_is_told_why(sent: bytes, reason: str, server: Server) -> None:
+    message = f'{{"error":"this is not a request of HTTP/1.1: {reason}."}}'
+    assert ask(server, sent).endswith(message.encode())
+
+
 def test_a_client_may_wait_until_it_is_told_to_go_on(server: Server) -> None:
     request = post("Expect: 100-continue")
     with connect(server) as client:

@@ -68,6 +68,12 @@ def test_what_is_wrong(client: Any, body: Any, message: str) -> None:
     assert (answer.status_code, error(answer)) == (400, message)
 
 
+def test_a_name_that_no_answer_can_carry_is_escaped_in_the_message(client: Any) -> None:
+    answer = client.post(PATH, content=rb'{"instances": [{"x": [1], "y\ud800": 1}]}')
+    message = r"instances[0]: there is no input `y\ud800`; the inputs are x, total."
+    assert (answer.status_code, error(answer)) == (400, message)
+
+
 def test_a_value_alone_is_not_enough_for_two_inputs(sum_model: Any, folder: Path) -> None:
     class TwoInputs(sum_model):  # type: ignore[misc]
         optional: frozenset[str] = frozenset()

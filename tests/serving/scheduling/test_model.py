@@ -21,6 +21,7 @@ from deploy_rnn.errors import (
     ClosedError,
     DeadlineError,
     InputError,
+    LoadError,
     StreamError,
     TooLargeError,
 )
@@ -120,6 +121,19 @@ def test_it_describes_itself(
     assert model.states == {"rnn.h0": "rnn.h_n", "rnn.c0": "rnn.c_n"}
     assert (model.optional, model.streaming) == ({"rnn.h0", "rnn.c0"}, True)
     assert Model(streaming, name="other").name == "other"
+
+
+def test_a_model_that_fails_when_it_is_tried_is_not_loaded(
+    padded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No client has sent these inputs."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise InputError("the graph cannot take these inputs.")
+
+    monkeypatch.setattr(module.BatchEngine, "warm_up", refuse)
+    with pytest.raises(LoadError, match=r"padded' cannot be run: the graph cannot take these"):
+        Model(padded, threads=1)
 
 
 def test_a_single_file_streams(tmp_path: Path, open_model: Callable[..., Model]) -> None:
