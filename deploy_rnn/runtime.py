@@ -27,6 +27,9 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 OPENVINO = "OpenVINOExecutionProvider"
 
+MOST_THREADS = 1024
+"""Each is one of the system's, in each graph that is open."""
+
 _KERNEL_EVENT = "_kernel_time"
 """The end of an event's name in onnxruntime's profile, if the event is a run of one node."""
 
@@ -132,9 +135,9 @@ def provider_named(name: str) -> Provider:
 
 def check_threads(threads: int | None) -> None:
     """Raises: ValueError: not a number of cores."""
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
         raise ValueError(
-            f"`threads` (={threads!r}) must be a whole number from 1, or None for all cores."
+            f"`threads` (={threads!r}) must be a whole number from 1 to {MOST_THREADS}, or None for all cores."
         )
 
 

@@ -52,6 +52,7 @@ LOAD_SECONDS = 3.0
 
 PORT = click.IntRange(0, 65535)
 COUNT = click.IntRange(1)
+THREADS = click.IntRange(1, 1024)
 # The most that gRPC takes.
 BYTES = click.IntRange(1, 2**31 - 1)
 CONNECTIONS = click.IntRange(1, 1_000_000)
@@ -97,7 +98,11 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="The onnxruntime provider, such as CUDAExecutionProvider.",
 )
 @click.option(
-    "--threads", show_default="all", type=COUNT, metavar="N", help="Cores that the models may use."
+    "--threads",
+    show_default="all",
+    type=THREADS,
+    metavar="N",
+    help="Cores that the models may use.",
 )
 @click.option(
     "--precision", show_default="the only one of a model", metavar="PRECISION",

@@ -1,7 +1,7 @@
 """`BatchEngine`: from the checked inputs of one or several requests to their outputs, in one run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Lock
@@ -122,7 +122,8 @@ class BatchEngine:
         names = self._output_names
         if outputs is None:
             return names
-        if isinstance(outputs, str) or not outputs:
+        is_list = isinstance(outputs, Collection) and not isinstance(outputs, str)
+        if not is_list or not outputs:
             raise InputError(
                 f"`outputs` (={outputs!r}) must be a list of names, or None for all ({', '.join(names)})."
             )

@@ -10,10 +10,12 @@ from deploy_rnn.runtime import CPU, TensorSpec
 from .batch_engine import BatchEngine
 from .feeds import Feeds
 from .opening import open_model
+from .own_process import OwnProcess
 
 
-class Engine:
-    """A loaded model; `run` may be called from several threads at once.
+class Engine(OwnProcess):
+    """A loaded model; `run` may be called from several threads at once. It belongs to the process that opens it: a fork
+    may use it with `threads=1` only.
 
     The tensors of an .onnx file keep the graph's own layout. Those of a bundle are batch-first, even if its graphs are
     not: (B, T, ...), states (B, ...). States and lengths may be left out: a state is then zeros, and every step of a
@@ -60,6 +62,7 @@ class Engine:
         threads: int | None = None,
         precision: str | None = None,
     ) -> None:
+        self._note_process()
         opened = open_model(Path(path), provider, threads, precision)
         self._batch_engine = BatchEngine(opened)
         self.name = self._batch_engine.name
@@ -81,8 +84,11 @@ class Engine:
         Raises:
             InputError: an input that is missing, unknown, or of the wrong dtype or shape; a length out of range; steps
                 that no graph takes; a size with which the model does something else than its graph; an unknown output.
-            RunError: onnxruntime failed.
+            RunError: onnxruntime failed, or this is a fork of the process that opened the model.
         """
+        # A session for one core has no threads of its own.
+        if self._batch_engine.cores > 1:
+            self._check_process()
         batch = [Feeds.of(inputs, self._batch_engine.signature)]
         names = self._batch_engine.check_outputs(outputs)
         choice = self._batch_engine.choose(batch)

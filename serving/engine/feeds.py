@@ -160,6 +160,10 @@ def _check_array(array: np.ndarray, spec: TensorSpec) -> None:
         raise InputError(
             f"`{spec.name}` must be a numpy array of {spec.dtype}, got {type(array).__name__}."
         )
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(
+            f"`{spec.name}` is a masked array, whose mask would be ignored; use array.filled(VALUE)."
+        )
     if array.dtype != spec.dtype:
         raise InputError(
             f"`{spec.name}` is {array.dtype}, the graph takes {spec.dtype}; use array.astype({spec.dtype!r})."

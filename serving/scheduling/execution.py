@@ -125,6 +125,9 @@ def _states(segment: StreamSegment, result: Outputs, signature: Signature) -> Ou
     """What the next chunk of the stream starts from: the input that carries a state -> its array."""
     if segment[0].stream is None:
         return {}
-    return {
-        state_input: result[state_output] for state_input, state_output in signature.states.items()
-    }
+    states = {}
+    for state_input, state_output in signature.states.items():
+        state = result[state_output]
+        # Whoever gets it as an answer may change that.
+        states[state_input] = state.copy() if state_output in segment[-1].outputs else state
+    return states

@@ -1,6 +1,7 @@
 """`Limits`: how much a model takes on at once."""
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Limits:
             ones are ended.
 
     Raises:
-        ValueError: an integer below 1, another number below 0, or a share of 1 or more.
+        ValueError: an integer that is below 1 or not whole, another number below 0, or a share of 1 or more.
     """
 
     max_rows: int = 32
@@ -49,6 +50,8 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             minimum = 1 if field.type is int else 0
+            if field.type is int and not isinstance(value, Integral):
+                raise ValueError(f"`{field.name}` (={value!r}) must be a whole number.")
             # Not `value < minimum`: that would let NaN through.
             if not value >= minimum:
                 raise ValueError(f"`{field.name}` (={value!r}) must be {minimum} or more.")

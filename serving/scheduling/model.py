@@ -21,9 +21,11 @@ from deploy_rnn.errors import (
 )
 from deploy_rnn.runtime import CPU, TensorSpec, provider_named
 
+from ..engine.arrays import Arrays
 from ..engine.batch_engine import BatchEngine
 from ..engine.feeds import Shapes
 from ..engine.opening import open_model
+from ..engine.own_process import OwnProcess
 from .core_slots import CoreSlots, Slot
 from .execution import BatchResult, execute
 from .limits import Limits, lower
@@ -51,7 +53,7 @@ class Plan(NamedTuple):
     pieces: int
 
 
-class Model:
+class Model(OwnProcess):
     """A loaded bundle that takes requests from any thread, and runs them in threads of its own: as many runs at a time
     as there are cores, and in each of them as many requests as pays.
 
@@ -93,6 +95,7 @@ class Model:
         cores: CoreSlots | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._note_process()
         self.path = Path(path)
         self._engine = BatchEngine(open_model(self.path, provider, threads, precision))
         self.name = name or self._engine.name
@@ -146,7 +149,9 @@ class Model:
             StreamError: a stream that is unknown or gone, or a restart that is refused.
             BusyError: the queue is full, or the table of streams.
             ClosedError: the model takes no more requests.
+            RunError: this is a fork of the process that opened the model.
         """
+        self._check_process()
         try:
             job = self._make_job(request)
             with self._changed:
@@ -200,6 +205,8 @@ class Model:
         Args:
             timeout: seconds after which those that still wait get a ClosedError; None for as long as it takes.
         """
+        if self._is_elsewhere():
+            return  # there is nothing to end in a fork
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -216,7 +223,7 @@ class Model:
         self._check_stream(request)
         shapes = self._engine.check_shapes(request.inputs)
         plan = self._plan(request, shapes)
-        feeds = self._engine.check_inputs(request.inputs, shapes)
+        feeds = self._engine.check_inputs(_own(request.inputs), shapes)
         arrived = self._clock()
         deadline = None if request.timeout is None else arrived + request.timeout
         job = Job(feeds, plan.outputs, plan.joins, arrived, deadline)
@@ -227,8 +234,8 @@ class Model:
     def _plan(self, request: Request, shapes: Shapes) -> Plan:
         """How a request is run; the plan of one is that of all that are like it."""
         outputs = request.outputs
-        if isinstance(outputs, list):
-            outputs = tuple(outputs)
+        if outputs is not None:
+            outputs = tuple(self._engine.check_outputs(outputs))
         key = (shapes, outputs, request.sequence is not None)
         plan = self._plans.get(key)
         if plan is None:
@@ -301,6 +308,10 @@ class Model:
                     "`start` or `end` is set without a `sequence`; name the stream that it is for."
                 )
             return
+        sequence = request.sequence
+        # True would be stream 1.
+        if isinstance(sequence, bool) or not isinstance(sequence, int | str):
+            raise InputError(f"`sequence` (={sequence!r}) must be an integer or a string.")
         if not self.streaming:
             raise StreamError(
                 f"model {self.name!r} has no states and holds no streams; a request must not name one."
@@ -510,6 +521,15 @@ class Model:
             self._refuse(
                 job, ClosedError(f"model {self.name!r} was unloaded before the request was run.")
             )
+
+
+def _own(arrays: Arrays) -> Arrays:
+    """The arrays of a caller, who may change them as soon as the request is accepted."""
+    own = {}
+    for name, array in arrays.items():
+        # Those of a message that came over the network cannot be changed.
+        own[name] = array.copy() if array.flags.writeable else array
+    return own
 
 
 def _keep_one_core() -> bool:

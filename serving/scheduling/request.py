@@ -13,7 +13,7 @@ class Request:
     It means the same in every process: it names nothing of the one that made it.
 
     Attributes:
-        inputs: name -> array.
+        inputs: name -> array. The model has its own copy of them as soon as it has accepted the request.
         outputs: the names wanted; None for all.
         sequence: the stream that it belongs to, whose states the server holds; None for no stream.
         start: whether the stream begins here.

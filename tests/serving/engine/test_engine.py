@@ -1,5 +1,8 @@
 """`Engine`: a graph answers, and what it cannot take is refused before it reaches onnxruntime."""
 
+import copy
+import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -11,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy_rnn.errors import InputError, LoadError, ProviderError
+from deploy_rnn.errors import InputError, LoadError, ProviderError, RunError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.runtime import CUDA, TensorSpec, placement
 from deploy_rnn.serving import Engine
@@ -36,6 +39,14 @@ def make_inputs(batch: int) -> dict[str, np.ndarray]:
         "input": random.standard_normal((4, batch, 3), np.float32),
         "h0": random.standard_normal((4, batch, 5), np.float32),
     }
+
+
+def example(engine: Engine) -> dict[str, np.ndarray]:
+    inputs = {}
+    for spec in engine.inputs:
+        shape = [size if isinstance(size, int) else 2 for size in spec.shape]
+        inputs[spec.name] = np.ones(shape, spec.dtype)
+    return inputs
 
 
 def test_it_says_what_it_takes_and_gives(path: Path) -> None:
@@ -158,6 +169,40 @@ def test_many_threads_at_once(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_fork_does_not_wait_for_threads_that_it_lacks(
+    threads: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(path, threads=threads)
+    inputs = example(engine)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    if threads == 1:
+        engine.run(inputs)
+    else:
+        with pytest.raises(RunError, match="process 1 is a fork of it and has none of its threads"):
+            engine.run(inputs)
+
+
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_it_cannot_be_sent_to_another_process(duplicate: Any, path: Path) -> None:
+    with pytest.raises(TypeError, match="this Engine cannot be pickled or copied"):
+        duplicate(Engine(path))
+
+
+@pytest.mark.parametrize("outputs", [5, "output", [], iter(["output"])])
+def test_the_outputs_must_be_a_list_of_names(outputs: Any, path: Path) -> None:
+    engine = Engine(path)
+    with pytest.raises(InputError, match="must be a list of names, or None for all"):
+        engine.run(example(engine), outputs)
+
+
+def test_a_mask_is_not_ignored(path: Path) -> None:
+    engine = Engine(path)
+    masked = {name: np.ma.array(array) for name, array in example(engine).items()}
+    with pytest.raises(InputError, match=r"is a masked array.*use array\.filled"):
+        engine.run(masked)
 
 
 def test_it_runs_where_torch_and_onnx_are_not_installed(path: Path) -> None:

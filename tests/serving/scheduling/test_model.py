@@ -22,6 +22,7 @@ from deploy_rnn.errors import (
     DeadlineError,
     InputError,
     LoadError,
+    RunError,
     StreamError,
     TooLargeError,
 )
@@ -278,6 +279,30 @@ def test_shapes_are_checked_once_and_what_is_in_them_each_time(
     for steps in range(1, 8):
         model.infer(ask(tokens(1, steps)))
         assert len(model._engine._known_shapes) <= 3
+
+
+def test_a_caller_may_change_its_inputs_once_they_are_accepted(
+    padded: Path, held: Held, open_model: Callable[..., Model]
+) -> None:
+    model = open_model(padded)
+    array = tokens(1, 8)
+    before = model.infer(ask(array.copy())).outputs["output"]
+    with held(model, ask(tokens(1, 1))):
+        future = model.submit(ask(array))
+        array[:] = 0
+    np.testing.assert_allclose(future.result(30).outputs["output"], before, atol=1e-6)
+
+
+def test_a_fork_is_refused_and_closes_nothing(
+    padded: Path, open_model: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(padded)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.getpid", lambda: 1)
+        with pytest.raises(RunError, match="this Model was opened in process"):
+            model.submit(ask(tokens(1, 3)))
+        model.close()
+    model.infer(ask(tokens(1, 3)))
 
 
 def test_a_request_of_too_many_rows_times_steps(
@@ -602,6 +627,8 @@ def test_chunks_of_a_stream_run_one_after_another_beside_those_of_others(
 def test_invalid_limits() -> None:
     with pytest.raises(ValueError, match=r"`max_rows` \(=0\) must be 1 or more"):
         Limits(max_rows=0)
+    with pytest.raises(ValueError, match=r"`max_rows` \(=1\.5\) must be a whole number"):
+        Limits(max_rows=1.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`max_wait` \(=-1\) must be 0 or more"):
         Limits(max_wait=-1)
     with pytest.raises(ValueError, match=r"`max_wait` \(=nan\) must be 0 or more"):
@@ -685,6 +712,22 @@ def test_a_chunk_whose_state_is_wanted_ends_a_segment(
         state = model.infer(ask(array[:, :steps])).outputs["rnn.h_n"]
         np.testing.assert_allclose(future.result(30).outputs["rnn.h_n"], state, atol=1e-5)
     assert send(model, 1, array).result(30).outputs.keys() == {"output"}
+
+
+def test_the_state_that_a_caller_gets_is_its_own(shared: Model) -> None:
+    array = tokens(1, 4)
+    expected_next = []
+    for name, change in ((1, 0.0), (2, 99.0)):
+        outputs = send(shared, name, array, start=True, outputs=("rnn.h_n",)).result(30).outputs
+        outputs["rnn.h_n"] += change
+        expected_next.append(send(shared, name, array, end=True).result(30).outputs["output"])
+    np.testing.assert_array_equal(*expected_next)
+
+
+@pytest.mark.parametrize("name", [True, 1.5, [1], b"1"])
+def test_the_name_of_a_stream_is_a_number_or_a_text(name: Any, shared: Model) -> None:
+    with pytest.raises(InputError, match=r"`sequence` .* must be an integer or a string"):
+        send(shared, name, tokens(1, 4), start=True)
 
 
 def test_a_client_may_carry_the_states_itself(
