@@ -15,6 +15,11 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     SIGNALS.append(signal.SIGHUP)
 
+IGNORED_SIGNALS = [
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
+"""They mean nothing here, and would end the process at once: tools that rotate logs send them to any server."""
+
 SAME_SECONDS = 0.1
 """Signals within this time are one: shells and programs such as `timeout` send each to a process and to its group."""
 
@@ -24,7 +29,7 @@ STDERR = 2
 
 class StopSignals:
     """The first signal asks the server to stop. A second one ends the process, as does one that comes before there is a
-    server. To be entered in the main thread.
+    server. `IGNORED_SIGNALS` do nothing. To be entered in the main thread.
 
     Attributes:
         received: the first signal that asked the server; None while there was none.
@@ -40,6 +45,8 @@ class StopSignals:
         # Handlers of the event loop would only be called while it turns, and Windows has none.
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._handle)
+        for number in IGNORED_SIGNALS:
+            self._handlers[number] = signal.signal(number, signal.SIG_IGN)
         return self
 
     def renew(self) -> None:

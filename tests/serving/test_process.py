@@ -50,6 +50,19 @@ def test_the_first_signal_asks_and_the_second_ends(
 
 
 @posix
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+def test_a_signal_that_means_nothing_ends_nothing(name: str) -> None:
+    number = getattr(signal, name)
+    previous = signal.signal(number, lambda *_: pytest.fail("it is not ignored"))
+    try:
+        with process.StopSignals() as signals:
+            signal.raise_signal(number)
+            assert signals.received is None
+    finally:
+        signal.signal(number, previous)
+
+
+@posix
 def test_a_signal_that_comes_before_there_is_a_server_ends_the_process() -> None:
     with process.StopSignals() as signals:
         with pytest.raises(Ended):
