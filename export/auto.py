@@ -23,7 +23,7 @@ from .runtimes.process import RuntimeProcess
 from .runtimes.table import ONNXRUNTIME, runtime_named
 from .saving import save
 from .verification.cases import example_feeds
-from .verification.verify import lacking_operator
+from .verification.check import lacking_operator
 
 FIXES_STEPS = "not measured: it fixes the number of steps, which is dynamic here"
 

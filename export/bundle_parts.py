@@ -25,8 +25,8 @@ from .runtimes.faults import faults_of
 from .runtimes.table import ONNXRUNTIME
 from .saving import save
 from .shared_weights import SharedWeights
+from .verification.check import CheckOptions, check
 from .verification.report import Report
-from .verification.verify import CheckOptions, check
 
 
 @dataclass(frozen=True)

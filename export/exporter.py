@@ -18,8 +18,8 @@ from .options import DEFAULTS, FIXED_STEPS, ExportOptions
 from .precision.metric import ErrorMetric
 from .precision.reference import reference_of
 from .saving import check_weights, save
+from .verification.check import CheckOptions, check
 from .verification.report import Report
-from .verification.verify import CheckOptions, check
 
 AUTO: Final = "auto"
 

@@ -20,8 +20,9 @@ from deploy_rnn.tensor_spec import TensorSpec
 from ..onnx_file import OnnxFile
 from ..precision.names import ROUNDED
 from ..runtimes.table import ONNXRUNTIME
+from .check import LONG_STEPS, CheckOptions, check
 from .report import Report
-from .verify import LONG_STEPS, CheckOptions, check, prepared
+from .verify import prepared
 
 
 def verify_bundle(

@@ -180,7 +180,7 @@ def test_the_outputs_are_compared_as_well(
     file: Path, gru: nn.GRU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is no integer, such as a bias, is theirs to find."""
-    monkeypatch.setattr("deploy_rnn.export.verification.verify.integer_faults", lambda *_: [])
+    monkeypatch.setattr("deploy_rnn.export.verification.verdict.integer_faults", lambda *_: [])
 
     def one_level(array: np.ndarray) -> None:
         array[1, 2] += 1
