@@ -218,6 +218,8 @@ def _check_keywords(model: nn.Module, bound: inspect.BoundArguments) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
+    if tensor.is_nested:
+        raise ExportError(f"`{name}` is a nested tensor; pad it, and give the lengths of its rows.")
     shape = list(tensor.shape)
     if tensor.is_meta:
         raise ExportError(f"`{name}` is on the meta device, where tensors have no values.")

@@ -50,15 +50,22 @@ def python_loop(model: nn.Module, call: ExampleCall) -> PythonLoop | None:
     `model` is in evaluation mode.
     """
     lines = _run_lines(model, call)
+    if not any(map(_is_loop, lines)):
+        return None
     for axes in _axes_together(call):
         longer_lines = _run_lines(model, _longer(call, axes))
         more = [line for line, number in lines.items() if longer_lines[line] > number]
         for file, number in more:
-            line = shown_line(file, number)
-            if LOOP.search(line.partition("`")[2]):
+            if _is_loop((file, number)):
                 tensor, axis = axes[0]
+                line = shown_line(file, number)
                 return PythonLoop(line, call.names[tensor], tensor, axis, more)
     return None
+
+
+def _is_loop(place: tuple[str, int]) -> bool:
+    _, _, code = shown_line(*place).partition("`")
+    return LOOP.search(code) is not None
 
 
 def _axes_together(call: ExampleCall) -> Iterator[list[tuple[int, int]]]:

@@ -43,6 +43,7 @@ class Tracer:
         loops: of the last trace, the sizes of each loop of `deploy_rnn.scan`, and the batch of each cell by itself.
         any_size: of the last trace, which lines take an axis apart (`AnySize.taken_apart`).
         squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
+        written_out: what is to be said of a loop of Python whose steps are written out; empty if there is none.
         fixed_lengths: of the last trace, lengths that are constants of the graph (`OnnxPacking.fixed_lengths`).
 
     Raises:
@@ -56,6 +57,7 @@ class Tracer:
         self.loops: list[LoopSizes] = []
         self.any_size = AnySize(inside=TRACING, model=self.model)
         self.squeezes: list[str] = []
+        self.written_out = ""
         self.fixed_lengths: list[list[int]] = []
         self._walking: Walking | None = None
 
@@ -155,7 +157,7 @@ class Tracer:
         names |= {str(loop.batch): "B" for loop in self.loops if loop.batch is not None}
         all_steps = [str(stack.steps) for stack in stacks]
         all_steps += [str(loop.steps) for loop in self.loops if loop.steps is not None]
-        different_steps = dict.fromkeys(all_steps)
+        different_steps = dict.fromkeys(size for size in all_steps if not size.isdecimal())
         for number, steps in enumerate(different_steps):
             name = names.setdefault(steps, f"T{number or ''}")
             # A convolution or a slice with a stride computes the steps from an axis of the input.

@@ -291,8 +291,9 @@ def _tracer(
     if options.precision == FLOAT16:
         round_weights(tracer.model)
     round_layers(tracer.model, options.int8_layers, symbolic_linear)
-    if not has_layers:
-        keep_loops_or_warn(model, tracer, options, is_fixed=not dynamic_time)
+    tracer.written_out = keep_loops_or_warn(
+        model, tracer, options, has_layers=has_layers, is_fixed=not dynamic_time
+    )
     return_tensors(tracer.model, result)
     if options.streaming:
         check_can_stream(model)

@@ -168,7 +168,8 @@ def _as_walk(node: ast.For, names: LoopNames, number: int) -> list[ast.stmt]:
     assert isinstance(statement, (ast.Assign, ast.Expr))
     assert isinstance(statement.value, ast.Call)
     item = ast.Name("item_of_loop", ast.Load())
-    function.body = [ast.Assign([node.target], item), *node.body, *function.body]
+    body = [_WalkedSlices().visit(part) for part in node.body]
+    function.body = [ast.Assign([node.target], item), *body, *function.body]
     statement.value.args[0] = _WalkedNames().visit(node.iter)
     for part in (function, statement):
         for inner in ast.walk(part):
@@ -185,6 +186,50 @@ class _WalkedNames(ast.NodeTransformer):
         if isinstance(node.func, ast.Name) and f"walked_{node.func.id}" in WALKED:
             node.func.id = f"walked_{node.func.id}"
         return node
+
+
+class _WalkedSlices(ast.NodeTransformer):
+    """Lets `x[:, t : t + 1]` mean the places from `t` on, of which there are as many as the code says.
+
+    Next to anything but slices, such places would be arranged in another way.
+    """
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        self.generic_visit(node)
+        parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        windows = [part for part in parts if isinstance(part, ast.Slice) and _width(part)]
+        others = [part for part in parts if not isinstance(part, ast.Slice)]
+        if len(windows) != 1 or not all(map(_is_plain, others)) or _is_stored(node):
+            return node
+        (window,) = windows
+        assert window.lower is not None
+        call = ast.Call(
+            ast.Name("walked_slice", ast.Load()),
+            [window.lower, ast.Constant(_width(window))],
+            [],
+        )
+        new_parts = [call if part is window else part for part in parts]
+        node.slice = ast.Tuple(new_parts, ast.Load()) if len(new_parts) > 1 else call
+        return node
+
+
+def _width(part: ast.Slice) -> int:
+    """The number of places in `t : t + 1`; 0 for another slice."""
+    upper = part.upper
+    if part.lower is None or part.step is not None or not isinstance(upper, ast.BinOp):
+        return 0
+    is_sum = isinstance(upper.op, ast.Add) and ast.dump(upper.left) == ast.dump(part.lower)
+    number = upper.right.value if isinstance(upper.right, ast.Constant) else None
+    return number if is_sum and type(number) is int and number > 0 else 0
+
+
+def _is_plain(part: ast.expr) -> bool:
+    """Whether a part of an index is `...`."""
+    return isinstance(part, ast.Constant) and part.value is Ellipsis
+
+
+def _is_stored(node: ast.Subscript) -> bool:
+    return isinstance(node.ctx, ast.Store)
 
 
 def _own_parts(statements: Sequence[ast.stmt]) -> Iterator[ast.AST]:

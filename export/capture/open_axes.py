@@ -6,9 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from deploy_rnn.checking.cell_calls import count_cell_calls
 from deploy_rnn.checking.example_call import Axes, ExampleCall
-from deploy_rnn.checking.python_loops import python_loop
 from deploy_rnn.errors import DynamicAxisError
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
@@ -17,7 +15,6 @@ from ..bare_layer import is_layer, layer_axes
 from ..options import ExportOptions
 from ..torch_onnx import Traced
 from .capture import Tracer
-from .kept_loops import CALLER, describe_loop
 from .related_axes import open_axes, with_free_axes
 from .tied_axes import fixed_axes, with_tied_axes
 
@@ -106,14 +103,13 @@ def _model_axes(
         missing.append("steps")
     if missing:
         why_fixed = tracer.any_size.why_fixed
-        with count_cell_calls(tracer.model, CALLER) as cells:
-            call.run(tracer.model)
-        loop = python_loop(tracer.model, call) if "steps" in missing else None
         warn_user(
             f"{'an' if names else 'every'} axis is fixed: the recurrent layers have {' and '.join(missing)}, but no "
             f"axis of the inputs is that by itself{why_fixed}; give `dynamic_shapes` if one should be dynamic. "
-            f"{describe_loop(cells, loop)}".rstrip()
+            f"{tracer.written_out}".rstrip()
         )
+    elif time and tracer.written_out:
+        _warn_of_unnamed_axes(tracer, axes)
     return axes
 
 
@@ -147,6 +143,16 @@ def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes
         warn_user(
             f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
             "example: PyTorch traces the model for this size only."
+        )
+
+
+def _warn_of_unnamed_axes(tracer: Tracer, axes: Sequence[Axes]) -> None:
+    """Name what a model with layers takes in other sizes, and its file does not: the steps of a loop written out."""
+    call = tracer.call
+    for number, axis in fixed_axes(tracer.model, call, axes):
+        warn_user(
+            f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
+            f"example, though the model takes others. {tracer.written_out}"
         )
 
 

@@ -135,11 +135,25 @@ def walked_reversed(iterable: Any) -> Any:
     return Walked(pytree.tree_map(lambda tensor: tensor.flip(0), walked.inputs), walked.item)
 
 
+def walked_slice(start: Any, width: int) -> Any:
+    """`start : start + width` of an index, also from the number of a step, a tensor of no axes."""
+    if isinstance(start, Tensor):
+        return start + torch.arange(width, device=start.device)
+    return slice(start, start + width)
+
+
 WALKED: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (walked_range, walked_len, walked_enumerate, walked_zip, walked_reversed)
+    for function in (
+        walked_range,
+        walked_len,
+        walked_enumerate,
+        walked_zip,
+        walked_reversed,
+        walked_slice,
+    )
 }
-"""What is called in the head of a loop in place of the functions of Python."""
+"""What is called in the head of a loop in place of the functions of Python, and in its body in place of a slice."""
 
 
 def walk(

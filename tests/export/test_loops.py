@@ -49,6 +49,42 @@ class Location(nn.Module):
         return deploy_rnn.scan(step, x[0], x)
 
 
+class Translator(nn.Module):
+    """source (B, S, 3), target (B, T, 3) -> (B, T, 4); an encoder, and a decoder in a loop of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.GRU(3, 4, batch_first=True)
+        self.cell = nn.GRUCell(3 + 4, 4)
+
+    def attended(self, memory: Tensor, step: Tensor, h: Tensor) -> Tensor:
+        weights = (h.unsqueeze(1) * memory).sum(-1, keepdim=True).softmax(1)
+        new_h: Tensor = self.cell(torch.cat([step, (weights * memory).sum(1)], -1), h)
+        return new_h
+
+    def forward(self, source: Tensor, target: Tensor) -> Any:
+        memory, _ = self.encoder(source)
+        h = memory[:, -1]
+        outputs = []
+        for step in target.unbind(1):
+            h = self.attended(memory, step, h)
+            outputs.append(h)
+        return (torch.stack(outputs, 1),)
+
+
+class Impatient(Translator):
+    """Its loop may be left early."""
+
+    def forward(self, source: Tensor, target: Tensor) -> Any:
+        memory, _ = self.encoder(source)
+        h = memory[:, -1]
+        for number, step in enumerate(target.unbind(1)):
+            if number > 100:
+                break
+            h = self.attended(memory, step, h)
+        return (h,)
+
+
 class Step(nn.Module):
     """One step of a stream."""
 
@@ -86,6 +122,23 @@ def test_a_convolution_in_a_loop_takes_any_batch() -> None:
     call = (torch.randn(3, 2, 4), torch.randn(2, 5))
     traced = trace(Location().eval(), call, {}, ({0: AUTO, 1: AUTO}, {0: AUTO}), opset_version=18)
     assert traced.limits.ranges == {}
+
+
+def test_a_loop_next_to_a_layer_is_kept(tmp_path: Path) -> None:
+    model = Translator().eval()
+    path = tmp_path / "a.onnx"
+    call = (torch.randn(2, 5, 3), torch.randn(2, 4, 3))
+    report = export_onnx(model, call, path, form="native")
+    assert [spec.shape for spec in report.inputs] == [("B", "T", 3), ("B", "T1", 3)]
+    assert_same(path, model, source=torch.randn(3, 9, 3), target=torch.randn(3, 7, 3))
+
+
+def test_a_loop_next_to_a_layer_is_named_if_it_is_written_out(tmp_path: Path) -> None:
+    call = (torch.randn(2, 5, 3), torch.randn(2, 4, 3))
+    said = r"axis 1 of `target` is fixed at 4, .*`cell` is a torch.nn.GRUCell.*PyTorch writes out the loop"
+    with pytest.warns(UserWarning, match=said):
+        report = export_onnx(Impatient().eval(), call, tmp_path / "a.onnx", form="scan")
+    assert [spec.shape for spec in report.inputs] == [("B", "T", 3), ("B", 4, 3)]
 
 
 def test_a_loop_in_form_unrolled(tmp_path: Path) -> None:

@@ -131,9 +131,11 @@ class Stepped(nn.Module):
         return y
 
 
-def test_a_loop_around_a_layer_has_a_warning(tmp_path: Path) -> None:
-    with pytest.warns(
-        UserWarning, match=r"have steps, .*`for t in range\(x.size\(1\)\):` is a loop"
-    ):
-        report = export_onnx(Stepped(), (X,), tmp_path / "model.onnx", form="native")
-    assert report.inputs[0].shape == ("B", 5, 3)
+def test_a_loop_around_a_layer_is_kept(tmp_path: Path) -> None:
+    model, path = Stepped().eval(), tmp_path / "model.onnx"
+    with pytest.warns(UserWarning, match=r"axis 1 of `x`, T, can have a size of 2 or more only"):
+        report = export_onnx(model, (X,), path, form="native")
+    assert report.inputs[0].shape == ("B", "T", 3)
+    x = torch.randn(3, 9, 3)
+    answer = Engine(path).run({"x": x.numpy()})["output"]
+    torch.testing.assert_close(torch.from_numpy(answer), model(x), rtol=1e-5, atol=1e-5)

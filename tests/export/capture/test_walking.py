@@ -130,6 +130,18 @@ class Written(Stepped):
         return states
 
 
+class Windows(Stepped):
+    """Slices of a known width."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.first(x)
+        outputs = []
+        for t in range(x.size(1) - 1):
+            h = self.cell(x[:, t : t + 2, :].mean(1), h)
+            outputs.append(h[:, :3] + x[..., t + 1 : t + 1 + 1, :].squeeze(-2))
+        return torch.stack(outputs, 1)
+
+
 class Stopped(Stepped):
     def forward(self, x: Tensor) -> Any:
         h = self.first(x)
@@ -165,7 +177,8 @@ def kept(model: nn.Module) -> tuple[nn.Module, bool]:
 
 
 @pytest.mark.parametrize(
-    "cls", [ByNumber, Backwards, ByNumberAndItem, Masked, WithoutState, Layers, Written]
+    "cls",
+    [ByNumber, Backwards, ByNumberAndItem, Masked, WithoutState, Layers, Written, Windows],
 )
 def test_a_loop_is_kept(cls: type[nn.Module]) -> None:
     model = cls().eval()
