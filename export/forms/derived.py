@@ -4,6 +4,8 @@ The step runs as it stands, on one direction, so that tensors keep the leading a
 alone, above all their transposition, is written once for all steps.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,6 +137,22 @@ def _trace_step(example: _Example, opset: int) -> ir.Graph:
     return graph
 
 
+def _numbered_names(graph: ir.Graph) -> dict[str, str]:
+    """Name there -> name here, of the constants and results of a traced step: "add_3", "add_10" -> "add", "add_1".
+
+    PyTorch counts differently in each of its versions. A file is to be the same whichever has traced it.
+    """
+    counts: Counter[str] = Counter()
+    names = {}
+    results = [str(value.name) for node in graph for value in node.outputs]
+    for name in [*graph.initializers, *results]:
+        operator = re.sub(r"(_\d+)+$", "", name)
+        number = counts[operator]
+        counts[operator] += 1
+        names[name] = f"{operator}_{number}" if number else operator
+    return names
+
+
 class _TracedStep:
     """A step as nodes: those that read nothing but weights, and the others."""
 
@@ -142,6 +160,7 @@ class _TracedStep:
         self._state_widths = example.widths[1:]
         self._dtype = example.dtype
         self._graph = _trace_step(example, opset)
+        self._names = _numbered_names(self._graph)
         self._weight_nodes: list[ir.Node] = []
         self._step_nodes: list[ir.Node] = []
         changing_values = set(self._graph.inputs[: len(example.widths)])
@@ -166,7 +185,7 @@ class _TracedStep:
         # The weights, which come after these inputs, are in `values` already.
         values.update(zip(self._graph.inputs, inputs, strict=False))
         for node in self._step_nodes:
-            step.build.copy(node, values, name=lambda name: f"{name}.")
+            step.build.copy(node, values, name=lambda name: f"{self._names[name]}.")
         return [values[value] for value in self._graph.outputs]
 
     def _write_weight_nodes(
@@ -177,7 +196,7 @@ class _TracedStep:
         values = dict(zip(inputs, weights, strict=True))
         values.update(build.once((self, "constants"), lambda: self._constants(build.root)))
         for node in self._weight_nodes:
-            build.copy(node, values, name=lambda name: name)
+            build.copy(node, values, name=lambda name: self._names[name])
         return values
 
     def _constants(self, build: Builder) -> dict[ir.Value, ir.Value]:
@@ -185,7 +204,7 @@ class _TracedStep:
         for name, value in self._graph.initializers.items():
             assert value.const_value is not None
             array = value.const_value.numpy()
-            constants[value] = build.scope(f"step.{name}").constant(array)
+            constants[value] = build.scope(f"step.{self._names[name]}").constant(array)
         return constants
 
     def _zeros(self, step: StepBuild, width: int) -> ir.Value:

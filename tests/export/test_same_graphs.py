@@ -1,7 +1,7 @@
 """Exported files stay the same, node for node: each is compared with its text under `graphs`.
 
 A text has one line for each input, initializer, node and output, so that a change can be read as a diff. Where a change
-is meant, write the texts again and look at the diff: python tests/export/test_same_graphs.py
+is meant, write the texts again and look at the diff: python -m tests.export.test_same_graphs
 """
 
 import hashlib
