@@ -65,7 +65,8 @@ def processes_table(result: Result) -> str:
         of_name = {
             (row["model"], row["protocol"]): row for row in rows if row["contestant"] == name
         }
-        lines.append([name, *(_rate(of_name[column]) for column in columns)])
+        cells = [_rate(of_name[column]) if column in of_name else "" for column in columns]
+        lines.append([name, *cells])
     return markdown(header, lines) + f"\n\n{machine_line(result)}"
 
 

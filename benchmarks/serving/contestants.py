@@ -119,9 +119,9 @@ def _session(
 
 
 @contextmanager
-def _printing_ports(command: Sequence[str]) -> Iterator[Running]:
+def _printing_ports(command: Sequence[str], folder: Path = ROOT) -> Iterator[Running]:
     """Run a server that says on stdout where it listens."""
-    with _session(command) as process:
+    with _session(command, folder=folder) as process:
         assert process.stdout is not None
         for line in process.stdout:
             ports = re.findall(r"(HTTP|gRPC) on (?:http://)?[\w.]+:(\d+)", line)
@@ -132,12 +132,17 @@ def _printing_ports(command: Sequence[str]) -> Iterator[Running]:
 
 
 @contextmanager
-def run_deploy_rnn(bundles: Sequence[Path], options: Sequence[str] = ()) -> Iterator[Running]:
+def run_deploy_rnn(
+    bundles: Sequence[Path], options: Sequence[str] = (), checkout: Path = ROOT
+) -> Iterator[Running]:
+    """Run this server, or that of another checkout, which has an environment in `.venv`."""
+    python = sys.executable if checkout == ROOT else str(checkout / ".venv/bin/python")
     with TemporaryDirectory() as folder:
         for bundle in bundles:
             (Path(folder) / bundle.name).symlink_to(bundle)
-        command = [sys.executable, "-m", "deploy_rnn", "serve", folder, *options]
-        with _printing_ports([*command, "--http-port", "0", "--grpc-port", "0"]) as running:
+        command = [python, "-m", "deploy_rnn", "serve", folder, *options]
+        command += ["--http-port", "0", "--grpc-port", "0"]
+        with _printing_ports(command, checkout) as running:
             yield running
 
 

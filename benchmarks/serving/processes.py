@@ -5,6 +5,9 @@ A load that has the same cores (load.py) keeps sixteen requests under way: of a 
 writing take most of the time, and of the highlighter, for which its runs do. Every answer is compared with PyTorch's; a
 wrong one fails the run. nginx and supervisord must be there: `make nginx` installs both, and the variable SUPERVISORD
 says where.
+
+With `--before CHECKOUT`, the server is measured in turn with that of another checkout, such as the one before a change,
+and with the sketch. Processor time in turns tells what a change does even while the machine has other work.
 """
 
 import argparse
@@ -20,9 +23,11 @@ from benchmarks.reporting.serving_tables import processes_table
 from benchmarks.serving.contestants import (
     DEPLOY_RNN,
     PROTOCOLS,
+    SKETCH,
     Running,
     run_behind_nginx,
     run_deploy_rnn,
+    run_sketch,
 )
 from benchmarks.serving.models import Served, prepare
 from benchmarks.serving.serve import SERVER_PACKAGES, WARM_RATE, WARM_SECONDS, run_load
@@ -35,9 +40,19 @@ CALLS = 16
 Point = dict[str, Any]
 
 
-def start(stack: ExitStack, served: list[Served]) -> dict[str, Running]:
-    """Name -> a server, or several, that answer."""
+def start(stack: ExitStack, served: list[Served], before: Path | None) -> dict[str, Running]:
+    """Name -> a server, or several, that answer.
+
+    Args:
+        before: a checkout to compare with; None for servers behind nginx.
+    """
     bundles = [model.bundle for model in served]
+    if before is not None:
+        return {
+            "before": stack.enter_context(run_deploy_rnn(bundles, checkout=before.absolute())),
+            DEPLOY_RNN: stack.enter_context(run_deploy_rnn(bundles)),
+            SKETCH: stack.enter_context(run_sketch(bundles)),
+        }
     return {
         DEPLOY_RNN: stack.enter_context(run_deploy_rnn(bundles)),
         "nginx, 1 process": stack.enter_context(run_behind_nginx(bundles, 1)),
@@ -46,19 +61,22 @@ def start(stack: ExitStack, served: list[Served]) -> dict[str, Running]:
 
 
 def measure(
-    running: dict[str, Running], served: list[Served], seconds: float, rounds: int
+    running: dict[str, Running], served: list[Served], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each server, protocol and model."""
+    calls = str(options.calls)
     points: dict[tuple[str, str, str], list[Point]] = {}
-    for number in range(rounds + 1):
+    for number in range(options.rounds + 1):
         for name, server in running.items():
-            for protocol in PROTOCOLS:
+            for protocol in filter(server.ports.__contains__, options.protocols):
                 for model in served:
                     if number == 0:
                         warm_up = ("--rate", str(WARM_RATE))
                         run_load(server, protocol, [model], WARM_SECONDS, *warm_up)
                         continue
-                    point = run_load(server, protocol, [model], seconds, "--calls", str(CALLS))
+                    point = run_load(
+                        server, protocol, [model], options.seconds, "--calls", calls
+                    )
                     points.setdefault((name, protocol, model.name), []).append(point)
     rows = []
     for (name, protocol, model_name), measured in points.items():
@@ -82,6 +100,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=3.0, help="of each point")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--calls", type=int, default=CALLS, help="requests under way (default 16)")
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS)
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="compare with its server")
     parser.add_argument("--files", type=Path, help="folder that keeps models and traffic")
     parser.add_argument("--output", type=Path, metavar="FILE", help="gets the JSON")
     options = parser.parse_args()
@@ -89,9 +110,13 @@ def main() -> None:
         files = (options.files or Path(temporary)).absolute()
         files.mkdir(parents=True, exist_ok=True)
         served = [prepare(name, files) for name in MODELS]
-        running = start(stack, served)
-        rows = measure(running, served, options.seconds, options.rounds)
-    header = {"benchmark": "serving_processes", "calls": CALLS, "server": versions(SERVER_PACKAGES)}
+        running = start(stack, served, options.before)
+        rows = measure(running, served, options)
+    header = {
+        "benchmark": "serving_processes",
+        "calls": options.calls,
+        "server": versions(SERVER_PACKAGES),
+    }
     result = publish({**header, "rows": rows}, options.output)
     print(f"\n{processes_table(result)}")
     points = [point for row in rows for point in row["points"]]

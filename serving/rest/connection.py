@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
         self._places = places
         self._settings = places.settings
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]
         self._has_place = False
         self._addresses: dict[str, tuple[str, int] | None] = {}
@@ -155,6 +155,8 @@ class Connection(asyncio.Protocol):
             exchange.disconnect()
         self._exchanges.clear()
         self._may_write.set()
+        # They know this connection; in a circle, all would stay in memory until garbage is collected.
+        self._parser = self._reading = None
 
     def pause_writing(self) -> None:
         self._may_write.clear()

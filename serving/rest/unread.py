@@ -27,7 +27,7 @@ class UnreadAnswers:
     ) -> None:
         self._transport = transport
         self._seconds = seconds
-        self._drop = drop
+        self._drop: Callable[[], None] | None = drop
         self._loop = asyncio.get_running_loop()
         self._written_bytes = 0
         self._unread_since = 0.0
@@ -47,6 +47,8 @@ class UnreadAnswers:
         """The connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
+        # It belongs to the connection; in a circle, both would stay in memory until garbage is collected.
+        self._drop = None
 
     def _watch(self, since: float) -> None:
         """Drop the connection if the client does not read what was written at `since`."""
@@ -63,6 +65,7 @@ class UnreadAnswers:
             # That was read; what waits now was written later.
             self._watch(self._unread_since)
         elif self._read_bytes() - read_before < MIN_UNREAD_RATE * (now - began):
+            assert self._drop is not None, "the timer has ended with the connection"
             self._drop()
         else:
             self._watch(now)

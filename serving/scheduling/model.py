@@ -31,6 +31,7 @@ from .execution import BatchResult, execute
 from .limits import Limits, lower
 from .queue import Job, RequestQueue, StreamSegment
 from .request import Request, Response
+from .run_threads import let_others_go_first
 from .splitting import SplitJob
 from .statistics import Statistics, Tally
 from .streams import Stream, StreamTable
@@ -357,6 +358,7 @@ class Model(OwnProcess):
 
     def _serve(self) -> None:
         """Run what is queued until the model is closed. Even if this fails, no client waits in vain."""
+        let_others_go_first()
         try:
             while self._wait_for_work():
                 with self._cores.taken() as slot:

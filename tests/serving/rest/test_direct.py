@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import pytest
 from deploy_rnn.serving.protocol.access_log import AccessLog
 from deploy_rnn.serving.protocol.deliveries import Delivery
 from deploy_rnn.serving.repository import Repository
+from deploy_rnn.serving.rest.connection import Connection
 from deploy_rnn.serving.rest.direct import (
     MAX_KNOWN_BYTES,
     MAX_KNOWN_HEADS,
     KnownHead,
     KnownHeads,
 )
+from deploy_rnn.serving.rest.exchange import Exchange
 from deploy_rnn.serving.rest.infer import InferApp, Inferring
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
@@ -309,23 +311,46 @@ def test_others_are_answered_while_a_large_answer_is_written(
         assert client.recv(12) == b"HTTP/1.1 200"
 
 
+@contextmanager
+def garbage_kept() -> Iterator[list[Any]]:
+    """Gets what refers to itself in a circle, and was not collected inside the block."""
+    found: list[Any] = []
+    gc.collect()
+    gc.disable()
+    try:
+        yield found
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        found += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
 def test_an_answer_leaves_no_garbage(repository: Repository, run_server: Any) -> None:
     """What refers to itself in a circle stays until Python looks for it among all there is, and everything waits."""
     model: Any = repository.model("sum")
     with run_server(repository) as server, connect(server) as client:
-        gc.collect()
-        gc.disable()
-        try:
+        with garbage_kept() as garbage:
             for _ in range(100):
                 client.sendall(request())
                 assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
             model._accepted.clear()
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            # Servers of other tests may leave some, too.
-            in_circles = [item for item in gc.garbage if isinstance(item, Delivery | Inferring)]
-            assert len(in_circles) < 50
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+        # Servers of other tests may leave some, too.
+        assert len([item for item in garbage if isinstance(item, Delivery | Inferring)]) < 50
+
+
+def test_a_connection_leaves_no_garbage(repository: Repository, run_server: Any) -> None:
+    """Many clients open one for each request."""
+    model: Any = repository.model("sum")
+    with run_server(repository) as server:
+        with garbage_kept() as garbage:
+            for _ in range(20):
+                with connect(server) as client:
+                    client.sendall(request())
+                    assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+            # Answered once the server has seen that the others have left.
+            assert ask(server, request()).startswith(b"HTTP/1.1 200 ")
+            model._accepted.clear()
+        assert len([item for item in garbage if isinstance(item, Connection | Exchange)]) < 5

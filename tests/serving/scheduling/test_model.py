@@ -1,5 +1,6 @@
 """`Model`: requests share runs, streams keep their states, and every client gets an answer or a reason."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,8 +61,10 @@ def leave_indices_to_the_run(model: Model) -> None:
 class Held:
     """Holds the runs of a model back until told, so that requests queue up for certain.
 
-    `batches` has the chunks of each segment of each run.
+    `batches` has the chunks of each segment of each run. `note` is called in the thread of each run.
     """
+
+    note: Callable[[], None] = staticmethod(lambda: None)
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered = threading.Event()
@@ -73,6 +76,7 @@ class Held:
         def execute(engine: Any, batch: Any, get_all_cores: Any) -> Any:
             self.entered.set()
             assert self.gate.wait(30)
+            self.note()
             self.batches.append([len(segment) for segment in batch])
             return real(engine, batch, get_all_cores)
 
@@ -589,6 +593,26 @@ def test_as_many_runs_at_a_time_as_there_are_cores(
         for future, steps in zip(futures, (9, 20, 31), strict=True):
             scores = future.result(30).outputs["output"]
             np.testing.assert_allclose(scores, expected(tagger, tokens(1, steps)), atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has it")
+@pytest.mark.parametrize(("started_with", "expected_policy"), [("OTHER", "BATCH"), ("IDLE", "IDLE")])
+def test_a_run_does_not_interrupt_others_when_its_thread_awakes(
+    started_with: str, expected_policy: str, padded: Path, held: Held
+) -> None:
+    policies: list[int] = []
+
+    def run() -> None:
+        # The threads of the model begin as this one is.
+        os.sched_setscheduler(0, getattr(os, f"SCHED_{started_with}"), os.sched_param(0))
+        with Model(padded, threads=1) as model:
+            model.infer(ask(tokens(1, 3)))
+
+    held.note = lambda: policies.append(os.sched_getscheduler(0))
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert policies == [getattr(os, f"SCHED_{expected_policy}")]
 
 
 def test_models_share_the_cores(padded: Path, streaming: Path, counted: Counted) -> None:
