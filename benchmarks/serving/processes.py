@@ -74,9 +74,7 @@ def measure(
                         warm_up = ("--rate", str(WARM_RATE))
                         run_load(server, protocol, [model], WARM_SECONDS, *warm_up)
                         continue
-                    point = run_load(
-                        server, protocol, [model], options.seconds, "--calls", calls
-                    )
+                    point = run_load(server, protocol, [model], options.seconds, "--calls", calls)
                     points.setdefault((name, protocol, model.name), []).append(point)
     rows = []
     for (name, protocol, model_name), measured in points.items():

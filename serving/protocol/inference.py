@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from deploy_rnn.errors import (
     ClosedError,
     DeadlineError,
@@ -61,6 +63,12 @@ class InferRequest:
     def is_binary(self, output: str) -> bool:
         """Over HTTP, whether an output is sent as binary data; without a choice of its own it follows the request."""
         return self.binary_outputs.get(output, self.binary)
+
+    def with_inputs(self, inputs: Mapping[str, np.ndarray]) -> "InferRequest":
+        """The same request with other inputs."""
+        return InferRequest(
+            self.id, self.request.with_inputs(inputs), self.binary, self.binary_outputs
+        )
 
 
 @dataclass(frozen=True)

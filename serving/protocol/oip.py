@@ -5,7 +5,6 @@ The descriptions are dicts in the shape of Triton's JSON, which is also that of 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +139,7 @@ def in_layout_of_model(request: Request, model: ServedModel) -> Request:
             continue
         if array.ndim == axes + 1 and array.shape[-1] == 1:
             changed[spec.name] = array[..., 0]
-    return replace(request, inputs={**request.inputs, **changed}) if changed else request
+    return request.with_inputs({**request.inputs, **changed}) if changed else request
 
 
 def in_words_of_protocol(error: InputError, request: Request, model: ServedModel) -> InputError:

@@ -1,7 +1,7 @@
 """Bodies of HTTP: an inference request is read, and its answer is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,8 +75,7 @@ class Description:
                 values = from_bytes(name, dtype, shape, binary_data.take(name, size))
             arrays[name] = values
         binary_data.finish()
-        request = replace(self.infer_request.request, inputs=arrays)
-        return replace(self.infer_request, request=request)
+        return self.infer_request.with_inputs(arrays)
 
 
 def read(body: bytes, header_length: str | None, settings: Settings) -> InferRequest:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from math import inf
 
@@ -17,6 +18,9 @@ from .streams import Stream, StreamTable
 
 WINDOW = 256
 """A batch is chosen from this many of the oldest requests: more do not fill it better, and choosing takes longer."""
+
+MAX_KNOWN_TIMES = 8192
+"""Numbers of rows and steps whose time of a run is remembered."""
 
 
 @dataclass(eq=False)
@@ -131,7 +135,8 @@ class RequestQueue:
         max_segment_steps = limits.max_steps if engine.takes_any_steps else 0
         self._max_segment_steps = lower(max_segment_steps, engine.most_steps)
         self._max_row_steps = limits.max_row_steps
-        self._run_seconds = engine.run_times.seconds
+        # Of the same rows and steps again and again, for each request that may join a batch.
+        self._run_seconds = lru_cache(MAX_KNOWN_TIMES)(engine.run_times.seconds)
         self._jobs: list[Job] = []
         self.input_bytes = 0
         # No request that waits has an earlier one.

@@ -28,6 +28,11 @@ class Request:
     end: bool = False
     timeout: float | None = None
 
+    def with_inputs(self, inputs: Mapping[str, np.ndarray]) -> "Request":
+        """The same question about other inputs."""
+        # For each request of a server: `dataclasses.replace` takes twice as long.
+        return Request(inputs, self.outputs, self.sequence, self.start, self.end, self.timeout)
+
 
 @dataclass(frozen=True)
 class Response:

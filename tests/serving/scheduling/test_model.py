@@ -596,7 +596,9 @@ def test_as_many_runs_at_a_time_as_there_are_cores(
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has it")
-@pytest.mark.parametrize(("started_with", "expected_policy"), [("OTHER", "BATCH"), ("IDLE", "IDLE")])
+@pytest.mark.parametrize(
+    ("started_with", "expected_policy"), [("OTHER", "BATCH"), ("IDLE", "IDLE")]
+)
 def test_a_run_does_not_interrupt_others_when_its_thread_awakes(
     started_with: str, expected_policy: str, padded: Path, held: Held
 ) -> None:
