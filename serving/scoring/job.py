@@ -1,6 +1,5 @@
 """`Job`: a score whose arguments are checked, from its windows to its output; `ScoreReport`: what came of it."""
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,7 +20,7 @@ from .options import WINDOW, Options
 from .parts import Part, Parts
 from .rows import Source, Span
 from .scorer import Scorer
-from .standard_output import in_order
+from .standard_output import in_order, standard_output
 from .window import FIRST_REASONS, Done
 from .worker import Setup
 
@@ -126,8 +125,9 @@ class Job:
         try:
             done = parts.files.done()
             self._count_done(done)
-            for _ in self._run(scorer, parts, done):
-                pass
+            with closing(self._run(scorer, parts, done)) as results:
+                for _ in results:
+                    pass
             parts.join(output, errors_path, self._answers.join)
         except BaseException:
             if can_resume:
@@ -140,6 +140,7 @@ class Job:
 
     def to_standard_output(self, scorer: Scorer, errors: str | Path | None) -> ScoreReport:
         """Write the answers to stdout, in their order, as soon as they are there."""
+        output = standard_output()
         errors_path = None if errors is None else target(errors, "errors.jsonl")
         if self._answers.name != "jsonl":
             raise InputError(
@@ -148,11 +149,12 @@ class Job:
         with tempfile.TemporaryDirectory(prefix="deploy-rnn-score-") as folder:
             identity = self._identity(None)
             parts = Parts.open(Path(folder) / "parts", identity, self._answers.suffix, restart=True)
-            spans = (done.span for done in self._run(scorer, parts, {}))
-            in_order(spans, parts.files, sys.stdout.buffer)
-            if errors_path is not None:
-                parts.join_errors(errors_path)
-            parts.close()
+            # The processes end with the results, whatever happens to stdout.
+            with closing(parts), closing(self._run(scorer, parts, {})) as results:
+                spans = (done.span for done in results)
+                in_order(spans, parts.files, output)
+                if errors_path is not None:
+                    parts.join_errors(errors_path)
         return self._report()
 
     def _identity(self, input_path: Path | None) -> dict[str, Any]:

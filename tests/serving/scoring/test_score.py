@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from onnx import TensorProto, helper
 
 from deploy_rnn.errors import BundleError, InputError, RunError
 from deploy_rnn.serving import score
-from deploy_rnn.serving.scoring import json_lines
+from deploy_rnn.serving.scoring import json_lines, workers
 from deploy_rnn.serving.scoring import rows as rows_module
 from deploy_rnn.serving.scoring.identity import model_digest
 from deploy_rnn.serving.scoring.job import Progress
@@ -278,6 +279,36 @@ def test_stdin_and_stdout(
     check([json.loads(line) for line in lines[:-1]], rows, answer)
     assert (report.rows, lines[-1]) == (101, b"{}")
     assert read_lines(tmp_path / "errors.jsonl")[0]["row"] == 100
+
+
+def test_a_reader_of_stdout_that_leaves_ends_the_processes(
+    bundle: Path, rows: Rows, write_lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = []
+    start = workers._start
+
+    def noted_start() -> Any:
+        processes.append(start())
+        return processes[-1]
+
+    monkeypatch.setattr(workers, "_start", noted_start)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        monkeypatch.setattr(sys, "stdout", nobody)
+        with pytest.raises(RunError, match="whoever reads stdout has left") as raised:
+            score(bundle, write_lines(rows), "-", window=10, processes=2)
+    # Its traceback holds the frames, and with them whatever they have not closed.
+    assert raised.tb is not None
+    assert [process.returncode is None for process in processes] == [False, False]
+
+
+def test_stdout_that_is_closed_is_said_at_once(
+    bundle: Path, rows: Rows, write_lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(InputError, match="stdout is closed; give a file as `output`"):
+        score(bundle, write_lines(rows), "-")
 
 
 def test_progress_is_told(
