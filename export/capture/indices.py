@@ -10,7 +10,11 @@ _KEEPS_VALUES = frozenset(
         "Unsqueeze",
     }
 )  # fmt: skip
-"""Operators whose result has all values of their first input (`Concat`: of all inputs), in some order."""
+"""Operators whose result has all values of their first input (`Concat`: of all inputs), in some order. A `Slice` that
+reverses an axis is another one."""
+
+_LEAST_END = -(2**31) + 1
+"""An end of a `Slice` that is as low or lower is beyond the first place of any axis."""
 
 _WHOLE_NUMBERS = frozenset(
     {
@@ -91,10 +95,26 @@ def _sources(value: ir.Value) -> Iterator[ir.Value]:
     if producer is None:
         if not value.is_initializer():
             yield value
-    elif producer.domain == "" and producer.op_type in _KEEPS_VALUES:
+    elif producer.domain == "" and (producer.op_type in _KEEPS_VALUES or _reverses(producer)):
         inputs = list(producer.inputs)
         if producer.op_type != "Concat":
             inputs = inputs[:1]
         for source in inputs:
             if source is not None:
                 yield from _sources(source)
+
+
+def _reverses(node: ir.Node) -> bool:
+    """Whether a node turns whole axes round, as `flip` does."""
+    if node.op_type != "Slice" or len(node.inputs) < 5:
+        return False
+    _, starts, ends, _, steps = node.inputs
+    is_from_last = _numbers(starts) == {-1}
+    is_to_first = max(_numbers(ends), default=0) <= _LEAST_END
+    return is_from_last and is_to_first and _numbers(steps) == {-1}
+
+
+def _numbers(value: ir.Value | None) -> set[int]:
+    """The numbers in a constant; none in what is not one."""
+    constant = None if value is None else ir.convenience.get_const_tensor(value)
+    return set() if constant is None else set(constant.numpy().ravel().tolist())

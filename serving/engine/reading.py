@@ -69,7 +69,9 @@ def _read_bundle(folder: Path, precision: str | None) -> BundleContent:
                 )
     files: dict[str, np.ndarray] = {}
     for name, keep in needed_bytes(chain.from_iterable(tensors.values())).items():
-        files[name] = np.frombuffer(manifest.read_file(folder, name, keep=keep), np.uint8)
+        data = manifest.read_file(folder, name, keep=keep)
+        _check_size(folder / name, data, keep, BundleError)
+        files[name] = np.frombuffer(data, np.uint8)
     # Nothing is opened of what is left, such as the report and other precisions: it tells whether the bundle is whole.
     for name in manifest.sha256.keys() - graphs.keys() - files.keys():
         manifest.check_file(folder, name)
@@ -93,8 +95,23 @@ def read_model(path: Path) -> OnnxBytes:
             raise LoadError(
                 f"{str(path)!r} has weights in {name[:60]!r}; it must be the plain name of a file in its folder."
             )
-        files[name] = np.frombuffer(_read_beside(path, name, keep=keep), np.uint8)
+        data = _read_beside(path, name, keep=keep)
+        _check_size(path.parent / name, data, keep, LoadError)
+        files[name] = np.frombuffer(data, np.uint8)
     return _with_files(path, graph, tensors, files)
+
+
+def _check_size(
+    path: Path,
+    data: memoryview,
+    needed: int | None,
+    error_type: type[BundleError] | type[LoadError],
+) -> None:
+    if needed is not None and len(data) < needed:
+        raise error_type(
+            f"{str(path)!r} has {len(data):,} bytes of weights, the graph needs {needed:,}: it was cut off, or is that "
+            "of another model; copy or export it again."
+        )
 
 
 def _with_files(

@@ -16,7 +16,8 @@ from deploy_rnn.export.onnx_file import OnnxFile
 from deploy_rnn.serving import Engine
 
 INPUTS = "int64[B, T] tokens, bool[] flag, float[20, 3] table, float[9, 3] small"
-HEAD = f'<ir_version: 8, opset_import: ["" : 18]> g ({INPUTS}) => (float y) <int64[1] one = {{1}}>'
+CONSTANTS = "int64[1] one = {1}, int64[1] last = {-1}, int64[1] before = {-9223372036854775807}"
+HEAD = f'<ir_version: 8, opset_import: ["" : 18]> g ({INPUTS}) => (float y) <{CONSTANTS}>'
 
 
 def rows_in(nodes: str) -> dict[str, int]:
@@ -31,6 +32,7 @@ def rows_in(nodes: str) -> dict[str, int]:
         "y = Gather (table, tokens)",
         "a = Transpose (tokens) b = Cast <to = 6> (a) c = Unsqueeze (b, one) y = Gather (table, c)",
         "a = Concat <axis = 1> (tokens, tokens) y = Gather (table, a)",
+        "a = Slice (tokens, last, before, one, last) y = Gather (table, a)",
     ],
 )
 def test_an_input_that_goes_straight_into_a_table(nodes: str) -> None:
@@ -44,6 +46,7 @@ def test_an_input_that_goes_straight_into_a_table(nodes: str) -> None:
         "a = Clip (tokens, one) y = Gather (table, a)",
         "a = Add (tokens, one) y = Gather (table, a)",
         "a = Slice (tokens, one, one) y = Gather (table, a)",
+        "a = Slice (tokens, last, one, one, last) y = Gather (table, a)",
         "a = Gather (tokens, one) y = Gather (table, a)",
         "a = Unsqueeze (tokens, one) y = GatherND (table, a)",
         "y = Gather (table, one)",

@@ -208,8 +208,13 @@ def test_weights_that_are_too_short(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b")
     (folder / DATA).write_bytes(make_weights(1)[:-4])
     write_manifest(folder)
-    with pytest.raises(BundleError, match="onnxruntime cannot open"):
+    message = r"weights\.bin' has 1,020 bytes of weights, the graph needs 1,024: it was cut off"
+    with pytest.raises(BundleError, match=message):
         Engine(folder, threads=1)
+    path = make_file(tmp_path)
+    os.truncate(tmp_path / "m.onnx.data", 0)
+    with pytest.raises(LoadError, match=r"m\.onnx\.data' has 0 bytes of weights"):
+        Engine(path, threads=1)
 
 
 def test_only_what_the_graphs_need_of_a_file_is_kept(tmp_path: Path) -> None:
