@@ -1,27 +1,24 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
 import re
-import threading
-from collections.abc import Callable
 from functools import cache
-from types import FunctionType
 from typing import Any, cast
 
 import torch
 import torch._dynamo
 from torch import nn
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch.fx.experimental import _config as shape_config
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional
 
 from deploy_rnn.any_size import max_pool_of_image
+from deploy_rnn.compiled_function import CompiledFunction
 from deploy_rnn.conversion import convert
 from deploy_rnn.copying import unwrapped
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.first_call import FirstCall, refuse_failing
 from deploy_rnn.held_layers import unregistered_layers
 from deploy_rnn.inductor import compile_graph
-from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text, warn_user
+from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text
 from deploy_rnn.nn.library import assign_kernels, check_recurrence
 from deploy_rnn.nn.recurrent import is_plain_layer
 from deploy_rnn.packing.tracing import packing_traced
@@ -45,19 +42,30 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
     PyTorch counts, such as by `load_state_dict` or an optimizer. A change through `.data` or NumPy is not counted, and
     is seen if it is of more than a few elements.
 
-    The first call also compares the converted model with `model`: both run once, uncompiled, on the inputs of the call,
-    in evaluation mode and without gradients, with the parameters that the result then has. Compiling takes longer
-    than that. `model` is kept until then. A bare layer is not compared: no code around it could depend on its class.
+    A wrong number is an error, not a result:
+
+    1. The first call compares the converted model with `model`: both run once, uncompiled, on the inputs of the call,
+       in evaluation mode and without gradients, with the parameters that the result then has. `model` is kept until
+       then. A bare layer is left out: no code around it could depend on its class.
+    2. The first call of each kind compares what is compiled with the converted model, which runs uncompiled, as a copy
+       that shares its weights: what the call returns, what it overwrites, the state that it leaves the model in, and
+       the gradients, if it has any. Other threads wait until then. If something differs by more than rounding may do,
+       calls of that kind raise CompilationError from then on.
+
+    Compiling takes longer than that. Not compared are the numbers of a call that draws random ones, as dropout does in
+    training mode, because compiled code draws others (shapes and dtypes are compared), and what changes outside of the
+    model. Code and hooks of the model run more than once in a first call.
 
     Args:
         model: any module that `convert` takes; it is not changed, and shares no parameters with the result.
-        check: whether the first call compares.
+        check: whether first calls compare.
         recurrence: what computes the layers: "scan" for the loop; "library" for a library's kernel wherever there is
             one, which is cuDNN's on a GPU, for every layer, in float16, float32 and float64, without lengths; "auto"
             for what was measured to be faster (docs/speed.md): oneDNN's kernel, and else the loop.
 
     Raises:
-        CompilationError: at a call, torch.compile cannot take the model, or the model itself fails on its arguments.
+        CompilationError: at a call, torch.compile cannot take the model, or the model itself fails on its arguments, or
+            the compiled model gives something else than `model`.
         ConversionError: see `convert`; a list, a dict or another object holds a layer that no module registers; at the
             first call, the converted model gives something else than `model`.
         ValueError: another `recurrence`.
@@ -65,7 +73,7 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
     Warns:
         UserWarning: at the first call, if a cell such as `torch.nn.LSTMCell` is called more than once: torch.compile
             unrolls the loop around it, so that every number of steps compiles again; at the first call beyond
-            the limit.
+            the limit; at a first call, if the C++ compiler does not take the fastest code.
     """
     check_recurrence(recurrence)
     converted = convert(model)
@@ -81,7 +89,9 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
         return cast(nn.Module, converted)
     _substitute_max_pool()
     kernels = assign_kernels(converted, recurrence)
-    compiled_forward = _CompiledFunction(packing_traced(converted))
+    compiled_forward = CompiledFunction(
+        packing_traced(converted), compile_graph, converted if check else None
+    )
     first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -92,6 +102,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
                 kernel.prepare()
         try:
             return compiled_forward(*args, **kwargs)
+        except CompilationError:
+            raise
         except Exception as error:
             # Some errors of its tracing keep the type that Python would raise.
             if not (
@@ -107,77 +119,6 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
     return cast(nn.Module, compiled)
 
 
-class _CompiledFunction:
-    """A function compiled in one graph for each kind of call, as far as torch's limit on compilations goes.
-
-    A kind of call is, for example, one row without gradients and with states. Of kinds beyond the limit, calls run
-    uncompiled.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._only_compiled = threading.local()
-        function = _with_code_of_its_own(self._refusing(function))
-        self._compiled = torch.compile(
-            function, fullgraph=True, dynamic=True, backend=compile_graph
-        )
-        # The same, but what is not compiled yet runs uncompiled.
-        self._compiled_so_far = torch._dynamo.run(function)
-        self._limit_reached = 0
-        self._has_fixed_numbers = False
-
-    def _refusing(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, which torch.compile reads; it refuses to run uncompiled where that is not wanted."""
-        only_compiled = self._only_compiled
-
-        def refusing(*args: Any, **kwargs: Any) -> Any:
-            if not torch.compiler.is_compiling() and getattr(only_compiled, "is_set", False):
-                raise _NotCompiledYetError
-            return function(*args, **kwargs)
-
-        return refusing
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # Where it is compiled, this takes less time than to ask torch.compile, which prepares for compiling each time.
-        self._only_compiled.is_set = True
-        try:
-            return self._compiled_so_far(*args, **kwargs)
-        except _NotCompiledYetError:
-            pass
-        finally:
-            self._only_compiled.is_set = False
-        limit = torch._dynamo.config.recompile_limit
-        if limit > self._limit_reached:
-            try:
-                return self._compile(args, kwargs)
-            except FailOnRecompileLimitHit:
-                self._limit_reached = limit
-                warn_user(
-                    f"torch.compile has compiled this model for {limit} kinds of calls, which is its limit. Calls of "
-                    "other kinds run uncompiled: other dtypes, with or without gradients, states or lengths, one step "
-                    "or one row; in some models, every other number of steps. For more kinds, set "
-                    "torch._dynamo.config.recompile_limit."
-                )
-        return self._compiled_so_far(*args, **kwargs)
-
-    def _compile(self, args: Any, kwargs: Any) -> Any:
-        with _NO_DUCK_SHAPES:
-            if not self._has_fixed_numbers:
-                try:
-                    return self._compiled(*args, **kwargs)
-                except Exception as error:
-                    # A loop of `scan` takes no number that is to be any, as are those that a module within it has, such
-                    # as the eps of a norm: the code is then for the numbers of the call.
-                    if "torch.SymFloat" not in str(error):
-                        raise
-                    self._has_fixed_numbers = True
-            with torch._dynamo.config.patch(specialize_float=True):
-                return self._compiled(*args, **kwargs)
-
-
-class _NotCompiledYetError(Exception):
-    """A call of a kind for which there is no graph yet."""
-
-
 @cache
 def _substitute_max_pool() -> None:
     """Tell torch.compile to read a pool that takes any number of steps."""
@@ -185,16 +126,6 @@ def _substitute_max_pool() -> None:
     for function in (torch.max_pool1d, functional.max_pool1d):
         rules.pop(function, None)  # the rule not to read it
         torch.compiler.substitute_in_graph(function, skip_signature_check=True)(max_pool_of_image)
-
-
-def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function; torch.compile's limit on compilations is one for all functions that share their code."""
-    code = function.__code__.replace()
-    copied = FunctionType(
-        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    copied.__kwdefaults__ = function.__kwdefaults__
-    return copied
 
 
 def _format_error(error: Exception) -> CompilationError:
@@ -228,32 +159,3 @@ def _has_code_around_layers(model: nn.Module) -> bool:
     if isinstance(model, nn.RNNCellBase) or is_plain_layer(model):
         return False
     return any(isinstance(part, layers) for part in model.modules())
-
-
-class _NoDuckShapes:
-    """While it is entered, torch.compile does not assume that sizes are one size because its first call has them equal.
-
-    Otherwise T=5, B=5 compiles once, and T=5, B=7 again. It is a setting of the process, hence the count: several
-    threads may be inside, and the last to leave restores the setting that was there before the first.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._threads_inside = 0
-        self._previous_setting = True
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._threads_inside == 0:
-                self._previous_setting = shape_config.use_duck_shape
-                shape_config.use_duck_shape = False
-            self._threads_inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._threads_inside -= 1
-            if self._threads_inside == 0:
-                shape_config.use_duck_shape = self._previous_setting
-
-
-_NO_DUCK_SHAPES = _NoDuckShapes()

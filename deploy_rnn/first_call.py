@@ -1,9 +1,7 @@
 """`FirstCall`: a converted model is compared once with the model itself, on what it is first called with."""
 
 import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +9,21 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from deploy_rnn.call_results import (
+    Result,
+    copy_values,
+    copy_with_weights,
+    difference,
+    outputs,
+    rounding_with,
+    run_quietly,
+)
 from deploy_rnn.checking.cell_calls import CellCalls, count_cell_calls
-from deploy_rnn.copying import copy_model, evaluation_copy
+from deploy_rnn.copying import copy_model
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.half_precision import half_precision
 from deploy_rnn.model_errors import own_failure, warn_user
 from deploy_rnn.random_state import random_state_kept
-
-# What rounding may do, as a share of an output's largest element. Another branch of the model does far more; what
-# differs more is judged in float64, where rounding is no excuse.
-ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float32: 1e-4, torch.float64: 1e-7}
 
 
 class FirstCall:
@@ -51,7 +54,8 @@ class FirstCall:
         with self._lock:
             if self._model is None:
                 return
-            original = _copy_with_weights(self._model, self._converted)
+            original = copy_with_weights(self._model, self._converted)
+            original.eval()
             try:
                 with count_cell_calls(original, __name__) as cells:
                     expected = _outputs(original, args, kwargs)
@@ -66,11 +70,12 @@ class FirstCall:
     def _compare(
         self,
         original: nn.Module,
-        expected: list[Any],
+        expected: list[Result],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> None:
-        converted = _copy_with_weights(self._converted, self._converted)
+        converted = copy_with_weights(self._converted, self._converted)
+        converted.eval()
         try:
             actual = _outputs(converted, args, kwargs)
         except Exception as error:
@@ -78,14 +83,15 @@ class FirstCall:
                 f"the converted model fails where the model does not: {type(error).__name__}: {error}. "
                 f"{_advice(original)}"
             ) from error
-        difference = _difference(expected, actual, ROUNDING)
-        if difference:
+        text = difference(expected, actual)
+        if text:
             # A part in half precision rounds as that does, whatever the dtype of the output.
             half = half_precision(original, lambda: _outputs(original, args, kwargs))
-            difference = _difference(expected, actual, _rounding_with(half))
-        if difference and not _same_in_float64(original, converted, args, kwargs):
+            text = difference(expected, actual, rounding_with(half))
+        # What differs more is judged in float64, where rounding is no excuse.
+        if text and not _same_in_float64(original, converted, args, kwargs):
             raise ConversionError(
-                f"the converted model is not the model: {difference}. {_advice(original)}"
+                f"the converted model is not the model: {text}. {_advice(original)}"
             )
 
 
@@ -95,12 +101,8 @@ def refuse_failing(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     Raises:
         CompilationError: the model fails.
     """
-    copied = _copy_with_weights(model, model)
-    copied.train(model.training)
-    for module, copied_module in zip(model.modules(), copied.modules(), strict=True):
-        copied_module.training = module.training
     try:
-        _outputs(copied, args, kwargs)
+        _outputs(copy_with_weights(model, model), args, kwargs)
     except Exception as error:  # the model's own code can raise anything
         raise CompilationError(own_failure(error)) from error
 
@@ -116,86 +118,12 @@ def _advice(original: nn.Module) -> str:
     )
 
 
-def _copy_with_weights(model: nn.Module, weights: nn.Module) -> nn.Module:
-    """A copy of `model` that shares the parameters of `weights`, and has its buffers' values, in evaluation mode."""
-    replaced: dict[int, Any] = {}
-    parameters = dict(weights.named_parameters(remove_duplicate=False))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name in parameters:
-            replaced[id(parameter)] = parameters[name]
-    buffers = dict(weights.named_buffers(remove_duplicate=False))
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if name in buffers:
-            replaced.setdefault(id(buffer), buffers[name].detach().clone())
-    return evaluation_copy(model, replaced)
-
-
-def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Any]:
+@torch.no_grad()
+def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Result]:
     """Run a call on copies of its tensors: -> the tensors and numbers that it returns, flat."""
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
-    with torch.no_grad(), random_state_kept(), warnings.catch_warnings():
-        # The call itself warns of the same.
-        warnings.simplefilter("ignore")
-        return list(_leaves(model(*args, **kwargs)))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, (Tensor, int, float, str)):
-            yield leaf
-        elif isinstance(leaf, tuple):  # a PackedSequence
-            yield from _leaves(list(leaf))
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _leaves([getattr(leaf, field.name) for field in fields(leaf)])
-
-
-def _rounding_with(half: str | None) -> Mapping[torch.dtype, float]:
-    """What rounding may do in a model with parts in that half precision, if any."""
-    if half is None:
-        return ROUNDING
-    coarse = ROUNDING[getattr(torch, half)]
-    return {dtype: max(share, coarse) for dtype, share in ROUNDING.items()}
-
-
-def _difference(
-    expected: Sequence[Any], actual: Sequence[Any], rounding: Mapping[torch.dtype, float]
-) -> str:
-    """The first output that differs, in words; empty if none does."""
-    if len(actual) != len(expected):
-        return f"it returns {len(actual)} values, the model {len(expected)}"
-    for number, (theirs, ours) in enumerate(zip(expected, actual, strict=True)):
-        if not isinstance(theirs, Tensor) or not isinstance(ours, Tensor):
-            if type(theirs) is not type(ours) or (isinstance(theirs, int | str) and theirs != ours):
-                return f"output {number} is {ours!r}, the model's is {theirs!r}"
-        elif theirs.shape != ours.shape or theirs.dtype != ours.dtype:
-            return (
-                f"output {number} is {ours.dtype}{list(ours.shape)}, "
-                f"the model's is {theirs.dtype}{list(theirs.shape)}"
-            )
-        else:
-            largest, allowed = _largest_difference(theirs, ours, rounding)
-            if not largest <= allowed:
-                return f"output {number} differs by {largest:.1e}, allowed is {allowed:.1e}"
-    return ""
-
-
-def _largest_difference(
-    expected: Tensor, actual: Tensor, rounding: Mapping[torch.dtype, float]
-) -> tuple[float, float]:
-    """The largest difference of two tensors, and what rounding may do."""
-    if not expected.numel() or torch.equal(expected, actual):
-        return 0.0, 0.0
-    wide_dtype = torch.complex128 if expected.is_complex() else torch.float64
-    exact, approximate = expected.to(wide_dtype), actual.to(wide_dtype)
-    distance = (exact - approximate).abs()
-    # An infinity or NaN equals itself.
-    same = (exact == approximate) | (exact.isnan() & approximate.isnan())
-    distance = torch.where(same, 0.0, distance).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    size = exact.abs().nan_to_num(0.0, 0.0, 0.0).max()
-    share = rounding.get(expected.real.dtype if expected.is_complex() else expected.dtype, 0.0)
-    if torch.is_autocast_enabled(expected.device.type):
-        share = max(share, rounding[torch.bfloat16])
-    return float(distance.max()), share * float(size)
+    args, kwargs = copy_values((args, kwargs))
+    with random_state_kept():
+        return outputs(run_quietly(model, args, kwargs))
 
 
 def _same_in_float64(original: nn.Module, converted: nn.Module, args: Any, kwargs: Any) -> bool:
@@ -210,7 +138,7 @@ def _same_in_float64(original: nn.Module, converted: nn.Module, args: Any, kwarg
         actual = _outputs(copy_model(converted).double(), args, kwargs)
     except Exception:  # the model's own code can raise anything
         return False
-    return not _difference(expected, actual, ROUNDING)
+    return not difference(expected, actual)
 
 
 def _warn_about_loops(cells: Sequence[CellCalls]) -> None:

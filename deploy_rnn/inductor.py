@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -13,13 +14,9 @@ from torch._inductor.exc import InductorError
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from deploy_rnn.loop_blocks import LoopsInBlocks
+from deploy_rnn.model_errors import LONGEST, first_paragraph, warn_user
 from deploy_rnn.nn.lstm_directions import LSTM_OPERATORS_IN_CPP
-
-TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
-
-# Inductor can write the driving code in C++ too, which makes a loop of small steps up to 1.7x faster
-# at B=1. It miscompiles a loop's gradient at T=1 (torch 2.13), and any loop before torch 2.13.
-CPP_WRAPPER = TORCH_VERSION >= (2, 13)
+from deploy_rnn.nn.torch_version import CPP_WRAPPER
 
 KERNELS_OF_PYTORCH = (
     # 1. Inductor's own code is for the number of steps of the first call. It fixes that number while it writes the
@@ -42,6 +39,10 @@ longer than it takes one.
 """
 
 
+NAME_DECLARED_TWICE = re.compile("redeclaration of|redefinition of|conflicting declaration")
+"""What a C++ compiler says of a name that is declared twice."""
+
+
 def compile_graph(
     graph: torch.fx.GraphModule, example_inputs: Sequence[torch.Tensor]
 ) -> Callable[..., Any]:
@@ -54,11 +55,31 @@ def compile_graph(
         try:
             return _compile(graph, example_inputs, options | {"cpp_wrapper": True})
         except InductorError as error:
-            # The C++ driver declares a name twice where the output of a loop is overwritten in place, as by
-            # `2 * rnn(x)[0]` (torch 2.13). The Python driver has no such names.
             if "CppCompileError" not in str(error):
                 raise
+            # The C++ driver declares a name twice where the output of a loop is overwritten in place, as by
+            # `2 * rnn(x)[0]` (torch 2.13). The Python driver has no such names.
+            if not NAME_DECLARED_TWICE.search(str(error)):
+                _warn_of_python_driver(_compiler_error(str(error)))
     return _compile(graph, example_inputs, options)
+
+
+@cache
+def _warn_of_python_driver(cause: str) -> None:
+    """Warn once of each cause, such as a header that is missing."""
+    warn_user(
+        f"the C++ that drives a compiled model does not compile here: {cause}. Python drives it instead: the numbers "
+        "are the same, but a loop of small steps may take 1.7 times as long. Look at the C++ compiler and its headers; "
+        "the variable CXX names another one."
+    )
+
+
+def _compiler_error(text: str) -> str:
+    """The first line of a C++ compiler's output that names an error; else the first paragraph of the text."""
+    for line in text.splitlines():
+        if "error:" in line and "CppCompileError" not in line:
+            return line.strip()[:LONGEST]
+    return first_paragraph(RuntimeError(text))
 
 
 def _has_loop_of_one_row(graph: torch.fx.GraphModule) -> bool:

@@ -3,7 +3,6 @@
 A file is a function of its inputs. A model that draws random numbers, or keeps a state between its calls, is not.
 """
 
-import random
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -28,7 +27,7 @@ from deploy_rnn.checking.tolerance import (
 from deploy_rnn.checking.trials import draw
 from deploy_rnn.errors import ExportError
 from deploy_rnn.model_errors import own_failure, running_line
-from deploy_rnn.random_state import random_state_kept
+from deploy_rnn.random_state import changed_generators, generator_states, random_state_kept
 
 MORE_CALLS = 8
 """Further calls of a model that draws: by chance, a draw may leave the outputs of one call as they are."""
@@ -53,12 +52,12 @@ def check_two_calls(model: nn.Module, call: ExampleCall) -> Any:
     with random_state_kept():
         copied = fresh_copy(model)
         state = state_of(copied)
-        generators = _generators()
+        generators = generator_states()
         result = _result(copied, call)
         check_known("the result of the model", result)
         outputs = _tensors(result)
         changed = changed_names(state, state_of(copied))
-        calls = 1 + MORE_CALLS if _changed_generators(generators) else 1
+        calls = 1 + MORE_CALLS if changed_generators(generators) else 1
         for _ in range(calls):
             try:
                 again = _run(copied, call)
@@ -129,11 +128,11 @@ def _two_answers(
     calls: int,
 ) -> ExportError:
     """The error for a model whose next call gave other outputs. `calls`: how many show what is by chance."""
-    generators = _generators()
+    generators = generator_states()
     first_outputs = (_run(fresh_copy(model), call) for _ in range(calls))
     if not any(_differ(outputs, again, model_precision(model)) for again in first_outputs):
         return _state_error(changed, "a second call with the same inputs gives other numbers")
-    sources = _changed_generators(generators)
+    sources = changed_generators(generators)
     draws = _Draws(fresh_copy(model))
     with suppress(Exception), draws:
         call.run(draws.model)
@@ -227,16 +226,3 @@ class _Draws(TorchDispatchMode):
                 if module.training and not list(module.children()):
                     self.training[name] = None
         return result
-
-
-def _generators() -> dict[str, bytes]:
-    """The states of the random numbers of the process."""
-    return {
-        "PyTorch's generator": torch.get_rng_state().numpy().tobytes(),
-        "Python's `random`": repr(random.getstate()).encode(),
-        "`numpy.random`": repr(np.random.get_state()).encode(),
-    }
-
-
-def _changed_generators(before: dict[str, bytes]) -> list[str]:
-    return [name for name, state in _generators().items() if state != before[name]]

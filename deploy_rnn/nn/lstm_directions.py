@@ -9,17 +9,15 @@ operator, so that these are ours, and their C++ text goes into compiled code. Fr
 import torch
 from torch import Tensor
 
+from deploy_rnn.nn.torch_version import CPP_WRAPPER
+
 LSTM_OF_ONEDNN = 2
 """Its number for the kernel."""
 
 ONE_THREAD_MOST = 2**16
 """Multiplications of a step, B*4*H*H, up to which it is faster on one thread: one row of 128 units."""
 
-IN_CPP = (
-    tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
-    and torch.backends.openmp.is_available()
-    and torch.backends.mkl.is_available()
-)
+IN_CPP = CPP_WRAPPER and torch.backends.openmp.is_available() and torch.backends.mkl.is_available()
 """Whether inductor calls the operators from C++; from Python, they cost more than they save."""
 
 

@@ -22,7 +22,8 @@ from torch.utils import _pytree as pytree
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import ExportError
-from deploy_rnn.inductor import CPP_WRAPPER, loop_options
+from deploy_rnn.inductor import loop_options
+from deploy_rnn.nn.torch_version import CPP_WRAPPER
 from deploy_rnn.packaging.axes import Axes, Axis
 from deploy_rnn.packaging.size_checks import CPP_FUNCTION, cpp_checks
 from deploy_rnn.packaging.tracing import explained_errors, trace

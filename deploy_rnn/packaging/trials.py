@@ -17,8 +17,12 @@ from deploy_rnn.model_errors import own_failure
 from deploy_rnn.packaging.axes import Axis, DynamicCall
 from deploy_rnn.tensor_spec import SizeRange
 
-TRIED_ABOVE_LEAST = (0, 1, 2, 6, 32)
-"""How far above the least size of a dynamic axis a package is tried."""
+TRIED_ABOVE_LEAST = (0, 1, 3, 6, 31)
+"""How far above the least size of a dynamic axis, which is 1 or 2, a package is tried.
+
+A compiled loop takes four steps a turn, and then single ones (`loop_blocks`): some sizes are less than four, some are a
+multiple of four, and some leave a rest.
+"""
 
 SMALL = (2, 3)
 """A model that takes none of these sizes has a least one that is larger, or takes multiples of a number."""

@@ -9,16 +9,19 @@ import pytest
 import torch
 import torch._dynamo
 from torch import Tensor, nn
+from torch._inductor.exc import CppCompileError, InductorError
 from torch.fx.experimental import _config as shape_config
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 import deploy_rnn
-from deploy_rnn import RNN
-from deploy_rnn.compilation import _NO_DUCK_SHAPES
+import deploy_rnn.compilation
+from deploy_rnn import RNN, inductor
+from deploy_rnn.compiled_function import NO_DUCK_SHAPES
 from deploy_rnn.errors import CompilationError, ConversionError
-from deploy_rnn.inductor import TORCH_VERSION, compile_graph
+from deploy_rnn.inductor import compile_graph
 from deploy_rnn.loop_blocks import STEPS_A_TURN, LoopsInBlocks
+from deploy_rnn.nn.torch_version import CPP_WRAPPER
 
 pytestmark = [
     pytest.mark.usefixtures("fresh_compiler"),
@@ -79,7 +82,7 @@ def test_one_compilation_serves_every_length_and_batch(
         assert graphs() == 1
 
 
-@pytest.mark.skipif(TORCH_VERSION < (2, 13), reason="steps are taken one by one")
+@pytest.mark.skipif(not CPP_WRAPPER, reason="steps are taken one by one")
 def test_a_loop_takes_several_steps_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """And then those that are left, one by one. With one row, no step calls a library for its product."""
     bodies: list[torch.fx.Graph] = []
@@ -195,7 +198,7 @@ def test_the_setting_that_keeps_sizes_apart_is_put_back() -> None:
 
 
 def _enter_and_leave() -> None:
-    with _NO_DUCK_SHAPES:
+    with NO_DUCK_SHAPES:
         assert not shape_config.use_duck_shape
 
 
@@ -541,6 +544,28 @@ def test_an_operation_on_every_output_of_the_loop() -> None:
             torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.skipif(not CPP_WRAPPER, reason="Python drives every graph")
+def test_cplusplus_that_does_not_compile_is_warned_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Except where the reason is known, and nobody can do anything about it."""
+    output = "main.cpp:1:10: fatal error: Python.h: No such file or directory"
+
+    def compile_with(graph: torch.fx.GraphModule, _: Any, options: dict[str, Any]) -> Any:
+        if "cpp_wrapper" in options:
+            raise InductorError(CppCompileError(["g++"], output), None)
+        return graph.forward
+
+    monkeypatch.setattr(inductor, "_compile", compile_with)
+    graph = torch.fx.symbolic_trace(nn.Linear(2, 2))
+    inductor._warn_of_python_driver.cache_clear()
+    with torch.no_grad():
+        message = r"does not compile here: main.cpp:1:10: fatal error: Python.h: No such file"
+        with pytest.warns(UserWarning, match=message):
+            assert compile_graph(graph, []) == graph.forward
+        assert compile_graph(graph, []) == graph.forward  # without another warning
+        output = "main.cpp:7: error: redeclaration of 'auto buf3_handle'"
+        assert compile_graph(graph, []) == graph.forward
+
+
 @pytest.mark.usefixtures("no_compilation")
 def test_calls_beyond_the_limit_run_uncompiled() -> None:
     """Torch's limit is 8 kinds of calls, and raises an error at the ninth."""
@@ -732,7 +757,7 @@ def test_a_loop_is_given_every_unknown_of_its_shapes(names: list[str], grad: boo
         return graph.forward
 
     model = deploy_rnn.convert(Branches(RESIZES[name] for name in names))
-    with torch.set_grad_enabled(grad), _NO_DUCK_SHAPES:
+    with torch.set_grad_enabled(grad), NO_DUCK_SHAPES:
         compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=look)
         compiled(torch.randn(3, 22, 4, requires_grad=grad))
     if grad:

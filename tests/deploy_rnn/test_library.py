@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 import deploy_rnn
 import deploy_rnn.compilation
 from deploy_rnn import inductor
-from deploy_rnn.compilation import _CompiledFunction
+from deploy_rnn.compiled_function import CompiledFunction
 from deploy_rnn.errors import ExportError
 from deploy_rnn.nn import cudnn
 from deploy_rnn.nn.library import assign_kernels
@@ -188,13 +188,13 @@ def test_a_call_that_is_compiled_does_not_prepare_for_compiling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = []
-    compile_call = _CompiledFunction._compile
+    compile_call = CompiledFunction._compile
 
     def spy(self: Any, args: Any, kwargs: Any) -> Any:
         asked.append(args[0].size(0))
         return compile_call(self, args, kwargs)
 
-    monkeypatch.setattr(_CompiledFunction, "_compile", spy)
+    monkeypatch.setattr(CompiledFunction, "_compile", spy)
     compiled = deploy_rnn.compile(nn.LSTM(5, 4))
     for steps in (5, 6, 7, 1, 1):
         compiled(torch.randn(steps, 2, 5))
