@@ -111,7 +111,7 @@ class CompiledFunction:
                 expected.compare(self._model, args, kwargs, result)
             except CompilationError as error:
                 for graph in graphs:
-                    graph.error = error
+                    graph.refusal = str(error)
                 raise
         for graph in graphs:
             graph.is_proven = True
@@ -175,6 +175,10 @@ class _OfThread(threading.local):
 class _Graph:
     """The compiled code of one kind of call, which nobody gets to run before it was compared, or after it was wrong.
 
+    Attributes:
+        is_proven: whether it was compared, and is right.
+        refusal: why every call of it is refused; None if it has not been found wrong.
+
     Args:
         compiled: the code.
         graph: what it was made from, if it has gradients to compare.
@@ -185,7 +189,7 @@ class _Graph:
         self, compiled: Callable[..., Any], graph: torch.fx.GraphModule | None, thread: _OfThread
     ) -> None:
         self.is_proven = False
-        self.error: CompilationError | None = None
+        self.refusal: str | None = None
         self._compiled = compiled
         self._graph = graph
         self._thread = thread
@@ -196,15 +200,15 @@ class _Graph:
         return self._compiled(*inputs)
 
     def _begin_first_run(self, inputs: Sequence[Any]) -> None:
-        if self.error is not None:
-            raise CompilationError(str(self.error))
+        if self.refusal is not None:
+            raise CompilationError(self.refusal)
         if self._thread.only_proven:
             raise _NotProvenYetError
         if self._graph is not None:
             try:
                 check_gradients(self._graph, self._compiled, inputs)
             except CompilationError as error:
-                self.error = error
+                self.refusal = str(error)
                 raise
             self._graph = None
         self._thread.graphs.append(self)
