@@ -66,25 +66,36 @@ def _parameter(parameter: Any, change: Callable[[Tensor], Tensor] | None) -> Any
 
 
 def copy_values(value: Any) -> Any:
-    """Copy the tensors in arguments, also those in a PackedSequence or a dataclass; a copy has no history."""
-    return pytree.tree_map(_copy_leaf, value)
+    """Copy the tensors in arguments, also those in a PackedSequence or a dataclass; a copy has no history.
+
+    What is one tensor in two places is one in the copy, too.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def copy_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            if id(leaf) not in copies:
+                copies[id(leaf)] = _copy_tensor(leaf)
+            return copies[id(leaf)]
+        if isinstance(leaf, tuple) and hasattr(leaf, "_fields"):  # a PackedSequence
+            return type(leaf)(*map(copy_leaf, leaf))
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            instance = copy.copy(leaf)
+            for field in fields(leaf):
+                copied = pytree.tree_map(copy_leaf, getattr(leaf, field.name))
+                object.__setattr__(instance, field.name, copied)
+            return instance
+        return leaf
+
+    return pytree.tree_map(copy_leaf, value)
 
 
-def _copy_leaf(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        copied = leaf.detach().clone()
-        if leaf.requires_grad and torch.is_grad_enabled():
-            # Not the leaf itself, which no model may overwrite.
-            copied = copied.requires_grad_().clone()
-        return copied
-    if isinstance(leaf, tuple) and hasattr(leaf, "_fields"):  # a PackedSequence
-        return type(leaf)(*map(_copy_leaf, leaf))
-    if is_dataclass(leaf) and not isinstance(leaf, type):
-        instance = copy.copy(leaf)
-        for field in fields(leaf):
-            object.__setattr__(instance, field.name, copy_values(getattr(leaf, field.name)))
-        return instance
-    return leaf
+def _copy_tensor(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().clone()
+    if tensor.requires_grad and torch.is_grad_enabled():
+        # Not the leaf itself, which no model may overwrite.
+        copied = copied.requires_grad_().clone()
+    return copied
 
 
 def run_quietly(model: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -115,7 +126,7 @@ def state_after(model: nn.Module) -> list[Result]:
     """The tensors that a model holds: buffers, attributes, and parameters that are not trained."""
     results = []
     for path, module in model.named_modules():
-        held = module._parameters | module._buffers | vars(module)
+        held = {**module._parameters, **module._buffers, **vars(module)}
         for name, value in held.items():
             if name in _OF_EVERY_MODULE:
                 continue

@@ -52,9 +52,10 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
        the gradients, if it has any. Other threads wait until then. If something differs by more than rounding may do,
        calls of that kind raise CompilationError from then on.
 
-    Compiling takes longer than that. Not compared are the numbers of a call that draws random ones, as dropout does in
-    training mode, because compiled code draws others (shapes and dtypes are compared), and what changes outside of the
-    model. Code and hooks of the model run more than once in a first call.
+    That takes the memory of an uncompiled call (with gradients, of one there and back), and less time than compiling.
+    Not compared are the numbers of a call that draws random ones, as dropout does in training mode, because compiled
+    code draws others (shapes and dtypes are compared), and what changes outside of the model. Code and hooks of the
+    model run more than once in a first call.
 
     Args:
         model: any module that `convert` takes; it is not changed, and shares no parameters with the result.

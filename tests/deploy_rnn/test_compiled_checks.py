@@ -344,8 +344,10 @@ def test_whole_numbers_may_differ_in_few_places() -> None:
 
 def test_a_copy_of_arguments_has_a_memory_of_its_own() -> None:
     packed = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
-    given = ([torch.ones(2)], {"packed": packed, "number": 3})
+    once = torch.ones(2)
+    given = ([once, once], {"packed": packed, "number": 3})
     copied = copy_values(given)
+    assert copied[0][0] is copied[0][1]
     assert isinstance(copied[1]["packed"], PackedSequence)
     for tensor in (copied[0][0], copied[1]["packed"].data):
         tensor.zero_()
