@@ -16,6 +16,7 @@ from deploy_rnn.errors import (
     InputError,
     TooLargeError,
     UnknownModelError,
+    UnsupportedError,
 )
 
 from ..protocol import oip
@@ -38,6 +39,12 @@ METHODS = (
     "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelInfer", "ModelStreamInfer",
 )  # fmt: skip
 """Those that `Service.handlers` has."""
+
+UNSUPPORTED_METHODS = (
+    "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister", "TraceSetting", "LogSettings",
+)  # fmt: skip
+"""Those of Triton's extensions that this server lacks: their clients are told so."""
 
 STREAMING_METHODS = ("ModelStreamInfer",)
 """Those whose calls have any number of messages and answers; all others have one of each."""
@@ -88,6 +95,8 @@ class Service:
         for name, function in unary.items():
             calls[name] = self._call(self._unary_call(name, function))
         calls["ModelInfer"] = self._call(self._model_infer)
+        for name in UNSUPPORTED_METHODS:
+            calls[name] = self._call(_not_implemented)
         tracing = self._inference.tracing
         methods = {}
         for name, call in calls.items():
@@ -350,6 +359,12 @@ class Service:
             began=accepted.began,
         )
         self._access_log.add(access)
+
+
+async def _not_implemented(context: Context) -> NoReturn:
+    raise UnsupportedError(
+        "this server has no shared memory, tracing or log settings; send tensors in the message."
+    )
 
 
 def _unary(handler: Handler) -> Any:

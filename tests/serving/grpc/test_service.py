@@ -62,6 +62,15 @@ def refusal(channel: grpc.Channel, method: str, data: bytes) -> tuple[Status, st
     return raised.value.code(), raised.value.details()
 
 
+@pytest.mark.parametrize(
+    "method", ["SystemSharedMemoryStatus", "CudaSharedMemoryRegister", "LogSettings"]
+)
+def test_an_extension_that_is_missing_is_named(method: str, channel: grpc.Channel) -> None:
+    code, text = refusal(channel, method, b"\xff")
+    assert code == Status.UNIMPLEMENTED
+    assert text.startswith("this server has no shared memory, tracing or log settings; ")
+
+
 def wait_until(is_true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not is_true():
@@ -238,10 +247,18 @@ def test_a_request_of_a_cancelled_call_is_not_run(
 
 @pytest.mark.parametrize("name", ["x" * 100_000, "\n%é" * 30_000])
 def test_a_long_error_reaches_the_client(name: str, channel: grpc.Channel) -> None:
-    code, text = refusal(channel, "ModelInfer", infer_bytes(name))
-    assert code is Status.NOT_FOUND
-    assert text.startswith(f"unknown model: `{name[:1000]}")
+    request = CLASSES["ModelInferRequest"](model_name="sum")
+    request.inputs.add(name=name, datatype="none", shape=[1, 2])
+    code, text = refusal(channel, "ModelInfer", request.SerializeToString())
+    assert code is Status.INVALID_ARGUMENT
+    assert text.startswith(f"`{name[:1000]}")
     assert text.endswith("...")
+
+
+def test_of_a_long_name_of_a_model_an_error_has_the_beginning(channel: grpc.Channel) -> None:
+    code, text = refusal(channel, "ModelInfer", infer_bytes("x" * 100_000))
+    assert code is Status.NOT_FOUND
+    assert text == f"unknown model: `{'x' * 200}` is not found; the models are sum."
 
 
 def test_details_fit_into_metadata() -> None:
