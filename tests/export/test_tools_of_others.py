@@ -64,18 +64,23 @@ def run(model: Path | onnx.ModelProto) -> np.ndarray:
     return output
 
 
+def quantize(source: Path, target: Path) -> None:
+    """Of seven bits: the products of eight overflow on a processor without VNNI (docs/precision.md)."""
+    quantize_dynamic(source, target, reduce_range=True)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_quantize_dynamic_gives_nearly_the_same_numbers(
     form: str, make: Make, tmp_path: Path
 ) -> None:
-    quantize_dynamic(make(form), tmp_path / "int8.onnx")
+    quantize(make(form), tmp_path / "int8.onnx")
 
     np.testing.assert_allclose(run(tmp_path / "int8.onnx"), run(make(form)), atol=0.03)
 
 
 def test_quantize_dynamic_takes_what_quant_pre_process_makes(make: Make, tmp_path: Path) -> None:
     quant_pre_process(str(make("unrolled")), str(tmp_path / "prepared.onnx"))
-    quantize_dynamic(tmp_path / "prepared.onnx", tmp_path / "int8.onnx")
+    quantize(tmp_path / "prepared.onnx", tmp_path / "int8.onnx")
 
     np.testing.assert_allclose(run(tmp_path / "int8.onnx"), run(make("unrolled")), atol=0.03)
 
