@@ -1,11 +1,13 @@
 """`AnySize`: functions of PyTorch that torch.export takes for the example's sizes only, or not at all, in others."""
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, Self
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._export import non_strict_utils
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -39,6 +41,17 @@ class AnySize(TorchFunctionMode):
         self._inside = inside
         self.known = KnownNumbers()
         self._ranges: MutableMapping[Tensor, range] = WeakTensorKeyDictionary()  # of `torch.arange`
+
+    def __enter__(self) -> Self:
+        # Case 5.
+        self._max_or_min = mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min)
+        self._max_or_min.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._max_or_min.stop()
 
     def __torch_function__(
         self,
@@ -178,6 +191,18 @@ def _clamp(func: Callable[..., Any], input: Tensor, min: Any = None, max: Any = 
     elif {type(min), type(max)} == {int, float}:
         min, max = float(min), float(max)
     return func(input, min, max)
+
+
+_torchs_max_or_min = non_strict_utils._tensor_min_max
+
+
+def _max_or_min(*args: Any, tensor_callable: Callable[..., Any], **kwargs: Any) -> Any:
+    """What torch.export calls in place of `max` and `min`; `tensor_callable` is torch's function of two tensors."""
+    is_one_tensor = len(args) == 1 and isinstance(args[0], Tensor) and args[0].dim() == 1
+    if is_one_tensor and kwargs.keys() <= {"real_callable"}:
+        reduction = torch.amax if tensor_callable is torch.maximum else torch.amin
+        return reduction(args[0], 0)
+    return _torchs_max_or_min(*args, tensor_callable=tensor_callable, **kwargs)
 
 
 def _as_tensor(bound: Any, like: Tensor) -> Tensor:

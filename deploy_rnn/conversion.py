@@ -31,7 +31,7 @@ CALLED_BY_TORCH = {
 }  # fmt: skip
 """Methods that the `forward` of a layer of torch.nn calls, and that of ours does not."""
 
-UNUSED_NAMES = {"mode", "num_directions"}
+UNUSED_NAMES = {"mode", "num_directions", "_flat_weights", "_flat_weights_names"}
 """Names of our layers that their own code does not read."""
 
 SET_ON_LAYERS = {

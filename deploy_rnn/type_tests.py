@@ -309,7 +309,7 @@ class _Reader:
 
     def torch_uses(self) -> Iterator[TorchUse]:
         """1. nn.LSTM.forward(layer, x), or a subclass's, of which a method of its own may call it.
-        2. layer._flat_weights, for `torch._VF.lstm(x, hx, self.rnn._flat_weights, ...)`
+        2. layer._flat_weights, for `torch._VF.lstm(x, hx, self.rnn._flat_weights, ...)`; ours can be assigned to it.
         """
         tree, first_line = _parsed(self._function)
         for node in ast.walk(tree) if tree else ():
@@ -325,7 +325,8 @@ class _Reader:
             is_torchs_own = value.__module__.startswith("torch.")
             return is_torchs_own or not isinstance(self._owner, value)
         # Case 2.
-        return node.attr == "_flat_weights" and id(value) in self._layers
+        is_read = isinstance(node.ctx, ast.Load)
+        return node.attr == "_flat_weights" and is_read and id(value) in self._layers
 
     def _changed(self, question: "_Question") -> Layer | None:
         """A layer for which the answer changes, if there is one."""

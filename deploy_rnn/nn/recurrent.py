@@ -58,7 +58,7 @@ class Recurrent(nn.Module):
         "proj_size",
     ]  # fmt: skip
 
-    __jit_unused_properties__: ClassVar = ["all_weights"]
+    __jit_unused_properties__: ClassVar = ["all_weights", "_flat_weights", "_flat_weights_names"]
     __jit_ignored_attributes__: ClassVar = ["cell", "recurrence"]
 
     _scripted_weights: list[Tensor]
@@ -453,6 +453,21 @@ class Recurrent(nn.Module):
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each direction of each layer, as in `torch.nn`."""
         return _grouped(self.ordered_weights(), self.num_layers * self._count_directions())
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        """For models that set weights in their forward, as weight drop does, and tell a layer of `torch.nn` so."""
+        return list(self.weight_shapes())
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return self.ordered_weights()
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor]) -> None:
+        for name, weight in zip(self.weight_shapes(), weights, strict=True):
+            if getattr(self, name) is not weight:
+                setattr(self, name, weight)
 
     def _weight_dtype(self) -> torch.dtype:
         return cast(Tensor, self.weight_ih_l0).dtype

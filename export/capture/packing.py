@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
@@ -54,12 +55,16 @@ class OnnxPacking(Packing):
         steps: Any = padded.size(0)
         if self._same_size(total_length, steps):
             return padded
+        if _is_computed(total_length):
+            # No file checks that it is not below `longest`.
+            return super().to_length(padded, longest, total_length, value)
         is_number = isinstance(total_length, int)
         if not is_number or (isinstance(steps, int) and total_length < steps):
             shown_length = f"={total_length}" if is_number else "computed by the model"
             raise ExportError(
                 f"`total_length` ({shown_length}) of pad_packed_sequence must be the size of the padded input's time "
-                "axis, or of another axis of that name in `dynamic_shapes`, or a whole number that is not below it."
+                "axis, or of another axis of that name in `dynamic_shapes`, a whole number that is not below it, or "
+                "computed from the lengths."
             )
         torch._check(steps <= total_length)
         missing_steps = padded.new_full((total_length - steps, *padded.shape[1:]), value)
@@ -69,6 +74,13 @@ class OnnxPacking(Packing):
         raise ExportError(
             "a PackedSequence that pack_padded_sequence did not make cannot be exported."
         )
+
+
+def _is_computed(total_length: Any) -> bool:
+    """Whether a length depends on the values of tensors, as `lengths.max()` does."""
+    if isinstance(total_length, Tensor):
+        return True
+    return isinstance(total_length, torch.SymInt) and bool(free_unbacked_symbols(total_length))
 
 
 def refuse_packed(arguments: Mapping[str, Any]) -> None:

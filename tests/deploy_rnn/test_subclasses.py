@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import warnings
 from abc import ABC
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,32 @@ def test_code_that_needs_the_layer_of_torch_is_named() -> None:
     assert message.endswith(
         "call the layer itself, `layer(x)`, or `super().forward(x)` in a subclass."
     )
+
+
+class WeightDrop(nn.Module):
+    """Drops weights of a layer in its forward, and tells torch.nn's layer so, as the AWD-LSTM does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 4)
+        self.raw = nn.Parameter(self.rnn.weight_hh_l0.detach().clone())
+        del self.rnn._parameters["weight_hh_l0"]
+        self.rnn.weight_hh_l0 = self.raw.data
+
+    def forward(self, x: Tensor) -> Tensor:
+        names = self.rnn._flat_weights_names
+        halved = {"weight_hh_l0": self.raw * 0.5}
+        self.rnn._flat_weights = [halved.get(name, getattr(self.rnn, name)) for name in names]
+        with warnings.catch_warnings():  # that they are not in one piece of memory
+            warnings.simplefilter("ignore")
+            output: Tensor = self.rnn(x)[0]
+        return output
+
+
+def test_weights_that_a_forward_hands_to_the_layer_of_torch() -> None:
+    model = WeightDrop().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(convert(model)(X), model(X))
 
 
 def test_a_call_by_the_class_is_a_call_of_the_layer() -> None:
