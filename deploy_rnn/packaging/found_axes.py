@@ -173,8 +173,9 @@ def _places_of(
     for together in _sets(places):
         longer = runs.longer(together)
         if longer is not None and longer.layer_sizes == expected:
+            tied = _with_tied_places(together, places, expected, runs)
             grown = longer.reshaped(example)
-            return [*together, *_free_places(together, places, grown, example, runs)]
+            return [*tied, *_free_places(tied, places, grown, example, runs)]
     return []
 
 
@@ -185,6 +186,24 @@ def _sets(places: Sequence[Place]) -> Iterator[list[Place]]:
     for number in sorted({axis for _, axis in places}):
         yield [place for place in places if place[1] == number]
     yield list(places)
+
+
+def _with_tied_places(
+    found: Sequence[Place],
+    places: Sequence[Place],
+    expected: Mapping[str, Sequence[int]],
+    runs: _Runs,
+) -> list[Place]:
+    """These axes, and those that cannot become longer alone, but with them: of a mask whose sums are the lengths."""
+    tied = [*found]
+    inputs = {number for number, _ in found}
+    for place in places:
+        if place[0] in inputs or runs.longer([place]) is not None:
+            continue
+        longer = runs.longer([*tied, place])
+        if longer is not None and longer.layer_sizes == expected:
+            tied.append(place)
+    return tied
 
 
 def _free_places(

@@ -89,6 +89,20 @@ def test_the_axes_of_a_model_that_packs(code: Any, lengths: list[int]) -> None:
     assert found_axes(Reference(model), call) == [{0: "T", 1: "B"}, {0: "B"}]
 
 
+def packed_by_mask(rnn: nn.GRU, x: Tensor, mask: Tensor) -> Any:
+    lengths = mask.sum(1)
+    output, _ = rnn(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+    return pad_packed_sequence(output, batch_first=True, total_length=x.size(1))[0]
+
+
+def test_a_mask_whose_sums_are_the_lengths_has_the_steps() -> None:
+    """The input alone may have more steps than the mask, and the mask alone may not."""
+    model = Model(packed_by_mask)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    call = ExampleCall.of(model, (torch.randn(3, 6, 5), mask))
+    assert found_axes(Reference(model), call) == [{0: "B", 1: "T"}, {0: "B", 1: "T"}]
+
+
 def test_a_model_that_fails_on_the_example_has_no_axes() -> None:
     model = Model(plain)
     call = ExampleCall.of(model, (torch.randn(6, 3, 7),))
