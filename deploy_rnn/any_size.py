@@ -46,11 +46,11 @@ class AnySize(TorchFunctionMode):
         # Case 5.
         self._max_or_min = mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min)
         self._max_or_min.start()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._max_or_min.stop()
 
     def __torch_function__(
@@ -193,7 +193,7 @@ def _clamp(func: Callable[..., Any], input: Tensor, min: Any = None, max: Any = 
     return func(input, min, max)
 
 
-_torchs_max_or_min = non_strict_utils._tensor_min_max
+_torchs_max_or_min: Callable[..., Any] = non_strict_utils._tensor_min_max
 
 
 def _max_or_min(*args: Any, tensor_callable: Callable[..., Any], **kwargs: Any) -> Any:
