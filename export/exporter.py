@@ -71,15 +71,16 @@ def export_onnx(
             "native": ONNX's RNN, GRU and LSTM operators; both may be dynamic.
             "unrolled": every step written out; the number of steps is the example's, the batch may be dynamic.
         precision: in which the file computes. "float32" or "float64", which must be that of the model's weights, None
-            for that one. For a model in float32 also "int8": the products of RNN, GRU and LSTM multiply numbers of
-            eight bits, in forms "scan" and "unrolled", everything else stays as it is; or "float16": the weights are
-            stored in 16 bits, and everything is computed in float32. Such a file is compared with a simulation of it,
-            and the report's `rounding` says how far that is from the model (docs/precision.md).
+            for that one. For a model in float32 also "int8": the products of recurrent layers and cells, and those
+            in the steps of loops, multiply numbers of eight bits, in forms "scan" and "unrolled", everything else stays
+            as it is; or "float16": the weights are stored in 16 bits, and everything is computed in float32. Such a
+            file is compared with a simulation of it, and the report's `rounding` says how far that is from the model
+            (docs/precision.md).
         max_error: with "int8" or "float16", the largest absolute difference from the model in float64 that rounding may
             cost at any output, over everything that is run; or an `ErrorMetric`, a bound in a measure of yours, on the
             example; None for any.
         int8_layers: with "int8", which layers around the recurrent ones are of eight bits, too: "linear", "embedding".
-            Those of torch.nn itself; not in the step of a loop.
+            Those of torch.nn itself. In the step of a loop, a linear layer is of eight bits anyway.
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
             without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`

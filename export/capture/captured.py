@@ -26,7 +26,8 @@ from ..opset import WRITTEN, lowest_ir_version, to_opset
 from ..options import ExportOptions
 from ..precision.float16 import round_weights
 from ..precision.layers import round_layers
-from ..precision.names import FLOAT16, ROUNDED
+from ..precision.names import FLOAT16, INT8, ROUNDED
+from ..precision.weights import cell_keys
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from .capture import Tracer
@@ -248,7 +249,14 @@ class CapturedModel:
             ExportError: see `lower` and `to_opset`.
         """
         onnx = self.onnx.clone()
-        lower(onnx, form, max_nodes=max_nodes, row_ends=self.row_ends, precision=self.precision)
+        lower(
+            onnx,
+            form,
+            max_nodes=max_nodes,
+            row_ends=self.row_ends,
+            precision=self.precision,
+            cells=cell_keys(self.model) if self.precision == INT8 else (),
+        )
         if self.portable:
             make_portable(onnx)
         if self.precision == FLOAT16:

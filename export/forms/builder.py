@@ -233,6 +233,23 @@ class Builder:
         return f"{self._scope}{name}{self._step}"
 
 
+def replace_node(
+    graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
+) -> None:
+    """Put `nodes` in the place of `node`, and `outputs` in the place of its outputs."""
+    graph.insert_before(node, nodes)
+    for old, new in zip(node.outputs, outputs, strict=True):
+        new.shape = old.shape
+        new.type = old.type
+        # An output of the graph keeps its name, whatever computes it.
+        if old.is_graph_output():
+            name = old.name
+            old.name = None
+            new.name = name
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
 def _constants(values: Sequence[ir.Value]) -> list[np.ndarray] | None:
     """The arrays of constants; None if one of `values` is not a constant."""
     arrays = []

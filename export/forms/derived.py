@@ -7,7 +7,7 @@ alone, above all their transposition, is written once for all steps.
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +18,13 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.nn import cells
 from deploy_rnn.nn.recurrent import right_hand
 
+from ..precision.names import INT8
 from ..stack import Stack, fixed
 from ..torch_onnx import DYNAMIC, trace
 from .builder import Builder
 from .cells import CELLS, OnnxCell, StepBuild
+from .int8_product import weight_numbers
+from .step_products import StepProduct, computed, initializer
 
 
 def cell_of(build: Builder, stack: Stack) -> OnnxCell:
@@ -184,9 +187,37 @@ class _TracedStep:
             inputs.append(self._zeros(step, width) if state is None else state)
         # The weights, which come after these inputs, are in `values` already.
         values.update(zip(self._graph.inputs, inputs, strict=False))
+        products = {}
+        if step.build.precision == INT8:
+            products = step.build.once(
+                (self, "products", *weights), lambda: self._products(step.direction, weights)
+            )
         for node in self._step_nodes:
-            step.build.copy(node, values, name=lambda name: f"{self._names[name]}.")
+            product = products.get(node)
+            if product is None:
+                step.build.copy(node, values, name=lambda name: f"{self._names[name]}.")
+                continue
+            [output] = node.outputs
+            build = step.build.scope(f"{self._names[str(output.name)]}.product")
+            bias = None if product.bias is None else values[product.bias]
+            values[output] = product.write(build, values[product.rows], bias)
         return [values[value] for value in self._graph.outputs]
+
+    def _products(self, build: Builder, weights: Sequence[ir.Value]) -> dict[ir.Node, StepProduct]:
+        """The products of the step that can be of eight bits, with weights that are called as the scope of `build`."""
+        numbers = {value: initializer(value) for value in self._graph.initializers.values()}
+        inputs = self._graph.inputs[1 + len(self._state_widths) :]
+        for value, weight in zip(inputs, weights, strict=True):
+            numbers[value] = weight_numbers(weight)
+        numbers |= computed(self._weight_nodes, numbers, build.opset)
+        products = {}
+        for node in self._step_nodes:
+            product = StepProduct.of(node, numbers.get)
+            if product is not None:
+                # An input of the step keeps its name.
+                name = build.scope(self._names.get(product.name, product.name)).name
+                products[node] = replace(product, name=name)
+        return products
 
     def _write_weight_nodes(
         self, build: Builder, weights: Sequence[ir.Value]

@@ -9,7 +9,7 @@ onnxruntime computes such a Cast once, when it opens the file. A table stays in 
 import numpy as np
 import onnx_ir as ir
 
-from .lower import replace_node
+from .builder import replace_node
 
 
 def store_in_float16(model: ir.Model) -> None:

@@ -73,18 +73,27 @@ def _columns(build: Builder, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
 
 
 def _rounded_columns(build: Builder, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-    if weight.const_value is None:
-        raise ExportError(
-            f"precision='int8' rounds the weights when the file is written, and `{weight.name}` is computed by the "
-            "model; leave `precision` out."
-        )
-    levels, steps = rounded_columns(weight.const_value.numpy())
+    levels, steps = rounded_columns(weight_numbers(weight))
     # Outside every loop, since the next one may read it, too.
     outside = build.root.named_after(weight)
     return (
         outside.scope(".int8").constant(levels),
         outside.scope(".scales").constant(steps / np.float32(ROW_LEVELS)),
     )
+
+
+def weight_numbers(weight: ir.Value) -> np.ndarray:
+    """The numbers of a weight.
+
+    Raises:
+        ExportError: the model computes it.
+    """
+    if weight.const_value is None:
+        raise ExportError(
+            f"precision='int8' rounds the weights when the file is written, and `{weight.name}` is computed by the "
+            "model; leave `precision` out."
+        )
+    return weight.const_value.numpy()
 
 
 def _row_zero(build: Builder) -> ir.Value:

@@ -1,7 +1,7 @@
 """Replace captured stacks by real ONNX operators, in one form."""
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable
 from typing import Any
 
 import onnx_ir as ir
@@ -20,11 +20,11 @@ from ..stack import (
     stack_nodes,
 )
 from . import FIXED_TIME, FORMS, ROW_ENDS
-from .builder import Builder
-from .cells import CELLS
+from .builder import Builder, replace_node
 from .loops import unroll
 from .node_count import MAX_NODES, check_node_count
 from .product import product
+from .step_products import round_products
 
 
 def lower(
@@ -34,11 +34,17 @@ def lower(
     max_nodes: int = MAX_NODES,
     row_ends: str = "sequence_lens",
     precision: str | None = None,
+    cells: Collection[bytes] = (),
 ) -> ir.Model:
     """Write every recurrent stack of `model` in `form`, in place.
 
-    `row_ends`: how form "native" writes rows of different length, a key of `ROW_ENDS`. `precision`: of the products,
-    "int8" or that of the weights.
+    Args:
+        model: captured.
+        form: a key of `FORMS`.
+        max_nodes: of form "unrolled".
+        row_ends: how form "native" writes rows of different length, a key of `ROW_ENDS`.
+        precision: of the products, "int8" or that of the weights.
+        cells: in "int8", the `weight_key` of each weight of a cell of torch.nn.
 
     Raises:
         DynamicAxisError: the time axis is dynamic and the form fixes it.
@@ -52,6 +58,8 @@ def lower(
         )
     if precision == INT8:
         _check_int8(graph, form)
+        products = round_products(graph, _free_prefix(graph, "step"), cells)
+        _check_products(graph, products)
     if form in FIXED_TIME:
         _check_steps(graph, form, max_nodes, precision)
         for number, node in enumerate(loops):
@@ -83,23 +91,30 @@ def _check_int8(graph: ir.Graph, form: str) -> None:
             "form='native' has no products in eight bits: ONNX's operators compute in float32; use form='scan' or "
             "form='unrolled' with precision='int8'."
         )
-    nodes = stack_nodes(graph)
-    if not nodes:
-        raise ExportError(
-            "precision='int8' is for recurrent layers, and the model has none; leave it out."
-        )
-    for node in nodes:
-        stack = Stack.of(node)
-        if stack.cell.step not in CELLS:
-            raise ExportError(
-                f"precision='int8' is for RNN, GRU and LSTM, and {_described(node)} has a cell of its own; leave it "
-                "out."
-            )
-        if stack.input.dtype != ir.DataType.FLOAT:
+    for node in stack_nodes(graph):
+        if Stack.of(node).input.dtype != ir.DataType.FLOAT:
             raise ExportError(
                 f"precision='int8' is for layers in float32, and {_described(node)} computes in another dtype; leave "
                 "it out."
             )
+
+
+def _check_products(graph: ir.Graph, products: int) -> None:
+    """Raises: ExportError: nothing is of eight bits.
+
+    products: those outside of layers.
+    """
+    if stack_nodes(graph) or products:
+        return
+    if loop_nodes(graph):
+        raise ExportError(
+            "precision='int8' is for products with weights, such as those of a linear layer or a cell, and the step of "
+            "the loop has none in float32; leave it out."
+        )
+    raise ExportError(
+        "precision='int8' is for recurrent layers, for cells and for loops that stay loops, and the model has none of "
+        "them; leave it out, or put a loop of Python into deploy_rnn.scan."
+    )
 
 
 def _described(node: ir.Node) -> str:
@@ -123,23 +138,6 @@ def _free_prefix(graph: ir.Graph, prefix: str) -> str:
     while any(name.startswith(prefix) for name in used_names):
         prefix = f"_{prefix}"
     return prefix
-
-
-def replace_node(
-    graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]
-) -> None:
-    """Put `nodes` in the place of `node`, and `outputs` in the place of its outputs."""
-    graph.insert_before(node, nodes)
-    for old, new in zip(node.outputs, outputs, strict=True):
-        new.shape = old.shape
-        new.type = old.type
-        # An output of the graph keeps its name, whatever computes it.
-        if old.is_graph_output():
-            name = old.name
-            old.name = None
-            new.name = name
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
 
 
 def _dynamic_time(graph: ir.Graph, steps: ir.SymbolicDim, form: str) -> DynamicAxisError:

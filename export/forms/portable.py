@@ -9,7 +9,7 @@
 import onnx_ir as ir
 
 from ..recurrent_nodes import RECURRENT
-from .lower import replace_node
+from .builder import replace_node
 
 
 def make_portable(model: ir.Model) -> None:

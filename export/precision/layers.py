@@ -85,7 +85,8 @@ def _compute_with(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Non
 
 
 def _linear(layer: nn.Linear, product: Product, input: Tensor) -> Tensor:
-    # In the step of a loop it is written as it computes; autocast may have cast its input.
+    # In the step of a loop it is written as it computes, and rounded as any product there; autocast may have cast its
+    # input.
     if in_step() or input.dtype is not torch.float32:
         return nn.Linear.forward(layer, input)
     return product(layer, input)

@@ -1,6 +1,8 @@
 """What a file that rounds must give, and what its rounding costs: a `RoundedReference` for each such precision."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,9 @@ from .cost import Deviation
 from .float16 import round_weights
 from .layers import round_layers
 from .names import FLOAT16, INT8
+from .products import WeightProducts
 from .simulation import NEAR, OTHER_SIDES, Rounding, simulate
-from .weights import RoundedWeights
+from .weights import RoundedWeights, ScaledLevels, scaled_key
 
 
 class RoundedReference(Reference):
@@ -74,19 +77,32 @@ class Int8Reference(RoundedReference):
         model: the model.
         layers: which layers are of eight bits besides the recurrent ones, some of `LAYERS`.
 
-    Attributes:
-        weights: what the file must have.
+    A step that a user has written is rounded where the file is: `rounds_as` says which weights that has.
     """
 
     def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
         super().__init__(model)
         self._rounded_model = convert_for_inference(self.model)
-        self.weights = RoundedWeights.of(self._rounded_model, layers)
+        self._weights = RoundedWeights.of(self._rounded_model, layers)
+        self._products: WeightProducts | None = None
         recurrent_layers = [
             module for module in self._rounded_model.modules() if isinstance(module, Recurrent)
         ]
         self._simulation = simulate(recurrent_layers)
         round_layers(self._rounded_model, layers, self._simulation.linear)
+
+    def rounds_as(self, weights: Mapping[str, ScaledLevels]) -> None:
+        """From now on, round the products with these weights of a file, by their names, in any step of a user's."""
+        keys = {scaled_key(levels, scales) for levels, scales in weights.values()}
+        self._products = WeightProducts(self._rounded_model, self._simulation, keys)
+
+    @property
+    def weights(self) -> RoundedWeights:
+        """What the file must have: the weights of layers, and those that steps have multiplied by so far."""
+        columns = self._weights.columns
+        if self._products is None or columns is None:
+            return self._weights
+        return replace(self._weights, columns=columns | self._products.columns)
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         # The model itself says which calls it takes.
@@ -120,7 +136,7 @@ class Int8Reference(RoundedReference):
 
     def _rounded(self, call: ExampleCall, rounding: Rounding) -> list[Tensor]:
         self._simulation.rounding = rounding
-        with torch.no_grad():
+        with torch.no_grad(), self._products or nullcontext():
             return [output.clone() for output in call.run(self._rounded_model)]
 
 

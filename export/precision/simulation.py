@@ -18,16 +18,20 @@ is near a middle, a file must agree as one in float32 does.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from deploy_rnn.nn import cells
+from deploy_rnn.nn.cells import TORCH_WEIGHTS
 from deploy_rnn.nn.lengths import reverse_rows, step_mask
 from deploy_rnn.nn.loops import in_step
 from deploy_rnn.nn.recurrence import Recurrence
-from deploy_rnn.nn.recurrent import Recurrent
+from deploy_rnn.nn.recurrent import Recurrent, right_hand
 
 from .rounding import ROW_STEP, ROW_ZERO, SMALLEST_LIMIT, rounded_columns
 
@@ -58,7 +62,9 @@ class Rounding:
     def product(self, rows: Tensor, columns: "Columns", limits: Tensor | None) -> Tensor:
         """rows (..., K) @ W (M, K).T -> (..., M); limits (..., 1) of the rows, None for 1."""
         steps: Tensor | float = float(ROW_STEP) if limits is None else limits * float(ROW_STEP)
-        sums = self._levels(rows / steps) @ columns.levels.to(self.dtype)
+        levels = self._levels(rows / steps)
+        # numpy's product, since `WeightProducts` looks at those of PyTorch.
+        sums = torch.from_numpy(levels.numpy() @ columns.levels.to(self.dtype).numpy())
         product = sums * columns.scales.to(self.dtype)
         return product if limits is None else product * limits
 
@@ -83,7 +89,11 @@ class Columns:
     @classmethod
     def of(cls, weight: Tensor) -> "Columns":
         """weight (M, K)"""
-        levels, steps = rounded_columns(weight.detach().float().numpy())
+        return cls.from_levels(*rounded_columns(weight.detach().float().numpy()))
+
+    @classmethod
+    def from_levels(cls, levels: np.ndarray, steps: np.ndarray) -> "Columns":
+        """What `rounded_columns` returns."""
         scales = torch.from_numpy(steps).double() * float(ROW_STEP)
         return cls(torch.from_numpy(levels).double(), scales)
 
@@ -94,11 +104,18 @@ def largest_of_rows(rows: Tensor) -> Tensor:
 
 
 class Simulation(Recurrence):
-    """Computes the layers as a file in eight bits does; `rounding` may be exchanged between two calls."""
+    """Computes the layers as a file in eight bits does; `rounding` may be exchanged between two calls.
+
+    Attributes:
+        rounding: how products round.
+        storages: where the weights are that steps of users get.
+    """
 
     def __init__(self) -> None:
         self.rounding = Rounding()
+        self.storages: set[int] = set()
         self._columns: dict[tuple[int, str], Columns] = {}
+        self._step_weights: dict[tuple[int, str, torch.dtype], Tensor] = {}
 
     def linear(self, layer: nn.Linear, input: Tensor) -> Tensor:
         """A linear layer around the recurrent ones: input (..., K) -> (..., M)"""
@@ -116,11 +133,22 @@ class Simulation(Recurrence):
             self._columns[key] = Columns.of(getattr(layer, name))
         return self._columns[key]
 
+    def step_weight(self, layer: Recurrent, name: str) -> Tensor:
+        """A weight of a layer as the step of a user gets it, in the dtype of the rounding."""
+        dtype = self.rounding.dtype
+        key = id(layer), name, dtype
+        if key not in self._step_weights:
+            # A copy, which stays as long as the simulation.
+            weight = right_hand([getattr(layer, name).detach().to(dtype, copy=True)])
+            self.storages.add(weight.untyped_storage().data_ptr())
+            self._step_weights[key] = weight
+        return self._step_weights[key]
+
     def run(
         self, layer: Recurrent, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         if in_step():
-            # A layer within the step of a loop is written as it computes.
+            # A layer within the step of a loop is written as it computes; its products are those of the step.
             return super().run(layer, input, states, lengths)
         dtype = input.dtype
         sequence = input.to(self.rounding.dtype)
@@ -137,7 +165,10 @@ class Simulation(Recurrence):
             for direction in range(layer.num_directions()):
                 walk = _Walk(self, layer, number, direction, lengths)
                 index = number * layer.num_directions() + direction
-                output, last = walk.run(sequence, [state[index] for state in first_states])
+                # Nothing but the step of a user has products for `WeightProducts` to look at.
+                is_known = layer.cell.step in STEPS
+                with _disable_current_modes() if is_known else nullcontext():
+                    output, last = walk.run(sequence, [state[index] for state in first_states])
                 outputs.append(output)
                 for collected, state in zip(finals, last, strict=True):
                     collected.append(state)
@@ -160,13 +191,16 @@ class _Walk:
         suffix = f"_l{number}" + ("_reverse" if direction else "")
         self._columns: dict[str, Columns] = {}
         self._biases: dict[str, Tensor] = {}
-        for name in layer.weight_shapes():
-            kind = name.removesuffix(suffix)
-            if kind.startswith("weight") and name == kind + suffix:
-                self._columns[kind] = simulation.columns(layer, name)
-            elif name == kind + suffix:
+        names = layer.weight_shapes()
+        for kind in TORCH_WEIGHTS:
+            name = kind + suffix
+            if name not in names:
+                continue
+            if kind.startswith("bias"):
                 self._biases[kind] = getattr(layer, name).detach().to(self._rounding.dtype)
-        self._step = STEPS[layer.cell.step]
+            elif layer.cell.step in STEPS or kind == "weight_ih":
+                self._columns[kind] = simulation.columns(layer, name)
+        self._step = STEPS.get(layer.cell.step) or _OwnStep(simulation, layer, suffix)
         self._is_bounded = layer.cell.step in BOUNDED and "weight_hr" not in self._columns
         self._is_reverse = bool(direction)
         self._lengths = lengths
@@ -235,6 +269,27 @@ def _lstm(walk: _Walk, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
     return [walk.projected(torch.sigmoid(o) * torch.tanh(c)), c]
 
 
+class _OwnStep:
+    """The step of a cell of a user's own, as it is; `WeightProducts` rounds its products."""
+
+    def __init__(self, simulation: Simulation, layer: Recurrent, suffix: str) -> None:
+        self._cell = layer.cell
+        kinds = ["weight_hh", *(["bias_hh"] if self._cell.bias_in_step else [])]
+        kinds += [*self._cell.parameters, "weight_hr"]
+        names = [kind + suffix for kind in kinds]
+        shapes = layer.weight_shapes()
+        self._weights = [simulation.step_weight(layer, name) for name in names if name in shapes]
+        if self._cell.bias_in_step and f"bias_hh{suffix}" not in shapes:
+            rows = layer.cell.gates * layer.hidden_size
+            self._weights.insert(1, torch.zeros(1, 1, rows, dtype=simulation.rounding.dtype))
+
+    def __call__(self, walk: _Walk, x: Tensor, states: Sequence[Tensor]) -> list[Tensor]:
+        projected = x if self._cell.bias_in_step else x + walk.bias("bias_hh")
+        with_direction = [state.unsqueeze(0) for state in states]
+        new_states = self._cell.step(projected.unsqueeze(0), with_direction, self._weights)
+        return [state.squeeze(0) for state in new_states]
+
+
 STEPS: dict[cells.Step, Callable[[_Walk, Tensor, Sequence[Tensor]], list[Tensor]]] = {
     cells.tanh: _tanh,
     cells.relu: _relu,
@@ -248,7 +303,7 @@ BOUNDED = (cells.tanh, cells.gru, cells.lstm)
 
 
 def simulate(layers: Sequence[Recurrent]) -> Simulation:
-    """Let layers, each of them RNN, GRU or LSTM, compute as a file in eight bits does."""
+    """Let layers compute as a file in eight bits does."""
     simulation = Simulation()
     for layer in layers:
         layer.recurrence = simulation

@@ -1,9 +1,11 @@
 """The integers that a file in eight bits must have: those of the model's weights, whatever their order in the file."""
 
+import hashlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -11,6 +13,10 @@ from deploy_rnn.nn.recurrent import Recurrent
 
 from .layers import EMBEDDING, LINEAR, embeddings, linear_layers
 from .rounding import ROW_LEVELS, rounded_columns, rounded_table
+from .simulation import STEPS
+
+ScaledLevels = tuple[np.ndarray, np.ndarray]
+"""A weight in a file: levels (K, M) in int8, what one is worth in each column (M,) in float32."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,7 @@ class RoundedWeights:
         is_computed = False
         for module in model.modules():
             if isinstance(module, Recurrent):
-                names = [name for name in module.weight_shapes() if name.startswith("weight")]
-                weights += [getattr(module, name) for name in names]
+                weights += _weights_of(module)
                 is_computed = is_computed or is_parametrized(module)
         if LINEAR in kinds:
             weights += [layer.weight for layer in linear_layers(model)]
@@ -53,10 +58,42 @@ class RoundedWeights:
         return cls(None if is_computed else frozenset(columns), frozenset(tables))
 
 
+def _weights_of(layer: Recurrent) -> Iterable[Tensor]:
+    """The weights of the products of a layer; of a cell of a user's own, those that its step does not have."""
+    prefix = "weight" if layer.cell.step in STEPS else "weight_ih"
+    for name in layer.weight_shapes():
+        if name.startswith(prefix):
+            yield getattr(layer, name)
+
+
+def cell_keys(model: nn.Module) -> set[bytes]:
+    """The `weight_key` of every weight of the cells of torch.nn in a model."""
+    keys = set()
+    for module in model.modules():
+        if isinstance(module, nn.RNNCellBase) and module.weight_hh.dtype is torch.float32:
+            for weight in (module.weight_ih, module.weight_hh):
+                keys.add(weight_key(*rounded_columns(weight.detach().numpy())))
+    return keys
+
+
+def weight_key(levels: np.ndarray, steps: np.ndarray) -> bytes:
+    """What tells a rounded weight from others: levels (K, M), the steps of each column (M,)."""
+    return scaled_key(levels, _scales(steps))
+
+
+def scaled_key(levels: np.ndarray, scales: np.ndarray) -> bytes:
+    """The same of levels (K, M), what one is worth in each column (M,)."""
+    shape = f"{levels.shape}".encode()
+    return hashlib.sha256(shape + levels.tobytes() + scales.tobytes()).digest()
+
+
 def columns_of(levels: np.ndarray, steps: np.ndarray) -> Iterable[bytes]:
     """levels (K, M) in int8, the steps of each column (M,) in float32 -> each column and its step."""
-    scales = (steps / np.float32(ROW_LEVELS)).astype(np.float32)
-    return scaled_columns(levels, scales)
+    return scaled_columns(levels, _scales(steps))
+
+
+def _scales(steps: np.ndarray) -> np.ndarray:
+    return (steps / np.float32(ROW_LEVELS)).astype(np.float32)
 
 
 def scaled_columns(levels: np.ndarray, scales: np.ndarray) -> Iterable[bytes]:

@@ -20,11 +20,12 @@ from ..bare_layer import is_layer
 from ..onnx_file import OnnxFile
 from ..precision.cost import Deviation, RoundingCost, rounding_costs
 from ..precision.metric import ErrorMetric, MeasuredError
-from ..precision.reference import RoundedReference
+from ..precision.reference import Int8Reference, RoundedReference
 from ..runtimes.faults import refuse_wrong
 from ..runtimes.opened import Source
 from ..runtimes.table import ONNXRUNTIME, runtime_named
 from .cases import Case, CaseMaker
+from .int8_integers import FileIntegers
 from .on_onnxruntime import run_on
 from .on_runtime import run_in
 from .provenance import Provenance
@@ -112,6 +113,8 @@ def check(
     for name in options.runtimes:
         if name != ONNXRUNTIME:
             refuse_wrong(file, name)
+    if isinstance(reference, Int8Reference):
+        reference.rounds_as(FileIntegers.read(path).weights)
     half = reference.half_precision(call)
     options = replace(options, tolerance=options.tolerance.with_half(half))
     input_names = {spec.name for spec in file.inputs}

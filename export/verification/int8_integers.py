@@ -9,7 +9,8 @@ middle of two levels has gone to the other side, the runs drift apart. Integers 
    the exact ones: a processor that adds two of them in 16 bits would be off.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,31 +23,50 @@ from deploy_rnn.runtime import open_session
 
 from ..precision.layers import LEVELS
 from ..precision.rounding import ROW_ZERO
-from ..precision.weights import RoundedWeights, scaled_columns
+from ..precision.weights import RoundedWeights, ScaledLevels, scaled_columns
 
 EXTREME_ROWS = 8
 """How many rows are multiplied, of levels 0 and 255 only."""
 
 
-def integer_faults(path: Path, weights: RoundedWeights) -> Iterator[str]:
+@dataclass(frozen=True)
+class FileIntegers:
+    """The integers of a file.
+
+    Attributes:
+        tables: those of each embedding, by its name.
+        weights: those of each weight of a product, with the scales of its columns, by its name.
+    """
+
+    tables: Mapping[str, np.ndarray]
+    weights: Mapping[str, ScaledLevels]
+
+    @classmethod
+    def read(cls, path: Path) -> "FileIntegers":
+        model = ir.load(path)
+        tables = {}
+        for name, value in model.graph.initializers.items():
+            if name.endswith(LEVELS) and value.const_value is not None:
+                tables[name] = value.const_value.numpy()
+        weights: dict[str, ScaledLevels] = {}
+        for node in model.graph.all_nodes():
+            constant = _constant(node, 1)
+            if node.op_type == "MatMulInteger" and constant is not None:
+                weights.setdefault(str(constant.name), (constant.numpy(), _scales(node)))
+        return cls(tables, weights)
+
+
+def integer_faults(integers: FileIntegers, weights: RoundedWeights) -> Iterator[str]:
     """A sentence for each weight of a file that is not one of the model's, or whose products are not exact."""
-    model = ir.load(path)
-    multiplied: dict[str, np.ndarray] = {}
-    for name, value in model.graph.initializers.items():
-        if not name.endswith(LEVELS) or value.const_value is None:
-            continue
-        if value.const_value.numpy().tobytes() not in weights.tables:
+    for name, table in integers.tables.items():
+        if table.tobytes() not in weights.tables:
             yield f"the table `{name}` is not that of an embedding of the model, rounded"
-    for node in model.graph.all_nodes():
-        constant = _constant(node, 1)
-        if node.op_type != "MatMulInteger" or constant is None or constant.name in multiplied:
-            continue
-        name, array = str(constant.name), constant.numpy()
-        multiplied[name] = array
-        if weights.columns is not None and not _columns(node, array) <= weights.columns:
+    for name, (levels, scales) in integers.weights.items():
+        columns = set(scaled_columns(levels, scales)) if scales.size else {b""}
+        if weights.columns is not None and not columns <= weights.columns:
             yield f"a column of `{name}`, or its scale, is not that of a weight of the model, rounded"
-    for name, array in multiplied.items():
-        wrong = _largest_fault(array)
+    for name, (levels, _) in integers.weights.items():
+        wrong = _largest_fault(levels)
         if wrong:
             yield (
                 f"this processor does not add the products of `{name}` exactly: it is off by {wrong:,}, as processors "
@@ -60,15 +80,16 @@ def _constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:
     return None if value is None else value.const_value
 
 
-def _columns(node: ir.Node, levels: np.ndarray) -> set[bytes]:
-    """Each column of a product's weight, with its scale: what follows is a Cast, and a Mul by these."""
+def _scales(node: ir.Node) -> np.ndarray:
+    """What one level is worth in each column of a product: what follows is a Cast, and a Mul by these. Else nothing."""
+    nothing = np.zeros(0, np.float32)
     for op_type in ("Cast", "Mul"):
         nodes = [use.node for use in node.outputs[0].uses()]
         if len(nodes) != 1 or nodes[0].op_type != op_type:
-            return {b""}  # of no weight
+            return nothing
         [node] = nodes
     scales = _constant(node, 1)
-    return {b""} if scales is None else set(scaled_columns(levels, scales.numpy()))
+    return nothing if scales is None else scales.numpy()
 
 
 def _largest_fault(levels: np.ndarray) -> int:

@@ -5,7 +5,7 @@ from deploy_rnn.errors import VerificationError
 
 from ..precision.metric import ErrorMetric
 from ..precision.reference import Int8Reference
-from .int8_integers import integer_faults
+from .int8_integers import FileIntegers, integer_faults
 from .report import Comparison, Report
 from .runs import Plan
 
@@ -25,7 +25,7 @@ def judge(
     """
     name = report.file.name
     if isinstance(reference, Int8Reference):
-        for fault in integer_faults(plan.path, reference.weights):
+        for fault in integer_faults(FileIntegers.read(plan.path), reference.weights):
             raise VerificationError(f"{name} is not the model: {fault}.", report)
     if report.failures:
         worst = max(report.failures, key=lambda comparison: comparison.used)

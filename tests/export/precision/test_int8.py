@@ -23,7 +23,7 @@ from deploy_rnn.export.precision.reference import Int8Reference
 from deploy_rnn.export.precision.simulation import Columns, Rounding, largest_of_rows
 from deploy_rnn.export.saving import save
 from deploy_rnn.export.verification.cases import example_feeds
-from deploy_rnn.export.verification.int8_integers import integer_faults
+from deploy_rnn.export.verification.int8_integers import FileIntegers, integer_faults
 from deploy_rnn.runtime import open_session, specs
 from deploy_rnn.serving import Engine
 
@@ -171,8 +171,9 @@ def test_faults_are_found_by_the_integers_alone(file: Path, gru: nn.GRU) -> None
         array[0] = np.nextafter(array[0], np.float32(1))
 
     weights = Int8Reference(gru, ()).weights
-    assert not list(integer_faults(file, weights))
-    [fault] = integer_faults(changed(file, "n.weight_hh.scales", next_number), weights)
+    assert not list(integer_faults(FileIntegers.read(file), weights))
+    wrong = FileIntegers.read(changed(file, "n.weight_hh.scales", next_number))
+    [fault] = integer_faults(wrong, weights)
     assert fault.startswith("a column of `rnn0.l0f.n.weight_hh.int8`, or its scale, is not that")
 
 
@@ -229,8 +230,15 @@ def test_what_rounding_may_cost(gru: nn.GRU, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-class OwnCell(deploy_rnn.Recurrent):
-    cell = deploy_rnn.Cell(lambda projected, states, weights: [projected + states[0]])
+class Sums(nn.Module):
+    """A loop without products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(total: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            return total + row, torch.tanh(total)
+
+        sums: Tensor = deploy_rnn.scan(step, torch.zeros_like(x[0]), x)[1]
+        return sums
 
 
 @pytest.mark.parametrize(
@@ -238,15 +246,15 @@ class OwnCell(deploy_rnn.Recurrent):
     [
         (nn.GRU(3, 4), {"form": "native"}, "form='native' has no products in eight bits"),
         (nn.GRU(3, 4).double(), {}, r"`precision` \(='int8'\) must be 'float64', as the model's"),
-        (nn.Linear(3, 4), {}, "precision='int8' is for recurrent layers, and the model has none"),
-        (OwnCell(3, 4), {}, "precision='int8' is for RNN, GRU and LSTM, and the layer has a cell"),
+        (nn.Linear(3, 4), {}, "precision='int8' is for recurrent layers, for cells and for loops"),
+        (Sums(), {}, "precision='int8' is for products with weights, .* the loop has none"),
     ],
 )
 def test_what_is_not_offered(
     layer: nn.Module, options: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     arguments = {"form": "scan", **options}
-    dtype = next(layer.parameters()).dtype
+    dtype = next(layer.parameters(), X).dtype
     with pytest.raises(ExportError, match=reason):
         export_onnx(layer, X.to(dtype), tmp_path / "m.onnx", precision="int8", **arguments)
 
