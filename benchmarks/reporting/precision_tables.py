@@ -103,3 +103,32 @@ def highlighter_table(result: Result) -> str:
         accuracy = f"{100 * measured['accuracy']:.3f} %"
         lines.append([name, accuracy, f"{measured['kilobytes']:,.0f}"])
     return markdown(["", "right", "kB"], lines)
+
+
+def contestants_table(result: Result) -> str:
+    """Of `benchmarks.studies.int8_contestants`: how many times as fast as our float32 file, and the largest errors."""
+    names: list[str] = []
+    for row in result["rows"]:
+        names += [name for name in row["contestants"] if name not in names]
+    base = "float32, unrolled"
+    names.remove(base)
+    header = ["", f"{base}, ms", *names]
+    lines = []
+    for row in _in_order(result["rows"]):
+        contestants = row["contestants"]
+        float32 = contestants[base]["milliseconds"]
+        cells = []
+        for name in names:
+            measured = contestants.get(name)
+            cells.append(f"{_speed(measured, float32)} {_error(measured)}".strip())
+        lines.append([f"{row['family']}, H={row['H']}, B={row['B']}", f"{float32:.2f}", *cells])
+    return f"{markdown(header, lines)}\n\n{machine_line(result)}"
+
+
+def rounding_ways_table(result: Result) -> str:
+    """Of `benchmarks.studies.int8_rounding`: the error of each way to round."""
+    header = ["", *(f"{row['family']}, H={row['H']}" for row in result["rows"])]
+    lines = []
+    for name in result["rows"][0]["errors"]:
+        lines.append([name, *(f"{row['errors'][name]:.4f}" for row in result["rows"])])
+    return markdown(header, lines)

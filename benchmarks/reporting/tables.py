@@ -3,7 +3,7 @@
 They are made from the JSON in benchmarks/results; what the pages have between two markers is replaced.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -25,7 +25,11 @@ from benchmarks.reporting.grid_tables import (
     points_table,
     targets_table,
 )
-from benchmarks.reporting.precision_tables import precision_sections
+from benchmarks.reporting.precision_tables import (
+    contestants_table,
+    precision_sections,
+    rounding_ways_table,
+)
 from benchmarks.reporting.scale_tables import scale_sections
 from benchmarks.reporting.serving_tables import TABLES as SERVING_TABLES
 from benchmarks.reporting.serving_tables import goals_table, processes_table, serving_in_words
@@ -188,10 +192,23 @@ def rounding_table(result: Result) -> str:
     return markdown(["recurrent weights", *headings], lines) + "\n\n" + machine_line(result)
 
 
+INT8_TABLES: dict[str, Callable[[Result], str]] = {
+    "int8_contestants": contestants_table,
+    "int8_rounding": rounding_ways_table,
+}
+
+
 def precision_results() -> dict[str, str]:
     """The tables of precisions, if they were measured."""
+    found: dict[str, str] = {}
     path = RESULTS / "precision.json"
-    return precision_sections(load(path)) if path.exists() else {}
+    if path.exists():
+        found |= precision_sections(load(path))
+    for name, table in INT8_TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            found[name] = table(load(path))
+    return found
 
 
 def batching_table(result: Result) -> str:
@@ -374,6 +391,7 @@ PAGES = (
     ROOT / "docs" / "score.md",
     ROOT / "docs" / "scale.md",
     ROOT / "docs" / "verification.md",
+    ROOT / "docs" / "what-was-tried.md",
     ROOT / "examples" / "highlight" / "README.md",
 )
 

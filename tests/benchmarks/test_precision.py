@@ -1,11 +1,15 @@
 """The study of precisions runs at its smallest sizes, and its tables have what it measures."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from benchmarks.reporting.precision_tables import precision_sections
-from benchmarks.studies import int8_kernels, precision
+from benchmarks.reporting.precision_tables import precision_sections, rounding_ways_table
+from benchmarks.studies import int8_contestants, int8_kernels, int8_rounding, precision
 
 MACHINE = {
     "cpu": "a", "cores": 2, "python": "1", "torch": "2", "onnxruntime": "3", "onnx": "4", "onnxscript": "5",
@@ -40,3 +44,30 @@ def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| H=128, B=1 | " in sections["precision_kernels"]
     assert "| float32 | 98.000 % | 587 |" in sections["precision_highlighter"]
     assert "Measured on a, 2 cores" in sections["precision_highlighter"]
+
+
+def test_the_operator_of_onnxruntime_is_right_and_its_rows_depend_on_each_other(
+    tmp_path: Path,
+) -> None:
+    """And its steps on later ones, which no file of ours has."""
+    torch.manual_seed(0)
+    layer = nn.LSTM(8, 8)
+    path = int8_contestants.dynamic_lstm(layer, tmp_path, levels=63, by_column=True)
+    run = int8_contestants.in_onnxruntime(path)
+    x = torch.randn(4, 2, 8)
+    output = run(x.numpy())
+    assert np.abs(output - layer(x)[0].detach().numpy()).max() < 0.05
+    assert np.abs(run(x[:, :1].numpy()) - output[:, :1]).max() > 1e-5
+    later = x.clone()
+    later[2:] *= 10
+    assert np.abs(run(later.numpy())[:2] - output[:2]).max() > 1e-5
+
+
+def test_what_lessens_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_rounding, "STEPS", 5)
+    monkeypatch.setattr(int8_rounding, "SEEDS", 1)
+    errors = int8_rounding.measure("GRU", 8)
+    assert 0 < errors["all rows in two parts"] < errors["as it is"]
+    assert 0 < errors["weights of 8 bits"] < errors["as it is"] < 0.1
+    rows = [{"family": "GRU", "H": 8, "errors": errors}]
+    assert f"| as it is | {errors['as it is']:.4f} |" in rounding_ways_table({"rows": rows})
