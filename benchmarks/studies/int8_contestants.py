@@ -16,6 +16,7 @@ is moved by the rows that it is run with.
 """
 
 import argparse
+import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -109,9 +110,9 @@ def dynamic_lstm(layer: nn.LSTM, folder: Path, *, levels: int, by_column: bool) 
     return path
 
 
-def _ordered(weight: torch.Tensor) -> np.ndarray:
+def _ordered(weight: Any) -> np.ndarray:
     gates = weight.detach().numpy().reshape(4, -1, *weight.shape[1:])
-    return gates[TORCH_TO_ONNX].reshape(weight.shape)
+    return np.asarray(gates[TORCH_TO_ONNX]).reshape(weight.shape)
 
 
 def in_onnxruntime(path: Path) -> Run:
@@ -126,8 +127,8 @@ def in_onnxruntime(path: Path) -> Run:
 def in_openvino(files: Mapping[str, Path], width: int) -> tuple[dict[str, Run], dict[str, Any]]:
     """The contestants, and how many bytes of constants form "native" has before and after NNCF."""
     # Not everybody has them.
-    import nncf
-    import openvino
+    nncf = importlib.import_module("nncf")
+    openvino = importlib.import_module("openvino")
 
     core = openvino.Core()
 

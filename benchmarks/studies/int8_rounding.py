@@ -33,7 +33,7 @@ SEEDS = 3
 DAMPING = 0.01
 """What is added to the diagonal of the states' second moments, as a share of its mean, so that it has an inverse."""
 
-Array = np.ndarray
+Array = Any  # a numpy array of float64
 
 
 @dataclass(frozen=True)
