@@ -219,7 +219,10 @@ def _kept_loop(
 
     if torch.compiler.is_dynamo_compiling():
         first_states = [_own_buffer(state, [*sequences, *states]) for state in states]
-        last_states, stacked = traced_scan(body, first_states, sequences, sized=states)
+        # Copies, since the operator refuses two inputs in one memory: the step may use what it walks over, too.
+        walked = [_copy(sequence) for sequence in sequences]
+        sized = [state.new_empty(()).expand(state.shape) for state in states]
+        last_states, stacked = traced_scan(body, first_states, walked, sized=sized)
     else:
         last_states, stacked = _exported(body, states, sequences, captured)
     of_tensors = iter(stacked)

@@ -677,6 +677,29 @@ def test_a_loop_of_ones_own() -> None:
                 torch.testing.assert_close(compiled(x), model(x))
 
 
+class SharedMemory(nn.Module):
+    """A loop over steps of x (B, T, 4) that starts from one of them, looks at all, and walks over neighbours."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def step(h: Tensor, neighbours: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            left, right = neighbours
+            weights = (x @ h.unsqueeze(2)).softmax(1)  # (B, T, 1)
+            h = torch.tanh(left * right + (weights * x).sum(1))
+            return h, h
+
+        steps = x.transpose(0, 1)
+        return deploy_rnn.scan(step, x[:, 0], (steps[:-1], steps[1:]))
+
+
+def test_a_loop_whose_inputs_share_memory() -> None:
+    model = SharedMemory().eval()
+    compiled = deploy_rnn.compile(model)
+    with torch.no_grad():
+        for steps, batch in ((5, 2), (9, 3)):
+            x = torch.randn(batch, steps, 4)
+            torch.testing.assert_close(compiled(x), model(x))
+
+
 class Resized(nn.Module):
     """A layer over steps and rows that an operation has computed from those of x (B, T, 4)."""
 
