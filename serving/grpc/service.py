@@ -34,17 +34,18 @@ from .tracing import traced
 
 logger = logging.getLogger(__name__)
 
-METHODS = (
-    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",
-    "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelInfer", "ModelStreamInfer",
-)  # fmt: skip
-"""Those that `Service.handlers` has."""
-
 UNSUPPORTED_METHODS = (
     "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
     "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister", "TraceSetting", "LogSettings",
 )  # fmt: skip
 """Those of Triton's extensions that this server lacks: their clients are told so."""
+
+METHODS = (
+    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",
+    "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload", "ModelInfer", "ModelStreamInfer",
+    *UNSUPPORTED_METHODS,
+)  # fmt: skip
+"""Those that `Service.handlers` has."""
 
 STREAMING_METHODS = ("ModelStreamInfer",)
 """Those whose calls have any number of messages and answers; all others have one of each."""

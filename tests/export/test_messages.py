@@ -296,7 +296,9 @@ def test_what_is_no_path_model_or_number() -> None:
         FileNotFoundError, match=r"is a folder; give an \.onnx file, such as one of"
     ):
         verify(".", Model(), X)
-    with pytest.raises(ValueError, match=r"`threads` \(='2'\) must be a whole number from 1, or"):
+    with pytest.raises(
+        ValueError, match=r"`threads` \(='2'\) must be a whole number from 1 to 1024, or"
+    ):
         Engine("m.onnx", threads="2")  # type: ignore[arg-type]
     for model in ("model.pt", None):
         with pytest.raises(TypeError, match=r"`model` must be a torch.nn.Module, got (str|None)"):

@@ -161,7 +161,7 @@ def test_a_compiled_model_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "package", refuse)
     check = deploy_rnn.check(Weights(), torch.randn(6, 2, 3))
     assert check["compile"].reason.startswith(
-        "the compiled model is not the model: output 0 on the example differs by "
+        "the compiled model is not the model: output 0 differs by "
     )
 
 

@@ -51,11 +51,14 @@ def open_file(source):
 PLAYED = Runtime("played", "Played", "played_runtime", "played_runtime", "pip")
 
 OTHER_PROCESS = """
+import signal
 import sys
 from deploy_rnn.export.runtimes.opened import Source
 from deploy_rnn.export.runtimes.process import RuntimeProcess
 from deploy_rnn.export.runtimes.table import Runtime
 
+# A shell has what it starts in the background ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with RuntimeProcess(Runtime("played", "Played", "played_runtime", "played_runtime", "pip")) as process:
     process.open(Source(sys.argv[1], [], [], {}))
     process.run({})

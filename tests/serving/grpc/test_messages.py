@@ -20,7 +20,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 import deploy_rnn.serving.grpc
 from deploy_rnn.serving.grpc.messages import CLASSES, SERVICE
-from deploy_rnn.serving.grpc.service import Service
+from deploy_rnn.serving.grpc.service import UNSUPPORTED_METHODS, Service
 from deploy_rnn.serving.protocol.inference import Inference
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.settings import Settings
@@ -120,7 +120,9 @@ def test_the_service_has_the_methods_of_the_proto_file(repository: Repository) -
     (service,) = COMPILED.service
     handlers = Service(Inference(repository, Settings())).handlers()
     assert f"{COMPILED.package}.{service.name}" == SERVICE
-    assert {method.name for method in service.method} == handlers.keys()
+    methods = {method.name for method in service.method}
+    assert methods.isdisjoint(UNSUPPORTED_METHODS)
+    assert methods.union(UNSUPPORTED_METHODS) == handlers.keys()
     for method in service.method:
         implemented: grpc.RpcMethodHandler = handlers[method.name]
         # A unary method decides itself whether it reads its one message.
