@@ -25,6 +25,7 @@ class AnySize(TorchFunctionMode):
        operator: between two tensors. Nor has one between a whole number and a float: between two floats.
     4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown. So
        it does one that is computed from buffers and sizes, as a padding is (`KnownNumbers`).
+    5. Python's `max` or `min` of one tensor, such as the lengths: torch.export takes it for one of two numbers.
 
     Args:
         inside: the module that calls the model, for the lines of the model.
@@ -44,14 +45,14 @@ class AnySize(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         # Case 5.
-        self._max_or_min = mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min)
-        self._max_or_min.start()
+        self._patch = mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min)
+        self._patch.start()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._max_or_min.stop()
+        self._patch.stop()
 
     def __torch_function__(
         self,
