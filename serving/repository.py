@@ -94,9 +94,7 @@ class Repository:
         self._entries: dict[str, Entry] = {}
         self._discover()
         if not self._entries:
-            raise BundleError(
-                f"there is no bundle at {str(path)!r}; it must be a bundle, an .onnx file, or a folder of bundles."
-            )
+            raise no_bundle(self._path)
 
     def load_all(self) -> None:
         """Load every bundle.
@@ -407,6 +405,13 @@ def find_bundles(path: Path) -> Iterator[tuple[str, Path]]:
         for folder in _folders(path):
             if _is_file(folder / MANIFEST) and not folder.name.startswith("."):
                 yield _sendable(folder.name), folder
+
+
+def no_bundle(path: Path) -> BundleError:
+    """What is wrong with a path at which `find_bundles` finds none."""
+    return BundleError(
+        f"there is no bundle at {str(path)!r}; it must be a bundle, an .onnx file, or a folder of bundles."
+    )
 
 
 def _checked_name(name: str, path: Path) -> str:

@@ -83,12 +83,13 @@ def nginx(path: Path, output: Path, serve_options: Sequence[str], **options: Any
 
 
 def _layout(path: Path, output: Path, serve_options: Sequence[str], options: dict[str, Any]) -> Any:
+    from ..repository import find_bundles, no_bundle
     from ..scheduling.limits import Limits
     from ..settings import Settings
     from .configuration import Layout
 
-    if not path.exists():
-        raise UsageError(f"there is no bundle at {str(path)!r}.")
+    if not any(find_bundles(path)):
+        raise no_bundle(path)
     processes = options["processes"] or len(_cores())
     _check_ports(processes, **{name: options[name] for name in PORT_OPTIONS})
     given = _given_to_serve(path, serve_options)

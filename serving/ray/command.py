@@ -16,7 +16,7 @@ from deploy_rnn.bundle import MANIFEST, Manifest
 from deploy_rnn.console import UsageError
 
 from ..process import StopSignals
-from ..repository import find_bundles
+from ..repository import find_bundles, no_bundle
 from ..scheduling.limits import Limits
 from ..settings import Settings, is_loopback
 from .served import Scale, Served
@@ -151,8 +151,8 @@ def make_served(path: Path, host: str, options: Mapping[str, Any], *, in_file: b
         in_file: whether it is for a file, in which a token would be read by others.
 
     Raises:
-        UsageError: there is no bundle at `path`, or the token would be in the file.
-        BundleError: a bundle is damaged.
+        UsageError: the token would be in the file.
+        BundleError: there is no bundle at `path`, or one is damaged.
     """
     settings = _fields_of(Settings, options)
     token = settings.pop("token", None)
@@ -195,15 +195,12 @@ def version_of(path: Path) -> str:
     """A name for the bundles at `path` as they are now: their manifests have the digests of all other files.
 
     Raises:
-        UsageError: there is no bundle.
-        BundleError: one is damaged.
+        BundleError: there is no bundle, or one is damaged.
     """
     digest = hashlib.sha256()
     found = [bundle for _, bundle in find_bundles(path)]
     if not found:
-        raise UsageError(
-            f"there is no bundle at {str(path)!r}; it must be a bundle, an .onnx file, or a folder of bundles."
-        )
+        raise no_bundle(path)
     for bundle in found:
         file = bundle
         if bundle.is_dir():

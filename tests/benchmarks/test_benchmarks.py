@@ -150,6 +150,15 @@ def test_what_compile_did_not_choose_is_another_graph() -> None:
     assert torch_modules.other_choices(nn.GRU(3, 4)) == []
 
 
+def test_what_auto_chooses_was_never_slower_than_torch() -> None:
+    """`recurrence="auto"` is a rule, and the published points are what it rests on."""
+    for row in tables.load(RESULTS / "torch_modules.json")["rows"]:
+        times = summary.medians(row)
+        others = times.keys() & {"deploy_rnn, scan"}
+        assert times["torch.nn"] > 0.95 * times["deploy_rnn, compiled"], row
+        assert all(times[name] > 0.95 * times["deploy_rnn, compiled"] for name in others), row
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_says_plainly_that_there_is_no_gpu(tmp_path: Path) -> None:
     finished = run_module("cuda", tmp_path / "out")

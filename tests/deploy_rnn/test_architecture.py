@@ -142,7 +142,7 @@ ARROWS = {
         "bundle", "serving.grpc", "serving.process", "serving.protocol", "serving.repository", "serving.rest",
         "serving.scheduling", "serving.settings",
     },
-    "serving.nginx": {"serving.cli", "serving.scheduling", "serving.settings"},
+    "serving.nginx": {"serving.cli", "serving.repository", "serving.scheduling", "serving.settings"},
     "serving.cli": {
         "serving", "serving.process", "serving.ray", "serving.server", "serving.repository", "serving.scheduling",
         "serving.settings", "serving.protocol", "serving.telemetry",

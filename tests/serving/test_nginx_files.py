@@ -95,6 +95,10 @@ def test_a_host_that_clients_may_ask(tmp_path: Path) -> None:
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["nginx", "nowhere", "-o", str(tmp_path / "run")])
-    assert result.exit_code == 2
-    assert "there is no bundle at 'nowhere'" in result.output
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path in ("nowhere", str(empty)):
+        result = CliRunner().invoke(main, ["nginx", path, "-o", str(tmp_path / "run")])
+        assert result.exit_code == 2
+        assert f"there is no bundle at {path!r}" in result.output
+    assert not (tmp_path / "run").exists()

@@ -109,7 +109,7 @@ def test_another_bundle_is_another_version(folder: Path, tmp_path: Path) -> None
     one = version_of(file)
     file.write_bytes(b"2")
     assert version_of(file) != one
-    with pytest.raises(UsageError, match="there is no bundle at"):
+    with pytest.raises(BundleError, match="there is no bundle at"):
         version_of(tmp_path / "nowhere")
     (folder / "other" / "manifest.json").write_text("{}", encoding="utf-8")
     with pytest.raises(BundleError, match="is not a manifest"):
