@@ -314,6 +314,7 @@ def serve(path: Path, host: str, http_port: int, grpc_port: int, **options: Any)
         process.allow_open_files()
         process.silence_grpc()
         process.let_threads_take_turns()
+        process.let_threads_share_memory()
         logging.basicConfig(level=options.pop("log_level").upper(), format=LOG_FORMAT)
         try:
             from . import server

@@ -1,6 +1,7 @@
 """The process of a server: its signals, its files, and how it ends. Nothing but the standard library is imported."""
 
 import contextlib
+import ctypes
 import gc
 import os
 import signal
@@ -22,6 +23,14 @@ IGNORED_SIGNALS = [
 
 SAME_SECONDS = 0.1
 """Signals within this time are one: shells and programs such as `timeout` send each to a process and to its group."""
+
+ARENAS_VARIABLE = "MALLOC_ARENA_MAX"
+"""Whoever sets it has chosen how many stores of memory the C library has."""
+
+M_ARENA_MAX = -8
+"""Its name in malloc.h."""
+
+LEAST_ARENAS = 2
 
 STDOUT = 1
 STDERR = 2
@@ -143,6 +152,20 @@ def silence_grpc() -> None:
     """Unless the user wants it, have gRPC's core write nothing to stderr: it reports each mistake of each client."""
     # Read when grpc is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def let_threads_share_memory() -> None:
+    """Have threads take memory from one store for each core, and not each from a store of its own.
+
+    The C library of Linux has up to eight stores for each core, and gives a new thread one that is not in use. Each
+    load of a model has threads of its own: what one has freed was of no use to the next, and a server that loads again
+    and again under load grew from 150 to 260 MB in three minutes. It stays below 145 MB with two stores.
+    """
+    if sys.platform != "linux" or ARENAS_VARIABLE in os.environ:
+        return
+    arenas = max(LEAST_ARENAS, len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, arenas)
 
 
 def allow_open_files() -> None:

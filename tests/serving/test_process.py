@@ -2,6 +2,7 @@
 
 import gc
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -178,6 +179,43 @@ def test_threads_take_turns_within_the_time_of_a_short_run() -> None:
         assert sys.getswitchinterval() <= 1e-3
     finally:
         sys.setswitchinterval(before)
+
+
+THREADS_WITH_MEMORY = """
+import ctypes, os, sys, threading
+from deploy_rnn.serving import process
+
+os.sched_getaffinity = lambda pid: {0, 1}
+process.let_threads_share_memory()
+library = ctypes.CDLL(None)
+all_have_some = threading.Barrier(12)
+
+
+def take() -> None:
+    library.malloc(1000)
+    all_have_some.wait()
+
+
+threads = [threading.Thread(target=take) for _ in range(12)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+library.malloc_stats()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize(("variables", "most"), [({}, 2), ({"MALLOC_ARENA_MAX": "5"}, 5)])
+def test_threads_share_stores_of_memory(variables: dict[str, str], most: int) -> None:
+    environment = dict(os.environ)
+    environment.pop("MALLOC_ARENA_MAX", None)
+    environment.update(variables)
+    finished = subprocess.run(
+        [sys.executable, "-c", THREADS_WITH_MEMORY],
+        env=environment, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert finished.stderr.count("Arena ") == most
 
 
 def test_what_is_imported_is_not_collected_again() -> None:
