@@ -28,7 +28,7 @@ ARENAS_VARIABLE = "MALLOC_ARENA_MAX"
 """Whoever sets it has chosen how many stores of memory the C library has."""
 
 M_ARENA_MAX = -8
-"""Its name in malloc.h."""
+"""The option of `mallopt` for it, from malloc.h."""
 
 LEAST_ARENAS = 2
 
