@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,9 @@ def test_what_auto_chooses_was_never_slower_than_torch() -> None:
     """`recurrence="auto"` is a rule, and the published points are what it rests on."""
     for row in tables.load(RESULTS / "torch_modules.json")["rows"]:
         times = summary.medians(row)
-        others = times.keys() & {"deploy_rnn, scan"}
-        assert times["torch.nn"] > 0.95 * times["deploy_rnn, compiled"], row
-        assert all(times[name] > 0.95 * times["deploy_rnn, compiled"] for name in others), row
+        quickest = 0.95 * times["deploy_rnn, compiled"]
+        assert times["torch.nn"] > quickest, row
+        assert times.get("deploy_rnn, scan", inf) > quickest, row
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
