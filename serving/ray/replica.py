@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from deploy_rnn.errors import (
 )
 
 from ..grpc.service import METHODS, STREAMING_METHODS, Service
-from ..process import let_threads_take_turns
+from ..process import let_threads_share_memory, let_threads_take_turns
 from ..protocol import oip
 from ..protocol.inference import Inference
 from ..repository import Repository
@@ -98,6 +99,7 @@ class Replica:
         version: str = "",
     ) -> None:
         let_threads_take_turns()
+        let_threads_share_memory()
         self._owners_name = owners
         self._own_handle: Any = None
         self._owners_actor = _owners_actor(owners)
@@ -156,7 +158,11 @@ class Replica:
             method_name="chunk", session_id=session, _by_reference=False
         )
         try:
-            return outcome_or_raise(await handle.remote(model, request))
+            # In an empty context. In that of the request that is being answered, Ray 2.60 would give all calls made for
+            # it one id, and would take those that wait at the same time for each other: one would go to a replica that
+            # does not have its stream, and another would never be sent.
+            call = Context().run(handle.remote, model, request)
+            return outcome_or_raise(await call)
         except RayActorError:
             raise ClosedError(
                 f"the replica that had stream {request.sequence!r} has ended; start it again."

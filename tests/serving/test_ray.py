@@ -260,6 +260,7 @@ def test_a_streaming_call_of_many_streams(
         for _ in range(30):
             assert all_there.acquire(timeout=SECONDS)
         client.stop_stream()
+    assert [str(answer) for answer in answers if isinstance(answer, Exception)] == []
     ids = [answer.get_response().id for answer in answers]
     assert ids == [f"{step} {stream}" for step in range(5) for stream in range(6)]
     for stream in range(6):
