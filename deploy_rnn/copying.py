@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunction
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from deploy_rnn.errors import ConversionError
@@ -121,9 +122,21 @@ def computed_weights(module: nn.Module) -> dict[str, Any]:
     return computed
 
 
+def has_computed_weights(model: nn.Module) -> bool:
+    """Whether a hook or a parametrization computes a weight anywhere in `model`."""
+    return any(
+        computed_weights(module) or parametrize.is_parametrized(module)
+        for module in model.modules()
+    )
+
+
 def fold_computed_weights(model: nn.Module) -> None:
-    """Turn every weight that a hook computes into an ordinary parameter, in place; for a model that stays as it is."""
+    """Turn every weight that a hook or a parametrization computes into an ordinary parameter, in place.
+
+    For a model that is not trained any more: neither ONNX nor TorchScript has all that weights are computed with.
+    """
     for module in model.modules():
+        _fold_parametrizations(module)
         for name, hook in computed_weights(module).items():
             hook(module, ())
             weight = vars(module).pop(name).detach()
@@ -131,6 +144,17 @@ def fold_computed_weights(model: nn.Module) -> None:
                 if registered is hook:
                     del module._forward_pre_hooks[key]
             module.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+
+
+def _fold_parametrizations(module: nn.Module) -> None:
+    """`remove_parametrizations` would take the weights out of the class, which copies of the module share."""
+    if not parametrize.is_parametrized(module):
+        return
+    values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
 
 
 def _register_scripted_weights(model: nn.Module) -> None:

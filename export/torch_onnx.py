@@ -224,4 +224,10 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings(
             "ignore", category=UserWarning, message="# The axis name: .* will not be used"
         )
+        # A weight that a forward computes; a model with a state was refused before.
+        warnings.filterwarnings(
+            "ignore",
+            category=UserWarning,
+            message="The tensor attributes? .* assigned during export",
+        )
         yield

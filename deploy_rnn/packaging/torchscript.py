@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.jit._recursive import concrete_type_store
-from torch.nn.utils import parametrize
 
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.errors import ExportError
@@ -40,7 +39,6 @@ def scripted(model: nn.Module) -> torch.jit.ScriptModule:
     with _quiet():
         _forget_unfinished_types(model)
         _let_lightning_be_scripted(model)
-        _fold_parametrizations(model)
         try:
             frozen: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.script(model))
         except Exception as error:  # torch.jit raises many types here
@@ -106,20 +104,6 @@ def _let_lightning_be_scripted(model: nn.Module) -> None:
     for part in model.modules():
         if hasattr(part, "_jit_is_scripting"):
             vars(part)["_jit_is_scripting"] = True
-
-
-def _fold_parametrizations(model: nn.Module) -> None:
-    """Give every parametrized weight the value that it has: TorchScript takes no module with a computed one.
-
-    `remove_parametrizations` would take the weights out of the class, which copies of the module share.
-    """
-    for module in model.modules():
-        if parametrize.is_parametrized(module):
-            values = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
-            del module.parametrizations
-            module.__class__ = type(module).__bases__[0]
-            for name, value in values.items():
-                module.register_parameter(name, nn.Parameter(value.detach(), requires_grad=False))
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from warnings import catch_warnings, simplefilter
+from warnings import catch_warnings, filterwarnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +169,8 @@ def explained_errors(any_size: AnySize | None = None) -> Iterator[None]:
         # PyTorch's own calls of its own deprecated functions.
         simplefilter("ignore", DeprecationWarning)
         simplefilter("ignore", FutureWarning)
+        # A weight that a forward computes; a model with a state was refused before.
+        filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
         try:
             with nothing_printed_on_error(), quiet_loggers(_REMARKS):
                 yield

@@ -11,7 +11,7 @@ from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.checking.tolerance import ROUNDING_MARGIN, Expected, as_array
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.conversion import convert_for_inference
-from deploy_rnn.copying import computed_weights, evaluation_copy
+from deploy_rnn.copying import evaluation_copy, has_computed_weights
 from deploy_rnn.nn.recurrent import Recurrent
 
 from .cost import Deviation
@@ -46,8 +46,8 @@ class Float16Reference(RoundedReference):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         rounded_model = evaluation_copy(self.model)
-        # What a hook computes is rounded as it is in the file: afterwards. torch.nn's own layers would not notice.
-        if any(computed_weights(module) for module in rounded_model.modules()):
+        # What is computed is rounded as it is in the file: afterwards. torch.nn's own layers would not notice.
+        if has_computed_weights(rounded_model):
             rounded_model = convert_for_inference(self.model)
         round_weights(rounded_model)
         self._rounded = Reference(rounded_model)
@@ -99,10 +99,9 @@ class Int8Reference(RoundedReference):
     @property
     def weights(self) -> RoundedWeights:
         """What the file must have: the weights of layers, and those that steps have multiplied by so far."""
-        columns = self._weights.columns
-        if self._products is None or columns is None:
+        if self._products is None:
             return self._weights
-        return replace(self._weights, columns=columns | self._products.columns)
+        return replace(self._weights, columns=self._weights.columns | self._products.columns)
 
     def outputs(self, call: ExampleCall) -> list[Tensor]:
         # The model itself says which calls it takes.

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from deploy_rnn.nn.recurrent import Recurrent
 
@@ -24,12 +23,11 @@ class RoundedWeights:
     """The rounded weights of a model.
 
     Attributes:
-        columns: each column of each product's weight, its levels and what one of them is worth; None if a weight has a
-            parametrisation: a graph may compute it a little otherwise, and a number near a middle is rounded otherwise.
+        columns: each column of each product's weight, its levels and what one of them is worth.
         tables: the levels of each embedding.
     """
 
-    columns: frozenset[bytes] | None
+    columns: frozenset[bytes]
     tables: frozenset[bytes]
 
     @classmethod
@@ -40,11 +38,9 @@ class RoundedWeights:
             kinds: which layers are of eight bits besides the recurrent ones.
         """
         weights: list[Tensor] = []
-        is_computed = False
         for module in model.modules():
             if isinstance(module, Recurrent):
                 weights += _weights_of(module)
-                is_computed = is_computed or is_parametrized(module)
         if LINEAR in kinds:
             weights += [layer.weight for layer in linear_layers(model)]
         columns: set[bytes] = set()
@@ -55,7 +51,7 @@ class RoundedWeights:
             for table in embeddings(model):
                 levels, _ = rounded_table(table.weight.detach().numpy())
                 tables.append(levels.tobytes())
-        return cls(None if is_computed else frozenset(columns), frozenset(tables))
+        return cls(frozenset(columns), frozenset(tables))
 
 
 def _weights_of(layer: Recurrent) -> Iterable[Tensor]:

@@ -63,7 +63,7 @@ def integer_faults(integers: FileIntegers, weights: RoundedWeights) -> Iterator[
             yield f"the table `{name}` is not that of an embedding of the model, rounded"
     for name, (levels, scales) in integers.weights.items():
         columns = set(scaled_columns(levels, scales)) if scales.size else {b""}
-        if weights.columns is not None and not columns <= weights.columns:
+        if not columns <= weights.columns:
             yield f"a column of `{name}`, or its scale, is not that of a weight of the model, rounded"
     for name, (levels, _) in integers.weights.items():
         wrong = _largest_fault(levels)

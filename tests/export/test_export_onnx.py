@@ -615,12 +615,22 @@ class Twice(nn.Module):
         return output
 
 
+class Scaled(nn.GRU):
+    """Computes a weight in each call."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, size)
+        self.weight = nn.Parameter(vars(self)["_parameters"].pop("weight_hh_l0").data)
+
+    def forward(self, *args: Any) -> Any:
+        self.weight_hh_l0 = self.weight / self.weight.norm()
+        return super().forward(*args)
+
+
 @pytest.mark.parametrize("computed", [False, True])
 def test_a_layer_called_twice_has_its_weights_once(computed: bool, tmp_path: Path) -> None:
     """Also where they are computed in the graph, being too large for torch.onnx to compute them beforehand."""
-    layer = nn.GRU(64, 64)
-    if computed:
-        parametrizations.weight_norm(layer, "weight_hh_l0")
+    layer = Scaled(64) if computed else nn.GRU(64, 64)
     export_onnx(Twice(layer), torch.randn(4, 2, 64), tmp_path / "a.onnx", form="unrolled")
     graph = onnx.load(tmp_path / "a.onnx").graph
     floats = [tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
@@ -740,10 +750,18 @@ def prune_half(module: nn.Module, name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm:FutureWarning")
 @pytest.mark.parametrize(
-    "compute", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm, prune_half]
+    ("compute", "form"),
+    [
+        (torch.nn.utils.weight_norm, "scan"),
+        (torch.nn.utils.weight_norm, "unrolled"),
+        (torch.nn.utils.spectral_norm, "scan"),
+        (prune_half, "unrolled"),
+        (parametrizations.weight_norm, "native"),
+        # Of an exponential of a matrix, which ONNX does not have.
+        (parametrizations.orthogonal, "native"),
+    ],
 )
-@pytest.mark.parametrize("form", ["scan", "unrolled"])
-def test_weights_that_hooks_compute(compute: Any, form: str, tmp_path: Path) -> None:
+def test_weights_that_are_computed(compute: Any, form: str, tmp_path: Path) -> None:
     model = Computed(compute)
     names = list(model.state_dict())
     report = export_onnx(model, torch.randn(2, 4, 5), tmp_path / "a.onnx", form=form)

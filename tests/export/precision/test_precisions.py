@@ -9,12 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from deploy_rnn.bundle import Manifest
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.cli import main
 from deploy_rnn.errors import BundleError, LoadError
-from deploy_rnn.export import export_bundle, verify_bundle, write_triton_model
+from deploy_rnn.export import export_bundle, export_onnx, verify_bundle, write_triton_model
 from deploy_rnn.export.precision.reference import reference_of
 from deploy_rnn.serving import Engine, Model, Request, cli
 from deploy_rnn.serving.engine.reading import read_bundle
@@ -75,6 +76,14 @@ def test_a_stream_gets_the_precision_that_is_asked_for(model: Model, gru: nn.GRU
     assert min(distances.values()) > 2e-5
     parameters = oip.model_config(model, model._limits)["parameters"]
     assert parameters["precision"] == {"string_value": model.precision}
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_weights_that_are_computed_are_rounded_afterwards(precision: str, tmp_path: Path) -> None:
+    gru = parametrizations.weight_norm(nn.GRU(3, 5), "weight_hh_l0")
+    path = tmp_path / "a.onnx"
+    export_onnx(gru, X, path, form="scan", precision=precision)
+    assert path.exists()
 
 
 def test_nobody_chooses_by_itself(bundle: Path) -> None:
