@@ -119,8 +119,8 @@ def show_json(fields: Mapping[str, Any]) -> None:
 
 ARGUMENTS = frozenset(
     {
-        "atol", "buckets", "dynamic_shapes", "forms", "input_names", "int8_layers", "max_error", "max_nodes",
-        "opset_version", "output_names", "precision", "provider",
+        "atol", "buckets", "dynamic_shapes", "forms", "input_names", "int8_layers", "int8_products", "max_error",
+        "max_nodes", "opset_version", "output_names", "precision", "provider",
         "require_provider", "row_ends", "rtol", "runtime", "sizes", "streaming", "threads",
     }
 )  # fmt: skip

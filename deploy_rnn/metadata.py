@@ -27,6 +27,7 @@ class FileMetadata:
         precision: "int8" if recurrent layers multiply numbers of eight bits, "float16" if weights are stored in 16
             bits; None for that of the weights.
         int8_layers: in "int8", which layers are of eight bits besides the recurrent ones: "linear", "embedding".
+        int8_products: in "int8", "state" if the recurrent layers multiply their inputs in float32; None for "all".
     """
 
     form: str | None = None
@@ -38,6 +39,7 @@ class FileMetadata:
     row_ends: str | None = None
     precision: str | None = None
     int8_layers: Sequence[str] = ()
+    int8_products: str | None = None
 
     @classmethod
     def of(cls, properties: Mapping[str, str]) -> "FileMetadata":
@@ -63,6 +65,7 @@ class FileMetadata:
             properties.get(PREFIX + "row_ends"),
             properties.get(PREFIX + "precision"),
             tuple(properties.get(PREFIX + "int8_layers", "").split()),
+            properties.get(PREFIX + "int8_products"),
         )
 
     @property

@@ -24,6 +24,7 @@ from .forms import FORMS
 from .options import DEFAULTS, ExportOptions
 from .precision.metric import ErrorMetric
 from .precision.names import INT8, ROUNDED
+from .precision.scope import ALL
 from .verification.html import reports_html
 from .verification.report import Report
 
@@ -52,6 +53,7 @@ def export_bundle(
     rtol: float | None = None,
     max_error: float | ErrorMetric | None = None,
     int8_layers: Sequence[Literal["linear", "embedding"]] = DEFAULTS.int8_layers,
+    int8_products: Literal["all", "state"] = DEFAULTS.int8_products,
     sizes: Sequence[int] = DEFAULTS.sizes,
 ) -> Manifest:
     """Export a model as a folder: several graphs that share one file of weights, a manifest, and a report.
@@ -106,7 +108,7 @@ def export_bundle(
         rtol=rtol,
         sizes=sizes,
     )
-    all_options = _options_of(base_options, precisions, max_error, int8_layers)
+    all_options = _options_of(base_options, precisions, max_error, int8_layers, int8_products)
     for options in all_options:
         # A precision that the model cannot have is refused before anything is captured.
         options.tolerance_for(checked)
@@ -168,23 +170,26 @@ def _options_of(
     precisions: Sequence[str | None],
     max_error: float | ErrorMetric | None,
     int8_layers: Sequence[Literal["linear", "embedding"]],
+    int8_products: Literal["all", "state"],
 ) -> list[ExportOptions]:
-    """The options for each precision; `max_error` bounds those that round, `int8_layers` is for one of them.
+    """The options for each precision; `max_error` bounds those that round, what is of eight bits is for one of them.
 
     Raises:
         ValueError, ExportError: as for `ExportOptions`.
     """
     # What none of them takes is refused by each.
     bounded = [precision for precision in precisions if precision in ROUNDED] or precisions
-    with_layers = [precision for precision in precisions if precision == INT8] or precisions
+    with_scope = [precision for precision in precisions if precision == INT8] or precisions
     all_options = []
     for precision in precisions:
+        has_scope = precision in with_scope
         all_options.append(
             replace(
                 options,
                 precision=precision,
                 max_error=max_error if precision in bounded else None,
-                int8_layers=int8_layers if precision in with_layers else (),
+                int8_layers=int8_layers if has_scope else (),
+                int8_products=int8_products if has_scope else ALL,
             )
         )
     return all_options

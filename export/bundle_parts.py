@@ -113,7 +113,7 @@ class BundlePart:
             max_error=self.options.max_error,
         )
         precision = checks.tolerance.precision
-        reference = reference_of(self.captured.model, precision, self.options.int8_layers)
+        reference = reference_of(self.captured.model, precision, self.options.int8_scope)
         weights_name = Path(WEIGHTS)
         weights = SharedWeights(
             temporary / f"{weights_name.stem}{self.suffix}{weights_name.suffix}"

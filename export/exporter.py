@@ -46,6 +46,7 @@ def export_onnx(
     rtol: float | None = None,
     max_error: float | ErrorMetric | None = None,
     int8_layers: Sequence[Literal["linear", "embedding"]] = DEFAULTS.int8_layers,
+    int8_products: Literal["all", "state"] = DEFAULTS.int8_products,
     sizes: Sequence[int] = DEFAULTS.sizes,
     require_provider: str | None = None,
 ) -> Report:
@@ -81,6 +82,8 @@ def export_onnx(
             example; None for any.
         int8_layers: with "int8", which layers around the recurrent ones are of eight bits, too: "linear", "embedding".
             Those of torch.nn itself. In the step of a loop, a linear layer is of eight bits anyway.
+        int8_products: with "int8", which products are of eight bits: "all"; or "state", those of the states and
+            projections. Inputs are then multiplied in float32, which rounds less and takes longer (docs/precision.md).
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
             layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
             without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`
@@ -151,6 +154,7 @@ def export_onnx(
         rtol=rtol,
         max_error=max_error,
         int8_layers=int8_layers,
+        int8_products=int8_products,
         sizes=sizes,
     )
     checks = CheckOptions(
@@ -196,7 +200,7 @@ def _export(
         )
     graph = captured.written(written_form, max_nodes=options.max_nodes)
     precision = checks.tolerance.precision
-    reference = reference_of(captured.model, precision, options.int8_layers)
+    reference = reference_of(captured.model, precision, options.int8_scope)
 
     def save_and_check(temporary: Path) -> Report:
         save(graph, temporary)

@@ -37,6 +37,7 @@ class OnnxFile:
         precision: "int8" if its recurrent layers multiply numbers of eight bits, "float16" if its weights are stored
             in 16 bits; None if nothing is said.
         int8_layers: in "int8", which layers are of eight bits besides the recurrent ones.
+        int8_products: in "int8", "state" if the recurrent layers multiply their inputs in float32; None for "all".
         producer: the name and version of the program that wrote it.
         opsets: domain -> version; "" is the domain of ONNX's own operators.
         inputs: what it takes; a dynamic axis has a name.
@@ -72,6 +73,7 @@ class OnnxFile:
     recurrent: RecurrentFacts = field(default_factory=RecurrentFacts)
     precision: str | None = None
     int8_layers: Sequence[str] = ()
+    int8_products: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, *, shown_as: Path | None = None) -> "OnnxFile":
@@ -121,12 +123,18 @@ class OnnxFile:
             recurrent=RecurrentFacts.of(model, _nodes(model)),
             precision=metadata.precision,
             int8_layers=metadata.int8_layers,
+            int8_products=metadata.int8_products,
         )
 
     @property
     def name(self) -> str:
         """The file's name, without its folder."""
         return Path(self.path).name
+
+    @property
+    def products_note(self) -> str:
+        """What stands behind the precision of a file if not all its products are of eight bits."""
+        return f" (products: {self.int8_products})" if self.int8_products else ""
 
     @property
     def inner_nodes(self) -> int:
@@ -170,6 +178,8 @@ class OnnxFile:
             "table_rows": self.table_rows,
             "row_ends": self.row_ends,
             "precision": self.precision,
+            "int8_layers": list(self.int8_layers),
+            "int8_products": self.int8_products,
             "sequence_lens": sorted(self.recurrent.sequence_lens),
             "activations": sorted(self.recurrent.activations),
             "producer": self.producer,
@@ -218,7 +228,7 @@ class OnnxFile:
         if self.form is None:
             return "not by deploy-rnn"
         if self.precision is not None:
-            return f"{self.form}, {self.precision}"
+            return f"{self.form}, {self.precision}{self.products_note}"
         return self.form if self.row_ends is None else f"{self.form} (row ends: {self.row_ends})"
 
     def _list_types(self) -> str:

@@ -14,9 +14,9 @@ from deploy_rnn.errors import ExportError
 from .forms import ROW_ENDS
 from .forms.node_count import MAX_NODES
 from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
-from .precision.layers import LAYERS
 from .precision.metric import ErrorMetric
 from .precision.names import FLOAT16, INT8, ROUNDED
+from .precision.scope import ALL, EVERY_PRODUCT, Int8Scope
 from .runtimes.table import ONNXRUNTIME, row_ends_for, runtime_named
 
 FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
@@ -34,8 +34,8 @@ class ExportOptions:
 
     Raises:
         ExportError: an `opset_version`, `ir_version` or `row_ends` that is not supported.
-        ValueError: a `precision` that is not offered, or a `max_error` or `int8_layers` that cannot be used, or not
-            with this precision.
+        ValueError: a `precision` that is not offered, or a `max_error`, `int8_layers` or `int8_products` that cannot be
+            used, or not with this precision.
         RuntimeMissingError: the runtime is not installed.
     """
 
@@ -54,6 +54,7 @@ class ExportOptions:
     rtol: float | None = None
     max_error: float | ErrorMetric | None = None
     int8_layers: Sequence[Literal["linear", "embedding"]] = ()
+    int8_products: Literal["all", "state"] = ALL
     sizes: Sequence[int] = SIZES
 
     def __post_init__(self) -> None:
@@ -77,8 +78,7 @@ class ExportOptions:
             check_precision(self.precision)
         if self.max_error is not None:
             self._check_max_error()
-        if self.int8_layers:
-            self._check_int8_layers()
+        self._check_int8_scope()
         if self.precision == INT8 and (self.portable or self.runtime != ONNXRUNTIME):
             raise ExportError(
                 "precision='int8' has operators that few runtimes but onnxruntime take; leave out `portable` and "
@@ -102,14 +102,18 @@ class ExportOptions:
                 f"`max_error` (={self.max_error!r}) bounds what {offered} costs; give one, or leave it out."
             )
 
-    def _check_int8_layers(self) -> None:
-        if isinstance(self.int8_layers, str) or not set(self.int8_layers) <= set(LAYERS):
-            offered = " or ".join(map(repr, LAYERS))
-            raise ValueError(f"`int8_layers` (={self.int8_layers!r}) must be a list of {offered}.")
-        if self.precision != INT8:
-            raise ValueError(
-                f"`int8_layers` (={self.int8_layers!r}) is for precision='int8'; give that, or leave it out."
-            )
+    def _check_int8_scope(self) -> None:
+        if self.int8_scope == EVERY_PRODUCT or self.precision == INT8:
+            return
+        name = "int8_layers" if self.int8_layers else "int8_products"
+        raise ValueError(
+            f"`{name}` (={getattr(self, name)!r}) is for precision='int8'; give that, or leave it out."
+        )
+
+    @property
+    def int8_scope(self) -> Int8Scope:
+        """What of the model is of eight bits, in that precision."""
+        return Int8Scope(self.int8_layers or (), self.int8_products)
 
     def axis_advice(self, fixed_steps: bool) -> str:
         """What to do about an axis that the model fixes; `fixed_steps`: whether a file of fixed steps can be had."""

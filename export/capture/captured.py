@@ -27,7 +27,8 @@ from ..options import ExportOptions
 from ..precision.float16 import round_weights
 from ..precision.layers import round_layers
 from ..precision.names import FLOAT16, INT8, ROUNDED
-from ..precision.weights import cell_keys
+from ..precision.scope import ALL
+from ..precision.weights import NO_CELLS, cell_keys
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from .capture import Tracer
@@ -110,6 +111,7 @@ class CapturedModel:
             ranges=limits.ranges,
             table_rows=table_rows(onnx.graph),
             int8_layers=tuple(options.int8_layers),
+            int8_products=options.int8_products if options.int8_products != ALL else None,
         )
         if options.streaming:
             metadata = _with_states(metadata, onnx.graph, model, tracer)
@@ -255,7 +257,8 @@ class CapturedModel:
             max_nodes=max_nodes,
             row_ends=self.row_ends,
             precision=self.precision,
-            cells=cell_keys(self.model) if self.precision == INT8 else (),
+            cells=cell_keys(self.model) if self.precision == INT8 else NO_CELLS,
+            rounds_inputs=self.metadata.int8_products in (None, ALL),
         )
         if self.portable:
             make_portable(onnx)

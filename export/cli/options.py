@@ -96,6 +96,11 @@ FORM_OPTIONS: tuple[Option, ...] = (
         help="With --precision int8, layers around the recurrent ones that are of eight bits, too. May be repeated.",
     ),
     click.option(
+        "--int8-products", type=click.Choice(["all", "state"]), show_default="all",
+        help="With --precision int8, which products are of eight bits: all; or state, so that inputs are multiplied in "
+        "float32, which rounds less and takes longer.",
+    ),
+    click.option(
         "--opset", "opset_version", type=int, metavar="N", show_default="18",
         help="Version of the ONNX operators, 13 to 25.",
     ),

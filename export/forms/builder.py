@@ -21,6 +21,7 @@ class Builder:
         scope: what every name begins with.
         results: of `once`; the builders of one graph, in the order of their stacks, share it.
         precision: of the products: "float32" or "float64", as the weights are, or "int8".
+        rounds_inputs: in "int8", whether the product of a layer's input is of eight bits, too.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Builder:
         scope: str,
         results: dict[Hashable, Any],
         precision: str | None = None,
+        *,
+        rounds_inputs: bool = True,
     ) -> None:
         self.nodes: list[ir.Node] = []
         self.root = self
@@ -38,10 +41,17 @@ class Builder:
         self._step = ""
         self._results = results
         self.precision = precision
+        self.rounds_inputs = rounds_inputs
 
     def scope(self, name: str, step: int | None = None) -> "Builder":
         """Return a builder of the same nodes, whose names go on with `name`, and end in the number of the step."""
-        inner = Builder(self._graph, self._scope + name, self._results, self.precision)
+        inner = Builder(
+            self._graph,
+            self._scope + name,
+            self._results,
+            self.precision,
+            rounds_inputs=self.rounds_inputs,
+        )
         inner.nodes = self.nodes
         inner.root = self.root
         inner._step = self._step if step is None else str(step)

@@ -19,12 +19,14 @@ from deploy_rnn.nn import cells
 from deploy_rnn.nn.recurrent import right_hand
 
 from ..precision.names import INT8
+from ..precision.state_values import values_from
+from ..precision.weight_products import WeightProduct, initializer
 from ..stack import Stack, fixed
 from ..torch_onnx import DYNAMIC, trace
 from .builder import Builder
 from .cells import CELLS, OnnxCell, StepBuild
 from .int8_product import weight_numbers
-from .step_products import StepProduct, computed, initializer
+from .step_products import computed, write_product
 
 
 def cell_of(build: Builder, stack: Stack) -> OnnxCell:
@@ -166,6 +168,8 @@ class _TracedStep:
         self._names = _numbered_names(self._graph)
         self._weight_nodes: list[ir.Node] = []
         self._step_nodes: list[ir.Node] = []
+        states = self._graph.inputs[1 : len(example.widths)]
+        self._of_states = values_from(self._graph, states)
         changing_values = set(self._graph.inputs[: len(example.widths)])
         for node in self._graph:
             if changing_values.isdisjoint(node.inputs):
@@ -200,10 +204,12 @@ class _TracedStep:
             [output] = node.outputs
             build = step.build.scope(f"{self._names[str(output.name)]}.product")
             bias = None if product.bias is None else values[product.bias]
-            values[output] = product.write(build, values[product.rows], bias)
+            values[output] = write_product(build, product, values[product.rows], bias)
         return [values[value] for value in self._graph.outputs]
 
-    def _products(self, build: Builder, weights: Sequence[ir.Value]) -> dict[ir.Node, StepProduct]:
+    def _products(
+        self, build: Builder, weights: Sequence[ir.Value]
+    ) -> dict[ir.Node, WeightProduct]:
         """The products of the step that can be of eight bits, with weights that are called as the scope of `build`."""
         numbers = {value: initializer(value) for value in self._graph.initializers.values()}
         inputs = self._graph.inputs[1 + len(self._state_widths) :]
@@ -211,13 +217,17 @@ class _TracedStep:
             numbers[value] = weight_numbers(weight)
         numbers |= computed(self._weight_nodes, numbers, build.opset)
         products = {}
+        keys = set()
         for node in self._step_nodes:
-            product = StepProduct.of(node, numbers.get)
+            product = WeightProduct.of(node, numbers.get)
             if product is not None:
                 # An input of the step keeps its name.
                 name = build.scope(self._names.get(product.name, product.name)).name
                 products[node] = replace(product, name=name)
-        return products
+                if build.rounds_inputs or product.rows in self._of_states:
+                    keys.add(product.key)
+        # A weight is of eight bits in all its products, or in none.
+        return {node: product for node, product in products.items() if product.key in keys}
 
     def _write_weight_nodes(
         self, build: Builder, weights: Sequence[ir.Value]

@@ -14,7 +14,7 @@ from ..stack import Stack, fixed
 from .builder import Builder
 from .cells import Group, OnnxCell, group_scope
 from .derived import cell_of
-from .product import Limits, limits_of_states, product
+from .product import Limits, input_product, limits_of_states
 from .row_ends import RowEnds
 from .shapes import set_shapes, split_time
 
@@ -146,7 +146,7 @@ def _directions(
         projected = {}
         for group, group_weights in groups.items():
             x = group_scope(direction, group).scope("x")
-            projected[group] = product(
+            projected[group] = input_product(
                 x, sources[index], group_weights.weight_ih, group_weights.bias
             )  # [T*B, g*H]
         has_lengths = stack.lengths is not None

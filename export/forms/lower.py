@@ -1,7 +1,7 @@
 """Replace captured stacks by real ONNX operators, in one form."""
 
 import re
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import onnx_ir as ir
@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 from deploy_rnn.errors import DynamicAxisError, ExportError
 
 from ..precision.names import INT8
+from ..precision.weights import NO_CELLS, CellKeys
 from ..stack import (
     DOMAIN,
     Stack,
@@ -34,7 +35,8 @@ def lower(
     max_nodes: int = MAX_NODES,
     row_ends: str = "sequence_lens",
     precision: str | None = None,
-    cells: Collection[bytes] = (),
+    cells: CellKeys = NO_CELLS,
+    rounds_inputs: bool = True,
 ) -> ir.Model:
     """Write every recurrent stack of `model` in `form`, in place.
 
@@ -44,7 +46,8 @@ def lower(
         max_nodes: of form "unrolled".
         row_ends: how form "native" writes rows of different length, a key of `ROW_ENDS`.
         precision: of the products, "int8" or that of the weights.
-        cells: in "int8", the `weight_key` of each weight of a cell of torch.nn.
+        cells: in "int8", the weights of the cells of torch.nn.
+        rounds_inputs: in "int8", whether what is no state is multiplied in eight bits, too; see `Int8Scope`.
 
     Raises:
         DynamicAxisError: the time axis is dynamic and the form fixes it.
@@ -58,8 +61,8 @@ def lower(
         )
     if precision == INT8:
         _check_int8(graph, form)
-        products = round_products(graph, _free_prefix(graph, "step"), cells)
-        _check_products(graph, products)
+        products = round_products(graph, _free_prefix(graph, "step"), cells, rounds_inputs)
+        _check_products(graph, products, rounds_inputs)
     if form in FIXED_TIME:
         _check_steps(graph, form, max_nodes, precision)
         for number, node in enumerate(loops):
@@ -75,7 +78,8 @@ def lower(
     for number, node in enumerate(stack_nodes(graph)):
         # Read one at a time: the stack before may have written the input of this one.
         stack = Stack.of(node)
-        build = Builder(graph, _free_prefix(graph, f"rnn{number}."), results, precision)
+        prefix = _free_prefix(graph, f"rnn{number}.")
+        build = Builder(graph, prefix, results, precision, rounds_inputs=rounds_inputs)
         outputs = write(build, stack)
         replace_node(graph, node, build.nodes, outputs)
     common.RemoveUnusedNodesPass()(model)
@@ -99,13 +103,18 @@ def _check_int8(graph: ir.Graph, form: str) -> None:
             )
 
 
-def _check_products(graph: ir.Graph, products: int) -> None:
+def _check_products(graph: ir.Graph, products: int, rounds_inputs: bool) -> None:
     """Raises: ExportError: nothing is of eight bits.
 
     products: those outside of layers.
     """
     if stack_nodes(graph) or products:
         return
+    if loop_nodes(graph) and not rounds_inputs:
+        raise ExportError(
+            "int8_products='state' is for products of a state with weights, and the step of the loop has none in "
+            "float32; leave it out."
+        )
     if loop_nodes(graph):
         raise ExportError(
             "precision='int8' is for products with weights, such as those of a linear layer or a cell, and the step of "

@@ -40,10 +40,23 @@ def product(
     limits: of the rows; None if they are not known beforehand.
     """
     if build.precision != INT8:
-        return build.op("Gemm", rows, build.transposed(weight), bias)
+        return _gemm(build, rows, weight, bias)
     if limits is None:
         limits = Limits(largest_of_rows(build, rows))
     return int8_product(build, rows, weight, bias, limits.of_rows)
+
+
+def input_product(
+    build: Builder, rows: ir.Value, weight: ir.Value, bias: ir.Value | None
+) -> ir.Value:
+    """The same of the input of a layer, which may stay in the precision of the weights."""
+    if build.rounds_inputs:
+        return product(build, rows, weight, bias)
+    return _gemm(build, rows, weight, bias)
+
+
+def _gemm(build: Builder, rows: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+    return build.op("Gemm", rows, build.transposed(weight), bias)
 
 
 def limits_of_states(build: Builder, first: ir.Value | None) -> Limits | None:

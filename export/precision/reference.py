@@ -1,6 +1,6 @@
 """What a file that rounds must give, and what its rounding costs: a `RoundedReference` for each such precision."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -19,8 +19,9 @@ from .float16 import round_weights
 from .layers import round_layers
 from .names import FLOAT16, INT8
 from .products import WeightProducts
+from .scope import EVERY_PRODUCT, Int8Scope
 from .simulation import NEAR, OTHER_SIDES, Rounding, simulate
-from .weights import RoundedWeights, ScaledLevels, scaled_key
+from .weights import RoundedWeights, ScaledLevels, cell_keys, scaled_key
 
 
 class RoundedReference(Reference):
@@ -75,25 +76,33 @@ class Int8Reference(RoundedReference):
 
     Args:
         model: the model.
-        layers: which layers are of eight bits besides the recurrent ones, some of `LAYERS`.
+        scope: what of it is of eight bits.
+
+    Attributes:
+        scope: the same.
+        cells: the weights of the cells of torch.nn in the model.
 
     A step that a user has written is rounded where the file is: `rounds_as` says which weights that has.
     """
 
-    def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, scope: Int8Scope = EVERY_PRODUCT) -> None:
         super().__init__(model)
         self._rounded_model = convert_for_inference(self.model)
-        self._weights = RoundedWeights.of(self._rounded_model, layers)
+        self.scope = scope
+        self.cells = cell_keys(self.model)
+        self._weights = RoundedWeights.of(self._rounded_model, scope)
         self._products: WeightProducts | None = None
         recurrent_layers = [
             module for module in self._rounded_model.modules() if isinstance(module, Recurrent)
         ]
-        self._simulation = simulate(recurrent_layers)
-        round_layers(self._rounded_model, layers, self._simulation.linear)
+        self._simulation = simulate(recurrent_layers, rounds_inputs=scope.rounds_inputs)
+        round_layers(self._rounded_model, scope.layers, self._simulation.linear)
 
     def rounds_as(self, weights: Mapping[str, ScaledLevels]) -> None:
         """From now on, round the products with these weights of a file, by their names, in any step of a user's."""
         keys = {scaled_key(levels, scales) for levels, scales in weights.values()}
+        if not self.scope.rounds_inputs:
+            keys -= self.cells.of_inputs
         self._products = WeightProducts(self._rounded_model, self._simulation, keys)
 
     @property
@@ -139,17 +148,17 @@ class Int8Reference(RoundedReference):
             return [output.clone() for output in call.run(self._rounded_model)]
 
 
-def reference_of(model: nn.Module, precision: str, int8_layers: Collection[str] = ()) -> Reference:
+def reference_of(model: nn.Module, precision: str, scope: Int8Scope = EVERY_PRODUCT) -> Reference:
     """Return what a file of `model` in a precision is compared with.
 
     Args:
         model: the model.
         precision: of the file.
-        int8_layers: in "int8", which layers are of eight bits besides the recurrent ones, some of `LAYERS`.
+        scope: in "int8", what of the model is of eight bits.
 
     Raises:
         ExportError: a weight is too large for float16.
     """
     if precision == INT8:
-        return Int8Reference(model, int8_layers)
+        return Int8Reference(model, scope)
     return Float16Reference(model) if precision == FLOAT16 else Reference(model)

@@ -106,13 +106,17 @@ def largest_of_rows(rows: Tensor) -> Tensor:
 class Simulation(Recurrence):
     """Computes the layers as a file in eight bits does; `rounding` may be exchanged between two calls.
 
+    Args:
+        rounds_inputs: whether the input's product of a layer is of eight bits, too.
+
     Attributes:
         rounding: how products round.
         storages: where the weights are that steps of users get.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rounds_inputs: bool = True) -> None:
         self.rounding = Rounding()
+        self._rounds_inputs = rounds_inputs
         self.storages: set[int] = set()
         self._columns: dict[tuple[int, str], Columns] = {}
         self._step_weights: dict[tuple[int, str, torch.dtype], Tensor] = {}
@@ -125,6 +129,16 @@ class Simulation(Recurrence):
         if layer.bias is not None:
             output = output + layer.bias.to(dtype)
         return output.to(input.dtype)
+
+    def input_product(self, layer: Recurrent, name: str, rows: Tensor) -> Tensor:
+        """rows (N, K) @ the weight `name` (M, K).T -> (N, M)"""
+        if self._rounds_inputs:
+            return self.rounding.product(rows, self.columns(layer, name), largest_of_rows(rows))
+        weight = getattr(layer, name).detach().to(rows.dtype)
+        # Not for `WeightProducts` to look at, as that of a layer of eight bits is not.
+        with _disable_current_modes():
+            product: Tensor = rows @ weight.t()
+        return product
 
     def columns(self, layer: nn.Module, name: str) -> Columns:
         """A weight of a layer, rounded once."""
@@ -187,7 +201,9 @@ class _Walk:
         direction: int,
         lengths: Tensor | None,
     ) -> None:
+        self._simulation = simulation
         self._rounding = simulation.rounding
+        self._layer = layer
         suffix = f"_l{number}" + ("_reverse" if direction else "")
         self._columns: dict[str, Columns] = {}
         self._biases: dict[str, Tensor] = {}
@@ -198,7 +214,9 @@ class _Walk:
                 continue
             if kind.startswith("bias"):
                 self._biases[kind] = getattr(layer, name).detach().to(self._rounding.dtype)
-            elif layer.cell.step in STEPS or kind == "weight_ih":
+            elif kind == "weight_ih":
+                self._input_weight = name
+            elif layer.cell.step in STEPS:
                 self._columns[kind] = simulation.columns(layer, name)
         self._step = STEPS.get(layer.cell.step) or _OwnStep(simulation, layer, suffix)
         self._is_bounded = layer.cell.step in BOUNDED and "weight_hr" not in self._columns
@@ -226,8 +244,7 @@ class _Walk:
             sequence = reverse_rows(sequence, self._lengths)
         steps, batch, width = sequence.shape
         rows = sequence.reshape(steps * batch, width)
-        limits = largest_of_rows(rows)
-        inputs = self._rounding.product(rows, self._columns["weight_ih"], limits)
+        inputs = self._simulation.input_product(self._layer, self._input_weight, rows)
         inputs = (inputs + self.bias("bias_ih")).reshape(steps, batch, -1)
         self._limits = largest_of_rows(states[0]).clamp(min=1)
         mask = None if self._lengths is None else step_mask(steps, self._lengths)[:, 0]  # (T, B, 1)
@@ -302,9 +319,9 @@ BOUNDED = (cells.tanh, cells.gru, cells.lstm)
 """The cells whose h does not leave -1 to 1 if it begins there."""
 
 
-def simulate(layers: Sequence[Recurrent]) -> Simulation:
+def simulate(layers: Sequence[Recurrent], *, rounds_inputs: bool = True) -> Simulation:
     """Let layers compute as a file in eight bits does."""
-    simulation = Simulation()
+    simulation = Simulation(rounds_inputs=rounds_inputs)
     for layer in layers:
         layer.recurrence = simulation
     return simulation

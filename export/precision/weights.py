@@ -1,7 +1,7 @@
 """The integers that a file in eight bits must have: those of the model's weights, whatever their order in the file."""
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from deploy_rnn.nn.recurrent import Recurrent
 
 from .layers import EMBEDDING, LINEAR, embeddings, linear_layers
 from .rounding import ROW_LEVELS, rounded_columns, rounded_table
+from .scope import Int8Scope
 from .simulation import STEPS
 
 ScaledLevels = tuple[np.ndarray, np.ndarray]
@@ -31,45 +32,64 @@ class RoundedWeights:
     tables: frozenset[bytes]
 
     @classmethod
-    def of(cls, model: nn.Module, kinds: Collection[str]) -> "RoundedWeights":
+    def of(cls, model: nn.Module, scope: Int8Scope) -> "RoundedWeights":
         """
         Args:
             model: converted.
-            kinds: which layers are of eight bits besides the recurrent ones.
+            scope: what of it is of eight bits.
         """
         weights: list[Tensor] = []
         for module in model.modules():
             if isinstance(module, Recurrent):
-                weights += _weights_of(module)
-        if LINEAR in kinds:
+                weights += _weights_of(module, scope)
+        if LINEAR in scope.layers:
             weights += [layer.weight for layer in linear_layers(model)]
         columns: set[bytes] = set()
         for weight in weights:
             columns.update(columns_of(*rounded_columns(weight.detach().float().numpy())))
         tables = []
-        if EMBEDDING in kinds:
+        if EMBEDDING in scope.layers:
             for table in embeddings(model):
                 levels, _ = rounded_table(table.weight.detach().numpy())
                 tables.append(levels.tobytes())
         return cls(frozenset(columns), frozenset(tables))
 
 
-def _weights_of(layer: Recurrent) -> Iterable[Tensor]:
+def _weights_of(layer: Recurrent, scope: Int8Scope) -> Iterable[Tensor]:
     """The weights of the products of a layer; of a cell of a user's own, those that its step does not have."""
-    prefix = "weight" if layer.cell.step in STEPS else "weight_ih"
+    prefixes = ["weight_ih"] if scope.rounds_inputs else []
+    if layer.cell.step in STEPS:
+        prefixes += ["weight_hh", "weight_hr"]
     for name in layer.weight_shapes():
-        if name.startswith(prefix):
+        if name.startswith(tuple(prefixes)):
             yield getattr(layer, name)
 
 
-def cell_keys(model: nn.Module) -> set[bytes]:
-    """The `weight_key` of every weight of the cells of torch.nn in a model."""
-    keys = set()
+@dataclass(frozen=True)
+class CellKeys:
+    """The `weight_key` of the weights of the cells of torch.nn in a model.
+
+    Attributes:
+        of_states: those of weight_hh.
+        of_inputs: those of weight_ih, unless a state is multiplied by the same.
+    """
+
+    of_states: frozenset[bytes] = frozenset()
+    of_inputs: frozenset[bytes] = frozenset()
+
+
+NO_CELLS = CellKeys()
+
+
+def cell_keys(model: nn.Module) -> CellKeys:
+    """Those of the cells whose weights are in float32."""
+    of_states = set()
+    of_inputs = set()
     for module in model.modules():
         if isinstance(module, nn.RNNCellBase) and module.weight_hh.dtype is torch.float32:
-            for weight in (module.weight_ih, module.weight_hh):
-                keys.add(weight_key(*rounded_columns(weight.detach().numpy())))
-    return keys
+            of_states.add(weight_key(*rounded_columns(module.weight_hh.detach().numpy())))
+            of_inputs.add(weight_key(*rounded_columns(module.weight_ih.detach().numpy())))
+    return CellKeys(frozenset(of_states), frozenset(of_inputs - of_states))
 
 
 def weight_key(levels: np.ndarray, steps: np.ndarray) -> bytes:

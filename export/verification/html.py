@@ -213,7 +213,7 @@ def _file(report: Report, own_facts: Sequence[Sequence[str]]) -> str:
     rows = [
         ["File", escape(report.path)],
         ["Form", escape(report.form or "not written by deploy-rnn")],
-        ["Precision", escape(report.precision)],
+        ["Precision", escape(f"{report.precision}{report.file.products_note}")],
         ["Size", f"{report.bytes / 1e3:,.0f} kB, {report.nodes:,} nodes, opset {report.opset}"],
         ["Inputs", "<br>".join(_spec(spec) for spec in report.inputs)],
         ["Outputs", "<br>".join(_spec(spec) for spec in report.outputs)],

@@ -5,7 +5,9 @@ middle of two levels has gone to the other side, the runs drift apart. Integers 
 
 1. Every column of a product's weight is that of a weight of the model, rounded; and so is every table. Their order is
    left to `runs`: a wrong one is no small fault.
-2. The products of each such weight are computed once by onnxruntime, on the largest rows there are, and compared with
+2. What the file says of its products holds: in "all", no step multiplies by a weight in float32; in "state", nothing
+   else than states is multiplied in eight bits.
+3. The products of each such weight are computed once by onnxruntime, on the largest rows there are, and compared with
    the exact ones: a processor that adds two of them in 16 bits would be off.
 """
 
@@ -23,7 +25,10 @@ from deploy_rnn.runtime import open_session
 
 from ..precision.layers import LEVELS
 from ..precision.rounding import ROW_ZERO
-from ..precision.weights import RoundedWeights, ScaledLevels, scaled_columns
+from ..precision.scope import Int8Scope
+from ..precision.state_values import state_values
+from ..precision.weight_products import WeightProduct, initializer
+from ..precision.weights import CellKeys, RoundedWeights, ScaledLevels, scaled_columns
 
 EXTREME_ROWS = 8
 """How many rows are multiplied, of levels 0 and 255 only."""
@@ -36,10 +41,14 @@ class FileIntegers:
     Attributes:
         tables: those of each embedding, by its name.
         weights: those of each weight of a product, with the scales of its columns, by its name.
+        stateless: the weights that multiply in loops, and there no states, by their names.
+        unrounded: `weight_key` of weights in float32 -> whether it multiplies in a loop.
     """
 
     tables: Mapping[str, np.ndarray]
     weights: Mapping[str, ScaledLevels]
+    stateless: frozenset[str]
+    unrounded: Mapping[bytes, bool]
 
     @classmethod
     def read(cls, path: Path) -> "FileIntegers":
@@ -49,11 +58,22 @@ class FileIntegers:
             if name.endswith(LEVELS) and value.const_value is not None:
                 tables[name] = value.const_value.numpy()
         weights: dict[str, ScaledLevels] = {}
+        stateless: set[str] = set()
+        of_states: set[str] = set()
+        unrounded: dict[bytes, bool] = {}
+        carried = state_values(model.graph)
         for node in model.graph.all_nodes():
+            is_in_loop = node.graph is not model.graph
             constant = _constant(node, 1)
             if node.op_type == "MatMulInteger" and constant is not None:
-                weights.setdefault(str(constant.name), (constant.numpy(), _scales(node)))
-        return cls(tables, weights)
+                name = str(constant.name)
+                weights.setdefault(name, (constant.numpy(), _scales(node)))
+                has_state = not is_in_loop or node.inputs[0] in carried
+                (of_states if has_state else stateless).add(name)
+            product = WeightProduct.of(node, initializer)
+            if product is not None:
+                unrounded[product.key] = unrounded.get(product.key, False) or is_in_loop
+        return cls(tables, weights, frozenset(stateless - of_states), unrounded)
 
 
 def integer_faults(integers: FileIntegers, weights: RoundedWeights) -> Iterator[str]:
@@ -72,6 +92,23 @@ def integer_faults(integers: FileIntegers, weights: RoundedWeights) -> Iterator[
                 f"this processor does not add the products of `{name}` exactly: it is off by {wrong:,}, as processors "
                 "without VNNI are with weights of eight bits"
             )
+
+
+def scope_faults(integers: FileIntegers, scope: Int8Scope, cells: CellKeys) -> Iterator[str]:
+    """A sentence for each product that is not what a file says of its products.
+
+    What layers multiply their inputs by is among the columns that `integer_faults` looks for, or left to `runs`.
+
+    Args:
+        cells: of the model.
+    """
+    if not scope.rounds_inputs:
+        for name in integers.stateless:
+            yield f"it says that products of states alone are of eight bits, and `{name}` multiplies none"
+        return
+    for key, is_in_loop in integers.unrounded.items():
+        if is_in_loop or key in cells.of_states | cells.of_inputs:
+            yield "it says that all products are of eight bits, and a step multiplies by a weight in float32"
 
 
 def _constant(node: ir.Node, index: int) -> ir.TensorProtocol | None:

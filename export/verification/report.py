@@ -270,8 +270,9 @@ class Report:
 
     def __str__(self) -> str:
         form = f"{self.form}, " if self.form else ""
+        precision = f"{self.precision}{self.file.products_note}"
         lines = [
-            f"{self.path}: {form}{self.precision}, {self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"
+            f"{self.path}: {form}{precision}, {self.nodes} nodes, {self.bytes / 1e3:,.0f} kB, opset {self.opset}"
         ]
         for name, result in self.forms.items():
             lines.append(

@@ -1,11 +1,13 @@
 """`judge`: whether a file that was run is the model, and whether its rounding costs no more than it may."""
 
+import itertools
+
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.errors import VerificationError
 
 from ..precision.metric import ErrorMetric
 from ..precision.reference import Int8Reference
-from .int8_integers import FileIntegers, integer_faults
+from .int8_integers import FileIntegers, integer_faults, scope_faults
 from .report import Comparison, Report
 from .runs import Plan
 
@@ -25,7 +27,11 @@ def judge(
     """
     name = report.file.name
     if isinstance(reference, Int8Reference):
-        for fault in integer_faults(FileIntegers.read(plan.path), reference.weights):
+        integers = FileIntegers.read(plan.path)
+        for fault in itertools.chain(
+            scope_faults(integers, reference.scope, reference.cells),
+            integer_faults(integers, reference.weights),
+        ):
             raise VerificationError(f"{name} is not the model: {fault}.", report)
     if report.failures:
         worst = max(report.failures, key=lambda comparison: comparison.used)

@@ -12,10 +12,12 @@ from deploy_rnn.checking.program import runnable
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import SIZES, Reference
 from deploy_rnn.checking.two_calls import check_two_calls
+from deploy_rnn.errors import LoadError
 
 from ..bare_layer import is_layer, layer_names, with_lengths
 from ..onnx_file import OnnxFile
 from ..precision.reference import reference_of
+from ..precision.scope import ALL, EVERY_PRODUCT, Int8Scope
 from ..runtimes.table import ONNXRUNTIME
 from .check import LONG_STEPS, CheckOptions, check
 from .pairing import paired
@@ -107,7 +109,7 @@ def verify(
     options = CheckOptions(
         Tolerance(atol, rtol, precision), sizes, long_steps, require_provider, (runtime,)
     )
-    reference, call = prepared(model, args, kwargs, precision, file.int8_layers)
+    reference, call = prepared(model, args, kwargs, precision, int8_scope_of(file))
 
     def pair(file: OnnxFile) -> OnnxFile:
         own_input_names, own_output_names = _own_names(reference.model, call)
@@ -128,7 +130,7 @@ def prepared(
     args: Any,
     kwargs: Mapping[str, Any] | None,
     precision: str,
-    int8_layers: Sequence[str] = (),
+    int8: Int8Scope = EVERY_PRODUCT,
 ) -> tuple[Reference, ExampleCall]:
     """Return the model and its example call as files in a precision are compared with them, on the CPU.
 
@@ -137,9 +139,21 @@ def prepared(
     """
     model = with_lengths(model, kwargs)
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
-    reference = reference_of(model, precision, int8_layers)
+    reference = reference_of(model, precision, int8)
     check_two_calls(reference.model, call)
     return reference, call
+
+
+def int8_scope_of(file: OnnxFile) -> Int8Scope:
+    """What of a file is of eight bits, as its metadata says.
+
+    Raises:
+        LoadError: it says what no file has.
+    """
+    try:
+        return Int8Scope(file.int8_layers, file.int8_products or ALL)
+    except ValueError as error:
+        raise LoadError(f"{file.name} has damaged metadata of deploy-rnn: {error}") from None
 
 
 def _own_names(model: nn.Module, call: ExampleCall) -> tuple[list[str], list[str]]:

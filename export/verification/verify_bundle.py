@@ -19,10 +19,11 @@ from deploy_rnn.tensor_spec import TensorSpec
 
 from ..onnx_file import OnnxFile
 from ..precision.names import ROUNDED
+from ..precision.scope import Int8Scope
 from ..runtimes.table import ONNXRUNTIME
 from .check import LONG_STEPS, CheckOptions, check
 from .report import Report
-from .verify import prepared
+from .verify import int8_scope_of, prepared
 
 
 def verify_bundle(
@@ -67,8 +68,8 @@ def verify_bundle(
         options = CheckOptions(
             Tolerance(atol, rtol, own_precision), sizes, long_steps, require_provider, (runtime,)
         )
-        int8_layers = _int8_layers(folder / graphs[0].file)
-        reference, call = prepared(model, args, kwargs, own_precision, int8_layers)
+        int8 = _int8_scope(folder / graphs[0].file)
+        reference, call = prepared(model, args, kwargs, own_precision, int8)
         for graph in graphs:
             path = folder / graph.file
             with found.collecting():
@@ -85,12 +86,12 @@ def verify_bundle(
     return tuple(found.reports)
 
 
-def _int8_layers(path: Path) -> Sequence[str]:
-    """Which layers are of eight bits besides the recurrent ones; the same in all graphs of a precision."""
+def _int8_scope(path: Path) -> Int8Scope:
+    """What is of eight bits; the same in all graphs of a precision."""
     try:
-        return OnnxFile.read(path).int8_layers
+        return int8_scope_of(OnnxFile.read(path))
     except LoadError:  # the check of this graph says so
-        return ()
+        return Int8Scope()
 
 
 @dataclass

@@ -268,11 +268,13 @@ def test_options_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "sizes": (2, 5), "dynamic_shapes": {"x": {1: "B", 0: "T"}, "s": {-1: "B"}},
     }  # fmt: skip
     monkeypatch.setattr("deploy_rnn.export.bundle.export_bundle", stand_in)
-    int8 = ("--precision", "int8", "--int8-layer", "linear")
+    int8 = ("--precision", "int8", "--int8-layer", "linear", "--int8-products", "state")
     for more, precision in (((), "int8"), (("--precision", "float32"), ("int8", "float32"))):
         passed.clear()
         refused("export", "made.models:plain", "-o", "m", *int8, *more)
-        assert passed == {"kwargs": None, "precision": precision, "int8_layers": ("linear",)}
+        assert passed == {
+            "kwargs": None, "precision": precision, "int8_layers": ("linear",), "int8_products": "state",
+        }  # fmt: skip
 
 
 def test_every_option_is_one_of_the_function() -> None:
@@ -357,6 +359,7 @@ def test_a_module_that_cannot_be_imported(text: str, message: str, folder: Path)
             ["--triton", "models", "--precision", "int8", "--precision", "float32"],
             "--triton needs one --precision; leave the others out.",
         ),
+        (["-o", "m.onnx", "--int8-products", "state"], "`--int8-products` (='state') is for precision='int8'; give"),
         (["-o", "m.onnx", "--int8-layer", "linear"], "`--int8-layer` (=('linear',)) is for precision='int8'; give"),
         (["-o", "m.onnx", "--form", "scan", "--form", "native"], "a second --form needs a bundle; leave it out, or "),
         (["-o", "m", "--require-provider", "X"], "--require-provider needs a single file; leave it out, or"),

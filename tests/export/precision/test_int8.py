@@ -1,5 +1,6 @@
 """Products in eight bits: files are what they say, faults are found, and what rounding costs is said and bounded."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch.utils import _pytree as pytree
 
 import deploy_rnn
 from deploy_rnn.checking.example_call import ExampleCall
-from deploy_rnn.errors import ExportError, VerificationError
+from deploy_rnn.errors import ExportError, LoadError, VerificationError
 from deploy_rnn.export import export_bundle, export_onnx, verify
 from deploy_rnn.export.capture.captured import CapturedModel
 from deploy_rnn.export.options import ExportOptions
 from deploy_rnn.export.precision import rounding
 from deploy_rnn.export.precision.cost import Deviation, rounding_costs
 from deploy_rnn.export.precision.reference import Int8Reference
+from deploy_rnn.export.precision.scope import Int8Scope
 from deploy_rnn.export.precision.simulation import Columns, Rounding, largest_of_rows
 from deploy_rnn.export.saving import save
 from deploy_rnn.export.verification.cases import example_feeds
@@ -81,23 +83,31 @@ def test_a_file_is_its_simulation(form: str, given: str, tmp_path: Path) -> None
         args = (X, torch.tensor([2, 4, 1]))
     options = ExportOptions(precision="int8", dynamic_shapes={})
     captured = CapturedModel.of(model, args, None, options, dynamic_time=False)
-    save(captured.written(form, max_nodes=5000), tmp_path / "m.onnx")
-    session = open_session(tmp_path / "m.onnx", threads=1)
     call = ExampleCall.of(model, args)
-    reference = Int8Reference(model, ())
-    simulated = reference.outputs(call)
-    [*_] = reference.expected(call, simulated, "the example")
-    outputs = session.run(None, example_feeds(specs(session)[0], call))
-    original = pytree.tree_leaves(model(*args))
-    for output, expected, exact in zip(outputs, simulated, original, strict=True):
-        np.testing.assert_allclose(output, expected.numpy(), atol=2e-6)
+    original = [output.detach().numpy() for output in pytree.tree_leaves(model(*args))]
+    errors = {}
+    for scope in (Int8Scope(), Int8Scope(products="state")):
+        metadata = replace(captured.metadata, int8_products=scope.products)
+        source = replace(captured, metadata=metadata)
+        save(source.written(form, max_nodes=5000), tmp_path / "m.onnx")
+        session = open_session(tmp_path / "m.onnx", threads=1)
+        reference = Int8Reference(model, scope)
+        simulated = reference.outputs(call)
+        [*_] = reference.expected(call, simulated, "the example")
+        outputs = session.run(None, example_feeds(specs(session)[0], call))
+        for output, expected in zip(outputs, simulated, strict=True):
+            np.testing.assert_allclose(output, expected.numpy(), atol=2e-6)
+        pairs = zip(outputs, original, strict=True)
+        errors[scope] = [np.abs(output - exact).max() for output, exact in pairs]
         # Something was rounded.
-        assert 1e-4 < np.abs(output - exact.detach().numpy()).max() < 0.1
+        assert 1e-4 < min(errors[scope]) < max(errors[scope]) < 0.1
+    of_all, of_states = errors.values()
+    assert np.mean(of_states) < np.mean(of_all)
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
     """Nor do steps: each row has levels of its own, as in a server that runs requests together."""
-    reference = Int8Reference(Layers().eval(), ())
+    reference = Int8Reference(Layers().eval())
     together = reference.outputs(
         ExampleCall.of(reference.model, (X * torch.tensor([[[1.0], [9.0], [0.1]]]),))
     )
@@ -164,13 +174,46 @@ def test_one_level_of_one_weight_is_found(file: Path, gru: nn.GRU) -> None:
         verify(changed(file, "n.weight_hh.int8", one_level), gru, X)
 
 
+def test_faults_beside_a_product_in_float32_are_found(gru: nn.GRU, tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    report = export_onnx(
+        gru,
+        X,
+        path,
+        form="scan",
+        precision="int8",
+        int8_products="state",
+        max_error=0.01,
+        sizes=(2,),
+    )
+    assert "m.onnx: scan, int8 (products: state), " in str(report)
+    assert "int8 (products: state)" in report.to_html()
+    assert "scan, int8 (products: state), " in str(report.file)
+
+    def moved(array: np.ndarray) -> None:
+        array[1, 2] += 1 if array.dtype == np.int8 else 1e-3
+
+    for name, reason in (("n.weight_hh.int8", "a column of"), ("n.weight_ih.T", "differs by")):
+        with pytest.raises(VerificationError, match=rf"is not the model: .*{reason}"):
+            verify(changed(path, name, moved), gru, X, sizes=(2,), long_steps=None)
+
+
+@pytest.mark.parametrize("name", ["int8_layers", "int8_products"])
+def test_damaged_metadata_is_refused(file: Path, gru: nn.GRU, name: str) -> None:
+    model = onnx.load(file)
+    model.metadata_props.add(key=f"deploy_rnn.{name}", value="conv")
+    onnx.save(model, file.with_name("changed.onnx"))
+    with pytest.raises(LoadError, match=rf"changed\.onnx has damaged metadata .*`{name}` \(="):
+        verify(file.with_name("changed.onnx"), gru, X)
+
+
 def test_faults_are_found_by_the_integers_alone(file: Path, gru: nn.GRU) -> None:
     """However far apart right runs of a large network may be."""
 
     def next_number(array: np.ndarray) -> None:
         array[0] = np.nextafter(array[0], np.float32(1))
 
-    weights = Int8Reference(gru, ()).weights
+    weights = Int8Reference(gru).weights
     assert not list(integer_faults(FileIntegers.read(file), weights))
     wrong = FileIntegers.read(changed(file, "n.weight_hh.scales", next_number))
     [fault] = integer_faults(wrong, weights)
@@ -248,6 +291,11 @@ class Sums(nn.Module):
         (nn.GRU(3, 4).double(), {}, r"`precision` \(='int8'\) must be 'float64', as the model's"),
         (nn.Linear(3, 4), {}, "precision='int8' is for recurrent layers, for cells and for loops"),
         (Sums(), {}, "precision='int8' is for products with weights, .* the loop has none"),
+        (
+            Sums(),
+            {"int8_products": "state"},
+            "int8_products='state' is for products of a state with weights, .* the loop has none",
+        ),
     ],
 )
 def test_what_is_not_offered(
@@ -326,7 +374,7 @@ def bundle(gru: nn.GRU, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_is_served(bundle: Path, gru: nn.GRU) -> None:
     engine = Engine(bundle)
-    reference = Int8Reference(gru, ())
+    reference = Int8Reference(gru)
     x = torch.randn(3, 2, 3)
     [expected, _] = reference.outputs(ExampleCall.of(gru, (x,)))
     # Rows come first there.

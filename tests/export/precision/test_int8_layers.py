@@ -17,6 +17,7 @@ from deploy_rnn.export.options import ExportOptions
 from deploy_rnn.export.precision.layers import round_layers
 from deploy_rnn.export.precision.reference import reference_of
 from deploy_rnn.export.precision.rounding import rounded_table
+from deploy_rnn.export.precision.scope import Int8Scope
 from deploy_rnn.runtime import open_session
 
 LAYERS = ("linear", "embedding")
@@ -67,7 +68,7 @@ def matrices(path: Path) -> dict[str, np.ndarray]:
 
 def test_every_matrix_is_of_eight_bits(file: Path, tagger: nn.Module) -> None:
     [output] = open_session(file).run(None, {"tokens": TOKENS.numpy()})
-    reference = reference_of(tagger, "int8", LAYERS)
+    reference = reference_of(tagger, "int8", Int8Scope(LAYERS))
     [simulated] = reference.outputs(ExampleCall.of(tagger, (TOKENS,)))
     np.testing.assert_allclose(output, simulated, atol=2e-6)
     found = matrices(file)
@@ -135,6 +136,8 @@ def test_a_kind_that_the_model_lacks(kind: str) -> None:
             {"precision": "int8", "int8_layers": ["conv"]},
             "must be a list of 'linear' or 'embedding",
         ),
+        ({"precision": "int8", "int8_products": "input"}, "must be 'all' or 'state'"),
+        ({"int8_products": "state"}, r"`int8_products` \(='state'\) is for precision='int8'"),
         ({"int8_layers": ["linear"]}, r"`int8_layers` \(=\['linear'\]\) is for precision='int8'"),
     ],
 )
