@@ -8,9 +8,8 @@ from benchmarks.reporting.text import factor, machine_line, markdown
 Result = dict[str, Any]
 """The JSON of `benchmarks.studies.precision`."""
 
-SPEEDS = ("int8", "float16", "quantize_dynamic", "torch.ao", "torch.nn")
-ERRORS = ("int8", "float16", "quantize_dynamic", "torch.ao")
-
+SPEEDS = ("int8", "int8, state only", "float16", "quantize_dynamic", "torch.ao", "torch.nn")
+SIZED = ("float32", "float16", "int8", "int8, state only")
 
 LAYERS = """## Speed and error
 
@@ -41,15 +40,16 @@ def precision_sections(result: Result) -> dict[str, str]:
 
 def layers_table(result: Result) -> str:
     """Milliseconds in float32, how many times as fast the others are, and their largest errors."""
-    header = ["", "float32, ms", *SPEEDS, *(f"error, {name}" for name in ERRORS)]
+    measured_names = {name for row in result["rows"] for name in row["contestants"]}
+    names = [name for name in SPEEDS if name in measured_names]
+    header = ["", "float32, ms", *names]
     lines = []
     for row in _in_order(result["rows"]):
         contestants = row["contestants"]
         float32 = contestants["float32"]["milliseconds"]
-        speeds = [_speed(contestants.get(name), float32) for name in SPEEDS]
-        errors = [_error(contestants.get(name)) for name in ERRORS]
+        cells = [_speed_and_error(contestants.get(name), float32) for name in names]
         label = f"{row['family']}, H={row['H']}, B={row['B']}, T={row['T']}, {row['form']}"
-        lines.append([label, f"{float32:.2f}", *speeds, *errors])
+        lines.append([label, f"{float32:.2f}", *cells])
     return markdown(header, lines)
 
 
@@ -65,13 +65,17 @@ def _speed(measured: dict[str, float] | None, float32: float) -> str:
     return "" if measured is None else factor(float32 / measured["milliseconds"])
 
 
+def _speed_and_error(measured: dict[str, float] | None, float32: float) -> str:
+    return f"{_speed(measured, float32)} {_error(measured)}".strip()
+
+
 def _error(measured: dict[str, float] | None) -> str:
     return "" if measured is None else f"{measured['error']:.1e}"
 
 
 def sizes_table(result: Result) -> str:
     """Of each file in form "scan": its size, and what a process grows by when it opens it."""
-    names = ("float32", "float16", "int8")
+    names = [name for name in SIZED if name in result["rows"][0]["kilobytes"]]
     header = ["", *(f"kB, {name}" for name in names), *(f"MB held, {name}" for name in names)]
     lines = []
     for row in _in_order(result["rows"]):
@@ -119,8 +123,7 @@ def contestants_table(result: Result) -> str:
         float32 = contestants[base]["milliseconds"]
         cells = []
         for name in names:
-            measured = contestants.get(name)
-            cells.append(f"{_speed(measured, float32)} {_error(measured)}".strip())
+            cells.append(_speed_and_error(contestants.get(name), float32))
         lines.append([f"{row['family']}, H={row['H']}, B={row['B']}", f"{float32:.2f}", *cells])
     return f"{markdown(header, lines)}\n\n{machine_line(result)}"
 

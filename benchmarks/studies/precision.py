@@ -1,4 +1,4 @@
-"""Layers in float32, float16 and int8: `python -m benchmarks.studies.precision`, about seven minutes.
+"""Layers in float32, float16 and int8: `python -m benchmarks.studies.precision`, about nine minutes.
 
 One layer with I = H and torch's own random weights, inference on the CPU. For 50 steps in form "unrolled", for 200 in
 form "scan". Beside ours: torch.nn, PyTorch's dynamic quantisation, which leaves nn.RNN as it is, and onnxruntime's
@@ -46,9 +46,12 @@ BATCHES = [1, 32]
 STEPS = {"unrolled": 50, "scan": 200}
 """Form -> T."""
 
+STATE = "int8, state only"
+"""With `int8_products="state"`."""
+
 PRECISIONS = {
-    "unrolled": ["float32", "int8"],
-    "scan": ["float32", "int8", "float16"],
+    "unrolled": ["float32", "int8", STATE],
+    "scan": ["float32", "int8", STATE, "float16"],
 }
 """Form -> what is measured of ours; float16 computes as float32 does, in any form."""
 
@@ -80,6 +83,9 @@ def write_files(layer: nn.RNNBase, form: str, folder: Path) -> dict[str, Path]:
             chosen = replace(options, precision=precision)
             captured = CapturedModel.of(layer, (x,), None, chosen, dynamic_time=is_dynamic)
         source = replace(captured, precision=precision)
+        if precision == STATE:
+            metadata = replace(captured.metadata, int8_products="state")
+            source = replace(captured, precision="int8", metadata=metadata)
         files[precision] = folder / f"{form}-{precision}.onnx"
         save(source.written(form, max_nodes=options.max_nodes), files[precision])
     if form == "unrolled":

@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.reporting.precision_tables import precision_sections, rounding_ways_table
 from benchmarks.studies import int8_contestants, int8_kernels, int8_rounding, precision
+from benchmarks.studies.precision import STATE
 
 MACHINE = {
     "cpu": "a", "cores": 2, "python": "1", "torch": "2", "onnxruntime": "3", "onnx": "4", "onnxscript": "5",
@@ -26,11 +27,13 @@ def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     [*_, rows] = precision.measure_all(["RNN"], [8])
     kernels = int8_kernels.measure_kernels([128])
     unrolled, scan = rows
-    assert set(unrolled["contestants"]) == {"float32", "int8", "quantize_dynamic", "torch.nn"}
-    assert set(scan["contestants"]) == {"float32", "int8", "float16", "torch.nn"}
+    assert set(unrolled["contestants"]) == {
+        "float32", "int8", STATE, "quantize_dynamic", "torch.nn",
+    }  # fmt: skip
+    assert set(scan["contestants"]) == {"float32", "int8", STATE, "float16", "torch.nn"}
     errors = {name: measured["error"] for name, measured in scan["contestants"].items()}
-    assert errors["float32"] < 1e-6 < errors["float16"] < errors["int8"] < 0.1
-    assert scan["megabytes"].keys() == {"float32", "int8", "float16"}
+    assert errors["float32"] < 1e-6 < errors["float16"] < errors[STATE] < errors["int8"] < 0.1
+    assert scan["megabytes"].keys() == {"float32", "int8", STATE, "float16"}
     assert all(0 < measured["error"] < 0.05 for measured in kernels[0]["kernels"].values())
     result: dict[str, Any] = {
         "rows": rows, "kernels": kernels, "machine": MACHINE,
@@ -39,8 +42,11 @@ def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     sections = precision_sections(result)
     first = sections["precision"].splitlines()[6]
     assert first.startswith("| RNN, H=8, B=2, T=2, unrolled | ")
-    # float16 is measured in one form, and PyTorch leaves nn.RNN as it is.
-    assert first.split(" | ")[3:6] == ["", first.split(" | ")[4], ""]
+    assert sections["precision"].splitlines()[4].endswith(" | quantize_dynamic | torch.nn |")
+    # float16 is measured in one form.
+    assert first.split(" | ")[4] == ""
+    error = f"{unrolled['contestants'][STATE]['error']:.1e}"
+    assert first.split(" | ")[3].endswith(f"x {error}")
     assert "| H=128, B=1 | " in sections["precision_kernels"]
     assert "| float32 | 98.000 % | 587 |" in sections["precision_highlighter"]
     assert "Measured on a, 2 cores" in sections["precision_highlighter"]
