@@ -23,6 +23,10 @@ KERNELS = """## Which kernel
 
 A product of a state and a weight (H, 4H), by itself."""
 
+CELLS = """## Cells of your own
+
+Steps that users write: how many times as fast as float32 in processor time, and the largest error, in form "scan"."""
+
 TRAINED = """## A trained model
 
 The highlighter of the examples: characters that get the right label, in held-out files."""
@@ -75,7 +79,8 @@ def _error(measured: dict[str, float] | None) -> str:
 
 def sizes_table(result: Result) -> str:
     """Of each file in form "scan": its size, and what a process grows by when it opens it."""
-    names = [name for name in SIZED if name in result["rows"][0]["kilobytes"]]
+    measured_names = {name for row in result["rows"] for name in row["megabytes"]}
+    names = [name for name in SIZED if name in measured_names]
     header = ["", *(f"kB, {name}" for name in names), *(f"MB held, {name}" for name in names)]
     lines = []
     for row in _in_order(result["rows"]):
@@ -126,6 +131,19 @@ def contestants_table(result: Result) -> str:
             cells.append(_speed_and_error(contestants.get(name), float32))
         lines.append([f"{row['family']}, H={row['H']}, B={row['B']}", f"{float32:.2f}", *cells])
     return f"{markdown(header, lines)}\n\n{machine_line(result)}"
+
+
+def cells_section(result: Result) -> str:
+    """Of `benchmarks.studies.int8_cells`: the same of steps that users write, with its heading."""
+    names = [name for name in result["rows"][0]["contestants"] if name != "float32"]
+    lines = []
+    for row in result["rows"]:
+        contestants = row["contestants"]
+        float32 = contestants["float32"]["milliseconds"]
+        cells = [_speed_and_error(contestants[name], float32) for name in names]
+        lines.append([f"{row['model']}, H={row['H']}, B={row['B']}", f"{float32:.2f}", *cells])
+    table = markdown(["", "float32, ms", *names], lines)
+    return f"{CELLS}\n\n{table}\n\n{machine_line(result)}"
 
 
 def rounding_ways_table(result: Result) -> str:

@@ -26,6 +26,7 @@ from benchmarks.reporting.grid_tables import (
     targets_table,
 )
 from benchmarks.reporting.precision_tables import (
+    cells_section,
     contestants_table,
     precision_sections,
     rounding_ways_table,
@@ -193,6 +194,7 @@ def rounding_table(result: Result) -> str:
 
 
 INT8_TABLES: dict[str, Callable[[Result], str]] = {
+    "int8_cells": cells_section,
     "int8_contestants": contestants_table,
     "int8_rounding": rounding_ways_table,
 }

@@ -167,7 +167,7 @@ def milliseconds(runs: Mapping[str, Run], x: np.ndarray) -> dict[str, float]:
         for name, run in runs.items():
             begin = time.process_time()
             calls = 0
-            while time.process_time() - begin < SECONDS:
+            while not calls or time.process_time() - begin < SECONDS:
                 run(x)
                 calls += 1
             least[name] = min(least[name], (time.process_time() - begin) / calls)

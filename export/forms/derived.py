@@ -20,13 +20,13 @@ from deploy_rnn.nn.recurrent import right_hand
 
 from ..precision.names import INT8
 from ..precision.state_values import values_from
-from ..precision.weight_products import WeightProduct, initializer
+from ..precision.weight_products import WeightProduct, computed, initializer
 from ..stack import Stack, fixed
 from ..torch_onnx import DYNAMIC, trace
 from .builder import Builder
 from .cells import CELLS, OnnxCell, StepBuild
 from .int8_product import weight_numbers
-from .step_products import computed, write_product
+from .step_products import write_product
 
 
 def cell_of(build: Builder, stack: Stack) -> OnnxCell:

@@ -3,16 +3,11 @@
 They are found among the nodes that torch.onnx has made of a step (see `WeightProduct`).
 """
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
 import onnx_ir as ir
-from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from ..precision.names import INT8
 from ..precision.state_values import state_values
-from ..precision.weight_products import WeightProduct, initializer
+from ..precision.weight_products import GraphConstants, WeightProduct
 from ..precision.weights import CellKeys
 from ..stack import loop_nodes
 from .builder import Builder, replace_node
@@ -32,29 +27,6 @@ def write_product(
     return int8_product(build, rows, weight, bias, largest_of_rows(build, rows))
 
 
-def computed(
-    nodes: Sequence[ir.Node], numbers: Mapping[ir.Value, np.ndarray | None], opset: int
-) -> dict[ir.Value, np.ndarray]:
-    """What nodes compute of nothing but these numbers, in order."""
-    if not nodes:
-        return {}
-    used = {value for node in nodes for value in node.inputs if value is not None}
-    constants = []
-    for value, array in numbers.items():
-        if value in used and array is not None:
-            constants.append(numpy_helper.from_array(array, str(value.name)))
-    outputs = [output for node in nodes for output in node.outputs]
-    graph = helper.make_graph(
-        [ir.to_proto(node) for node in nodes],
-        "weights",
-        [],
-        [helper.make_empty_tensor_value_info(str(output.name)) for output in outputs],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    return dict(zip(outputs, ReferenceEvaluator(model).run(None, {}), strict=True))
-
-
 def round_products(graph: ir.Graph, prefix: str, cells: CellKeys, rounds_inputs: bool) -> int:
     """Write the products in the steps of loops, and those of cells anywhere, in eight bits, in place.
 
@@ -67,13 +39,14 @@ def round_products(graph: ir.Graph, prefix: str, cells: CellKeys, rounds_inputs:
     Returns:
         How many products have been written.
     """
+    constants = GraphConstants(graph.opset_imports[""])
     keys = set(cells.of_states)
     if rounds_inputs:
         keys |= cells.of_inputs
     carried = set() if rounds_inputs else state_values(graph)
     for loop in loop_nodes(graph):
         for node in loop.attributes["body"].as_graph().all_nodes():
-            product = WeightProduct.of(node, initializer)
+            product = WeightProduct.of(node, constants)
             if product is None:
                 continue
             # The input of a second cell is no state, although it follows from one.
@@ -83,7 +56,7 @@ def round_products(graph: ir.Graph, prefix: str, cells: CellKeys, rounds_inputs:
     count = 0
     builders: dict[int, Builder] = {}
     for node in list(graph.all_nodes()):
-        product = WeightProduct.of(node, initializer)
+        product = WeightProduct.of(node, constants)
         if product is None or product.key not in keys:
             continue
         around = node.graph

@@ -6,12 +6,14 @@
 What multiplies otherwise stays as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from .rounding import rounded_columns
 from .weights import weight_key
@@ -83,3 +85,63 @@ def _gemm_weight(node: ir.Node, array: np.ndarray) -> np.ndarray | None:
 def initializer(value: ir.Value) -> np.ndarray | None:
     """The numbers of an initializer."""
     return None if value.const_value is None else value.const_value.numpy()
+
+
+class GraphConstants:
+    """The numbers of initializers, and of what a graph makes of them by `MOVES` alone.
+
+    torch.onnx computes such parts of small weights itself, and leaves those of large ones to the graph.
+
+    Args:
+        opset: of the graph.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self._opset = opset
+        self._known: dict[ir.Value, np.ndarray | None] = {}
+
+    def __call__(self, value: ir.Value) -> np.ndarray | None:
+        if value not in self._known:
+            numbers = initializer(value)
+            self._known[value] = self._moved(value) if numbers is None else numbers
+        return self._known[value]
+
+    def _moved(self, value: ir.Value) -> np.ndarray | None:
+        node = value.producer()
+        if node is None or node.domain != "" or node.op_type not in MOVES:
+            return None
+        numbers = {source: self(source) for source in node.inputs if source is not None}
+        if any(array is None for array in numbers.values()):
+            return None
+        return computed([node], numbers, self._opset)[value]
+
+
+MOVES = frozenset(
+    {
+        "Constant", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that compute no numbers."""
+
+
+def computed(
+    nodes: Sequence[ir.Node], numbers: Mapping[ir.Value, np.ndarray | None], opset: int
+) -> dict[ir.Value, np.ndarray]:
+    """What nodes compute of nothing but these numbers, in order."""
+    if not nodes:
+        return {}
+    used = {value for node in nodes for value in node.inputs if value is not None}
+    constants = []
+    for value, array in numbers.items():
+        if value in used and array is not None:
+            constants.append(numpy_helper.from_array(array, str(value.name)))
+    outputs = [output for node in nodes for output in node.outputs]
+    graph = helper.make_graph(
+        [ir.to_proto(node) for node in nodes],
+        "weights",
+        [],
+        [helper.make_empty_tensor_value_info(str(output.name)) for output in outputs],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    return dict(zip(outputs, ReferenceEvaluator(model).run(None, {}), strict=True))

@@ -27,7 +27,7 @@ from ..precision.layers import LEVELS
 from ..precision.rounding import ROW_ZERO
 from ..precision.scope import Int8Scope
 from ..precision.state_values import state_values
-from ..precision.weight_products import WeightProduct, initializer
+from ..precision.weight_products import GraphConstants, WeightProduct
 from ..precision.weights import CellKeys, RoundedWeights, ScaledLevels, scaled_columns
 
 EXTREME_ROWS = 8
@@ -62,6 +62,7 @@ class FileIntegers:
         of_states: set[str] = set()
         unrounded: dict[bytes, bool] = {}
         carried = state_values(model.graph)
+        constants = GraphConstants(model.opset_imports[""])
         for node in model.graph.all_nodes():
             is_in_loop = node.graph is not model.graph
             constant = _constant(node, 1)
@@ -70,7 +71,7 @@ class FileIntegers:
                 weights.setdefault(name, (constant.numpy(), _scales(node)))
                 has_state = not is_in_loop or node.inputs[0] in carried
                 (of_states if has_state else stateless).add(name)
-            product = WeightProduct.of(node, initializer)
+            product = WeightProduct.of(node, constants)
             if product is not None:
                 unrounded[product.key] = unrounded.get(product.key, False) or is_in_loop
         return cls(tables, weights, frozenset(stateless - of_states), unrounded)

@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.reporting.precision_tables import precision_sections, rounding_ways_table
-from benchmarks.studies import int8_contestants, int8_kernels, int8_rounding, precision
+from benchmarks.reporting.precision_tables import (
+    cells_section,
+    precision_sections,
+    rounding_ways_table,
+)
+from benchmarks.studies import (
+    int8_cells,
+    int8_contestants,
+    int8_kernels,
+    int8_rounding,
+    precision,
+)
 from benchmarks.studies.precision import STATE
 
 MACHINE = {
@@ -77,3 +87,17 @@ def test_what_lessens_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < errors["weights of 8 bits"] < errors["as it is"] < 0.1
     rows = [{"family": "GRU", "H": 8, "errors": errors}]
     assert f"| as it is | {errors['as it is']:.4f} |" in rounding_ways_table({"rows": rows})
+
+
+def test_cells_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_cells, "STEPS", 3)
+    monkeypatch.setattr(int8_cells, "BATCHES", [2])
+    monkeypatch.setattr(int8_contestants, "ROUNDS", 1)
+    monkeypatch.setattr(int8_contestants, "SECONDS", 0.0)
+    names = ("LSTM with peepholes", "GRUCell in a loop")
+    rows = [row for name in names for row in int8_cells.measure_model(name, 8)]
+    for row in rows:
+        errors = {name: measured["error"] for name, measured in row["contestants"].items()}
+        assert errors["float32"] < 1e-6 < errors["int8, state only"] < errors["int8"] < 0.1
+    table = cells_section({"rows": rows, "machine": MACHINE})
+    assert "| GRUCell in a loop, H=8, B=2 | " in table

@@ -114,14 +114,16 @@ class Decoder(nn.Module):
 
 
 class PythonLoop(nn.Module):
+    """Two cells; torch.onnx leaves the transposition of a weight as large as the first's to the graph."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.GRUCell(3, 4)
-        self.second = nn.RNNCell(4, 4)
+        self.first = nn.GRUCell(3, 64)
+        self.second = nn.RNNCell(64, 4)
         self.before = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.new_zeros(x.size(1), 4)
+        h = x.new_zeros(x.size(1), 64)
         state = x.new_zeros(x.size(1), 4)
         x = self.before(x)
         outputs = []
