@@ -12,14 +12,21 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+# What stops nginx once it has answered its requests, and some process managers send to any server.
+if hasattr(signal, "SIGQUIT"):
+    SIGNALS.append(signal.SIGQUIT)
 # A terminal that closes; `nohup` has it ignored.
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     SIGNALS.append(signal.SIGHUP)
 
 IGNORED_SIGNALS = [
-    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO")
+    if hasattr(signal, name)
 ]
-"""They mean nothing here, and would end the process at once: tools that rotate logs send them to any server."""
+"""They mean nothing here, and would end the process at once, unless something in it handles them, such as a profiler.
+Tools that rotate logs send the first two to any server.
+"""
 
 SAME_SECONDS = 0.1
 """Signals within this time are one: shells and programs such as `timeout` send each to a process and to its group."""
@@ -55,7 +62,8 @@ class StopSignals:
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._handle)
         for number in IGNORED_SIGNALS:
-            self._handlers[number] = signal.signal(number, signal.SIG_IGN)
+            if signal.getsignal(number) is signal.SIG_DFL:
+                self._handlers[number] = signal.signal(number, signal.SIG_IGN)
         return self
 
     def renew(self) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from deploy_rnn.number_fields import check_numbers
+
 MAX_TOKEN = 4096
 """Characters; with more, gRPC would refuse the metadata of some calls."""
 
@@ -38,7 +40,8 @@ class Settings:
         pages: folders, each with an index.html, whose files are served to everyone at `/pages/FOLDER/`.
 
     Raises:
-        ValueError: `token` is one that no client can send, or `stream_header` is not the name of a header.
+        ValueError: a number of bytes or connections that is below 1 or not whole, a time below 0, a `token` that no
+            client can send, or a `stream_header` that is not the name of a header.
     """
 
     max_bytes: int = 64 * 2**20
@@ -56,6 +59,7 @@ class Settings:
     pages: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         if self.token is not None:
             check_token(self.token)
         if self.stream_header is not None:

@@ -1,7 +1,8 @@
 """`Limits`: how much a model takes on at once."""
 
-from dataclasses import dataclass, fields
-from numbers import Integral
+from dataclasses import dataclass
+
+from deploy_rnn.number_fields import check_numbers
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,7 @@ class Limits:
     max_replaced: int = 2
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            minimum = 1 if field.type is int else 0
-            if field.type is int and not isinstance(value, Integral):
-                raise ValueError(f"`{field.name}` (={value!r}) must be a whole number.")
-            # Not `value < minimum`: that would let NaN through.
-            if not value >= minimum:
-                raise ValueError(f"`{field.name}` (={value!r}) must be {minimum} or more.")
+        check_numbers(self)
         if self.max_waste >= 1:
             raise ValueError(f"`max_waste` (={self.max_waste!r}) must be below 1: it is a share.")
 

@@ -35,7 +35,7 @@ LAZY = {
 # The arrows of docs/architecture.md: what each room may import, besides itself and the light modules.
 LIGHT = {
     "errors", "lazy", "files", "timing", "tensor_spec", "console", "model_errors", "json_fields", "plain_files",
-    "onnx_bytes",
+    "onnx_bytes", "number_fields",
 }  # fmt: skip
 ARROWS = {
     "nn": set(),

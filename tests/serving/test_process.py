@@ -32,10 +32,11 @@ def ends_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_the_first_signal_asks_and_the_second_ends(
-    number: int, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    number = getattr(signal, name)
     asked = []
     handler = signal.getsignal(number)
     with process.StopSignals() as signals:
@@ -51,16 +52,23 @@ def test_the_first_signal_asks_and_the_second_ends(
 
 
 @posix
-@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPROF", "SIGIO"])
 def test_a_signal_that_means_nothing_ends_nothing(name: str) -> None:
+    """Nor is it taken from whoever handles it, such as a profiler."""
     number = getattr(signal, name)
-    previous = signal.signal(number, lambda *_: pytest.fail("it is not ignored"))
+    caught = []
+    previous = signal.signal(number, signal.SIG_DFL)
     try:
+        with process.StopSignals():
+            assert signal.getsignal(number) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_DFL
+        signal.signal(number, lambda *_: caught.append(1))
         with process.StopSignals() as signals:
             signal.raise_signal(number)
             assert signals.received is None
     finally:
         signal.signal(number, previous)
+    assert caught == [1]
 
 
 @posix
