@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._export import non_strict_utils
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,6 +27,8 @@ class AnySize(TorchFunctionMode):
     4. A number out of `torch.arange` of numbers, by `tolist` or a loop over it: torch.export takes it for unknown. So
        it does one that is computed from buffers and sizes, as a padding is (`KnownNumbers`).
     5. Python's `max` or `min` of one tensor, such as the lengths: torch.export takes it for one of two numbers.
+    6. A list of tensors that is padded, or packed, keeps its steps: no file takes any number of rows as a list.
+    7. A distribution of torch.distributions does not check the values of its parameters, unless the model asks for it.
 
     Args:
         inside: the module that calls the model, for the lines of the model.
@@ -33,26 +36,34 @@ class AnySize(TorchFunctionMode):
 
     Attributes:
         taken_apart: the lines of the model that take an open axis apart, as a loop over it does, and so fix its size.
+        padded_lists: the lines of the model that make one tensor of a list with a tensor for each row.
     """
 
     def __init__(self, inside: str, model: nn.Module) -> None:
         super().__init__()
         self._model = model
         self.taken_apart: list[str] = []
+        self.padded_lists: list[str] = []
         self._inside = inside
         self.known = KnownNumbers()
         self._ranges: MutableMapping[Tensor, range] = WeakTensorKeyDictionary()  # of `torch.arange`
 
     def __enter__(self) -> Self:
-        # Case 5.
-        self._patch = mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min)
-        self._patch.start()
+        self._patches = [
+            # Case 5.
+            mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min),
+            # Case 7.
+            mock.patch.object(Distribution, "_validate_args", False),
+        ]
+        for patch in self._patches:
+            patch.start()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self._patch.stop()
+        for patch in reversed(self._patches):
+            patch.stop()
 
     def __torch_function__(
         self,
@@ -74,6 +85,8 @@ class AnySize(TorchFunctionMode):
             return replacement(func, *args, **kwargs)
         if func in _UNBINDING:
             self._note_axis(*args, **kwargs)
+        if func is _PAD_LIST:
+            self._fix_list(args[0])
         result = func(*args, **kwargs)
         self.known.note(func, args, kwargs, result)
         if func is torch.arange and _are_whole(args) and not result.is_floating_point():
@@ -89,7 +102,15 @@ class AnySize(TorchFunctionMode):
 
         1. A line takes an axis apart.
         2. TorchScript code reads a size, which is a number there.
+        3. A list has a tensor for each row.
         """
+        # Case 3.
+        if self.padded_lists:
+            return (
+                f" (pad_sequence or pack_sequence in {self.padded_lists[0]} takes a list with a tensor for each row, "
+                "and a file takes as many as the example has: let the model take one padded tensor, and the lengths "
+                "of its rows)"
+            )
         if self.taken_apart:
             return f" (taken apart in {self.taken_apart[0]}, as by a loop over rows or unpack_sequence)"
         # Case 2.
@@ -101,6 +122,14 @@ class AnySize(TorchFunctionMode):
                     "number: let the model have that part unscripted)"
                 )
         return ""
+
+    def _fix_list(self, sequences: Sequence[Tensor]) -> None:
+        # Case 6.
+        for sequence in sequences:
+            int(sequence.size(0))
+        line = running_line(self._inside)
+        if line and line not in self.padded_lists:
+            self.padded_lists.append(line)
 
     def _note_axis(self, tensor: Tensor, dim: int = 0) -> None:
         line = running_line(self._inside)
@@ -224,6 +253,8 @@ def _number(size: Any) -> int:
     """The kernel of a pool, for example, may be 3 or (3,)."""
     return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
 
+
+_PAD_LIST = torch._C._nn.pad_sequence
 
 _UNBINDING = (torch.unbind, Tensor.unbind)
 """Also what a loop over a tensor calls, and `tolist`."""

@@ -77,6 +77,10 @@ BRANCH = (
     "values."
 )
 
+NUMPY = (
+    "the model goes through numpy here, which a graph cannot follow; use the functions of torch."
+)
+
 PACKING = (
     "the model packs its rows here (pack_padded_sequence, pad_packed_sequence), by lengths that are values, and there "
     "is one graph for all values. Let pad_packed_sequence have `total_length=x.size(...)`, the steps of the padded "
@@ -96,6 +100,18 @@ def data_dependence(error: BaseException) -> str | None:
     # A size or a number that is not known yet is asked for, not whether something is true.
     text = NUMBER if re.search("specialized|zuf", str(error)) else BRANCH
     return f"{text} PyTorch says: {first_paragraph(error)}"
+
+
+def leaves_torch(error: BaseException) -> str | None:
+    """Return that a model computes with numpy, and what to do about it; None for any other error."""
+    # A tensor becomes an array; or a size, of which torch.export only knows the name, is in one, or makes one.
+    text = str(error)
+    is_left = (
+        ".numpy() is not supported" in text
+        or "np.ndarray of type numpy.object_" in text
+        or type(error).__name__ == "TraceError"
+    )
+    return NUMPY if is_left else None
 
 
 def _is_packing(error: BaseException) -> bool:

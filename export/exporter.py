@@ -85,8 +85,8 @@ def export_onnx(
         int8_products: with "int8", which products are of eight bits: "all"; or "state", those of the states and
             projections. Inputs are then multiplied in float32, which rounds less and takes longer (docs/precision.md).
         dynamic_shapes: as for `torch.onnx.export`, such as {"input": {1: "B"}}. None: the batch axis of the recurrent
-            layers, called "B", except in form "unrolled" also their time axis, called "T", and no other; of a model
-            without such layers, every axis that the model leaves open, called "x_0" and so on. The report's `inputs`
+            layers, called "B", and, except in form "unrolled", also their time axis, called "T", and every other axis
+            that the model takes in other sizes, called "x_0" and so on. The report's `inputs`
             show what is fixed. Another mapping, be it {}, opens exactly the axes that it names. An axis
             may have the sizes of its `torch.export.Dim` for which the model does not branch: the report's `ranges`.
         input_names: names of the graph's inputs. Default: `input`, `h0` and `c0` for a bare layer, else the names of

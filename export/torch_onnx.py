@@ -20,6 +20,7 @@ from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.model_errors import (
     data_dependence,
     first_paragraph,
+    leaves_torch,
     line_in_text,
     nothing_printed_on_error,
     quiet_loggers,
@@ -39,6 +40,8 @@ _REMARKS = (
     "torch.onnx._internal.exporter._core",
     "onnx_ir.passes.common.initializer_deduplication",
     "torch.fx.experimental.symbolic_shapes",
+    "torch.utils._sympy.interp",
+    "onnx_ir._convenience",
 )
 
 
@@ -195,10 +198,9 @@ def _format_error(error: Exception) -> ExportError:
             f"{start}ONNX has no operator for `{operator[1]}`, and torch.onnx does not write it with others; compute "
             "this in another way, or outside of the model."
         )
-    if ".numpy() is not supported" in message:
-        return ExportError(
-            f"{start}the model goes through numpy here, which a graph cannot follow; use the functions of torch."
-        )
+    left = leaves_torch(error)
+    if left:
+        return ExportError(f"{start}{left}")
     if line:
         return ExportError(f"{line}: PyTorch cannot export this: {cause}")
     return ExportError(f"PyTorch could not export the model: {cause}")

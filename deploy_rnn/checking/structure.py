@@ -85,13 +85,15 @@ def check_known(label: str, value: Any) -> None:
         if isinstance(leaf, Tensor) or not _holds_tensors(leaf):
             continue
         name = type(leaf).__name__
+        remedy = "register the class with torch.utils._pytree.register_pytree_node"
+        kind = "an object"
         if is_dataclass(leaf):
-            remedy = f"call torch.export.register_dataclass({name}) once"
-        else:
-            remedy = f"register {name} with torch.utils._pytree.register_pytree_node"
+            remedy = f"call torch.export.register_dataclass({name}) once before"
+            kind = "a dataclass"
+        verb = "is" if leaf is value else "contains"
         raise ExportError(
-            f"{label} has a {name}, whose tensors PyTorch does not see: {remedy}, or use a tuple, a NamedTuple or a "
-            "dict in its place."
+            f"{label} {verb} {kind} of type `{name}`, in which PyTorch does not look for tensors: {remedy}, or use a "
+            "tuple, a NamedTuple or a dict instead."
         )
 
 

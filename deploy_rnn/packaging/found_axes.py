@@ -23,12 +23,31 @@ Place = tuple[int, int]
 """The number of a tensor of the call, and an axis of it."""
 
 
-def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
-    """For each tensor of the call: the axes that are the batch of the recurrent layers and cells, "B", or steps, "T".
+@dataclass(frozen=True)
+class FoundAxes:
+    """What may be dynamic in a call.
 
-    An axis, or several of the same size, become one longer. If each layer that had this batch then has one row more,
-    they are "B"; and so for "T". Steps of another size, such as those of a decoder, are "T1". An input that the model
-    does not use, or passes on, has the axes of the others.
+    Attributes:
+        names: for each tensor, its axes and their names.
+        fixed: "B" if there is a batch of recurrent layers, or of cells, that no axis of the inputs is or changes; "T"
+            for steps.
+    """
+
+    names: list[dict[int, str]]
+    fixed: tuple[str, ...] = ()
+
+
+def found_axes(reference: Reference, call: ExampleCall) -> FoundAxes:
+    """Find the axes that the model takes in other sizes than the example's:
+
+    1. The batch of the recurrent layers and cells, "B", and their steps, "T". An axis, or several of the same size,
+       become one longer; each layer that had this batch then has one row more. So for the steps; those of another
+       size, such as those of a decoder, are "T1". An input that the model does not use, or passes on, has the axes of
+       the others.
+    2. Axes that the batch or the steps are computed from: steps that begin with one more, frames of a waveform, rows
+       that are sentences of several documents.
+    3. Further axes that the model takes longer and shorter, such as that of a memory, get the name of their tensor and
+       their number: "memory_1". Not one of size 1: the model may broadcast it.
     """
     names: list[dict[int, str]] = [{} for _ in call.tensors]
     layers = [module for module in reference.model.modules() if is_recurrent(module)]
@@ -38,22 +57,43 @@ def found_axes(reference: Reference, call: ExampleCall) -> list[dict[int, str]]:
         _cell_batches(reference.model) as cell_batches,
     ):
         runs = _Runs(reference, call, calls, cell_batches)
-        example = runs.longer([])
+        example = runs.resized([])
         if example is None:
-            return names
+            return FoundAxes(names)
+        unused_names = {meaning: _numbered(meaning) for meaning in (BATCH, STEPS)}
+        missing = []
         for meaning in (BATCH, STEPS):
-            unused_names = (f"{meaning}{count or ''}" for count in itertools.count())
             for size in dict.fromkeys(example.layer_sizes[meaning]):
-                places = [
-                    (number, axis)
-                    for number, axis in runs.places(size)
-                    if axis not in names[number]
-                ]
+                places = [place for place in runs.places(names) if runs.size(place) == size]
                 found = _places_of(meaning, size, places, example, runs)
-                name = next(unused_names) if found else ""
-                for number, axis in found:
-                    names[number][axis] = name
-    return names
+                if found:
+                    _name(names, found, next(unused_names[meaning]))
+                else:
+                    missing.append((meaning, size))
+        # Case 2. A product of batch and steps grows with both, and the steps are known by their own sizes.
+        fixed = []
+        for meaning, size in sorted(missing, key=lambda one: one[0] == BATCH):
+            found = _source_of(meaning, size, names, example, runs)
+            if found:
+                _name(names, found, next(unused_names[meaning]))
+            elif not _is_computed(meaning, size, names, example, runs):
+                fixed.append(meaning)
+        for places in _other_places(names, runs):
+            number, axis = places[0]
+            _name(names, places, f"{call.input_names[number]}_{axis}")
+    return FoundAxes(names, tuple(dict.fromkeys(fixed)))
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """A name, and then the same with the numbers from 1 on."""
+    yield name
+    for number in itertools.count(1):
+        yield f"{name}{number}"
+
+
+def _name(names: Sequence[dict[int, str]], places: Sequence[Place], name: str) -> None:
+    for number, axis in places:
+        names[number][axis] = name
 
 
 @contextmanager
@@ -119,27 +159,31 @@ class _Runs:
         self._calls = calls
         self._cell_batches = cell_batches
 
-    def places(self, size: int) -> list[Place]:
-        """The axes of that size in the example."""
+    def size(self, place: Place) -> int:
+        number, axis = place
+        return self._call.tensors[number].size(axis)
+
+    def places(self, names: Sequence[Mapping[int, str]]) -> list[Place]:
+        """The axes that have no name yet."""
         return [
             (number, axis)
             for number, tensor in enumerate(self._call.tensors)
-            for axis, axis_size in enumerate(tensor.shape)
-            if axis_size == size
+            for axis in range(tensor.dim())
+            if axis not in names[number]
         ]
 
-    def longer(self, places: Sequence[Place]) -> _Ran | None:
-        """Run the example with these axes longer by one; None if the model refuses.
+    def resized(self, places: Sequence[Place], by: int = 1) -> _Ran | None:
+        """Run the example with these axes longer by so many; None if the model refuses.
 
-        What is new is the first element again; or each is where it belongs in the order of the example, as rows from
-        the longest to the shortest want it.
+        What is new is the example from its beginning again; or each is where it belongs in the order of the example,
+        as rows from the longest to the shortest want it.
         """
-        for lengthened in (resized, stretched):
+        for resize in (resized, stretched):
             tensors = []
             for number, tensor in enumerate(self._call.tensors):
                 sizes = enumerate(tensor.shape)
-                shape = [size + ((number, axis) in places) for axis, size in sizes]
-                tensors.append(lengthened(tensor, shape))
+                shape = [size + by * ((number, axis) in places) for axis, size in sizes]
+                tensors.append(resize(tensor, shape))
             ran = self._run(self._call.with_tensors(tensors))
             if ran is not None or not places:
                 return ran
@@ -171,7 +215,7 @@ def _places_of(
         other: example.layer_sizes[other],
     }
     for together in _sets(places):
-        longer = runs.longer(together)
+        longer = runs.resized(together)
         if longer is not None and longer.layer_sizes == expected:
             tied = _with_tied_places(together, places, expected, runs)
             grown = longer.reshaped(example)
@@ -188,6 +232,63 @@ def _sets(places: Sequence[Place]) -> Iterator[list[Place]]:
     yield list(places)
 
 
+def _source_of(
+    meaning: str,
+    size: int,
+    names: Sequence[Mapping[int, str]],
+    example: _Ran,
+    runs: _Runs,
+) -> list[Place]:
+    """Axes without a name, of any one size, with which a batch or steps of this size grow; empty if there are none."""
+    for places in _sets_of_one_size(runs.places(names), runs):
+        if _grows(meaning, size, places, example, runs):
+            return places
+    return []
+
+
+def _is_computed(
+    meaning: str,
+    size: int,
+    names: Sequence[Mapping[int, str]],
+    example: _Ran,
+    runs: _Runs,
+) -> bool:
+    """Whether a batch or steps of this size grow with axes that have a name."""
+    places_of: dict[str, list[Place]] = {}
+    for number, tensor_names in enumerate(names):
+        for axis, name in tensor_names.items():
+            places_of.setdefault(name, []).append((number, axis))
+    return any(_grows(meaning, size, places, example, runs) for places in places_of.values())
+
+
+def _grows(meaning: str, size: int, places: Sequence[Place], example: _Ran, runs: _Runs) -> bool:
+    """Whether each batch, or steps, of this size is larger where these axes are."""
+    # One sample more may not make another frame.
+    for by in (1, runs.size(places[0])):
+        larger = runs.resized(places, by)
+        if larger is None:
+            continue
+        pairs = zip(example.layer_sizes[meaning], larger.layer_sizes[meaning], strict=False)
+        if all(now > before for before, now in pairs if before == size):
+            return True
+    return False
+
+
+def _other_places(names: Sequence[Mapping[int, str]], runs: _Runs) -> Iterator[list[Place]]:
+    """Axes without a name, or several of one size, that the model takes longer and shorter."""
+    taken: set[Place] = set()
+    for places in _sets_of_one_size(runs.places(names), runs):
+        is_new = runs.size(places[0]) > 1 and not taken.intersection(places)
+        if is_new and all(runs.resized(places, by) is not None for by in (1, -1)):
+            taken.update(places)
+            yield places
+
+
+def _sets_of_one_size(places: Sequence[Place], runs: _Runs) -> Iterator[list[Place]]:
+    for size in dict.fromkeys(runs.size(place) for place in places):
+        yield from _sets([place for place in places if runs.size(place) == size])
+
+
 def _with_tied_places(
     found: Sequence[Place],
     places: Sequence[Place],
@@ -198,9 +299,9 @@ def _with_tied_places(
     tied = [*found]
     inputs = {number for number, _ in found}
     for place in places:
-        if place[0] in inputs or runs.longer([place]) is not None:
+        if place[0] in inputs or runs.resized([place]) is not None:
             continue
-        longer = runs.longer([*tied, place])
+        longer = runs.resized([*tied, place])
         if longer is not None and longer.layer_sizes == expected:
             tied.append(place)
     return tied
@@ -223,7 +324,7 @@ def _free_places(
     for number, axis in places:
         if number in inputs or axis not in axes:
             continue
-        alone = runs.longer([(number, axis)])
+        alone = runs.resized([(number, axis)])
         if alone is None or alone.layer_sizes != example.layer_sizes:
             continue
         reshaped = alone.reshaped(example)

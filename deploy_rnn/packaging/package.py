@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deploy_rnn.any_size import AnySize
 from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.cell_calls import count_cell_calls
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
@@ -124,7 +125,8 @@ def package(
         kwargs: example keyword arguments.
         dynamic_shapes: name of each dynamic axis, such as {"tokens": {0: "B", 1: "T"}}; or a `torch.export.Dim` with
             its range. None: the batch and the steps of the recurrent layers, called "B" and "T" ("T1" where a decoder
-            has others), and no other axis; one that the model fixes is fixed, in a file from a graph with a warning.
+            has others), and further axes that the model takes in other sizes, called "memory_1" and so on; one that
+            PyTorch's graph fixes is fixed, in a file from a graph with a warning.
         atol: allowed absolute difference. If neither it nor `rtol` is given: 1e-5 if the model has any weights in
             float32, 1e-9 if all are float64, of an element's magnitude where that is above 1, and at least ten times
             PyTorch's own distance from float64 on the same inputs; 2e-2 if parts of it compute in float16, 5e-2 in
@@ -141,7 +143,7 @@ def package(
         ValueError, TypeError: a `model`, `atol`, `rtol`, `recurrence` or `args` that cannot be used.
 
     Warns:
-        UserWarning: without `dynamic_shapes`, a file from a graph fixes the batch or the steps of the recurrent layers.
+        UserWarning: without `dynamic_shapes`, a file from a graph fixes one of these axes.
     """
     check_recurrence(recurrence)
     model = check_module(model)
@@ -321,14 +323,19 @@ def _hold(conditions: Sequence[Condition], sizes: Mapping[Axis, int]) -> bool:
 
 
 def _written_with_found_axes(draft: _Draft, call: ExampleCall, write: Write) -> Package:
-    """Write the file with B and T open where the model has them, and lets them be open."""
+    """Write the file with every axis open that the model has in other sizes, and lets be open."""
     reference = draft.reference
-    shapes = call.shapes(found_axes(reference, call))
-    example = DynamicCall.of(reference.model, call, shapes)
+    found = found_axes(reference, call)
+    example = DynamicCall.of(reference.model, call, call.shapes(found.names))
     reasons = {}
-    for name in (BATCH,) if _takes_one_step(reference, call) else (STEPS, BATCH):
-        if name not in example.names:
-            reasons[name] = "no axis of the inputs is that by itself"
+    missing = [
+        name for name in found.fixed if name == BATCH or not _takes_one_step(reference, call)
+    ]
+    if missing:
+        with AnySize(inside=__name__, model=reference.model) as any_size:
+            reference.outputs(call)
+        for name in missing:
+            reasons[name] = f"no axis of the inputs is that by itself{any_size.why_fixed}"
     first_error = None
     package = None
     while package is None:
@@ -338,20 +345,34 @@ def _written_with_found_axes(draft: _Draft, call: ExampleCall, write: Write) -> 
             first_error = first_error or error
             if not example.names:
                 raise first_error from None
-            name = _name_to_fix(example, error)
-            reasons[name] = (
-                error.reason
-                if isinstance(error, DynamicAxisError)
-                else str(error).partition(";")[0]
-            )
-            example = example.without(name)
+            reason = str(error).partition(";")[0]
+            if isinstance(error, DynamicAxisError):
+                reason = error.reason
+            for name in _names_to_fix(example, error):
+                reasons[name] = reason
+                example = example.without(name)
     if package.source == GRAPH:
-        for name, reason in reasons.items():
-            meaning = "batch" if name.startswith(BATCH) else "steps"
-            warn_user(
-                f"{draft.path.name} takes the {meaning} of the example only: {reason}; give `dynamic_shapes`."
-            )
+        _warn_of_fixed_axes(package.path, reasons)
     return package
+
+
+def _warn_of_fixed_axes(path: str, reasons: Mapping[str, str]) -> None:
+    """Say which axes have the size of the example only; `reasons`: name of each -> why. One cause is said once."""
+    names_of: dict[str, list[str]] = {}
+    for name in reasons:
+        cause = reasons[name].partition(" (")[2] or reasons[name]
+        names_of.setdefault(cause, []).append(name)
+    for names in names_of.values():
+        meanings = [
+            {BATCH: "the batch", STEPS: "the steps"}.get(
+                name.rstrip("0123456789"), f"axis `{name}`"
+            )
+            for name in names
+        ]
+        described = ", ".join(dict.fromkeys(meanings))
+        warn_user(
+            f"{Path(path).name} takes {described} of the example only: {reasons[names[0]]}; give `dynamic_shapes`."
+        )
 
 
 def _takes_one_step(reference: Reference, call: ExampleCall) -> bool:
@@ -363,10 +384,14 @@ def _takes_one_step(reference: Reference, call: ExampleCall) -> bool:
     return bool(cells) and not has_layers and not loops and all(cell.number <= 1 for cell in cells)
 
 
-def _name_to_fix(example: DynamicCall, error: ExportError) -> str:
-    """The axis to give up after an error: the one that it names, if any; else the batch is the last."""
-    named = [name for name in example.names if f"`{name}`" in str(error)]
-    return min(named or example.names, key=lambda name: name == BATCH)
+def _names_to_fix(example: DynamicCall, error: ExportError) -> list[str]:
+    """The axes to give up after an error: the one that it names, if any; else those that are neither batch nor steps,
+    then the steps, and the batch last."""
+    for name in example.names:
+        if f"`{name}`" in str(error):
+            return [name]
+    others = [name for name in example.names if name.rstrip("0123456789") not in (BATCH, STEPS)]
+    return others or [min(example.names, key=lambda name: name == BATCH)]
 
 
 def _write_graph(

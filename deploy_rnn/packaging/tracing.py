@@ -20,6 +20,7 @@ from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.model_errors import (
     data_dependence,
     first_paragraph,
+    leaves_torch,
     nothing_printed_on_error,
     quiet_loggers,
     raising_line,
@@ -28,7 +29,7 @@ from deploy_rnn.packaging.axes import NO_LIMIT, Axes, Axis
 from deploy_rnn.packing.tracing import packing_exported
 
 # A logger that reports what an error says again.
-_REMARKS = ("torch.fx.experimental.symbolic_shapes",)
+_REMARKS = ("torch.fx.experimental.symbolic_shapes", "torch.utils._sympy.interp")
 
 
 LARGEST = 2**30
@@ -269,8 +270,8 @@ def _format_error(error: Exception, why_fixed: str) -> ExportError:
     line = raising_line(error)
     if isinstance(error, ExportError):
         return ExportError(f"{line}: {error}" if line else text)
-    dependence = data_dependence(error)
-    if dependence:
-        return ExportError(f"{line}: {dependence}" if line else dependence)
+    cause = data_dependence(error) or leaves_torch(error)
+    if cause:
+        return ExportError(f"{line}: {cause}" if line else cause)
     start = f"{line}: PyTorch cannot compile this" if line else "PyTorch cannot compile the model"
     return ExportError(f"{start}: {first_paragraph(error)}")

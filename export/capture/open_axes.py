@@ -1,7 +1,9 @@
 """Which axes of a model are open, and what there is to say of those that are not."""
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,8 +17,8 @@ from ..bare_layer import is_layer, layer_axes
 from ..options import ExportOptions
 from ..torch_onnx import Traced
 from .capture import Tracer
-from .related_axes import open_axes, with_free_axes
-from .tied_axes import fixed_axes, with_tied_axes
+from .related_axes import open_axes, with_free_axes, with_other_axes
+from .tied_axes import fixed_axes, takes_other_sizes, with_tied_axes
 
 Result = TypeVar("Result")
 
@@ -95,6 +97,9 @@ def _model_axes(
         stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
     axes = with_tied_axes(tracer.model, call, stack_axes)
     axes = with_free_axes(tracer.open_graph, call, axes)
+    if time:
+        takes = partial(takes_other_sizes, tracer.model, call)
+        axes = with_other_axes(tracer.open_graph, call, axes, takes)
     names = {name for tensor_axes in axes for name in tensor_axes.values()}
     missing = []
     if "B" not in names:
@@ -125,7 +130,10 @@ def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
         first_error = error
     names = {name for tensor_axes in axes for name in tensor_axes.values()}
     fixed = []
-    for name in sorted(names - {"B"}):
+    # The steps come last.
+    for name in sorted(
+        names - {"B"}, key=lambda name: (re.fullmatch(r"[BT]\d*", name) is not None, name)
+    ):
         fixed.append(name)
         axes = [_without(tensor_axes, name) for tensor_axes in axes]
         with suppress(DynamicAxisError):

@@ -5,7 +5,7 @@ symbol of its own.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -43,7 +43,7 @@ def with_free_axes(graph: ir.Graph, call: ExampleCall, axes: Sequence[Axes]) -> 
     2. Of an input that goes into something of another shape, such as a sum: it may have any size, and gets a name of
        its own.
     3. An axis that meets the named one in one tensor, as a table of as many entries as there are rows does, is another
-       axis that has its size by chance: it stays fixed.
+       axis that has its size by chance: it gets no name here.
     """
     free = [dict(tensor_axes) for tensor_axes in axes]
     symbols_of: dict[str, set[str]] = {}
@@ -77,6 +77,34 @@ def with_free_axes(graph: ir.Graph, call: ExampleCall, axes: Sequence[Axes]) -> 
             own_names.setdefault(size, _own_name(call, place))
             tensor_axes[place.axis] = own_names[size]
     return free
+
+
+def with_other_axes(
+    graph: ir.Graph,
+    call: ExampleCall,
+    axes: Sequence[Axes],
+    takes: Callable[[Sequence[Place]], bool],
+) -> list[Axes]:
+    """Return `axes` with a name of its own on each further size that may differ, such as that of a decoder's memory.
+
+    An axis of size 1 stays fixed: the model may broadcast it.
+
+    Args:
+        takes: whether the model takes these axes in other sizes.
+    """
+    named = [dict(tensor_axes) for tensor_axes in axes]
+    symbols: set[str] = set()
+    others: dict[str, list[Place]] = {}
+    for place, size in _sizes(graph):
+        if place.axis in named[place.input]:
+            symbols |= axis_names(size)
+        elif size.isidentifier() and call.tensors[place.input].size(place.axis) > 1:
+            others.setdefault(size, []).append(place)
+    for symbol, places in others.items():
+        if symbol not in symbols and takes(places):
+            for place in places:
+                named[place.input][place.axis] = _own_name(call, places[0])
+    return named
 
 
 def open_axes(graph: ir.Graph, call: ExampleCall) -> list[Axes]:

@@ -35,6 +35,12 @@ def with_tied_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) ->
     return tied
 
 
+def takes_other_sizes(model: nn.Module, call: ExampleCall, indices: Sequence[AxisIndex]) -> bool:
+    """Whether PyTorch accepts the example with these axes one longer, and one shorter."""
+    with unchanged(model):
+        return _runs(model, call, indices, 1) and _runs(model, call, indices, -1)
+
+
 def fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> list[AxisIndex]:
     """The axes without a name that the model takes longer, too: it is the graph that fixes them."""
     indices = [

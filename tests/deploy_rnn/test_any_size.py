@@ -47,6 +47,8 @@ def exported(model: nn.Module) -> torch.export.ExportedProgram:
         nn.Conv1d(4, 2, 3, padding=1, padding_mode="circular"),
         lambda x: F.pad(x, (3, 1), value=2.0),
         lambda x: x + max(x[0, 0]) - min(x[0, :, 0]),
+        lambda x: torch.distributions.Categorical(logits=x).probs,
+        lambda x: torch.distributions.Normal(x, x.exp()).variance,
     ],
 )
 def test_the_numbers_are_the_same_for_every_size(function: Callable[[Tensor], Tensor]) -> None:

@@ -111,10 +111,10 @@ def test_a_loop_in_form_scan(tmp_path: Path) -> None:
     call = (torch.randn(2, 5, 3), torch.randn(2, 7, 4))
     report = export_onnx(model, call, path, form="scan")
     shapes = {spec.name: spec.shape for spec in report.inputs}
-    assert shapes == {"x": ("B", "T", 3), "memory": ("B", 7, 4)}
-    for batch, steps in ((1, 1), (3, 9)):
+    assert shapes == {"x": ("B", "T", 3), "memory": ("B", "memory_1", 4)}
+    for batch, steps, places in ((1, 1, 7), (3, 9, 2)):
         x = torch.randn(batch, steps, 3)
-        assert_same(path, model, x=x, memory=torch.randn(batch, 7, 4))
+        assert_same(path, model, x=x, memory=torch.randn(batch, places, 4))
 
 
 def test_a_convolution_in_a_loop_takes_any_batch() -> None:

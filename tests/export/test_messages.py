@@ -68,6 +68,10 @@ def through_numpy(y: Tensor) -> Tensor:
     return torch.from_numpy(np.tanh(y.numpy()))
 
 
+def size_in_numpy(y: Tensor) -> Tensor:
+    return y + torch.from_numpy(np.arange(y.size(0)))[:, None, None]
+
+
 def printed(y: Tensor) -> Tensor:
     str(float(y.mean()))
     return y
@@ -100,7 +104,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("a", "what the model returns is of type str (='a'); a file returns tensors, alone or in tuples, lists"),
         ({"y": X, "n": "a"}, "`['n']` of what the model returns is of type str (='a'); a file"),
-        ((X, Scores(X)), "the result of the model has a Scores, whose tensors PyTorch does not see: call"),
+        ((X, Scores(X)), "the result of the model contains a dataclass of type `Scores`, in which PyTorch does"),
+        (Scores(X), "the result of the model is a dataclass of type `Scores`, in which PyTorch does not look"),
         (3, "the model returns no tensor, so that a file of it would have no output"),
         (None, "the model returns no tensor, so that a file of it would have no output"),
         (torch.view_as_complex(X.reshape(2, 5, 2, 2)), "is complex64, and ONNX has no complex outputs; let"),
@@ -176,6 +181,7 @@ def test_dynamic_shapes_of_another_kind(shapes: Any, text: str) -> None:
     ("after", "line", "text"),
     [
         (through_numpy, "np.tanh(y.numpy()", "the model goes through numpy here, "),
+        (size_in_numpy, "np.arange(y.size(0))", "the model goes through numpy here, "),
         (printed, "str(float(y.mean()))", "the model takes a number out of a tensor here, or before, as"),
         # torch.onnx keeps the line of the forward.
         (of_operator, "self.after(self.rnn(x)[0])", "ONNX has no operator for `test_messages.doubled`, and"),

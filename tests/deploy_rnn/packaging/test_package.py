@@ -234,8 +234,8 @@ def test_a_scripted_model(tmp_path: Path) -> None:
     """It fixes no axis; the steps, and what `dynamic_shapes` names, are tried and reported as dynamic."""
     model, path = Tagger(), tmp_path / "tagger.pt"
     tokens = torch.randint(20, (3, 2, 6))
-    # The layers' batch is 2*B, which no axis of the tokens is by itself.
-    assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": (3, 2, "T")}
+    # The batch of the layers is a product.
+    assert deploy_rnn.package(model, tokens, path).inputs == {"tokens": ("B", "tokens_1", "T")}
     dynamic_shapes = {"tokens": {0: "B", 2: "T"}}
     report = deploy_rnn.package(
         model, (), path, kwargs={"tokens": tokens}, dynamic_shapes=dynamic_shapes

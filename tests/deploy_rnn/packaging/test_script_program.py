@@ -227,6 +227,56 @@ class Last(nn.Module):
         return output[:, -3:].reshape(-1, 12)
 
 
+class Transducer(nn.Module):
+    """Its predictor begins with a step of its own, and looks at a memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor, memory: Tensor) -> Tensor:
+        begun = torch.cat([y[:, :1], y], 1)
+        predicted = getattr(self, "rn" + "n")(begun)[0]  # as TorchScript does not take it
+        seen = predicted @ memory.transpose(1, 2) @ memory  # (B, U+1, 4)
+        joined: Tensor = self.rnn(x)[0].unsqueeze(2) + seen.unsqueeze(1)
+        return joined
+
+
+def test_every_axis_that_may_differ_is_open(tmp_path: Path) -> None:
+    model = Transducer().eval()
+    args = torch.randn(2, 9, 5), torch.randn(2, 3, 5), torch.randn(2, 6, 4)
+    report = deploy_rnn.package(model, args, tmp_path / "m.pt")
+    assert report.source == "graph"
+    assert report.inputs == {
+        "x": ("B", "T", 5), "y": ("B", "T1", 5), "memory": ("B", "memory_1", 4)
+    }  # fmt: skip
+    other = torch.randn(3, 4, 5), torch.randn(3, 7, 5), torch.randn(3, 2, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "m.pt")(*other), model(*other))
+
+
+class Ragged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4)
+
+    def forward(self, rows: Any) -> Tensor:
+        output: Tensor = self.rnn(nn.utils.rnn.pad_sequence(rows))[0]
+        return output
+
+
+@pytest.mark.parametrize("file_name", ["m.pt", "m.onnx"])
+def test_a_list_with_a_tensor_for_each_row(file_name: str, tmp_path: Path) -> None:
+    """No file takes any number of them: what is fixed, and what to do, is said in one sentence."""
+    write = deploy_rnn.package if file_name == "m.pt" else deploy_rnn.export.export_onnx
+    with pytest.warns(
+        UserWarning, match=r"let the model take one padded tensor, and the len"
+    ) as told:
+        write(Ragged(), ([torch.randn(4, 5), torch.randn(2, 5)],), tmp_path / file_name)
+    assert len([one for one in told if one.category is UserWarning]) == 1
+    assert f"{__file__}:" in str(told[0].message)
+
+
 def test_a_range_that_the_model_needs_is_found_and_kept(tmp_path: Path) -> None:
     """torch.export takes the axes of one name for one size only where it knows that."""
     model = Last().eval()

@@ -46,10 +46,10 @@ def test_inputs_that_are_unused_or_passed_through_have_the_axes_of_the_others(
         # Of any size: the model adds its elements.
         "weights": ("weights_0",),
         # Three entries, as there are three rows by chance.
-        "table": (3, 6),
+        "table": ("table_0", 6),
     }
     x, weights, ids = torch.randn(2, 7, 4), torch.randn(5), torch.tensor([4, 5])
-    other = (x, torch.ones(2, 7), ids, weights, args[-1])
+    other = (x, torch.ones(2, 7), ids, weights, torch.randn(9, 6))
     feeds = {name: tensor.numpy() for name, tensor in zip(shapes, other, strict=True)}
     outputs = Engine(path).run(feeds)
     for output, expected in zip(outputs.values(), model(*other), strict=True):
