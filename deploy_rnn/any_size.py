@@ -49,7 +49,7 @@ class AnySize(TorchFunctionMode):
         self._ranges: MutableMapping[Tensor, range] = WeakTensorKeyDictionary()  # of `torch.arange`
 
     def __enter__(self) -> Self:
-        self._patches = [
+        self._patches: list[Any] = [
             # Case 5.
             mock.patch.object(non_strict_utils, "_tensor_min_max", _max_or_min),
             # Case 7.

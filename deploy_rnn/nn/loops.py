@@ -109,7 +109,8 @@ class LoopSizes(NamedTuple):
 
     Attributes:
         steps: T; None for a loop that feeds itself.
-        batch: the first axis of the first state, or the second of a state (L, B, H); None for a state of no axes.
+        batch: the first axis of the first state, or the second of a state (L, B, H), unless that is T; None for a state
+            of no axes.
     """
 
     steps: Any
@@ -134,10 +135,14 @@ def _note(sequences: Sequence[Tensor], states: Sequence[Tensor]) -> None:
     noted = _NOTED.get()
     if noted is None or in_step():
         return
-    batch = None
+    steps: Any = sequences[0].size(0) if sequences else None
+    batch: Any = None
     if states[0].dim() > 0:
         batch = states[0].size(1 if states[0].dim() == 3 else 0)
-    noted.append(LoopSizes(sequences[0].size(0) if sequences else None, batch))
+        # A state (B, T, H) has something for each step. Sizes that are numbers may be equal by chance.
+        if isinstance(steps, torch.SymInt) and str(batch) == str(steps):
+            batch = states[0].size(0)
+    noted.append(LoopSizes(steps, batch))
 
 
 def in_step() -> bool:

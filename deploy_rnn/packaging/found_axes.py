@@ -76,7 +76,8 @@ def found_axes(reference: Reference, call: ExampleCall) -> FoundAxes:
             found = _source_of(meaning, size, names, example, runs)
             if found:
                 _name(names, found, next(unused_names[meaning]))
-            elif not _is_computed(meaning, size, names, example, runs):
+            # One row, or one step at a time, is how the model calls the layer.
+            elif size > 1 and not _is_computed(meaning, size, names, example, runs):
                 fixed.append(meaning)
         for places in _other_places(names, runs):
             number, axis = places[0]

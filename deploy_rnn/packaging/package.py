@@ -14,6 +14,7 @@ from deploy_rnn.checking.branches import Condition
 from deploy_rnn.checking.cell_calls import count_cell_calls
 from deploy_rnn.checking.example_call import ExampleCall, on_cpu
 from deploy_rnn.checking.module import check_module
+from deploy_rnn.checking.python_loops import python_loop
 from deploy_rnn.checking.tolerance import Tolerance, model_precision
 from deploy_rnn.checking.trials import Reference
 from deploy_rnn.checking.two_calls import check_two_calls
@@ -36,6 +37,7 @@ from deploy_rnn.packaging.trials import (
     trials_of,
     with_least_sizes,
 )
+from deploy_rnn.packing.packing import refuse_packed
 from deploy_rnn.tensor_spec import SizeRange
 
 CODE = "code"
@@ -154,6 +156,8 @@ def package(
         )
     tolerance = Tolerance(atol, rtol, model_precision(model))
     model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
+    if not is_plain_layer(model):
+        refuse_packed(call.arguments)
     reference = Reference(model)
     check_two_calls(reference.model, call)
     tolerance = tolerance.with_half(reference.half_precision(call))
@@ -352,8 +356,21 @@ def _written_with_found_axes(draft: _Draft, call: ExampleCall, write: Write) -> 
                 reasons[name] = reason
                 example = example.without(name)
     if package.source == GRAPH:
+        reasons = {name: _with_loop(reason, reference, call) for name, reason in reasons.items()}
         _warn_of_fixed_axes(package.path, reasons)
     return package
+
+
+def _with_loop(reason: str, reference: Reference, call: ExampleCall) -> str:
+    """The reason why an axis is fixed, with the loop over it if there is no other cause yet."""
+    if "the model fixes it" not in reason or " (" in reason:
+        return reason
+    loop = python_loop(reference.model, call)
+    return (
+        f"{reason} ({loop}, which PyTorch writes out: deploy_rnn.scan stays a loop)"
+        if loop
+        else reason
+    )
 
 
 def _warn_of_fixed_axes(path: str, reasons: Mapping[str, str]) -> None:

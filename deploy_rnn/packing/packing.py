@@ -6,13 +6,14 @@ from, so that a recurrent layer reads that and its lengths. Where a model packs 
 graph then needs the packed tensor or the sorting of its rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.packing.rows import Rows
@@ -145,3 +146,19 @@ def _refuse_numbers_of_a_tensor(lengths: Sequence[Any]) -> None:
             "the lengths of pack_padded_sequence are numbers taken out of a tensor, as by `lengths.tolist()`, "
             "which fixes how many rows there are; give it the tensor itself."
         )
+
+
+def refuse_packed(arguments: Mapping[str, Any]) -> None:
+    """Raises: ExportError: one of the arguments of the model is, or contains, a PackedSequence."""
+    for name, value in arguments.items():
+        leaves = pytree.tree_leaves(value, is_leaf=_is_packed)
+        if any(_is_packed(leaf) for leaf in leaves):
+            raise ExportError(
+                f"`{name}` contains a PackedSequence, which cannot be an input of a file: let the model take the "
+                "padded sequence and its lengths and pack them itself; a recurrent layer by itself takes them as "
+                "kwargs={'lengths': lengths}."
+            )
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)

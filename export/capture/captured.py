@@ -16,6 +16,7 @@ from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
+from deploy_rnn.packing.packing import refuse_packed
 from deploy_rnn.tensor_spec import SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
@@ -37,7 +38,6 @@ from .indices import table_rows
 from .io_names import name_inputs_and_outputs
 from .kept_loops import keep_loops_or_warn
 from .open_axes import capture_with, find_axes
-from .packing import refuse_packed
 from .result import check_result, return_tensors
 from .streaming import check_can_stream, open_states, refuse_lengths, time_axes
 from .symbolic import symbolic_linear

@@ -1,13 +1,12 @@
 """Packed sequences while a model is being exported to ONNX: what differs there from `deploy_rnn.packing`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils import _pytree as pytree
 
 from deploy_rnn.errors import ExportError
 from deploy_rnn.packing.packing import Packing
@@ -81,19 +80,3 @@ def _is_computed(total_length: Any) -> bool:
     if isinstance(total_length, Tensor):
         return True
     return isinstance(total_length, torch.SymInt) and bool(free_unbacked_symbols(total_length))
-
-
-def refuse_packed(arguments: Mapping[str, Any]) -> None:
-    """Raises: ExportError: one of the arguments of the model is, or contains, a PackedSequence."""
-    for name, value in arguments.items():
-        leaves = pytree.tree_leaves(value, is_leaf=_is_packed)
-        if any(_is_packed(leaf) for leaf in leaves):
-            raise ExportError(
-                f"`{name}` contains a PackedSequence, which cannot be an input of an ONNX file: let the model take the "
-                "padded sequence and its lengths and pack them itself; a recurrent layer by itself takes them as "
-                "kwargs={'lengths': lengths}."
-            )
-
-
-def _is_packed(value: Any) -> bool:
-    return isinstance(value, PackedSequence)

@@ -117,6 +117,37 @@ def test_a_loop_in_form_scan(tmp_path: Path) -> None:
         assert_same(path, model, x=x, memory=torch.randn(batch, places, 4))
 
 
+class Tree(nn.Module):
+    """Nodes (B, T, 3), the children of each (B, T, T), and a state for each node: (B, T, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = nn.Linear(3 + 4, 4)
+
+    def forward(self, nodes: Tensor, children: Tensor) -> Tensor:
+        states = nodes.new_zeros(nodes.size(0), nodes.size(1), 4)
+        numbers = torch.arange(nodes.size(1))
+        for t in range(nodes.size(1)):
+            below = (children[:, t].unsqueeze(2) * states).sum(1)
+            state = torch.tanh(self.node(torch.cat([nodes[:, t], below], 1)))
+            states = states + (numbers == t).view(1, -1, 1) * state.unsqueeze(1)
+        return states
+
+
+def test_a_state_with_something_for_each_step(tmp_path: Path) -> None:
+    model = Tree().eval()
+    path = tmp_path / "a.onnx"
+    report = export_onnx(
+        model, (torch.randn(2, 5, 3), torch.ones(2, 5, 5).tril(-1)), path, form="scan"
+    )
+    assert [spec.shape for spec in report.inputs] == [("B", "T", 3), ("B", "T", "T")]
+    answer = Engine(str(path)).run(
+        {"nodes": np.ones((3, 7, 3), np.float32), "children": np.zeros((3, 7, 7), np.float32)}
+    )
+    expected = model(torch.ones(3, 7, 3), torch.zeros(3, 7, 7))
+    np.testing.assert_allclose(answer["output"], expected.detach().numpy(), atol=1e-5)
+
+
 def test_a_convolution_in_a_loop_takes_any_batch() -> None:
     """PyTorch takes another kernel from 16 rows on, which is no limit of the model."""
     call = (torch.randn(3, 2, 4), torch.randn(2, 5))

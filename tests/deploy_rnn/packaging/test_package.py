@@ -407,6 +407,7 @@ ROWS_APART = (
     ("model", "args", "name", "dynamic_shapes", "error", "text"),
     [
         (Odd("positions"), X, "m.pt", T, DynamicAxisError, "`T` cannot be dynamic: the model takes no other size"),
+        (nn.Sequential(nn.GRU(5, 4)), (pack_sequence([X[:, 0]]),), "m.pt", None, ExportError, "contains a PackedSeq"),
         (Odd("number"), (X, 2.0), "m.pt2", None, ExportError, "`scale` has 2.0, which is not a tensor"),
         (Odd("unrolled"), X, "m.pt2", T, DynamicAxisError, "`T` cannot be dynamic: the model fixes it at 6; leave"),
         (Rows(), (X, LENGTHS), "m.pt2", ROWS, DynamicAxisError, ROWS_APART),

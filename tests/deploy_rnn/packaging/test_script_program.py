@@ -255,6 +255,32 @@ def test_every_axis_that_may_differ_is_open(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.jit.load(tmp_path / "m.pt")(*other), model(*other))
 
 
+class SteppedLayer(nn.Module):
+    """Calls a layer for each step, as a policy does that forgets at the end of an episode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(5, 4)
+
+    def forward(self, x: Any, h: Tensor, goes_on: Tensor) -> Any:
+        outputs = []
+        for t in range(len(x)):
+            output, h = self.rnn(x[t : t + 1], h * goes_on[t, :, None])
+            outputs.append(output)
+        return torch.cat(outputs), h
+
+
+def test_a_loop_that_is_written_out_is_told(tmp_path: Path) -> None:
+    args = torch.randn(3, 2, 5), torch.randn(1, 2, 4), torch.ones(3, 2)
+    with pytest.warns(
+        UserWarning, match=r"axis `x_0` .* a loop over axis 0 of `x`, which Py"
+    ) as told:
+        report = deploy_rnn.package(SteppedLayer(), args, tmp_path / "m.pt")
+    assert len([one for one in told if one.category is UserWarning]) == 1
+    assert "for t in range(len(x)):" in str(told[0].message)
+    assert report.inputs == {"x": (3, "B", 5), "h": (1, "B", 4), "goes_on": (3, "B")}
+
+
 class Ragged(nn.Module):
     def __init__(self) -> None:
         super().__init__()
