@@ -85,10 +85,10 @@ def check_known(label: str, value: Any) -> None:
         if isinstance(leaf, Tensor) or not _holds_tensors(leaf):
             continue
         name = type(leaf).__name__
-        remedy = "register the class with torch.utils._pytree.register_pytree_node"
+        remedy = f"register {name} with torch.utils._pytree.register_pytree_node"
         kind = "an object"
         if is_dataclass(leaf):
-            remedy = f"call torch.export.register_dataclass({name}) once before"
+            remedy = f"call torch.export.register_dataclass({name}) once"
             kind = "a dataclass"
         verb = "is" if leaf is value else "contains"
         raise ExportError(
