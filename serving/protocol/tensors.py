@@ -196,7 +196,8 @@ def _flatten(name: str, data: object) -> tuple[list[Any], tuple[int, ...]]:
         raise InputError(f"`{name}` has data {shown(data)}; must be a list of values.")
     values: list[Any] = data
     sizes = [len(values)]
-    while set(map(type, values)) == {list}:
+    # The first value alone tells most requests, whose values are numbers.
+    while values and type(values[0]) is list and set(map(type, values)) == {list}:
         lengths = set(map(len, values))
         if len(lengths) > 1 or len(sizes) == MAX_RANK:
             problem = "nested too deeply" if len(lengths) == 1 else "lists of different lengths"
@@ -226,12 +227,14 @@ def _check_types(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> None
 
 def _convert(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarray:
     """`values` as an array, if none changes by more than rounding."""
-    if dtype.kind in "iu" and values:
+    if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if min(values) < limits.min or max(values) > limits.max:
+        whole = _whole_numbers(values, limits)
+        if whole is None:
             raise InputError(
                 f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}, {limits.min} to {limits.max}."
             )
+        return whole.astype(dtype, copy=False)
     if dtype.kind != "f":
         return np.array(values, dtype)
     try:
@@ -247,6 +250,18 @@ def _convert(name: str, values: Sequence[Any], dtype: np.dtype[Any]) -> np.ndarr
     if not np.isfinite(converted[was_finite]).all():
         raise InputError(f"`{name}` contains values out of range for {DATATYPE_OF[dtype.name]}.")
     return converted
+
+
+def _whole_numbers(values: Sequence[int], limits: np.iinfo[Any]) -> np.ndarray | None:
+    """The integers in a dtype that is wide enough for them; None if one is out of range."""
+    try:
+        # numpy 1 would turn an integer that a narrower dtype cannot represent into another one.
+        array = np.array(values, np.int64 if limits.max <= np.iinfo(np.int64).max else object)
+    except OverflowError:
+        return None
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        return None
+    return array
 
 
 def shown(value: object) -> str:
