@@ -1,6 +1,5 @@
 """What `export_onnx` and `export_bundle` can both be asked for."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,9 +13,9 @@ from deploy_rnn.errors import ExportError
 from .forms import ROW_ENDS
 from .forms.node_count import MAX_NODES
 from .opset import NEWEST, NEWEST_IR, OLDEST, lowest_ir_version
-from .precision.metric import ErrorMetric
+from .precision.metric import ErrorMetric, is_finite_number
 from .precision.names import FLOAT16, INT8, ROUNDED
-from .precision.scope import ALL, EVERY_PRODUCT, Int8Scope
+from .precision.scope import ALL, Int8Scope
 from .runtimes.table import ONNXRUNTIME, row_ends_for, runtime_named
 
 FIXED_STEPS = "Without `dynamic_shapes` the time axis is dynamic; form='unrolled' keeps the example's number of steps."
@@ -91,7 +90,7 @@ class ExportOptions:
 
     def _check_max_error(self) -> None:
         bound = self.max_error
-        is_number = isinstance(bound, (int, float)) and math.isfinite(bound) and bound > 0
+        is_number = is_finite_number(bound) and bound > 0
         if not is_number and not isinstance(bound, ErrorMetric):
             raise ValueError(
                 f"`max_error` (={bound!r}) must be a number above 0, or an `ErrorMetric`."
@@ -103,7 +102,9 @@ class ExportOptions:
             )
 
     def _check_int8_scope(self) -> None:
-        if self.int8_scope == EVERY_PRODUCT or self.precision == INT8:
+        scope = self.int8_scope
+        is_default = not scope.layers and scope.products == ALL
+        if is_default or self.precision == INT8:
             return
         name = "int8_layers" if self.int8_layers else "int8_products"
         raise ValueError(
@@ -113,7 +114,7 @@ class ExportOptions:
     @property
     def int8_scope(self) -> Int8Scope:
         """What of the model is of eight bits, in that precision."""
-        return Int8Scope(self.int8_layers or (), self.int8_products)
+        return Int8Scope(self.int8_layers, self.int8_products)
 
     def axis_advice(self, fixed_steps: bool) -> str:
         """What to do about an axis that the model fixes; `fixed_steps`: whether a file of fixed steps can be had."""

@@ -25,7 +25,7 @@ from .builder import Builder, replace_node
 from .loops import unroll
 from .node_count import MAX_NODES, check_node_count
 from .product import product
-from .step_products import round_products
+from .step_products import round_products, step_keys, written_keys
 
 
 def lower(
@@ -61,12 +61,14 @@ def lower(
         )
     if precision == INT8:
         _check_int8(graph, form)
-        products = round_products(graph, _free_prefix(graph, "step"), cells, rounds_inputs)
+        keys = step_keys(graph, cells, rounds_inputs=rounds_inputs)
+        products = round_products(graph, graph.all_nodes(), keys, _free_prefix(graph, "step"))
         _check_products(graph, products, rounds_inputs)
     if form in FIXED_TIME:
         _check_steps(graph, form, max_nodes, precision)
         for number, node in enumerate(loops):
             unroll(graph, node, _free_prefix(graph, f"loop{number}."), max_nodes)
+    others = list(graph.all_nodes())
     write = ROW_ENDS[row_ends] if form == "native" else FORMS[form]
     results: dict[Hashable, Any] = {}
     for number, node in enumerate(linear_nodes(graph)):
@@ -82,6 +84,9 @@ def lower(
         build = Builder(graph, prefix, results, precision, rounds_inputs=rounds_inputs)
         outputs = write(build, stack)
         replace_node(graph, node, build.nodes, outputs)
+    if precision == INT8:
+        # What else is multiplied by a weight of the layers, such as that of a linear layer which shares it.
+        round_products(graph, others, written_keys(results), _free_prefix(graph, "tied"))
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
     graph.opset_imports.pop(DOMAIN, None)

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from deploy_rnn.errors import ExportError
+from deploy_rnn.model_errors import error_text
 
 from .cost import Deviation
 
@@ -35,8 +38,7 @@ class ErrorMetric:
     def __post_init__(self) -> None:
         if not callable(self.measure):
             raise ValueError(f"`measure` (={self.measure!r}) must be a function.")
-        is_number = isinstance(self.limit, (int, float)) and math.isfinite(self.limit)
-        if not is_number or self.limit < 0:
+        if not is_finite_number(self.limit) or self.limit < 0:
             raise ValueError(f"`limit` (={self.limit!r}) must be finite and >= 0.")
 
     @property
@@ -48,9 +50,14 @@ class ErrorMetric:
         """The error of one call.
 
         Raises:
-            ExportError: the measure returns something else than a number, or NaN.
+            ExportError: the measure fails, or returns something else than a number, or NaN.
         """
-        result = self.measure(deviation.exact, deviation.rounded)
+        try:
+            result = self.measure(deviation.exact, deviation.rounded)
+        except Exception as error:  # whatever a user's function raises
+            raise ExportError(
+                f"`{self.name}` in `max_error` fails on the example: {error_text(error)}"
+            ) from error
         try:
             value = float(result)
         except (TypeError, ValueError):
@@ -60,6 +67,11 @@ class ErrorMetric:
                 f"`{self.name}` in `max_error` returned {result!r}; it must return a number."
             )
         return MeasuredError(self.name, value, self.limit)
+
+
+def is_finite_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a number of Python or numpy, but not a bool, NaN or infinity."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)

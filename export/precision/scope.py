@@ -1,6 +1,6 @@
 """`Int8Scope`: which products and layers of a model are of eight bits in precision "int8"."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,8 @@ class Int8Scope:
     products: str = ALL
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, str) or not set(self.layers) <= set(LAYERS):
+        is_list = isinstance(self.layers, (Sequence, Set)) and not isinstance(self.layers, str)
+        if not is_list or not all(layer in LAYERS for layer in self.layers):
             offered = " or ".join(map(repr, LAYERS))
             raise ValueError(f"`int8_layers` (={self.layers!r}) must be a list of {offered}.")
         if self.products not in PRODUCTS:

@@ -28,7 +28,7 @@ from ..precision.rounding import ROW_ZERO
 from ..precision.scope import Int8Scope
 from ..precision.state_values import state_values
 from ..precision.weight_products import GraphConstants, WeightProduct
-from ..precision.weights import CellKeys, RoundedWeights, ScaledLevels, scaled_columns
+from ..precision.weights import CellKeys, RoundedWeights, ScaledLevels, scaled_columns, scaled_key
 
 EXTREME_ROWS = 8
 """How many rows are multiplied, of levels 0 and 255 only."""
@@ -58,8 +58,8 @@ class FileIntegers:
             if name.endswith(LEVELS) and value.const_value is not None:
                 tables[name] = value.const_value.numpy()
         weights: dict[str, ScaledLevels] = {}
-        stateless: set[str] = set()
-        of_states: set[str] = set()
+        stateless: dict[bytes, str] = {}
+        of_states: set[bytes] = set()
         unrounded: dict[bytes, bool] = {}
         carried = state_values(model.graph)
         constants = GraphConstants(model.opset_imports[""])
@@ -69,12 +69,15 @@ class FileIntegers:
             if node.op_type == "MatMulInteger" and constant is not None:
                 name = str(constant.name)
                 weights.setdefault(name, (constant.numpy(), _scales(node)))
-                has_state = not is_in_loop or node.inputs[0] in carried
-                (of_states if has_state else stateless).add(name)
+                key = scaled_key(*weights[name])
+                stateless.setdefault(key, name)
+                if not is_in_loop or node.inputs[0] in carried:
+                    of_states.add(key)
             product = WeightProduct.of(node, constants)
             if product is not None:
                 unrounded[product.key] = unrounded.get(product.key, False) or is_in_loop
-        return cls(tables, weights, frozenset(stateless - of_states), unrounded)
+        names = frozenset(name for key, name in stateless.items() if key not in of_states)
+        return cls(tables, weights, names, unrounded)
 
 
 def integer_faults(integers: FileIntegers, weights: RoundedWeights) -> Iterator[str]:

@@ -311,6 +311,11 @@ def test_what_is_not_offered(
     ("options", "reason"),
     [
         ({"precision": "int8", "max_error": 0.0}, r"`max_error` \(=0.0\) must be a number above 0"),
+        ({"precision": "int8", "max_error": True}, r"`max_error` \(=True\) must be a number above"),
+        (
+            {"precision": "int8", "max_error": np.nan},
+            r"`max_error` \(=nan\) must be a number above",
+        ),
         ({"precision": "int8", "max_error": "a"}, r"`max_error` \(='a'\) must be a number above 0"),
         (
             {"max_error": 0.1},

@@ -10,6 +10,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
+import deploy_rnn
 from deploy_rnn.checking.example_call import ExampleCall
 from deploy_rnn.errors import ExportError, VerificationError
 from deploy_rnn.export import export_onnx, verify
@@ -136,6 +137,11 @@ def test_a_kind_that_the_model_lacks(kind: str) -> None:
             {"precision": "int8", "int8_layers": ["conv"]},
             "must be a list of 'linear' or 'embedding",
         ),
+        ({"precision": "int8", "int8_layers": [["linear"]]}, "must be a list of 'linear' or"),
+        (
+            {"precision": "int8", "int8_layers": 5},
+            r"`int8_layers` \(=5\) must be a list of 'linear'",
+        ),
         ({"precision": "int8", "int8_products": "input"}, "must be 'all' or 'state'"),
         ({"int8_products": "state"}, r"`int8_products` \(='state'\) is for precision='int8'"),
         ({"int8_layers": ["linear"]}, r"`int8_layers` \(=\['linear'\]\) is for precision='int8'"),
@@ -144,3 +150,67 @@ def test_a_kind_that_the_model_lacks(kind: str) -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         ExportOptions(**options)
+
+
+class TiedToLayer(nn.Module):
+    """A linear layer with the weight of a recurrent one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(4, 4)
+        self.out = nn.Linear(4, 4)
+        self.out.weight = self.rnn.weight_hh_l0
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.out(self.rnn(x)[0])
+        return output
+
+
+class CalledTwice(TiedToLayer):
+    """A linear layer, and its weight in a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(super().forward(x), self.out.weight)
+
+
+class InAndAfterALoop(nn.Module):
+    """A linear layer of the input of a loop, and of its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.state = nn.Parameter(torch.randn(4, 4) / 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def step(h: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            new = torch.tanh(self.linear(row) + h @ self.state)
+            return new, new
+
+        outputs = deploy_rnn.scan(step, x.new_zeros(x.size(1), 4), x)[1]
+        result: Tensor = self.linear(outputs)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "products"),
+    [
+        (TiedToLayer(), [], 2),
+        (CalledTwice(), ["linear"], 3),
+        (InAndAfterALoop(), ["linear"], 3),
+    ],
+    ids=["tied", "called twice", "loop"],
+)
+def test_a_weight_is_of_eight_bits_in_all_its_products(
+    model: nn.Module, layers: list[Any], products: int, tmp_path: Path
+) -> None:
+    """With `int8_products="state"`, too."""
+    x = torch.randn(4, 3, 4, generator=torch.Generator().manual_seed(3))
+    report = export_onnx(
+        model.eval(), x, tmp_path / "m.onnx", form="scan", sizes=(2,), precision="int8", int8_layers=layers,
+        int8_products="state",
+    )  # fmt: skip
+    assert report.op_types["MatMulInteger"] == products

@@ -55,7 +55,17 @@ def test_a_measure_returns_a_number(result: Any) -> None:
         ErrorMetric(lambda *_: result, 1.0).of(deviation)
 
 
-@pytest.mark.parametrize("limit", [-1.0, float("inf"), "1"])
+def test_a_measure_that_fails_is_named() -> None:
+    deviation = Deviation("example", [np.zeros(2)], [np.zeros(2)])
+
+    def wrong(expected: Any, answered: Any) -> float:
+        return float(expected["logits"])
+
+    with pytest.raises(ExportError, match=r"`wrong` in `max_error` fails on the example: .*TypeEr"):
+        ErrorMetric(wrong, 1.0).of(deviation)
+
+
+@pytest.mark.parametrize("limit", [True, -1.0, float("inf"), "1"])
 def test_a_limit_is_finite(limit: Any) -> None:
     with pytest.raises(ValueError, match=r"`limit` \(=.*\) must be finite and >= 0"):
         ErrorMetric(largest, limit)
