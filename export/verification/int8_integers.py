@@ -63,8 +63,12 @@ class FileIntegers:
         unrounded: dict[bytes, bool] = {}
         carried = state_values(model.graph)
         constants = GraphConstants(model.opset_imports[""])
+        in_loops: set[ir.Node] = set()
+        for node in model.graph:
+            if node.op_type == "Scan":
+                in_loops.update(node.attributes["body"].as_graph().all_nodes())
         for node in model.graph.all_nodes():
-            is_in_loop = node.graph is not model.graph
+            is_in_loop = node in in_loops
             constant = _constant(node, 1)
             if node.op_type == "MatMulInteger" and constant is not None:
                 name = str(constant.name)
