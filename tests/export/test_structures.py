@@ -159,7 +159,7 @@ def test_an_argument_that_pytorch_does_not_see(tmp_path: Path) -> None:
     for args in [(Unknown(X),), ([X, Unknown(X)],)]:
         with pytest.raises(
             ExportError,
-            match="`batch` (is|contains) a dataclass of type `Unknown`, in which PyTorch does",
+            match=r"`batch` (is|contains) a dataclass of type `Unknown`, in which PyTorch does",
         ):
             export_onnx(Takes(), args, tmp_path / "a.onnx", form="unrolled")
 
