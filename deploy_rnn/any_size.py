@@ -29,6 +29,7 @@ class AnySize(TorchFunctionMode):
     5. Python's `max` or `min` of one tensor, such as the lengths: torch.export takes it for one of two numbers.
     6. A list of tensors that is padded, or packed, keeps its steps: no file takes any number of rows as a list.
     7. A distribution of torch.distributions does not check the values of its parameters, unless the model asks for it.
+    8. `one_hot` of as many classes as an axis has, which fixes that axis: a comparison with every class.
 
     Args:
         inside: the module that calls the model, for the lines of the model.
@@ -223,6 +224,13 @@ def _clamp(func: Callable[..., Any], input: Tensor, min: Any = None, max: Any = 
     return func(input, min, max)
 
 
+def _one_hot(func: Callable[..., Any], tensor: Tensor, num_classes: Any = -1) -> Any:
+    if isinstance(num_classes, int):
+        return func(tensor, num_classes)
+    # Case 8.
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+
+
 _torchs_max_or_min: Callable[..., Any] = non_strict_utils._tensor_min_max
 
 
@@ -271,6 +279,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.max_pool1d: _max_pool,
     F.max_pool1d: _max_pool,
     F.pad: _pad,
+    F.one_hot: _one_hot,
     torch.clamp: _clamp,
     torch.clip: _clamp,
     torch.clamp_: _clamp,

@@ -22,6 +22,9 @@ from .tied_axes import fixed_axes, takes_other_sizes, with_tied_axes
 
 Result = TypeVar("Result")
 
+STEPS = re.compile(r"T\d*")
+"""The names of axes that are steps, where nobody has named any."""
+
 
 def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:
     """Call `attempt` with the names of the axes to fix: those that the model takes in the size of the example only.
@@ -63,10 +66,10 @@ def find_axes(
             axes = [_without(tensor_axes, name) for tensor_axes in axes]
     if not options.portable or options.dynamic_shapes is not None:
         return axes
-    # The batch of a portable file is a number; of a model without layers, every size is.
+    # The steps of a portable file may be open; of a model without layers, every size is a number.
     if not any(is_recurrent(module) for module in model.modules()):
         return [{} for _ in axes]
-    return [_without(tensor_axes, "B") for tensor_axes in axes]
+    return [_steps_only(tensor_axes) for tensor_axes in axes]
 
 
 def capture_with(
@@ -131,9 +134,7 @@ def _capture_found(tracer: Tracer, axes: Sequence[Axes]) -> Traced:
     names = {name for tensor_axes in axes for name in tensor_axes.values()}
     fixed = []
     # The steps come last.
-    for name in sorted(
-        names - {"B"}, key=lambda name: (re.fullmatch(r"[BT]\d*", name) is not None, name)
-    ):
+    for name in sorted(names - {"B"}, key=lambda name: (STEPS.fullmatch(name) is not None, name)):
         fixed.append(name)
         axes = [_without(tensor_axes, name) for tensor_axes in axes]
         with suppress(DynamicAxisError):
@@ -175,6 +176,10 @@ def _not_open(error: DynamicAxisError) -> DynamicAxisError:
 
 def _without(axes: Axes, name: str) -> Axes:
     return {axis: axis_name for axis, axis_name in axes.items() if axis_name != name}
+
+
+def _steps_only(axes: Axes) -> Axes:
+    return {axis: name for axis, name in axes.items() if STEPS.fullmatch(str(name))}
 
 
 def _batch_only(axes: Axes) -> Axes:

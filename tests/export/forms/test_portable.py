@@ -62,6 +62,23 @@ def test_a_portable_file_is_the_model(form: str, tmp_path: Path) -> None:
         assert not report.file.recurrent.sequence_lens
 
 
+class Looks(nn.Module):
+    """Looks at a memory (B, S, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        return self.rnn(x)[0] @ memory.transpose(1, 2) @ memory
+
+
+def test_only_the_steps_of_a_portable_file_are_open(tmp_path: Path) -> None:
+    args = (X, torch.randn(3, 6, 5))
+    report = export_onnx(Looks(), args, tmp_path / "m.onnx", form="scan", portable=True)
+    assert [spec.shape for spec in report.inputs] == [(3, "T", 4), (3, 6, 5)]
+
+
 class Scores(nn.Module):
     """Of what a layer returns, the output or the final state is used."""
 
