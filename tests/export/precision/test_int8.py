@@ -193,6 +193,7 @@ def test_faults_beside_a_product_in_float32_are_found(gru: nn.GRU, tmp_path: Pat
     def moved(array: np.ndarray) -> None:
         array[1, 2] += 1 if array.dtype == np.int8 else 1e-3
 
+    assert verify(path, gru, X, sizes=(2,), long_steps=None).file.int8_products == "state"
     for name, reason in (("n.weight_hh.int8", "a column of"), ("n.weight_ih.T", "differs by")):
         with pytest.raises(VerificationError, match=rf"is not the model: .*{reason}"):
             verify(changed(path, name, moved), gru, X, sizes=(2,), long_steps=None)
