@@ -1,12 +1,14 @@
 """`compile`: a whole model, its recurrent layers included, through `torch.compile`."""
 
 import re
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
 import torch
 import torch._dynamo
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional
 
@@ -20,7 +22,8 @@ from deploy_rnn.held_layers import unregistered_layers
 from deploy_rnn.inductor import compile_graph
 from deploy_rnn.model_errors import BRANCH, first_paragraph, line_in_text
 from deploy_rnn.nn.library import assign_kernels, check_recurrence
-from deploy_rnn.nn.recurrent import is_plain_layer
+from deploy_rnn.nn.recurrence import without_wrappers
+from deploy_rnn.nn.recurrent import Recurrent, is_plain_layer
 from deploy_rnn.packing.tracing import packing_traced
 
 
@@ -84,18 +87,91 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
             f"`{path}` holds a torch.nn.{type(layer).__name__} that is not registered, so that it cannot be compiled; "
             "use an nn.ModuleList or nn.ModuleDict, or assign the layer to an attribute."
         )
+    original = model if check and _has_code_around_layers(model) else None
+    return _compiled(converted, original, check, recurrence)
+
+
+@dataclass(frozen=True)
+class _Compilation:
+    """How a model was compiled.
+
+    Attributes:
+        check: whether first calls compare.
+        recurrence: as of `compile`.
+        first_call: compares with the original; None if nothing does.
+    """
+
+    check: bool
+    recurrence: str
+    first_call: FirstCall | None
+
+
+class CompiledModel(OptimizedModule):
+    """What `compile` returns.
+
+    A copy, by `copy.deepcopy` or `pickle`, has its own weights and hooks; it is compiled again, and compared as this.
+    """
+
+    _compilation: _Compilation | None = None
+
+    def __copy__(self) -> "CompiledModel":
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))  # the compiled code, too, as the weights are the same
+        return copied
+
+    def __reduce__(self) -> Any:
+        how = self._compilation
+        assert how is not None  # assigned as soon as there is one
+        original = None if how.first_call is None else how.first_call.model
+        hooks = {name: value for name, value in vars(self).items() if "_hook" in name}
+        return _copy, (self._orig_mod, original, how.check, how.recurrence, hooks)
+
+
+def _copy(
+    converted: nn.Module,
+    original: nn.Module | None,
+    check: bool,
+    recurrence: str,
+    hooks: dict[str, Any],
+) -> nn.Module:
+    """Compile the copy of a converted model; `hooks`: those of what was compiled before."""
+    compiled = _compiled(converted, original, check, recurrence)
+    for name, value in hooks.items():
+        if isinstance(value, dict):
+            vars(compiled)[name].update(value)
+        elif value is not None:
+            vars(compiled)[name] = value
+    return compiled
+
+
+def _compiled(
+    converted: nn.Module, original: nn.Module | None, check: bool, recurrence: str
+) -> nn.Module:
+    """Compile a converted model.
+
+    Args:
+        converted: what is compiled.
+        original: what its first call is compared with; None for no comparison.
+        check: whether the first call of each kind is compared with `converted`.
+        recurrence: as of `compile`.
+    """
     compiled: Any = torch.compile(converted, fullgraph=True, dynamic=True, backend=compile_graph)
     if compiled is converted:
         # torch.compile is switched off, as by TORCHDYNAMO_DISABLE=1.
         return cast(nn.Module, converted)
     _substitute_max_pool()
+    for part in converted.modules():
+        if isinstance(part, Recurrent):
+            # A copy of a compiled model has those of its layers still.
+            part.recurrence = without_wrappers(part.recurrence)
     kernels = assign_kernels(converted, recurrence)
+    first_call = None if original is None else FirstCall(original, converted)
     compiled_forward = CompiledFunction(
         packing_traced(converted), compile_graph, converted if check else None
     )
-    first_call = FirstCall(model, converted) if check and _has_code_around_layers(model) else None
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        _refuse_transforms()
         if first_call is not None:
             first_call.check(args, kwargs)
         if kernels and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -116,7 +192,9 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
             refuse_failing(converted, args, kwargs)
             raise _format_error(error) from error
 
+    compiled.__class__ = CompiledModel
     compiled.forward = forward
+    compiled._compilation = _Compilation(check, recurrence, first_call)
     return cast(nn.Module, compiled)
 
 
@@ -127,6 +205,19 @@ def _substitute_max_pool() -> None:
     for function in (torch.max_pool1d, functional.max_pool1d):
         rules.pop(function, None)  # the rule not to read it
         torch.compiler.substitute_in_graph(function, skip_signature_check=True)(max_pool_of_image)
+
+
+def _refuse_transforms() -> None:
+    """Refuse a call within `torch.func.vmap`, `jvp` and the like, unless torch.compile reads them, too.
+
+    Raises:
+        CompilationError: it is such a call.
+    """
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+        raise CompilationError(
+            "a transform of torch.func, such as vmap, jvp or jacrev, takes no compiled model; give it "
+            "deploy_rnn.convert(model)."
+        )
 
 
 def _format_error(error: Exception) -> CompilationError:
@@ -140,9 +231,12 @@ def _format_error(error: Exception) -> CompilationError:
     start = f"{line}: " if line else ""
     if "Data-dependent branching" in text or "data-dependent expression" in text:
         return CompilationError(f"{start}{BRANCH}")
-    reason = first_paragraph(error).partition(" Hint: ")[0].replace(" Explanation:", ":")
+    # Of the step of a loop, the reason is another error's text within this one.
+    reason = first_paragraph(error, preamble="Got graph break/error:").partition(" Hint: ")[0]
+    reason = re.sub(r" Higher Order Operator: \S+", "", reason).replace(" Explanation:", ":")
     return CompilationError(
-        f"{start}torch.compile cannot take this: {reason} Write it in another way, or use the model uncompiled."
+        f"{start}torch.compile cannot take this: {reason.rstrip(' :.')}. "
+        "Write it in another way, or use the model uncompiled."
     )
 
 

@@ -136,7 +136,8 @@ class CompiledFunction:
         return self._compiled_so_far(*args, **kwargs)
 
     def _compile_within_limit(self, args: Any, kwargs: Any) -> Any:
-        with NO_DUCK_SHAPES:
+        # A hook that comes or goes later makes another kind of call.
+        with NO_DUCK_SHAPES, torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
             if not self._has_fixed_numbers:
                 try:
                     return self._compiled(*args, **kwargs)

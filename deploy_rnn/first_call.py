@@ -42,6 +42,11 @@ class FirstCall:
         self._converted = converted
         self._lock = threading.Lock()
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The original; None once it was compared."""
+        return self._model
+
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Compare, at the first call.
 

@@ -46,9 +46,15 @@ def line_in_text(stack_trace: str) -> str | None:
     return line
 
 
-def first_paragraph(error: BaseException) -> str:
-    """Return the type of an error and the first paragraph of its text, as one line."""
-    paragraph = " ".join(str(error).strip().partition("\n\n")[0].split())
+def first_paragraph(error: BaseException, *, preamble: str = "\0") -> str:
+    """Return the type of an error and the first paragraph of its text, as one line.
+
+    Args:
+        error: any.
+        preamble: the end of what the text may begin with, which is left out.
+    """
+    text = str(error).rpartition(preamble)[2]
+    paragraph = " ".join(text.strip().partition("\n\n")[0].split())
     if len(paragraph) > LONGEST:
         paragraph = f"{paragraph[:LONGEST]} ..."
     return f"{type(error).__name__}: {paragraph}" if paragraph else type(error).__name__

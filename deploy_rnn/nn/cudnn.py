@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from deploy_rnn.nn.cells import CELLS
 from deploy_rnn.nn.onednn import SeenWeight
-from deploy_rnn.nn.recurrence import Recurrence
+from deploy_rnn.nn.recurrence import RecurrenceWrapper
 from deploy_rnn.nn.recurrent import Recurrent
 
 DEVICE = "cuda"
@@ -24,7 +24,7 @@ def has_kernel() -> bool:
     return torch.cuda.is_available() and bool(torch.backends.cudnn.is_available())
 
 
-class CudnnRecurrence(Recurrence):
+class CudnnRecurrence(RecurrenceWrapper):
     """Computes a layer of torch.nn on a GPU by cuDNN, and as it was computed before everywhere else.
 
     That is under torch.compile without gradients, without lengths, and without dropout in training mode.
@@ -34,8 +34,8 @@ class CudnnRecurrence(Recurrence):
     """
 
     def __init__(self, layer: Recurrent) -> None:
+        super().__init__(layer.recurrence)
         self.compiled_loop = layer.recurrence.compiled_loop  # type: ignore[method-assign]
-        self._other = layer.recurrence
         self._mode = next(n for n, mode in enumerate(_MODES) if CELLS[mode].step is layer._step)
         self._weights = _JoinedWeights(layer, self._mode)
 
@@ -59,10 +59,10 @@ class CudnnRecurrence(Recurrence):
             or input.dtype not in DTYPES
             or (layer.training and layer.dropout > 0)
         ):
-            return self._other.run(layer, input, states, lengths)
+            return self.other.run(layer, input, states, lengths)
         weights = self._weights.weights or layer.ordered_weights()
         if any(weight.dtype != input.dtype for weight in weights):
-            return self._other.run(layer, input, states, lengths)
+            return self.other.run(layer, input, states, lengths)
         if states is None:
             rows = layer.num_layers * layer.num_directions()
             states = [input.new_zeros([rows, input.size(1), size]) for size in layer.state_sizes()]

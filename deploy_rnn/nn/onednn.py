@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from deploy_rnn.nn.cells import CELLS
 from deploy_rnn.nn.lengths import reverse_rows
 from deploy_rnn.nn.lstm_directions import IN_CPP, lstm_direction, lstm_directions, lstm_in_torch
-from deploy_rnn.nn.recurrence import Recurrence
+from deploy_rnn.nn.recurrence import RecurrenceWrapper
 from deploy_rnn.nn.recurrent import Recurrent
 
 HOLD = 1e4
@@ -38,7 +38,7 @@ def has_kernel(layer: Recurrent) -> bool:
     )
 
 
-class OneDnnRecurrence(Recurrence):
+class OneDnnRecurrence(RecurrenceWrapper):
     """Computes an LSTM by oneDNN where that has a kernel, and as it was computed before everywhere else.
 
     It has one without a projection, in float32 on a CPU; it is called under torch.compile without gradients.
@@ -48,8 +48,8 @@ class OneDnnRecurrence(Recurrence):
     """
 
     def __init__(self, layer: Recurrent) -> None:
+        super().__init__(layer.recurrence)
         self.compiled_loop = layer.recurrence.compiled_loop  # type: ignore[method-assign]
-        self._other = layer.recurrence
         self._reordered = _ReorderedWeights(layer)
 
     def prepare(self) -> None:
@@ -65,14 +65,14 @@ class OneDnnRecurrence(Recurrence):
         self, layer: Recurrent, input: Tensor, states: list[Tensor] | None, lengths: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         if not torch.compiler.is_compiling() or not _takes(input):
-            return self._other.run(layer, input, states, lengths)
+            return self.other.run(layer, input, states, lengths)
         directions = layer.num_directions()
         size = layer.hidden_size
         weights = self._reordered.weights if lengths is None else None
         if weights is None:
             weights = [[*of_one] for of_one in layer.all_weights]
             if any(weight.dtype != input.dtype for of_one in weights for weight in of_one):
-                return self._other.run(layer, input, states, lengths)
+                return self.other.run(layer, input, states, lengths)
         if lengths is not None:
             lengths = lengths.to(input.device)
         finals: list[list[Tensor]] = [[], []]

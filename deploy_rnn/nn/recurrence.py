@@ -56,3 +56,21 @@ class Recurrence:
     def repack(self, output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
         """Pack `output` (T, B, D*P) with the rows, and their order, of `packed`; `lengths` are those of `unpack`."""
         return row_lengths.repack(output, lengths, packed)
+
+
+class RecurrenceWrapper(Recurrence):
+    """One that is assigned for a compiled model, and leaves to another what it does not do itself.
+
+    Args:
+        other: that one.
+    """
+
+    def __init__(self, other: Recurrence) -> None:
+        self.other = other
+
+
+def without_wrappers(recurrence: Recurrence) -> Recurrence:
+    """The recurrence that a layer had before any was assigned for a compiled model."""
+    while isinstance(recurrence, RecurrenceWrapper):
+        recurrence = recurrence.other
+    return recurrence

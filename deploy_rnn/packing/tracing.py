@@ -18,13 +18,13 @@ from torch import _VF, Tensor, nn
 from torch.nn.utils import rnn
 from torch.nn.utils.rnn import PackedSequence
 
-from deploy_rnn.nn.recurrence import Recurrence
+from deploy_rnn.nn.recurrence import Recurrence, RecurrenceWrapper
 from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.packing.packing import Packing
 from deploy_rnn.packing.rows import inverted, pad_list
 
 
-class PackedRecurrence(Recurrence):
+class PackedRecurrence(RecurrenceWrapper):
     """Reads and makes packed sequences by a `Packing`, and leaves all else to another `Recurrence`.
 
     Args:
@@ -33,21 +33,21 @@ class PackedRecurrence(Recurrence):
     """
 
     def __init__(self, other: Recurrence, packing: Callable[[], Packing | None]) -> None:
+        super().__init__(other)
         self.run = other.run  # type: ignore[method-assign]
         self.compiled_loop = other.compiled_loop  # type: ignore[method-assign]
-        self._other = other
         self._packing = packing
 
     def unpack(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:
         packing = self._packing()
         if packing is None:
-            return self._other.unpack(packed)
+            return self.other.unpack(packed)
         return packing.unpack(packed)
 
     def repack(self, output: Tensor, lengths: Tensor, packed: PackedSequence) -> PackedSequence:
         packing = self._packing()
         if packing is None:
-            return self._other.repack(output, lengths, packed)
+            return self.other.repack(output, lengths, packed)
         return packing.repack(output, packed)
 
 
