@@ -60,6 +60,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
     code draws others (shapes and dtypes are compared), and what changes outside of the model. Code and hooks of the
     model run more than once in a first call.
 
+    A copy of the result, by `copy.deepcopy` or `pickle`, is compiled at its own first call, and compared there.
+
     Args:
         model: any module that `convert` takes; it is not changed, and shares no parameters with the result.
         check: whether first calls compare.
@@ -68,8 +70,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
             for what was measured to be faster (docs/speed.md): oneDNN's kernel, and else the loop.
 
     Raises:
-        CompilationError: at a call, torch.compile cannot take the model, or the model itself fails on its arguments, or
-            the compiled model gives something else than `model`.
+        CompilationError: at a call, torch.compile cannot take the model, the model itself fails on its arguments,
+            the compiled model gives something else than `model`, or the call is within a transform of torch.func.
         ConversionError: see `convert`; a list, a dict or another object holds a layer that no module registers; at the
             first call, the converted model gives something else than `model`.
         ValueError: another `recurrence`.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
+from types import ModuleType
 
 
 def lazy_names(
@@ -40,5 +41,18 @@ def lazy_names(
                 f"run: pip install 'deploy-rnn[{needed}]'",
                 name=missing,
             ) from None
+        except AttributeError as error:
+            # Python would say that this package has no such name, and not why.
+            raise ImportError(
+                f"`{package}.{name}` cannot be loaded: {error}{_hint(error.obj)}"
+            ) from error
 
     return load
+
+
+def _hint(incomplete: object) -> str:
+    """What to do about a module that lacks something, where it is a mere folder that Python took for it."""
+    if not isinstance(incomplete, ModuleType) or getattr(incomplete, "__file__", None) is not None:
+        return ""
+    folder = next(iter(getattr(incomplete, "__path__", [])), "")
+    return f"; Python takes the folder {folder!r} for a package: rename it, or start elsewhere."

@@ -91,8 +91,8 @@ class OneDnnRecurrence(RecurrenceWrapper):
                 for final, state in zip(finals, last, strict=True):
                     final.append(state)
             input = torch.cat(outputs, -1) if directions == 2 else outputs[0]
-            if number + 1 < layer.num_layers:
-                input = F.dropout(input, layer.dropout, layer.training)
+            if layer.training and number + 1 < layer.num_layers:
+                input = F.dropout(input, layer.dropout)
         return input, [torch.cat(final) for final in finals]
 
 

@@ -178,8 +178,9 @@ class Recurrent(nn.Module):
                 _check_step(self._step, len(layer_finals), len(states))
             for number, final in enumerate(layer_finals):
                 finals[number].append(final)
-            if layer + 1 < self.num_layers:
-                input = F.dropout(input, self.dropout, self.training)
+            # Not asked for in evaluation mode: torch.compile begins again for a float that no operation takes.
+            if self.training and layer + 1 < self.num_layers:
+                input = F.dropout(input, self.dropout)
         return input, [torch.cat(layer_finals) for layer_finals in finals]
 
     def _zero_states(self, input: Tensor) -> list[Tensor]:

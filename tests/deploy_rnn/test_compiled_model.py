@@ -123,17 +123,18 @@ def wrappers(recurrence: Recurrence) -> list[type]:
 
 
 @torch.no_grad()
-def test_a_kernel_reads_the_weights_of_a_copy() -> None:
-    """It keeps them in another order, which is to be made again for a copy, too."""
+def test_a_shallow_copy_shares_the_weights_of_a_kernel() -> None:
+    """It keeps them in another order, which is made again whichever of the two is called after a change."""
     model = nn.LSTM(3, 4)
     compiled: Any = deploy_rnn.compile(model, recurrence="library")
     compiled(X)
     shallow = copy.copy(compiled)
-    for module in (model, shallow):
-        for weight in module.parameters():
-            weight.mul_(-1.5)
-    for module in (shallow, compiled):
-        assert_equal(module(X)[0], model(X)[0])
+    for first, second in ((shallow, compiled), (compiled, shallow)):
+        for module in (model, shallow):
+            for weight in module.parameters():
+                weight.mul_(-1.5)
+        assert_equal(first(X)[0], model(X)[0])
+        assert_equal(second(X)[0], model(X)[0])
 
 
 @torch.no_grad()

@@ -341,6 +341,18 @@ def test_a_copy_has_weights_of_its_own() -> None:
     assert not torch.allclose(copied(x)[0], expected[0])
 
 
+@pytest.mark.parametrize("recurrence", ["scan", "library"])
+@torch.no_grad()
+def test_the_dropout_is_no_input_in_evaluation_mode(
+    traced: list[torch.fx.GraphModule], recurrence: str
+) -> None:
+    """Inductor would not use it, and torch.compile begin again without it, which takes seconds."""
+    model = nn.LSTM(5, 9, num_layers=2, dropout=0.5).eval()
+    deploy_rnn.compile(model, recurrence=recurrence)(torch.randn(4, 3, 5))
+    (graph,) = traced
+    assert not [node for node in graph.graph.nodes if node.target == "item"]
+
+
 class Doubled(deploy_rnn.LSTM):
     """A loop of its own."""
 
