@@ -13,7 +13,11 @@ SIZED = ("float32", "float16", "int8", "int8, state only")
 
 LAYERS = """## Speed and error
 
-One layer: how many times as fast as float32, and the largest error."""
+One layer: how many times as fast as float32, and the largest error. On two cores."""
+
+ONE_THREAD = """## On one thread
+
+The same of one row on one thread, which is how the server runs a request while others wait."""
 
 SIZES = """## Size and memory
 
@@ -35,20 +39,26 @@ The highlighter of the examples: characters that get the right label, in held-ou
 def precision_sections(result: Result) -> dict[str, str]:
     """Marker of the page -> what stands there, with its heading: the page has none of them before they are measured."""
     return {
-        "precision": f"{LAYERS}\n\n{layers_table(result)}",
+        "precision": f"{LAYERS}\n\n{layers_table(result, None)}",
+        "precision_one_thread": f"{ONE_THREAD}\n\n{layers_table(result, 1)}",
         "precision_size": f"{SIZES}\n\n{sizes_table(result)}",
         "precision_kernels": f"{KERNELS}\n\n{kernels_table(result)}",
         "precision_highlighter": f"{TRAINED}\n\n{highlighter_table(result)}\n\n{machine_line(result)}",
     }
 
 
-def layers_table(result: Result) -> str:
-    """Milliseconds in float32, how many times as fast the others are, and their largest errors."""
-    measured_names = {name for row in result["rows"] for name in row["contestants"]}
+def layers_table(result: Result, threads: int | None) -> str:
+    """Milliseconds in float32, how many times as fast the others are, and their largest errors.
+
+    Args:
+        threads: of the rows; None for those on all cores.
+    """
+    rows = [row for row in result["rows"] if row["threads"] == threads]
+    measured_names = {name for row in rows for name in row["contestants"]}
     names = [name for name in SPEEDS if name in measured_names]
     header = ["", "float32, ms", *names]
     lines = []
-    for row in _in_order(result["rows"]):
+    for row in _in_order(rows):
         contestants = row["contestants"]
         float32 = contestants["float32"]["milliseconds"]
         cells = [_speed_and_error(contestants.get(name), float32) for name in names]
@@ -84,7 +94,7 @@ def sizes_table(result: Result) -> str:
     header = ["", *(f"kB, {name}" for name in names), *(f"MB held, {name}" for name in names)]
     lines = []
     for row in _in_order(result["rows"]):
-        if row["megabytes"] and row["B"] == 1:
+        if row["megabytes"] and row["B"] == 1 and row["threads"] is None:
             sizes = [f"{row['kilobytes'][name]:,.0f}" for name in names]
             held = [f"{row['megabytes'][name]:.1f}" for name in names]
             lines.append([f"{row['family']}, H={row['H']}", *sizes, *held])

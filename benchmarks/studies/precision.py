@@ -1,4 +1,4 @@
-"""Layers in float32, float16 and int8: `python -m benchmarks.studies.precision`, about nine minutes.
+"""Layers in float32, float16 and int8: `python -m benchmarks.studies.precision`, about eleven minutes.
 
 One layer with I = H and torch's own random weights, inference on the CPU. For 50 steps in form "unrolled", for 200 in
 form "scan". Beside ours: torch.nn, PyTorch's dynamic quantisation, which leaves nn.RNN as it is, and onnxruntime's
@@ -42,7 +42,9 @@ from deploy_rnn.timing import compare
 
 FAMILIES: dict[str, Any] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
 HIDDEN = [128, 256, 512, 1024]
-BATCHES = [1, 32]
+RUNS = [(1, None), (1, 1), (32, None)]
+"""B, and threads: None for all cores. On one thread, as a server runs a request."""
+
 STEPS = {"unrolled": 50, "scan": 200}
 """Form -> T."""
 
@@ -145,23 +147,36 @@ def megabytes_held(path: Path, steps: int, width: int) -> float:
 
 
 def measure_layer(family: str, hidden: int, form: str) -> Iterator[dict[str, Any]]:
-    """A row for each batch."""
+    """A row for each of RUNS."""
     torch.manual_seed(0)
     layer = FAMILIES[family](hidden, hidden).eval()
     steps = STEPS[form]
     with TemporaryDirectory() as folder:
         files = write_files(layer, form, Path(folder))
-        sessions = {name: open_session(path) for name, path in files.items()}
         kilobytes = {name: path.stat().st_size / 1e3 for name, path in files.items()}
         megabytes = {}
         if form == "scan":
             megabytes = {name: megabytes_held(path, steps, hidden) for name, path in files.items()}
-        for batch in BATCHES:
+        for batch, threads in RUNS:
             x = torch.randn(steps, batch, hidden)
             yield {
-                "family": family, "H": hidden, "B": batch, "T": steps, "form": form,
-                "contestants": measure_point(layer, x, sessions), "kilobytes": kilobytes, "megabytes": megabytes,
+                "family": family, "H": hidden, "B": batch, "T": steps, "form": form, "threads": threads,
+                "contestants": measure_on_threads(layer, x, files, threads),
+                "kilobytes": kilobytes, "megabytes": megabytes,
             }  # fmt: skip
+
+
+def measure_on_threads(
+    layer: nn.RNNBase, x: Tensor, files: Mapping[str, Path], threads: int | None
+) -> dict[str, dict[str, float]]:
+    """`measure_point` on so many threads; None for as many as there are cores."""
+    sessions = {name: open_session(path, threads=threads) for name, path in files.items()}
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads or threads_before)
+    try:
+        return measure_point(layer, x, sessions)
+    finally:
+        torch.set_num_threads(threads_before)
 
 
 def measure_all(families: Sequence[str], sizes: Sequence[int]) -> Iterator[list[dict[str, Any]]]:

@@ -30,13 +30,13 @@ FEW = {"rounds": 2, "calls": 1, "warm_up": 0, "pause": 0.0, "block_seconds": 1.0
 
 def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "STEPS", {"unrolled": 2, "scan": 3})
-    monkeypatch.setattr(precision, "BATCHES", [2])
+    monkeypatch.setattr(precision, "RUNS", [(2, None), (1, 1)])
     monkeypatch.setattr(precision, "BLOCKS", FEW)
     monkeypatch.setattr(int8_kernels, "BLOCKS", FEW)
     monkeypatch.setattr(int8_kernels, "BATCHES", [1])
     [*_, rows] = precision.measure_all(["RNN"], [8])
     kernels = int8_kernels.measure_kernels([128])
-    unrolled, scan = rows
+    unrolled, unrolled_on_one_thread, scan, _ = rows
     assert set(unrolled["contestants"]) == {
         "float32", "int8", STATE, "quantize_dynamic", "torch.nn",
     }  # fmt: skip
@@ -53,6 +53,10 @@ def test_layers_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     first = sections["precision"].splitlines()[6]
     assert first.startswith("| RNN, H=8, B=2, T=2, unrolled | ")
     assert sections["precision"].splitlines()[4].endswith(" | quantize_dynamic | torch.nn |")
+    assert len(sections["precision"].splitlines()) == 8
+    on_one_thread = sections["precision_one_thread"].splitlines()[6]
+    milliseconds = unrolled_on_one_thread["contestants"]["float32"]["milliseconds"]
+    assert on_one_thread.startswith(f"| RNN, H=8, B=1, T=2, unrolled | {milliseconds:.2f} | ")
     # float16 is measured in one form.
     assert first.split(" | ")[4] == ""
     error = f"{unrolled['contestants'][STATE]['error']:.1e}"
