@@ -1,6 +1,6 @@
 """`export_bundle`: one model as several verified graphs that share one file of weights."""
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
@@ -19,7 +19,7 @@ from deploy_rnn.tensor_spec import TensorSpec
 
 from .bundle_parts import BundlePart, plan_graphs
 from .capture.captured import CapturedModel
-from .capture.open_axes import with_fixed_axes
+from .capture.open_axes import FixedAxes, with_fixed_axes
 from .forms import FORMS
 from .options import DEFAULTS, ExportOptions
 from .precision.metric import ErrorMetric
@@ -114,7 +114,7 @@ def export_bundle(
         options.tolerance_for(checked)
     title = name or target.resolve().name
 
-    def attempt(fixed: Collection[str]) -> Manifest:
+    def attempt(fixed: FixedAxes) -> Manifest:
         parts = []
         for number, options in enumerate(all_options):
             captured = CapturedModel.of(

@@ -1,6 +1,6 @@
 """`export_onnx`: from a model to a verified ONNX file in one call."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,7 +12,7 @@ from deploy_rnn.files import replace_file, target
 
 from .auto import choose_form
 from .capture.captured import CapturedModel
-from .capture.open_axes import with_fixed_axes
+from .capture.open_axes import FixedAxes, with_fixed_axes
 from .forms import FIXED_TIME, FORMS
 from .options import DEFAULTS, FIXED_STEPS, ExportOptions
 from .precision.metric import ErrorMetric
@@ -165,7 +165,7 @@ def export_onnx(
         max_error=max_error,
     )
 
-    def attempt(fixed: Collection[str]) -> Report:
+    def attempt(fixed: FixedAxes) -> Report:
         return _export(checked, args, kwargs, file_path, form, options, checks, fixed)
 
     return with_fixed_axes(attempt, options)
@@ -179,9 +179,9 @@ def _export(
     form: str,
     options: ExportOptions,
     checks: CheckOptions,
-    fixed: Collection[str],
+    fixed: FixedAxes,
 ) -> Report:
-    """Export with axes `fixed` that would be dynamic otherwise; the others are those of `export_onnx`."""
+    """Export with these axes fixed, of those that are found; the others are those of `export_onnx`."""
     dynamic_time = form not in FIXED_TIME
     try:
         captured = CapturedModel.of(

@@ -1,6 +1,6 @@
 """A model captured for every form: one graph, whose inputs and outputs have their names."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +37,7 @@ from .dtypes import check_layers, refuse_bfloat16
 from .indices import table_rows
 from .io_names import name_inputs_and_outputs
 from .kept_loops import keep_loops_or_warn
-from .open_axes import capture_with, find_axes
+from .open_axes import FixedAxes, capture_with, find_axes
 from .result import check_result, return_tensors
 from .streaming import check_can_stream, open_states, refuse_lengths, time_axes
 from .symbolic import symbolic_linear
@@ -86,12 +86,12 @@ class CapturedModel:
         options: ExportOptions,
         *,
         dynamic_time: bool,
-        fixed: Collection[str] = (),
+        fixed: FixedAxes | None = None,
     ) -> "CapturedModel":
         """Capture a model; arguments and errors are those of `export_onnx`.
 
         `dynamic_time`: whether the time axis is open where `dynamic_shapes` is None.
-        `fixed`: names of axes that are then not open, of those that are found.
+        `fixed`: which of the axes that are found are not open.
         """
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
@@ -103,6 +103,7 @@ class CapturedModel:
         tracer = _tracer(model, call, result, options, dynamic_time=dynamic_time)
         # Tensors of the states have come to the example if it had none.
         call = tracer.call
+        fixed = fixed or FixedAxes()
         axes = find_axes(model, tracer, options, time=dynamic_time, fixed=fixed)
         onnx, limits = capture_with(model, tracer, axes, options)
         _name(onnx.graph, model, call, result, options)

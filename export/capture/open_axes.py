@@ -1,15 +1,16 @@
 """Which axes of a model are open, and what there is to say of those that are not."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
 from deploy_rnn.checking.example_call import Axes, ExampleCall
-from deploy_rnn.errors import DynamicAxisError
+from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.nn.recurrent import is_recurrent
 
@@ -26,21 +27,51 @@ STEPS = re.compile(r"T\d*")
 """The names of axes that are steps, where nobody has named any."""
 
 
-def with_fixed_axes(attempt: Callable[[Collection[str]], Result], options: ExportOptions) -> Result:
-    """Call `attempt` with the names of the axes to fix: those that the model takes in the size of the example only.
+@dataclass
+class FixedAxes:
+    """What an export fixes of the axes that nobody has asked for.
 
-    These are found when the file is checked. Of axes that nobody has asked for, each but the batch is fixed then, with
-    a warning, and the export begins again.
+    Attributes:
+        names: of axes that would be dynamic otherwise.
+        others: whether all axes are fixed but the batch and the steps.
+        found_others: those that the latest attempt has found, as `axis 2 of x`.
     """
-    fixed: list[str] = []
+
+    names: list[str] = field(default_factory=list)
+    others: bool = False
+    found_others: list[str] = field(default_factory=list)
+
+
+def with_fixed_axes(attempt: Callable[[FixedAxes], Result], options: ExportOptions) -> Result:
+    """Call `attempt` with the axes to fix, which are found when the file is checked. The export then begins again, with
+    a warning, if nobody has asked for them:
+
+    1. Those that the model takes in the size of the example only, but for the batch.
+    2. All but the batch and the steps, if there is no file with more, or it is not the model: torch.onnx may write a
+       number for the size of a further axis, such as the window of an adaptive pooling.
+    """
+    fixed = FixedAxes()
+    first_error: ExportError | None = None
     while True:
         try:
-            return attempt(fixed)
+            result = attempt(fixed)
         except DynamicAxisError as error:
-            if error.axis in (None, "B", *fixed) or options.dynamic_shapes is not None:
+            if error.axis in (None, "B", *fixed.names) or options.dynamic_shapes is not None:
                 raise
-            fixed.append(str(error.axis))
+            fixed.names.append(str(error.axis))
             warn_user(f"{error.axis}: fixed at the size in the example, since {error.reason}.")
+        except ExportError as error:
+            if fixed.others or not fixed.found_others:
+                raise
+            fixed.others = True
+            first_error = error
+        else:
+            if first_error is not None:
+                warn_user(
+                    f"{', '.join(fixed.found_others)}: fixed at the size in the example. With other sizes, "
+                    f"{first_error}"
+                )
+            return result
 
 
 def find_axes(
@@ -49,20 +80,20 @@ def find_axes(
     options: ExportOptions,
     *,
     time: bool,
-    fixed: Collection[str],
+    fixed: FixedAxes,
 ) -> list[Axes]:
-    """What is to be dynamic in each tensor of the call: as asked for, or else the batch and the steps.
+    """What is to be dynamic in each tensor of the call: as asked for, or else what may be.
 
     Args:
         time: whether the steps are, where `dynamic_shapes` is None.
-        fixed: names of axes that are not, of those that are found.
+        fixed: what is not, of that which is found; gets the others that are.
     """
     call = tracer.call
     if is_layer(model):
         axes = layer_axes(model, call, options.dynamic_shapes, time=time)
     else:
-        axes = _model_axes(tracer, call, options.dynamic_shapes, time=time)
-        for name in fixed:
+        axes = _model_axes(tracer, call, options.dynamic_shapes, time=time, fixed=fixed)
+        for name in fixed.names:
             axes = [_without(tensor_axes, name) for tensor_axes in axes]
     if not options.portable or options.dynamic_shapes is not None:
         return axes
@@ -86,7 +117,7 @@ def capture_with(
 
 
 def _model_axes(
-    tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool
+    tracer: Tracer, call: ExampleCall, dynamic_shapes: Any, *, time: bool, fixed: FixedAxes
 ) -> list[Axes]:
     """For a whole model: `dynamic_shapes`, or the axes that are the batch (and steps) of its recurrent layers."""
     if dynamic_shapes is not None:
@@ -100,9 +131,11 @@ def _model_axes(
         stack_axes = [_batch_only(tensor_axes) for tensor_axes in stack_axes]
     axes = with_tied_axes(tracer.model, call, stack_axes)
     axes = with_free_axes(tracer.open_graph, call, axes)
-    if time:
+    if time and not fixed.others:
         takes = partial(takes_other_sizes, tracer.model, call)
-        axes = with_other_axes(tracer.open_graph, call, axes, takes)
+        all_axes = with_other_axes(tracer.open_graph, call, axes, takes)
+        fixed.found_others = _added(call, axes, all_axes)
+        axes = all_axes
     names = {name for tensor_axes in axes for name in tensor_axes.values()}
     missing = []
     if "B" not in names:
@@ -176,6 +209,16 @@ def _not_open(error: DynamicAxisError) -> DynamicAxisError:
 
 def _without(axes: Axes, name: str) -> Axes:
     return {axis: axis_name for axis, axis_name in axes.items() if axis_name != name}
+
+
+def _added(call: ExampleCall, before: Sequence[Axes], after: Sequence[Axes]) -> list[str]:
+    """The axes that have a name now, as a user would call them."""
+    return [
+        f"axis {axis} of `{call.names[number]}`"
+        for number, tensor_axes in enumerate(after)
+        for axis in tensor_axes
+        if axis not in before[number]
+    ]
 
 
 def _steps_only(axes: Axes) -> Axes:

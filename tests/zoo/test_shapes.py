@@ -185,6 +185,7 @@ SHAPES: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {
 
 @pytest.mark.filterwarnings("ignore:axis 2 of `x`, T, can have a size of 7 or more only")
 @pytest.mark.filterwarnings("ignore:an axis is fixed. the recurrent layers have steps:UserWarning")
+@pytest.mark.filterwarnings("ignore:axis 2 of `x`. fixed at the size in the example:UserWarning")
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_shape_of_a_model_of_the_zoo(name: str, tmp_path: Path) -> None:
     """It is exported with its batch and steps open, and answers at other sizes than the example's."""

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 from deploy_rnn.checking.example_call import ExampleCall
+from deploy_rnn.errors import VerificationError
 from deploy_rnn.export import export_onnx
 from deploy_rnn.export.capture.capture import Tracer
 from deploy_rnn.serving import Engine
@@ -110,3 +112,33 @@ def test_an_axis_that_steps_are_computed_from_is_dynamic(tmp_path: Path) -> None
         x, mask = torch.randn(2, steps, 4), torch.randn(2, steps)
         output = Engine(path).run({"x": x.numpy(), "mask": mask.numpy()})["output"]
         np.testing.assert_allclose(output, model(x, mask).detach(), atol=1e-5)
+
+
+class Columns(nn.Module):
+    """The mean of each column; torch.onnx writes the height of the example for the pooling's window."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.AdaptiveAvgPool2d((None, 1))
+        self.rnn = nn.RNN(2, 3, batch_first=True)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        columns = picture.permute(0, 3, 1, 2)  # (B, T, channels, height)
+        output: Tensor = self.rnn(self.mean(columns).squeeze(3))[0]
+        return output
+
+
+def test_a_further_axis_that_the_file_would_get_wrong_is_fixed(tmp_path: Path) -> None:
+    said = r"^axis 2 of `picture`: fixed at the size in the example\. With other sizes, m\.onnx "
+    with pytest.warns(UserWarning, match=said):
+        report = export_onnx(
+            Columns(), (torch.randn(2, 2, 4, 6),), tmp_path / "m.onnx", form="scan"
+        )
+    assert report.inputs[0].shape == ("B", 2, 4, "T")
+
+
+def test_one_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
+    axes = {"picture": {0: "B", 2: "height", 3: "T"}}
+    picture = torch.randn(2, 2, 4, 6)
+    with pytest.raises(VerificationError, match="height="):
+        export_onnx(Columns(), (picture,), tmp_path / "m.onnx", form="scan", dynamic_shapes=axes)
