@@ -46,14 +46,16 @@ def line_in_text(stack_trace: str) -> str | None:
     return line
 
 
-def first_paragraph(error: BaseException, *, preamble: str = "\0") -> str:
+def first_paragraph(error: BaseException, *, preamble: str | None = None) -> str:
     """Return the type of an error and the first paragraph of its text, as one line.
 
     Args:
         error: any.
-        preamble: the end of what the text may begin with, which is left out.
+        preamble: the end of what the text may begin with, which is left out; None for nothing.
     """
-    text = str(error).rpartition(preamble)[2]
+    text = str(error)
+    if preamble is not None:
+        text = text.rpartition(preamble)[2]
     paragraph = " ".join(text.strip().partition("\n\n")[0].split())
     if len(paragraph) > LONGEST:
         paragraph = f"{paragraph[:LONGEST]} ..."

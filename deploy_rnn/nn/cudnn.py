@@ -35,7 +35,6 @@ class CudnnRecurrence(RecurrenceWrapper):
 
     def __init__(self, layer: Recurrent) -> None:
         super().__init__(layer.recurrence)
-        self.compiled_loop = layer.recurrence.compiled_loop  # type: ignore[method-assign]
         self._mode = next(n for n, mode in enumerate(_MODES) if CELLS[mode].step is layer._step)
         self._weights = _JoinedWeights(layer, self._mode)
 

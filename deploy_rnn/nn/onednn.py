@@ -49,7 +49,6 @@ class OneDnnRecurrence(RecurrenceWrapper):
 
     def __init__(self, layer: Recurrent) -> None:
         super().__init__(layer.recurrence)
-        self.compiled_loop = layer.recurrence.compiled_loop  # type: ignore[method-assign]
         self._reordered = _ReorderedWeights(layer)
 
     def prepare(self) -> None:

@@ -67,6 +67,7 @@ class RecurrenceWrapper(Recurrence):
 
     def __init__(self, other: Recurrence) -> None:
         self.other = other
+        self.compiled_loop = other.compiled_loop  # type: ignore[method-assign]
 
 
 def without_wrappers(recurrence: Recurrence) -> Recurrence:

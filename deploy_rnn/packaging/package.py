@@ -380,16 +380,23 @@ def _warn_of_fixed_axes(path: str, reasons: Mapping[str, str]) -> None:
         cause = reasons[name].partition(" (")[2] or reasons[name]
         names_of.setdefault(cause, []).append(name)
     for names in names_of.values():
-        meanings = [
-            {BATCH: "the batch", STEPS: "the steps"}.get(
-                name.rstrip("0123456789"), f"axis `{name}`"
-            )
-            for name in names
-        ]
-        described = ", ".join(dict.fromkeys(meanings))
+        described = ", ".join(dict.fromkeys(map(_in_words, names)))
         warn_user(
             f"{Path(path).name} takes {described} of the example only: {reasons[names[0]]}; give `dynamic_shapes`."
         )
+
+
+def _in_words(name: str) -> str:
+    """What a found axis is."""
+    meaning = _meaning(name)
+    if meaning == BATCH:
+        return "the batch"
+    return "the steps" if meaning == STEPS else f"axis `{name}`"
+
+
+def _meaning(name: str) -> str:
+    """BATCH or STEPS for one of the axes that are called so, of which further ones have a number."""
+    return name.rstrip("0123456789")
 
 
 def _takes_one_step(reference: Reference, call: ExampleCall) -> bool:
@@ -407,7 +414,7 @@ def _names_to_fix(example: DynamicCall, error: ExportError) -> list[str]:
     for name in example.names:
         if f"`{name}`" in str(error):
             return [name]
-    others = [name for name in example.names if name.rstrip("0123456789") not in (BATCH, STEPS)]
+    others = [name for name in example.names if _meaning(name) not in (BATCH, STEPS)]
     return others or [min(example.names, key=lambda name: name == BATCH)]
 
 

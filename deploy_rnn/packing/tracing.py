@@ -35,7 +35,6 @@ class PackedRecurrence(RecurrenceWrapper):
     def __init__(self, other: Recurrence, packing: Callable[[], Packing | None]) -> None:
         super().__init__(other)
         self.run = other.run  # type: ignore[method-assign]
-        self.compiled_loop = other.compiled_loop  # type: ignore[method-assign]
         self._packing = packing
 
     def unpack(self, packed: PackedSequence) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,7 @@ def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes
     """Name what a model without layers takes in other sizes, and its file does not."""
     for number, axis in fixed_axes(model, call, axes):
         warn_user(
-            f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
+            f"{_axis(call, number, axis)} is fixed at {call.tensors[number].size(axis)}, the size in the "
             "example: PyTorch traces the model for this size only."
         )
 
@@ -193,7 +193,7 @@ def _warn_of_unnamed_axes(tracer: Tracer, axes: Sequence[Axes]) -> None:
     call = tracer.call
     for number, axis in fixed_axes(tracer.model, call, axes):
         warn_user(
-            f"axis {axis} of `{call.names[number]}` is fixed at {call.tensors[number].size(axis)}, the size in the "
+            f"{_axis(call, number, axis)} is fixed at {call.tensors[number].size(axis)}, the size in the "
             f"example, though the model takes others. {tracer.written_out}"
         )
 
@@ -212,13 +212,18 @@ def _without(axes: Axes, name: str) -> Axes:
 
 
 def _added(call: ExampleCall, before: Sequence[Axes], after: Sequence[Axes]) -> list[str]:
-    """The axes that have a name now, as a user would call them."""
+    """The axes that have a name now and had none."""
     return [
-        f"axis {axis} of `{call.names[number]}`"
+        _axis(call, number, axis)
         for number, tensor_axes in enumerate(after)
         for axis in tensor_axes
         if axis not in before[number]
     ]
+
+
+def _axis(call: ExampleCall, number: int, axis: int) -> str:
+    """An axis of a tensor of the call, as a user would call it."""
+    return f"axis {axis} of `{call.names[number]}`"
 
 
 def _steps_only(axes: Axes) -> Axes:
