@@ -401,6 +401,7 @@ class Connection(asyncio.Protocol):
         scope = {"type": "http", "method": "GET"}
         app = refusal(status, message)
         self._add(Exchange(self, app, scope, keep_alive=False, expects_continue=False))
+        self._reading = None  # nothing of it is to arrive
 
     def _stop_reading(self) -> None:
         """Read no further, answer what was accepted, and end the connection."""
@@ -417,6 +418,7 @@ class Connection(asyncio.Protocol):
         reading = self._reading
         if self._reads_body() and reading is not None and not reading.answered:
             self._exchanges.remove(reading)
+            self._reading = None
             reading.disconnect()
 
     def _drop(self, size: int) -> None:
@@ -425,8 +427,12 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _end(self) -> None:
-        """Everything was answered. The client sees the end, and may finish what it is sending."""
+        """Everything is answered that will be. The client sees the end, and may finish what it is sending."""
         self._ends = self._ignores_input = True
+        # What came after the last request of the connection was not begun.
+        for exchange in self._exchanges:
+            exchange.disconnect()
+        self._exchanges.clear()
         if self._has_eof:
             self._transport.close()
         elif not self._transport.is_closing() and self._transport.can_write_eof():

@@ -134,19 +134,25 @@ def test_a_half_closed_connection_gets_its_answers(
     assert statuses(ask(server, sent)) == expected
 
 
+@pytest.mark.parametrize(
+    ("behind", "expected"),
+    [(b"", [200]), (chunked(b"zz\r\n"), [200, 400]), (chunked(b"1;" + b"a" * 70_000), [200])],
+)
 def test_a_connection_may_be_half_closed_before_its_answer(
-    server: Server, repository: Repository
+    behind: bytes, expected: list[int], server: Server, repository: Repository
 ) -> None:
     model: Any = repository.model("sum")
     model.gate.clear()
     accepted = len(model._accepted)
     with connect(server) as client:
-        client.sendall(post())
+        client.sendall(post() + behind)
         client.shutdown(socket.SHUT_WR)
         wait_until(lambda: len(model._accepted) > accepted)
         time.sleep(0.1)  # the server sees the end meanwhile
         model.gate.set()
-        assert SUMS in receive_all(client)
+        answers = receive_all(client)
+    assert statuses(answers) == expected
+    assert SUMS in answers
 
 
 @pytest.mark.parametrize(
@@ -167,8 +173,11 @@ def test_a_connection_may_be_half_closed_before_its_answer(
         (GET * (connection.MAX_PIPELINED + 9), [200] * connection.MAX_PIPELINED),
     ],
 )  # fmt: skip
-def test_one_answer_for_each_request(sent: bytes, expected: list[int], server: Server) -> None:
+def test_one_answer_for_each_request(
+    sent: bytes, expected: list[int], server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     assert statuses(ask(server, sent)) == expected
+    assert not caplog.messages  # a client's mistakes are not the server's
 
 
 @pytest.mark.parametrize(
