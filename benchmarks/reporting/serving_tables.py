@@ -74,6 +74,13 @@ def _rate(row: Row) -> str:
     return f"{row['rate']:.0f} ({row['p99']:.0f}; {row['cpu_ms']:.2f})"
 
 
+def grpc_servers_table(result: Result) -> str:
+    """Processor time of a request of each server."""
+    lines = [[row["server"], f"{1e3 * row['cpu_ms']:.0f}"] for row in result["rows"]]
+    header = ["microseconds of CPU a request", f"{result['calls']} at a time"]
+    return markdown(header, lines) + f"\n\n{machine_line(result)}"
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "lengths": ladder_table,
     "whole": ladder_table,

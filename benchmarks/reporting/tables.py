@@ -33,7 +33,12 @@ from benchmarks.reporting.precision_tables import (
 )
 from benchmarks.reporting.scale_tables import scale_sections
 from benchmarks.reporting.serving_tables import TABLES as SERVING_TABLES
-from benchmarks.reporting.serving_tables import goals_table, processes_table, serving_in_words
+from benchmarks.reporting.serving_tables import (
+    goals_table,
+    grpc_servers_table,
+    processes_table,
+    serving_in_words,
+)
 from benchmarks.reporting.summary import leads, medians
 from benchmarks.reporting.text import factor, load, machine_line, markdown
 
@@ -300,6 +305,7 @@ def sections() -> dict[str, str]:
         "export": export_table(load(RESULTS / "export.json")),
         "compile_time": compile_table(load(RESULTS / "compile_time.json")),
         "loading": loading_table(load(RESULTS / "loading.json")),
+        "grpc_servers": grpc_servers_table(load(RESULTS / "grpc_servers.json")),
         "score": score_table(load(RESULTS / "score.json")),
         "torch_modules": modules_summary(load(RESULTS / "torch_modules.json")),
         "torch_training": training_table(load(RESULTS / "torch_modules.json")),

@@ -29,7 +29,7 @@ from .disconnecting import disconnect
 from .messages import CLASSES, parse
 from .naming import address, code_name
 from .streaming_calls import Accepted, StreamingCalls
-from .tensors import parse_request, read, write
+from .tensors import Reader, parse_request, write
 from .tracing import traced
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Service:
         self._inference = inference
         self._access_log = access_log
         self._settings = inference.settings
+        self._reader = Reader(self._settings)
         self._calls = Calls(
             self._settings.max_connections, self._settings.unread_seconds, disconnect
         )
@@ -145,7 +146,8 @@ class Service:
                 self._authorize(context)
                 await self._calls.released()
                 self._calls.enter(context.peer())
-                current_stream_headers.set(self._stream_headers(context))
+                if self._settings.stream_header is not None:
+                    current_stream_headers.set(self._stream_headers(context))
                 answer = await handle(context)
                 self._calls.sending(len(answer))
                 return answer
@@ -303,7 +305,7 @@ class Service:
         """Hand a ModelInferRequest of `size` bytes, which may take `seconds`, to its model."""
 
         def decode() -> InferRequest:
-            return read(message, seconds, self._settings)
+            return self._reader.read(message, seconds)
 
         model, version = message.model_name, message.model_version
         _note_model(model)

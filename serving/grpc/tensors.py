@@ -1,8 +1,9 @@
 """Messages of gRPC: a ModelInferRequest is read, and a ModelInferResponse is written."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from deploy_rnn.errors import InputError
 from ..protocol import oip
 from ..protocol.inference import InferRequest
 from ..protocol.tensors import check_shape, datatype_of, dtype_of, from_bytes, from_values, to_bytes
-from ..scheduling.request import Response
+from ..scheduling.request import Request, Response
 from ..settings import Settings
 from .messages import CLASSES, parse
 from .wire import MAX_FIELDS, check_size
@@ -23,6 +24,12 @@ CONTENTS = {
     "FP32": "fp32_contents", "FP64": "fp64_contents",
 }  # fmt: skip
 """Datatype -> the field of InferTensorContents for its values. FP16 has none, and comes as raw bytes."""
+
+MAX_KNOWN = 1024
+"""Messages that are remembered, without their ids and bytes."""
+
+MAX_KNOWN_BYTES = 1024
+"""Of such a message."""
 
 
 def parse_request(data: bytes, settings: Settings) -> Any:
@@ -38,45 +45,114 @@ def parse_request(data: bytes, settings: Settings) -> Any:
     return parse("ModelInferRequest", data)
 
 
-def read(message: Any, seconds: float, settings: Settings) -> InferRequest:
-    """
-    Args:
-        message: a ModelInferRequest.
-        seconds: how long it may take if it has no shorter `timeout`.
+class Reader:
+    """Reads ModelInferRequests.
 
-    Raises:
-        InputError: the message is not an inference request that the protocol allows.
-        TooLargeError: a tensor is too large.
-        UnsupportedError: the request needs an extension that is not implemented.
+    What one says besides its bytes, most say alike: then only the first is checked, and the others need their bytes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # By the message without its id and its bytes. Used in any thread.
+        self._descriptions: dict[bytes, Description] = {}
+
+    def read(self, message: Any, seconds: float) -> InferRequest:
+        """
+        Args:
+            message: a ModelInferRequest; its id and its raw contents are taken out of it.
+            seconds: how long it may take if it has no shorter `timeout`.
+
+        Raises:
+            InputError: the message is not an inference request that the protocol allows.
+            TooLargeError: a tensor is too large.
+            UnsupportedError: the request needs an extension that is not implemented.
+        """
+        request_id = message.id
+        contents: list[bytes] = list(message.raw_input_contents)
+        if not contents:
+            description = _describe(message, self._settings, raw=False)
+            return description.complete(request_id, (), seconds)
+        message.ClearField("id")
+        message.ClearField("raw_input_contents")
+        text = message.SerializeToString()
+        known = self._descriptions.get(text)
+        if known is None:
+            known = _describe(message, self._settings, raw=True)
+            if len(text) <= MAX_KNOWN_BYTES:
+                self._remember(text, known)
+        return known.complete(request_id, contents, seconds)
+
+    def _remember(self, text: bytes, description: "Description") -> None:
+        if len(self._descriptions) >= MAX_KNOWN:
+            self._descriptions.clear()
+        self._descriptions[text] = description
+
+
+class Input(NamedTuple):
+    """What a message says of an input.
+
+    Attributes:
+        values: its elements; None if they are raw.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    values: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a message says, besides its id and the bytes of its inputs.
+
+    Attributes:
+        request: without inputs and without a timeout.
+        seconds: the client's `timeout`; infinite if it has none.
+    """
+
+    inputs: Sequence[Input]
+    request: Request
+    seconds: float
+
+    def complete(
+        self, request_id: str, raw_contents: Sequence[bytes], seconds: float
+    ) -> InferRequest:
+        """The request with all that it needs; `seconds`: how long it may take if it has no shorter `timeout`.
+
+        Raises:
+            InputError: the bytes are not those that it says.
+        """
+        arrays: dict[str, np.ndarray] = {}
+        if raw_contents and len(raw_contents) != len(self.inputs):
+            raise InputError(
+                f"the request has {len(self.inputs)} inputs and {len(raw_contents)} `raw_input_contents`; there must "
+                "be one for each input."
+            )
+        for number, (name, dtype, shape, values) in enumerate(self.inputs):
+            if values is None:
+                values = from_bytes(name, dtype, shape, raw_contents[number])
+            arrays[name] = values
+        timeout = min(seconds, self.seconds)
+        return InferRequest(request_id, self.request.with_inputs(arrays, timeout))
+
+
+def _describe(message: Any, settings: Settings, *, raw: bool) -> Description:
+    """Args:
+    raw: whether the elements of all inputs are raw; otherwise those of all are typed contents.
     """
     # Each look at a field makes an object.
     tensors = list(message.inputs)
     if not tensors:
         raise InputError("the request has no `inputs`.")
-    raw_contents: list[bytes | None] = list(message.raw_input_contents)
-    # All inputs are raw, or all have typed contents.
-    if not raw_contents:
-        raw_contents = [None] * len(tensors)
-    if len(raw_contents) != len(tensors):
-        raise InputError(
-            f"the request has {len(tensors)} inputs and {len(raw_contents)} `raw_input_contents`; there must be one "
-            "for each input."
-        )
-    names = []
-    inputs = {}
-    for tensor, raw in zip(tensors, raw_contents, strict=True):
-        name = tensor.name
-        names.append(name)
-        inputs[name] = _input(name, tensor, raw, settings)
-
+    inputs = [_input(tensor.name, tensor, settings, raw=raw) for tensor in tensors]
+    names = [tensor.name for tensor in inputs]
     output_names = []
     for output in message.outputs:
         name = output.name
         oip.refuse_parameters(name, _parameters(output.parameters))
         output_names.append(name)
-    parameters = _parameters(message.parameters)
-    request = oip.request(names, output_names, parameters, seconds)
-    return InferRequest(message.id, replace(request, inputs=inputs))
+    request = oip.request(names, output_names, _parameters(message.parameters), inf)
+    return Description(inputs, request, inf if request.timeout is None else request.timeout)
 
 
 def write(infer_request: InferRequest, model_name: str, response: Response) -> Any:
@@ -92,17 +168,17 @@ def write(infer_request: InferRequest, model_name: str, response: Response) -> A
     return message
 
 
-def _input(name: str, tensor: Any, raw: bytes | None, settings: Settings) -> np.ndarray:
+def _input(name: str, tensor: Any, settings: Settings, *, raw: bool) -> Input:
     oip.refuse_parameters(name, _parameters(tensor.parameters))
     dtype = dtype_of(name, tensor.datatype)
     shape = check_shape(name, list(tensor.shape), dtype, settings.max_bytes)
-    if raw is None:
-        return from_values(name, dtype, shape, _contents(tensor))
+    if not raw:
+        return Input(name, dtype, shape, from_values(name, dtype, shape, _contents(tensor)))
     if tensor.HasField("contents"):
         raise InputError(
             f"`{name}` has `contents`, but there are `raw_input_contents`; use only one of them."
         )
-    return from_bytes(name, dtype, shape, raw)
+    return Input(name, dtype, shape, None)
 
 
 def _contents(tensor: Any) -> list[Any]:

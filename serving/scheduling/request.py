@@ -28,10 +28,18 @@ class Request:
     end: bool = False
     timeout: float | None = None
 
-    def with_inputs(self, inputs: Mapping[str, np.ndarray]) -> "Request":
-        """The same question about other inputs."""
+    def with_inputs(
+        self, inputs: Mapping[str, np.ndarray], timeout: float | None = None
+    ) -> "Request":
+        """The same question about other inputs.
+
+        Args:
+            timeout: in place of its own; None for its own.
+        """
+        if timeout is None:
+            timeout = self.timeout
         # For each request of a server: `dataclasses.replace` takes twice as long.
-        return Request(inputs, self.outputs, self.sequence, self.start, self.end, self.timeout)
+        return Request(inputs, self.outputs, self.sequence, self.start, self.end, timeout)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,19 @@ def test_loading(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_grpc_servers(tmp_path: Path) -> None:
+    output = tmp_path / "grpc_servers.json"
+    unary = "grpc.aio, a unary handler"
+    few = ["--servers", unary, "--seconds", 0.2, "--rounds", 1]
+    finished = run_module("studies.grpc_servers", *few, "--output", output)
+    assert finished.returncode == 0, finished.stderr
+    ours, bare = json.loads(output.read_text(encoding="utf-8"))["rows"]
+    assert bare["server"] == unary
+    assert ours["cpu_ms"] > bare["cpu_ms"] > 0
+    assert f"| {unary} |" in finished.stdout
+
+
+@pytest.mark.slow
 def test_score(tmp_path: Path) -> None:
     output = tmp_path / "score.json"
     sizes = ["--families", "GRU", "--hidden", 4, "--rows", 40, "--median", 5]
