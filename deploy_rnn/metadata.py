@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from deploy_rnn.json_fields import JsonField
-from deploy_rnn.tensor_spec import Ranges, read_ranges
+from deploy_rnn.tensor_spec import (
+    IndexRange,
+    IndexRanges,
+    Ranges,
+    read_index_ranges,
+    read_ranges,
+)
 
 PREFIX = "deploy_rnn."
 
@@ -20,8 +26,8 @@ class FileMetadata:
         states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
         time: of a streaming file, inputs -> their time axis.
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
-        table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has; an index is 0 to
-            one less.
+        index_ranges: inputs that are indices into a table, as of an embedding -> what they may be. Files of older
+            releases have `table_rows` instead, from which they are read: the rows of tables, whose indices begin at 0.
         row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
             computes. None for `sequence_lens` of an input, and where there are none.
         precision: "int8" if recurrent layers multiply numbers of eight bits, "float16" if weights are stored in 16
@@ -35,7 +41,7 @@ class FileMetadata:
     states: Mapping[str, str] = field(default_factory=dict)
     time: Mapping[str, int] = field(default_factory=dict)
     ranges: Ranges = field(default_factory=dict)
-    table_rows: Mapping[str, int] = field(default_factory=dict)
+    index_ranges: IndexRanges = field(default_factory=dict)
     row_ends: str | None = None
     precision: str | None = None
     int8_layers: Sequence[str] = ()
@@ -61,7 +67,7 @@ class FileMetadata:
             {name: output.text() for name, output in states.items()},
             {name: axis.whole_number(0) for name, axis in time.items()},
             read_ranges(read("ranges")),
-            {name: rows.whole_number(1) for name, rows in read("table_rows").entries().items()},
+            _index_ranges(read("table_rows")) | read_index_ranges(read("index_ranges")),
             properties.get(PREFIX + "row_ends"),
             properties.get(PREFIX + "precision"),
             tuple(properties.get(PREFIX + "int8_layers", "").split()),
@@ -82,6 +88,13 @@ class FileMetadata:
             if value:
                 properties[PREFIX + name] = value if isinstance(value, str) else json.dumps(value)
         return properties
+
+
+def _index_ranges(table_rows: JsonField) -> dict[str, IndexRange]:
+    """Those that a file of an older release means."""
+    return {
+        name: IndexRange(0, rows.whole_number(1) - 1) for name, rows in table_rows.entries().items()
+    }
 
 
 def reads_sequence_lens(

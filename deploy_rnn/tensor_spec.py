@@ -1,4 +1,5 @@
-"""`TensorSpec`: name, dtype and shape of an input or output. `SizeRange`: the sizes of a dynamic axis."""
+"""`TensorSpec`: name, dtype and shape of an input or output. `SizeRange`: the sizes of a dynamic axis. `IndexRange`:
+the indices that are in a table."""
 
 import ast
 import operator
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from deploy_rnn.json_fields import JsonField
+from deploy_rnn.json_fields import MOST, JsonField
 
 DTYPES = {"float": "float32", "double": "float64"}
 """The names of ONNX and onnxruntime where they are not numpy's."""
@@ -109,6 +110,44 @@ def read_ranges(field: JsonField) -> dict[str, SizeRange]:
         least = ends[0].whole_number(1, MOST_LEAST)
         most = ends[1].or_none(partial(JsonField.whole_number, least=least))
         ranges[name] = SizeRange(least, most)
+    return ranges
+
+
+class IndexRange(NamedTuple):
+    """What an index into a table may be, before something is added to it.
+
+    Attributes:
+        least, most: the smallest and the largest.
+    """
+
+    least: int
+    most: int
+
+    def nearest(self, number: int) -> int:
+        """The number itself, or the end of the range that is next to it."""
+        return min(max(number, self.least), self.most)
+
+    def within(self, other: "IndexRange") -> "IndexRange":
+        """What both allow."""
+        return IndexRange(max(self.least, other.least), min(self.most, other.most))
+
+    def __str__(self) -> str:
+        return f"{self.least} to {self.most}"
+
+
+IndexRanges = Mapping[str, IndexRange]
+"""Inputs that are indices -> what they may be."""
+
+
+def read_index_ranges(field: JsonField) -> dict[str, IndexRange]:
+    """From JSON: {"tokens": [0, 999]}. Raises: FieldError: not an object of such pairs."""
+    ranges: dict[str, IndexRange] = {}
+    for name, pair in field.entries().items():
+        ends = pair.items()
+        if len(ends) != 2:
+            pair.fail("a list of two: the least and the most")
+        least = ends[0].whole_number(-MOST)
+        ranges[name] = IndexRange(least, ends[1].whole_number(least))
     return ranges
 
 

@@ -11,7 +11,7 @@ import onnx
 
 from deploy_rnn.errors import LoadError
 from deploy_rnn.metadata import PREFIX, FileMetadata
-from deploy_rnn.tensor_spec import ANY_SHAPE, DTYPES, Ranges, TensorSpec
+from deploy_rnn.tensor_spec import ANY_SHAPE, DTYPES, IndexRanges, Ranges, TensorSpec
 
 from .recurrent_nodes import RecurrentFacts
 
@@ -30,7 +30,7 @@ class OnnxFile:
         states: of a streaming file, inputs that carry a state from chunk to chunk -> the outputs that return it.
         time: of a streaming file, inputs -> their time axis.
         ranges: dynamic axes that may not have every size -> the sizes that they may have.
-        table_rows: inputs that are indices into a table, as of an embedding -> how many rows it has.
+        index_ranges: inputs that are indices into a table, as of an embedding -> what they may be.
         row_ends: how ONNX's own operators are told where rows end: "held", or "sequence_lens" of lengths that the model
             computes. None for `sequence_lens` of an input, and where there are none.
         recurrent: what is known of ONNX's own RNN, GRU and LSTM in it.
@@ -68,7 +68,7 @@ class OnnxFile:
     missing_data: Mapping[str, str]
     metadata: Mapping[str, str]
     ranges: Ranges = field(default_factory=dict)
-    table_rows: Mapping[str, int] = field(default_factory=dict)
+    index_ranges: IndexRanges = field(default_factory=dict)
     row_ends: str | None = None
     recurrent: RecurrentFacts = field(default_factory=RecurrentFacts)
     precision: str | None = None
@@ -118,7 +118,7 @@ class OnnxFile:
                 key: value for key, value in properties.items() if not key.startswith(PREFIX)
             },
             ranges=metadata.ranges,
-            table_rows=metadata.table_rows,
+            index_ranges=metadata.index_ranges,
             row_ends=metadata.row_ends,
             recurrent=RecurrentFacts.of(model, _nodes(model)),
             precision=metadata.precision,
@@ -175,7 +175,7 @@ class OnnxFile:
             "lengths": self.lengths,
             "states": self.states,
             "ranges": self.ranges,
-            "table_rows": self.table_rows,
+            "index_ranges": self.index_ranges,
             "row_ends": self.row_ends,
             "precision": self.precision,
             "int8_layers": list(self.int8_layers),
@@ -206,8 +206,8 @@ class OnnxFile:
         ]
         lines += [f"  sizes    {name}: {sizes}" for name, sizes in self.ranges.items()]
         lines += [
-            f"  indices  {name}: 0 to {rows - 1}, into a table"
-            for name, rows in self.table_rows.items()
+            f"  indices  {name}: {limits}, into a table"
+            for name, limits in self.index_ranges.items()
         ]
         lines += [
             f"  lengths  {name}: at most {limit} each" for name, limit in self.lengths.items()

@@ -29,6 +29,7 @@ from deploy_rnn.model_errors import (
 from deploy_rnn.tensor_spec import size_of
 
 from .size_limits import SizeLimits
+from .translations import TRANSLATIONS
 
 AUTO = torch.export.Dim.AUTO
 DYNAMIC = torch.export.Dim.DYNAMIC
@@ -92,6 +93,7 @@ def trace(
             opset_version=opset_version,
             verbose=False,
             optimize=optimize,
+            custom_translation_table=dict(TRANSLATIONS),
         )
 
     # A file computes no gradients, and PyTorch would look for those of a loop.

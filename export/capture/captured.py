@@ -14,10 +14,11 @@ from deploy_rnn.checking.example_call import Axes, ExampleCall, on_cpu
 from deploy_rnn.checking.structure import output_names_of
 from deploy_rnn.checking.two_calls import check_two_calls
 from deploy_rnn.errors import DynamicAxisError, ExportError, VerificationError
+from deploy_rnn.json_fields import MOST
 from deploy_rnn.metadata import FileMetadata
 from deploy_rnn.model_errors import warn_user
 from deploy_rnn.packing.packing import refuse_packed
-from deploy_rnn.tensor_spec import SizeRange, axis_names
+from deploy_rnn.tensor_spec import IndexRange, SizeRange, axis_names
 
 from ..bare_layer import is_layer, layer_axes, layer_names, with_lengths, with_zero_states
 from ..forms.float16_weights import store_in_float16
@@ -34,7 +35,7 @@ from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from .capture import Tracer
 from .dtypes import check_layers, refuse_bfloat16
-from .indices import table_rows
+from .indices import index_ranges, refuse_below_zero
 from .io_names import name_inputs_and_outputs
 from .kept_loops import keep_loops_or_warn
 from .open_axes import FixedAxes, capture_with, find_axes
@@ -110,12 +111,13 @@ class CapturedModel:
         metadata = FileMetadata(
             lengths=row_lengths(onnx.graph),
             ranges=limits.ranges,
-            table_rows=table_rows(onnx.graph),
+            index_ranges=index_ranges(onnx.graph),
             int8_layers=tuple(options.int8_layers),
             int8_products=options.int8_products if options.int8_products != ALL else None,
         )
         if options.streaming:
             metadata = _with_states(metadata, onnx.graph, model, tracer)
+        refuse_below_zero(onnx.graph, _checked_before_runs(metadata))
         onnx.producer_name = "deploy-rnn"
         onnx.producer_version = deploy_rnn.__version__
         captured = cls(
@@ -344,6 +346,12 @@ def _with_states(
             "export without `streaming`."
         )
     return replace(metadata, states=open_states(graph), time=time)
+
+
+def _checked_before_runs(metadata: FileMetadata) -> dict[str, IndexRange]:
+    """What the engine checks of inputs of whole numbers: indices, and lengths, which are 1 or more."""
+    lengths = dict.fromkeys(metadata.lengths, IndexRange(1, MOST))
+    return {**lengths, **metadata.index_ranges}
 
 
 def _asked_ranges(axes: Sequence[Axes]) -> dict[str, SizeRange]:

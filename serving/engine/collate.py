@@ -22,12 +22,14 @@ def collate(
     Args:
         batch: requests that agree in all sizes but rows and steps.
         signature: of the model.
-        steps: of the run; rows that are shorter are padded with zeros.
+        steps: of the run; rows that are shorter are padded with zeros, or with the indices that are next to 0.
     """
     arrays = {}
     for tensor in signature.inputs:
         parts = [feeds.arrays[tensor.name] for feeds in batch]
-        arrays[tensor.name] = _collate_tensor(parts, tensor, signature.layouts[tensor.name], steps)
+        layout = signature.layouts[tensor.name]
+        padding = signature.nearest(tensor.name, 0)
+        arrays[tensor.name] = _collate_tensor(parts, tensor, layout, steps, padding)
     return arrays
 
 
@@ -36,6 +38,7 @@ def _collate_tensor(
     tensor: Tensor,
     layout: Layout,
     steps: int | None,
+    padding: int,
 ) -> np.ndarray:
     first = parts[0]
     shape = list(first.shape)  # [B, T, ...]; in the graph's layout if there is no batch axis
@@ -47,6 +50,8 @@ def _collate_tensor(
         return first.transpose(layout.to_graph)
     graph_shape = [shape[axis] for axis in layout.to_graph]
     whole = np.zeros(graph_shape, first.dtype)
+    if padding:
+        whole.fill(padding)
     client_view = whole.transpose(layout.to_client)  # (B, T, ...)
     start = 0
     for part in parts:

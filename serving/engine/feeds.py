@@ -8,7 +8,7 @@ import numpy as np
 
 from deploy_rnn.bundle import Tensor
 from deploy_rnn.errors import InputError
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import IndexRange, TensorSpec
 
 from .arrays import Arrays
 from .signature import Signature
@@ -49,9 +49,9 @@ class Feeds:
         arrays = {**inputs, **shapes.defaults}
         for name, limit in shapes.limits.items():
             _check_lengths(name, arrays[name], limit)
-        for name, table_rows in signature.table_rows.items():
-            if not _all_below(arrays[name], table_rows):
-                arrays[name] = _checked_indices(name, arrays, table_rows, signature)
+        for name, limits in signature.index_ranges.items():
+            if not _are_within(arrays[name], limits):
+                arrays[name] = _checked_indices(name, arrays, limits, signature)
         return cls(arrays, shapes.rows, shapes.steps, shapes.other_sizes, shapes.step_ranges)
 
     def rows_of(self, rows: slice | np.ndarray) -> Self:
@@ -237,23 +237,20 @@ def _check_lengths(name: str, lengths: np.ndarray, limit: int | None) -> None:
         raise InputError(f"`{name}` has {lengths.flat[row]} in row {row}; a row has {rule}.")
 
 
-def _all_below(indices: np.ndarray, table_rows: int) -> bool:
-    """Return whether all are from 0 to `table_rows` - 1."""
-    # Read as unsigned, a number below 0 is a large one: once through the array is enough.
-    unsigned = indices.view(f"u{indices.itemsize}")
-    return int(unsigned.max()) < table_rows
+def _are_within(indices: np.ndarray, limits: IndexRange) -> bool:
+    return int(indices.min()) >= limits.least and int(indices.max()) <= limits.most
 
 
 def _checked_indices(
-    name: str, arrays: Arrays, table_rows: int, signature: Signature
+    name: str, arrays: Arrays, limits: IndexRange, signature: Signature
 ) -> np.ndarray:
-    """Return indices of which some are out of range, with 0 in the place of these, which are padding.
+    """Return indices of which some are out of range, with others in the place of these, which are padding.
 
     Raises:
         InputError: one of them is not padding. onnxruntime takes -1 for the last row of a table; PyTorch refuses it.
     """
     indices = arrays[name]
-    is_wrong = (indices < 0) | (indices >= table_rows)
+    is_wrong = (indices < limits.least) | (indices > limits.most)
     counted = is_wrong
     if name in signature.padded_axes:
         lengths_name, row_axis, time_axis = signature.padded_axes[name]
@@ -268,7 +265,6 @@ def _checked_indices(
     if places.size:
         place = places[0].tolist()
         raise InputError(
-            f"`{name}` has {indices[tuple(place)]} at {place}; must be from 0 to {table_rows - 1}: it is an index into "
-            f"a table of {table_rows} rows."
+            f"`{name}` has {indices[tuple(place)]} at {place}; must be from {limits}: it is an index into a table."
         )
-    return np.where(is_wrong, 0, indices)
+    return np.where(is_wrong, indices.dtype.type(signature.nearest(name, 0)), indices)

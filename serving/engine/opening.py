@@ -11,7 +11,7 @@ from deploy_rnn.bundle_files import PAUSE_SECONDS
 from deploy_rnn.errors import BundleError, LoadError
 from deploy_rnn.metadata import FileMetadata, reads_sequence_lens
 from deploy_rnn.runtime import Specs, check_threads, provider_named
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import IndexRange, TensorSpec
 
 from .graphs import Graphs
 from .precision import file_precision
@@ -72,7 +72,7 @@ def _open_bundle(
     right_graphs = [graph for graph in manifest.graphs if _is_right(graph, manifest, provider)]
     if not right_graphs:
         raise LoadError(_wrong_lengths(folder, provider))
-    table_rows: dict[str, int] = {}
+    index_ranges: dict[str, IndexRange] = {}
 
     def open_row(graph: Graph) -> Runner:
         try:
@@ -81,12 +81,12 @@ def _open_bundle(
         except LoadError as error:
             raise BundleError(str(error)) from error
         _compare(manifest, graph, runner, folder)
-        for name, rows in metadata.table_rows.items():
-            table_rows[name] = min(rows, table_rows.get(name, rows))
+        for name, limits in metadata.index_ranges.items():
+            index_ranges[name] = limits.within(index_ranges.get(name, limits))
         return runner
 
     graphs = Graphs.of_bundle(right_graphs, open_row)
-    signature = Signature.of_manifest(manifest, table_rows)
+    signature = Signature.of_manifest(manifest, index_ranges)
     return OpenedModel(
         manifest.name,
         signature.client_inputs,

@@ -121,7 +121,7 @@ def example(
     steps: int,
     seed: int = 0,
 ) -> Feeds:
-    """Make inputs of these sizes: random numbers, and 0 or 1 where they are whole."""
+    """Make inputs of these sizes: random numbers, and 0 or 1 where they are whole, or the indices next to these."""
     random = np.random.default_rng(seed)
     sizes = dict(signature.least_sizes.items()) | dict.fromkeys(signature.time_axes, steps)
     if signature.batch_axis is not None:
@@ -132,9 +132,11 @@ def example(
             continue
         shape = [size_of(size, sizes) or 1 for size in spec.shape]
         is_float = np.dtype(spec.dtype).kind == "f"
-        most = min(2, signature.table_rows.get(spec.name, 2))
+        least, most = (signature.nearest(spec.name, number) for number in (0, 1))
         values: np.ndarray = (
-            random.normal(size=shape) if is_float else random.integers(most, size=shape)
+            random.normal(size=shape)
+            if is_float
+            else random.integers(least, most, size=shape, endpoint=True)
         )
         arrays[spec.name] = values.astype(spec.dtype)
     return Feeds.of(arrays, signature)
@@ -153,7 +155,7 @@ def _shorten(
         if spec.name in signature.lengths:
             array = np.minimum(array, length)
         if spec.time is not None:
-            array[:, length:] = padding
+            array[:, length:] = signature.nearest(spec.name, padding)
         arrays[spec.name] = array
     return Feeds.of(arrays, signature)
 

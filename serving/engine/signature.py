@@ -8,7 +8,7 @@ from typing import Self
 
 from deploy_rnn.bundle import Manifest, Tensor
 from deploy_rnn.metadata import FileMetadata
-from deploy_rnn.tensor_spec import TensorSpec
+from deploy_rnn.tensor_spec import IndexRange, IndexRanges, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Signature:
         lengths: inputs that hold the lengths of the rows -> the time axis that limits them, by its name or size.
         states: inputs that carry a state from chunk to chunk -> the outputs that give it.
         least_sizes: dynamic axes that may not have every size -> one that the graphs take.
-        table_rows: inputs that are indices into a table -> how many rows it has.
+        index_ranges: inputs that are indices into a table -> what they may be.
     """
 
     inputs: tuple[Tensor, ...]
@@ -31,22 +31,22 @@ class Signature:
     lengths: Mapping[str, int | str]
     states: Mapping[str, str]
     least_sizes: Mapping[str, int] = field(default_factory=dict)
-    table_rows: Mapping[str, int] = field(default_factory=dict)
+    index_ranges: IndexRanges = field(default_factory=dict)
 
     @classmethod
-    def of_manifest(cls, manifest: Manifest, table_rows: Mapping[str, int]) -> Self:
+    def of_manifest(cls, manifest: Manifest, index_ranges: IndexRanges) -> Self:
         """The signature of a bundle.
 
         Args:
             manifest: of the bundle.
-            table_rows: which its graphs have in their metadata.
+            index_ranges: which its graphs have in their metadata.
         """
         return cls(
             inputs=manifest.inputs,
             outputs=manifest.outputs,
             lengths=manifest.lengths,
             states=manifest.states,
-            table_rows=_of_whole_numbers(table_rows, manifest.inputs),
+            index_ranges=_of_whole_numbers(index_ranges, manifest.inputs),
         )
 
     @classmethod
@@ -67,8 +67,8 @@ class Signature:
         for state_input, state_output in metadata.states.items():
             if state_input in input_names and state_output in output_names:
                 states[state_input] = state_output
-        table_rows = _of_whole_numbers(metadata.table_rows, input_tensors)
-        return cls(input_tensors, output_tensors, lengths, states, table_rows=table_rows)
+        index_ranges = _of_whole_numbers(metadata.index_ranges, input_tensors)
+        return cls(input_tensors, output_tensors, lengths, states, index_ranges=index_ranges)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -136,6 +136,11 @@ class Signature:
                 if row_axis is not None and time_axis is not None and row_axis != time_axis:
                     axes[tensor.name] = lengths.name, row_axis, time_axis
         return axes
+
+    def nearest(self, name: str, number: int) -> int:
+        """The number that an input takes: the same, or for indices the next one in the table."""
+        limits = self.index_ranges.get(name)
+        return number if limits is None else limits.nearest(number)
 
     @cached_property
     def time_axes(self) -> frozenset[str]:
@@ -211,10 +216,10 @@ def _only_axis(tensor: Tensor, size: int | str) -> int | None:
     return tensor.shape.index(size) if tensor.shape.count(size) == 1 else None
 
 
-def _of_whole_numbers(table_rows: Mapping[str, int], inputs: Iterable[Tensor]) -> dict[str, int]:
+def _of_whole_numbers(index_ranges: IndexRanges, inputs: Iterable[Tensor]) -> dict[str, IndexRange]:
     """Leave out what is not an input of whole numbers: another tool may have changed the file."""
     names = {tensor.name for tensor in inputs if tensor.dtype.startswith(("int", "uint"))}
-    return {name: rows for name, rows in table_rows.items() if name in names}
+    return {name: limits for name, limits in index_ranges.items() if name in names}
 
 
 def _axis_names(tensor: Tensor) -> frozenset[str]:

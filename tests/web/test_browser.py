@@ -259,7 +259,7 @@ def test_chunks_of_a_stream_are_the_whole(site: Path, page: Page) -> None:
 def test_what_cannot_be_run_says_why(site: Path, page: Page) -> None:
     page.load("GRU")
     assert page.run("GRU", {"tokens": np.array([[3, -1]])}) == (
-        "InputError: `tokens` has -1 at [0, 1]; must be from 0 to 299: it is an index into a table of 300 rows."
+        "InputError: `tokens` has -1 at [0, 1]; must be from 0 to 299: it is an index into a table."
     )
     assert page.run("GRU", {"tokens": tokens(1, 2), "lengths": np.array([3])}) == (
         "InputError: `lengths` has 3 in row 0; a row has 1 to 2 steps."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy_rnn import bundle, tensor_spec
 from deploy_rnn.metadata import PREFIX, FileMetadata
+from deploy_rnn.tensor_spec import IndexRange
 
 ROOT = Path(__file__).parents[2]
 WEB = ROOT / "web"
@@ -42,7 +43,9 @@ def test_the_manifest_is_that_of_this_release() -> None:
 
 def test_the_metadata_has_its_name() -> None:
     metadata = (WEB / "src" / "onnx_file.js").read_text(encoding="utf-8")
-    assert FileMetadata(table_rows={"x": 1}).to_properties().keys() == {PREFIX + "table_rows"}
+    written = FileMetadata(index_ranges={"x": IndexRange(0, 1)}).to_properties()
+    assert written.keys() == {PREFIX + "index_ranges"}
+    assert json.loads(constant("INDEX_RANGES", metadata)) == PREFIX + "index_ranges"
     assert json.loads(constant("TABLE_ROWS", metadata)) == PREFIX + "table_rows"
 
 

@@ -13,13 +13,14 @@ import { tryBatching } from "./trials.js";
 /** @typedef {import("./graphs.js").Choice} Choice */
 /** @typedef {import("./manifest.js").Graph} Graph */
 /** @typedef {import("./manifest.js").Manifest} Manifest */
+/** @typedef {import("./onnx_file.js").IndexRange} IndexRange */
 /** @typedef {import("./request.js").Request} Request */
 /** @typedef {import("./tensors.js").Tensor} Tensor */
 
 /**
  * A graph that is ready to run.
  * @typedef {object} Session
- * @property {ReadonlyMap<string, number>} tableRows inputs that are indices into a table -> its rows
+ * @property {ReadonlyMap<string, IndexRange>} indexRanges inputs that are indices -> what they may be
  * @property {(tensors: ReadonlyMap<string, Tensor>, outputs: readonly string[]) => Promise<Map<string, Tensor>>} run
  * @property {() => Promise<void>} release
  */
@@ -32,8 +33,8 @@ export class Bundle {
   #openGraph;
   /** @type {Map<string, Promise<Session>>} */
   #sessions = new Map();
-  /** @type {ReadonlyMap<string, number>} */
-  #tableRows = new Map();
+  /** @type {ReadonlyMap<string, IndexRange>} */
+  #indexRanges = new Map();
   /** @type {Promise<{rowsAreIndependent: boolean, paddingIsHarmless: boolean}> | undefined} */
   #trials;
   #isClosed = false;
@@ -67,7 +68,7 @@ export class Bundle {
       }
     }
     const bundle = new Bundle(manifest, openGraph);
-    bundle.#tableRows = (await bundle.#session(bundle.#graphs.first)).tableRows;
+    bundle.#indexRanges = (await bundle.#session(bundle.#graphs.first)).indexRanges;
     return bundle;
   }
 
@@ -118,7 +119,7 @@ export class Bundle {
   #request(inputs) {
     return withCheckedIndices(
       makeRequest(inputs, this.#signature),
-      this.#tableRows,
+      this.#indexRanges,
       this.#signature,
     );
   }
@@ -219,7 +220,8 @@ export class Bundle {
    */
   async #runBatch({ graph, steps }, batch, names) {
     const session = await this.#session(graph);
-    const results = await session.run(collate(batch, this.#signature, steps), names);
+    const tensors = collate(batch, this.#signature, steps, this.#indexRanges);
+    const results = await session.run(tensors, names);
     return split(results, batch, this.#signature, steps);
   }
 
@@ -265,7 +267,7 @@ export class Bundle {
       return Promise.resolve({ rowsAreIndependent: false, paddingIsHarmless: false });
     }
     return tryBatching(
-      { signature, run, leastSizes: graphs.leastSizes, tableRows: this.#tableRows },
+      { signature, run, leastSizes: graphs.leastSizes, indexRanges: this.#indexRanges },
       short,
       long,
     );

@@ -1,10 +1,12 @@
 // Collate requests into one padded batch, and split its outputs back.
 
 import { RunError } from "./errors.js";
+import { nearest } from "./onnx_file.js";
 import { specText, toCaller, toGraph } from "./signature.js";
 import { joined, rowsOf, transposed, trimmed } from "./tensors.js";
 
 /** @typedef {import("./manifest.js").TensorSpec} TensorSpec */
+/** @typedef {import("./onnx_file.js").IndexRange} IndexRange */
 /** @typedef {import("./request.js").Request} Request */
 /** @typedef {import("./signature.js").Signature} Signature */
 /** @typedef {import("./tensors.js").Tensor} Tensor */
@@ -13,15 +15,18 @@ import { joined, rowsOf, transposed, trimmed } from "./tensors.js";
  * One tensor for each input, in the graph's layout.
  * @param {readonly Request[]} batch requests that agree in all sizes but rows and steps
  * @param {Signature} signature
- * @param {number | null} steps of the run; rows that are shorter are padded with zeros
+ * @param {number | null} steps of the run; rows that are shorter are padded with zeros, or the indices next to 0
+ * @param {ReadonlyMap<string, IndexRange>} indexRanges inputs that are indices -> what they may be
  * @returns {Map<string, Tensor>}
  */
-export function collate(batch, signature, steps) {
+export function collate(batch, signature, steps, indexRanges) {
   /** @type {Map<string, Tensor>} */
   const tensors = new Map();
   for (const spec of signature.inputs) {
     const parts = batch.map((request) => /** @type {Tensor} */ (request.tensors.get(spec.name)));
-    const whole = spec.batch === null ? parts[0] : joined(parts, spec.time === null ? null : steps);
+    const padding = nearest(0, indexRanges.get(spec.name));
+    const whole =
+      spec.batch === null ? parts[0] : joined(parts, spec.time === null ? null : steps, padding);
     tensors.set(spec.name, transposed(whole, toGraph(spec)));
   }
   return tensors;

@@ -4,7 +4,8 @@
 
 const METADATA_FIELD = 14; // `metadata_props` of onnx.proto's ModelProto
 const EXTERNAL_DATA_FIELD = 13; // `external_data` of TensorProto
-const TABLE_ROWS = "deploy_rnn.table_rows";
+const INDEX_RANGES = "deploy_rnn.index_ranges";
+const TABLE_ROWS = "deploy_rnn.table_rows"; // of older releases: the rows of tables, whose indices begin at 0
 
 /**
  * Message -> field number -> the message in it; the fields of onnx.proto that lead to a tensor.
@@ -49,13 +50,42 @@ export function externalFiles(file) {
 }
 
 /**
- * Inputs that are indices into a table, as of an embedding -> how many rows it has.
- * @param {Uint8Array} file
- * @returns {Map<string, number>}
+ * What an index into a table may be: `least` to `most`.
+ * @typedef {{least: number, most: number}} IndexRange
  */
-export function tableRows(file) {
-  const text = metadata(file).get(TABLE_ROWS) ?? "{}";
-  return new Map(Object.entries(JSON.parse(text)));
+
+/**
+ * Inputs that are indices into a table, as of an embedding -> what they may be.
+ * @param {Uint8Array} file
+ * @returns {Map<string, IndexRange>}
+ */
+export function indexRanges(file) {
+  const properties = metadata(file);
+  const entries = (/** @type {string} */ name) =>
+    Object.entries(JSON.parse(properties.get(name) ?? "{}"));
+  return new Map([
+    ...entries(TABLE_ROWS).map(([name, rows]) => pair(name, 0, rows - 1)),
+    ...entries(INDEX_RANGES).map(([name, [least, most]]) => pair(name, least, most)),
+  ]);
+}
+
+/**
+ * @param {string} name
+ * @param {number} least
+ * @param {number} most
+ * @returns {[string, IndexRange]}
+ */
+function pair(name, least, most) {
+  return [name, { least, most }];
+}
+
+/**
+ * The number itself, or the one next to it that an index may be.
+ * @param {number} number
+ * @param {IndexRange | undefined} range undefined for any number
+ */
+export function nearest(number, range) {
+  return range ? Math.min(Math.max(number, range.least), range.most) : number;
 }
 
 /**

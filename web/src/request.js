@@ -2,11 +2,13 @@
 
 import { InputError } from "./errors.js";
 import { shown } from "./fields.js";
+import { nearest } from "./onnx_file.js";
 import { specText } from "./signature.js";
 import { count } from "./sizes.js";
 import { Tensor, asTensor, zeros } from "./tensors.js";
 
 /** @typedef {import("./manifest.js").TensorSpec} TensorSpec */
+/** @typedef {import("./onnx_file.js").IndexRange} IndexRange */
 /** @typedef {import("./signature.js").Signature} Signature */
 /** @typedef {import("./sizes.js").Size} Size */
 
@@ -176,19 +178,19 @@ function checkLengths(name, { data }, most = Infinity) {
 }
 
 /**
- * The request with 0 in the place of indices that are in no row of a table, where they are padding.
+ * The request with others in the place of indices that are in no row of a table, where they are padding.
  * @param {Request} request
- * @param {ReadonlyMap<string, number>} tableRows input -> rows of the table that it is an index into
+ * @param {ReadonlyMap<string, IndexRange>} indexRanges inputs that are indices -> what they may be
  * @param {Signature} signature
  * @returns {Request}
  */
-export function withCheckedIndices(request, tableRows, signature) {
+export function withCheckedIndices(request, indexRanges, signature) {
   const tensors = new Map(request.tensors);
   for (const spec of signature.callerInputs) {
-    const rows = tableRows.get(spec.name);
+    const range = indexRanges.get(spec.name);
     const tensor = tensors.get(spec.name);
-    if (rows !== undefined && tensor !== undefined && /^u?int/.test(spec.dtype)) {
-      tensors.set(spec.name, checkedIndices(spec, tensor, rows, request, signature));
+    if (range !== undefined && tensor !== undefined && /^u?int/.test(spec.dtype)) {
+      tensors.set(spec.name, checkedIndices(spec, tensor, range, request, signature));
     }
   }
   return { ...request, tensors };
@@ -198,12 +200,14 @@ export function withCheckedIndices(request, tableRows, signature) {
  * onnxruntime takes -1 for the last row of a table; PyTorch refuses it.
  * @param {TensorSpec} spec
  * @param {Tensor} tensor
- * @param {number} rows
+ * @param {IndexRange} range
  * @param {Request} request
  * @param {Signature} signature
  */
-function checkedIndices(spec, tensor, rows, request, signature) {
-  const isWrong = (/** @type {number | bigint} */ index) => index < 0 || index >= rows;
+function checkedIndices(spec, tensor, range, request, signature) {
+  const { least, most } = range;
+  const isWrong = (/** @type {number | bigint} */ index) => index < least || index > most;
+  const other = nearest(0, range);
   if (!tensor.data.some(isWrong)) return tensor;
   const padding = signature.padding(spec);
   const lengths = padding && request.tensors.get(padding.lengths)?.data;
@@ -215,11 +219,11 @@ function checkedIndices(spec, tensor, rows, request, signature) {
       padding && lengths && place[padding.time] >= Number(lengths[place[padding.row]]);
     if (!isPadding) {
       throw new InputError(
-        `\`${spec.name}\` has ${index} at [${place.join(", ")}]; must be from 0 to ${rows - 1}: it is an index ` +
-          `into a table of ${rows} rows.`,
+        `\`${spec.name}\` has ${index} at [${place.join(", ")}]; must be from ${least} to ${most}: it is an ` +
+          "index into a table.",
       );
     }
-    /** @type {any} */ (data)[position] = typeof index === "bigint" ? 0n : 0;
+    /** @type {any} */ (data)[position] = typeof index === "bigint" ? BigInt(other) : other;
   });
   return new Tensor(tensor.dtype, tensor.shape, data);
 }

@@ -3,13 +3,14 @@
 import * as ort from "onnxruntime-web/wasm";
 
 import { BundleError, InputError, RunError } from "./errors.js";
-import { tableRows } from "./onnx_file.js";
+import { indexRanges } from "./onnx_file.js";
 import { specText } from "./signature.js";
 import { Tensor } from "./tensors.js";
 
 /** @typedef {import("./manifest.js").Graph} Graph */
 /** @typedef {import("./manifest.js").Manifest} Manifest */
 /** @typedef {import("./manifest.js").TensorSpec} TensorSpec */
+/** @typedef {import("./onnx_file.js").IndexRange} IndexRange */
 
 const ERRORS_ONLY = 3; // warnings of onnxruntime are about nodes, which its user cannot change
 
@@ -18,11 +19,11 @@ export class Session {
 
   /**
    * @param {ort.InferenceSession} session
-   * @param {ReadonlyMap<string, number>} tableRows inputs that are indices into a table -> its rows
+   * @param {ReadonlyMap<string, IndexRange>} indexRanges inputs that are indices -> what they may be
    */
-  constructor(session, tableRows) {
+  constructor(session, indexRanges) {
     this.#session = session;
-    this.tableRows = tableRows;
+    this.indexRanges = indexRanges;
   }
 
   /**
@@ -55,7 +56,7 @@ export class Session {
     }
     compare("inputs", manifest.inputs, session.inputMetadata, graph, address);
     compare("outputs", manifest.outputs, session.outputMetadata, graph, address);
-    return new Session(session, tableRows(file));
+    return new Session(session, indexRanges(file));
   }
 
   /**

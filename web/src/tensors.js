@@ -252,18 +252,23 @@ export function transposed(tensor, order) {
 }
 
 /**
- * Rows below each other; with `steps`, axis 1 of each is padded with zeros to so many.
+ * Rows below each other; with `steps`, axis 1 of each is padded to so many.
  * @param {readonly Tensor[]} parts of (rows, ...), or of (rows, steps, ...)
  * @param {number | null} steps
+ * @param {number} padding
  * @returns {Tensor}
  */
-export function joined(parts, steps) {
+export function joined(parts, steps, padding) {
   const [first] = parts;
   const rows = parts.reduce((sum, part) => sum + part.shape[0], 0);
   const rest = first.shape.slice(steps === null ? 1 : 2);
   const shape = steps === null ? [rows, ...rest] : [rows, steps, ...rest];
   if (parts.length === 1 && first.shape.every((size, axis) => size === shape[axis])) return first;
   const whole = zeros(first.dtype, shape);
+  if (padding !== 0) {
+    const number = typeof whole.data[0] === "bigint" ? BigInt(padding) : padding;
+    /** @type {any} */ (whole.data).fill(number);
+  }
   const rowSize = count(shape.slice(1));
   let start = 0;
   for (const { shape: partShape, data } of parts) {

@@ -4,10 +4,12 @@
 // does not, and nothing in its inputs tells: only running it does.
 
 import { InputError, RunError } from "./errors.js";
+import { nearest } from "./onnx_file.js";
 import { makeRequest } from "./request.js";
 import { count, sizeOf } from "./sizes.js";
 import { ARRAYS, Tensor, trimmed } from "./tensors.js";
 
+/** @typedef {import("./onnx_file.js").IndexRange} IndexRange */
 /** @typedef {import("./request.js").Request} Request */
 /** @typedef {import("./signature.js").Signature} Signature */
 /** @typedef {Map<string, Tensor>} Outputs */
@@ -18,7 +20,7 @@ import { ARRAYS, Tensor, trimmed } from "./tensors.js";
  * @property {Signature} signature
  * @property {(batch: Request[], steps: number) => Promise<Outputs[]>} run requests together, with so many steps
  * @property {ReadonlyMap<string, number>} leastSizes dynamic axes that may not have every size -> one that they take
- * @property {ReadonlyMap<string, number>} tableRows inputs that are indices -> the rows of their table
+ * @property {ReadonlyMap<string, IndexRange>} indexRanges inputs that are indices -> what they may be
  */
 
 const TOLERANCE = 1e-3; // rounding differs with the sizes of a product
@@ -52,7 +54,7 @@ async function rowsMaySit(subject, steps) {
   if (signature.trimmedAxes.size && signature.lengths.size !== 1) return false;
   const rows = [1, 2].map((seed) => example(subject, steps, seed));
   if (signature.lengths.size)
-    rows[0] = shortened(rows[0], signature, Math.max(1, Math.floor(steps / 2)), 0);
+    rows[0] = shortened(rows[0], subject, Math.max(1, Math.floor(steps / 2)), 0);
   const together = await run(rows, steps);
   /** @type {Outputs[]} */
   const alone = [];
@@ -85,7 +87,7 @@ async function paddingIsNotRead(subject, steps) {
   const row = example(subject, steps, 4);
   const results = [];
   for (const padding of [0, 1]) {
-    const [outputs] = await subject.run([shortened(row, signature, length, padding)], steps);
+    const [outputs] = await subject.run([shortened(row, subject, length, padding)], steps);
     // What the graph gives beyond the row's end may well depend on the padding.
     for (const { name, time } of signature.callerOutputs) {
       const output = outputs.get(name);
@@ -97,12 +99,12 @@ async function paddingIsNotRead(subject, steps) {
 }
 
 /**
- * A row of so many steps: random numbers, and 0 or 1 where they are whole.
+ * A row of so many steps: random numbers, and 0 or 1 where they are whole, or the indices next to these.
  * @param {Subject} subject
  * @param {number} steps
  * @param {number} seed
  */
-function example({ signature, leastSizes, tableRows }, steps, seed) {
+function example({ signature, leastSizes, indexRanges }, steps, seed) {
   const sizes = new Map(leastSizes);
   for (const axis of signature.timeAxes) sizes.set(axis, steps);
   if (signature.batchAxis !== null) sizes.set(signature.batchAxis, 1);
@@ -110,9 +112,9 @@ function example({ signature, leastSizes, tableRows }, steps, seed) {
   const given = signature.callerInputs.filter(({ name }) => !signature.optional.has(name));
   const tensors = given.map(({ name, dtype, shape }) => {
     const concrete = shape.map((size) => sizeOf(size, sizes) || 1);
-    const most = Math.min(2, tableRows.get(name) ?? 2);
+    const [least, most] = [0, 1].map((number) => nearest(number, indexRanges.get(name)));
     const values = Array.from({ length: count(concrete) }, () =>
-      dtype.startsWith("float") ? 2 * random() - 1 : Math.floor(most * random()),
+      dtype.startsWith("float") ? 2 * random() - 1 : least + Math.floor((most - least + 1) * random()),
     );
     return [name, new Tensor(dtype, concrete, filled(dtype, values))];
   });
@@ -143,11 +145,11 @@ function numbers(seed) {
 /**
  * The row with fewer steps, and `padding` in all that is beyond them.
  * @param {Request} row
- * @param {Signature} signature
+ * @param {Subject} subject
  * @param {number} length
  * @param {number} padding
  */
-function shortened(row, signature, length, padding) {
+function shortened(row, { signature, indexRanges }, length, padding) {
   const tensors = signature.callerInputs.map(({ name, dtype, time }) => {
     const { shape, data } = /** @type {Tensor} */ (row.tensors.get(name));
     const values = Array.from(data, Number);
@@ -157,7 +159,7 @@ function shortened(row, signature, length, padding) {
       const inner = count(shape.slice(time + 1));
       values.forEach((value, index) => {
         const step = Math.floor(index / inner) % shape[time];
-        values[index] = step < length ? value : padding;
+        values[index] = step < length ? value : nearest(padding, indexRanges.get(name));
       });
     }
     return [name, new Tensor(dtype, shape, filled(dtype, values))];

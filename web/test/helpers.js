@@ -37,10 +37,10 @@ export const sums = (graphs, { lengths = true, states = false } = {}) => ({
 /** Opens sessions of `sums`; `runs` gets the shape of x of each run. */
 export function opener(
   runs = [],
-  { tableRows = new Map(), wrong = () => 0, readsPadding = false, trims = false } = {},
+  { indexRanges = new Map(), wrong = () => 0, readsPadding = false, trims = false } = {},
 ) {
   return async () => ({
-    tableRows,
+    indexRanges,
     release: async () => {},
     run: async (tensors, names) => {
       const {

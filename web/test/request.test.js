@@ -78,8 +78,9 @@ test("an index must be in its table, but in padding", () => {
   const manifest = sums([graph("a.onnx")]);
   manifest.inputs[0].dtype = "int64";
   const ofIndices = new Signature(manifest);
-  const check = (inputs) =>
-    withCheckedIndices(makeRequest(inputs, ofIndices), new Map([["x", 10]]), ofIndices);
+  const range = (least, most) => new Map([["x", { least, most }]]);
+  const check = (inputs, ranges = range(0, 9)) =>
+    withCheckedIndices(makeRequest(inputs, ofIndices), ranges, ofIndices);
   const checked = check({
     x: [
       [9, 0],
@@ -88,8 +89,10 @@ test("an index must be in its table, but in padding", () => {
     lengths: [2, 1],
   });
   assert.deepEqual(checked.tensors.get("x").data, bigs(9n, 0n, 3n, 0n));
-  const range = "must be from 0 to 9: it is an index into a table of 10 rows.";
-  assert.throws(() => check({ x: [[9, 10]] }), new InputError(`\`x\` has 10 at [0, 1]; ${range}`));
+  const shifted = check({ x: [[2, -1]], lengths: [1] }, range(1, 3));
+  assert.deepEqual(shifted.tensors.get("x").data, bigs(2n, 1n));
+  const rule = "must be from 0 to 9: it is an index into a table.";
+  assert.throws(() => check({ x: [[9, 10]] }), new InputError(`\`x\` has 10 at [0, 1]; ${rule}`));
   assert.throws(
     () =>
       check({
@@ -98,6 +101,6 @@ test("an index must be in its table, but in padding", () => {
           [-1, 1],
         ],
       }),
-    new InputError(`\`x\` has -1 at [1, 0]; ${range}`),
+    new InputError(`\`x\` has -1 at [1, 0]; ${rule}`),
   );
 });

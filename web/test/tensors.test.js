@@ -122,11 +122,12 @@ test("axes are put in another order", () => {
 });
 
 test("rows are joined with padding, and cut apart", () => {
-  const whole = joined([floats([1, 2], 1, 2), floats([2, 1], 3, 4)], 3);
+  const whole = joined([floats([1, 2], 1, 2), floats([2, 1], 3, 4)], 3, 0);
   assert.deepEqual(whole, floats([3, 3], 1, 2, 0, 3, 0, 0, 4, 0, 0));
   assert.deepEqual(trimmed(rowsOf(whole, 0, 1), 1, 2), floats([1, 2], 1, 2));
   assert.deepEqual(trimmed(rowsOf(whole, 1, 3), 1, 1), floats([2, 1], 3, 4));
-  assert.deepEqual(joined([floats([1], 1), floats([1], 2)], null), floats([2], 1, 2));
+  assert.deepEqual(joined([floats([1], 1), floats([1], 2)], null, 0), floats([2], 1, 2));
+  assert.deepEqual(joined([floats([1, 1], 1)], 3, 7), floats([1, 3], 1, 7, 7));
   assert.equal(trimmed(whole, 1, Infinity), whole);
 });
 

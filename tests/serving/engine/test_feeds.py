@@ -5,21 +5,30 @@ import pytest
 
 from deploy_rnn.bundle import Tensor
 from deploy_rnn.errors import InputError
+from deploy_rnn.serving.engine.collate import collate
 from deploy_rnn.serving.engine.feeds import Feeds
+from deploy_rnn.serving.engine.probe import example
 from deploy_rnn.serving.engine.signature import Signature
+from deploy_rnn.tensor_spec import IndexRange
 
 LENGTHS = Tensor("lengths", "int64", ("B",))
+TABLE = IndexRange(0, 4)
 
 
-def signature(tokens: Tensor, *others: Tensor, lengths: str | int = "T") -> Signature:
-    """Of a model whose `tokens` are indices into a table of 5 rows."""
+def signature(
+    tokens: Tensor,
+    *others: Tensor,
+    lengths: str | int = "T",
+    limits: IndexRange = TABLE,
+) -> Signature:
+    """Of a model whose `tokens` are indices into a table."""
     has_lengths = any(tensor.name == "lengths" for tensor in others)
     return Signature(
         inputs=(tokens, *others),
         outputs=(),
         lengths={"lengths": lengths} if has_lengths else {},
         states={},
-        table_rows={"tokens": 5},
+        index_ranges={"tokens": limits},
     )
 
 
@@ -33,7 +42,7 @@ def test_every_dtype(dtype: str) -> None:
         with pytest.raises(InputError) as raised:
             Feeds.of({"tokens": tokens}, of)
         assert str(raised.value) == (
-            f"`tokens` has {wrong} at [0, 2]; must be from 0 to 4: it is an index into a table of 5 rows."
+            f"`tokens` has {wrong} at [0, 2]; must be from 0 to 4: it is an index into a table."
         )
 
 
@@ -51,6 +60,26 @@ def test_padding_in_any_layout(axes: str) -> None:
     by_axis[1, 1] = -1
     with pytest.raises(InputError, match="`tokens` has -1 at"):
         Feeds.of(inputs, of)
+
+
+@pytest.mark.parametrize(("limits", "padding"), [((1, 5), 1), ((-5, -2), -2), ((-1, 3), 0)])
+def test_indices_to_which_something_is_added(limits: tuple[int, int], padding: int) -> None:
+    """They do not begin at 0, and steps that do not count are filled with one that is in the table."""
+    of = signature(Tensor("tokens", "int64", ("B", "T"), 0, 1), LENGTHS, limits=IndexRange(*limits))
+    tokens = np.array([[*limits, limits[1] + 1]])
+    feeds = Feeds.of({"tokens": tokens, "lengths": np.array([2])}, of)
+    np.testing.assert_array_equal(feeds.arrays["tokens"], [[*limits, padding]])
+    padded = collate([feeds], of, 5)["tokens"]
+    np.testing.assert_array_equal(padded, [[*limits, padding, padding, padding]])
+    for wrong in (limits[0] - 1, limits[1] + 1):
+        tokens[0, 0] = wrong
+        with pytest.raises(
+            InputError, match=rf"has {wrong} at \[0, 0\]; must be from {limits[0]} to"
+        ):
+            Feeds.of({"tokens": tokens, "lengths": np.array([2])}, of)
+    tried = example(of, rows=4, steps=4).arrays["tokens"]
+    assert limits[0] <= tried.min()
+    assert tried.max() <= limits[1]
 
 
 def test_what_the_lengths_are_not_of_has_no_padding() -> None:

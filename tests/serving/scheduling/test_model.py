@@ -55,7 +55,7 @@ def expected(model: nn.Module, array: np.ndarray) -> np.ndarray:
 
 def leave_indices_to_the_run(model: Model) -> None:
     """As with a file of others, which does not say what are indices: a wrong one is then the fault of a run."""
-    model._engine.signature = replace(model._engine.signature, table_rows={})
+    model._engine.signature = replace(model._engine.signature, index_ranges={})
 
 
 class Held:
