@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from deploy_rnn.known_numbers import KnownNumbers
 from deploy_rnn.model_errors import running_line
+from deploy_rnn.pooling import adaptive_average, adaptive_maximum, max_pool_of_image
 
 
 class AnySize(TorchFunctionMode):
@@ -30,6 +31,7 @@ class AnySize(TorchFunctionMode):
     6. A list of tensors that is padded, or packed, keeps its steps: no file takes any number of rows as a list.
     7. A distribution of torch.distributions does not check the values of its parameters, unless the model asks for it.
     8. `one_hot` of as many classes as an axis has, which fixes that axis: a comparison with every class.
+    9. Adaptive pooling over an open axis, which would have the windows of the example: every window has a mask.
 
     Args:
         inside: the module that calls the model, for the lines of the model.
@@ -165,28 +167,21 @@ def _max_pool(func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any
     return max_pool_of_image(input, *args, **kwargs)
 
 
-def max_pool_of_image(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """`max_pool1d` over an image of height 1: torch.compile, too, fixes the steps of the other."""
-    if return_indices:
-        return F.max_pool1d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)
-    window, step = _number(kernel_size), _number(stride or kernel_size)
-    image = F.max_pool2d(
-        input.unsqueeze(-2),
-        (1, window),
-        (1, step),
-        (0, _number(padding)),
-        (1, _number(dilation)),
-        ceil_mode,
-    )
-    return image.squeeze(-2)
+def _adaptive_pool(axes: int, pool: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Case 9, over the last `axes` axes."""
+
+    def replacement(
+        func: Callable[..., Any],
+        input: Tensor,
+        output_size: Any,
+        return_indices: bool = False,
+    ) -> Any:
+        is_open = any(not isinstance(size, int) for size in input.shape[-axes:])
+        if return_indices:
+            return func(input, output_size, return_indices)
+        return pool(input, output_size, axes) if is_open else func(input, output_size)
+
+    return replacement
 
 
 def _pad(
@@ -228,7 +223,9 @@ def _one_hot(func: Callable[..., Any], tensor: Tensor, num_classes: Any = -1) ->
     if isinstance(num_classes, int):
         return func(tensor, num_classes)
     # Case 8.
-    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).long()
+    classes = torch.arange(num_classes, device=tensor.device)
+    # Looked up, so that a class that is not among them is refused.
+    return (F.embedding(tensor, classes.unsqueeze(-1)) == classes).long()
 
 
 _torchs_max_or_min: Callable[..., Any] = non_strict_utils._tensor_min_max
@@ -257,11 +254,6 @@ def _same(number: Any) -> Any:
     return number
 
 
-def _number(size: Any) -> int:
-    """The kernel of a pool, for example, may be 3 or (3,)."""
-    return int(size[0]) if isinstance(size, (tuple, list)) else int(size)
-
-
 _PAD_LIST = torch._C._nn.pad_sequence
 
 _UNBINDING = (torch.unbind, Tensor.unbind)
@@ -280,6 +272,12 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     F.max_pool1d: _max_pool,
     F.pad: _pad,
     F.one_hot: _one_hot,
+    F.adaptive_avg_pool1d: _adaptive_pool(1, adaptive_average),
+    F.adaptive_avg_pool2d: _adaptive_pool(2, adaptive_average),
+    F.adaptive_avg_pool3d: _adaptive_pool(3, adaptive_average),
+    F.adaptive_max_pool1d: _adaptive_pool(1, adaptive_maximum),
+    F.adaptive_max_pool2d: _adaptive_pool(2, adaptive_maximum),
+    F.adaptive_max_pool3d: _adaptive_pool(3, adaptive_maximum),
     torch.clamp: _clamp,
     torch.clip: _clamp,
     torch.clamp_: _clamp,

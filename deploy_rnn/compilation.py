@@ -12,7 +12,6 @@ from torch._dynamo import OptimizedModule
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn import functional
 
-from deploy_rnn.any_size import max_pool_of_image
 from deploy_rnn.compiled_function import CompiledFunction
 from deploy_rnn.conversion import convert
 from deploy_rnn.copying import unwrapped
@@ -25,6 +24,7 @@ from deploy_rnn.nn.library import assign_kernels, check_recurrence
 from deploy_rnn.nn.recurrence import without_wrappers
 from deploy_rnn.nn.recurrent import Recurrent, is_plain_layer
 from deploy_rnn.packing.tracing import packing_traced
+from deploy_rnn.pooling import max_pool_of_image
 
 
 def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -> nn.Module:
