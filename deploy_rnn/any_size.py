@@ -14,7 +14,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from deploy_rnn.known_numbers import KnownNumbers
 from deploy_rnn.model_errors import running_line
-from deploy_rnn.pooling import adaptive_average, adaptive_maximum, max_pool_of_image
+from deploy_rnn.pooling import (
+    adaptive_average,
+    adaptive_maximum,
+    max_pool_of_image,
+    spanned_axes,
+)
 
 
 class AnySize(TorchFunctionMode):
@@ -32,6 +37,7 @@ class AnySize(TorchFunctionMode):
     7. A distribution of torch.distributions does not check the values of its parameters, unless the model asks for it.
     8. `one_hot` of as many classes as an axis has, which fixes that axis: a comparison with every class.
     9. Adaptive pooling over an open axis, which would have the windows of the example: every window has a mask.
+    10. Pooling with a window that is a whole open axis, whose code in PyTorch wants a number: a mean, or a maximum.
 
     Args:
         inside: the module that calls the model, for the lines of the model.
@@ -167,6 +173,34 @@ def _max_pool(func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any
     return max_pool_of_image(input, *args, **kwargs)
 
 
+def _call(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return func(*args, **kwargs)
+
+
+def _pool(
+    axes: int, reduce: Callable[..., Tensor], other: Callable[..., Any] = _call
+) -> Callable[..., Any]:
+    """Case 10, over the last `axes` axes; `other` replaces every other pooling."""
+
+    def replacement(
+        func: Callable[..., Any],
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # Defaults are handed on by the functions of torch.nn.functional.
+        is_plain = padding == 0 and not args and all(value in (0, 1) for value in kwargs.values())
+        spanned = spanned_axes(input, kernel_size, axes) if is_plain else ()
+        if spanned and not kwargs.get("return_indices"):
+            return reduce(input, spanned, keepdim=True)
+        return other(func, input, kernel_size, stride or kernel_size, padding, *args, **kwargs)
+
+    return replacement
+
+
 def _adaptive_pool(axes: int, pool: Callable[..., Tensor]) -> Callable[..., Any]:
     """Case 9, over the last `axes` axes."""
 
@@ -268,8 +302,12 @@ _TAKING: dict[Any, Callable[[Any], Any]] = {
 }
 
 _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
-    torch.max_pool1d: _max_pool,
-    F.max_pool1d: _max_pool,
+    torch.max_pool1d: _pool(1, torch.amax, _max_pool),
+    F.max_pool1d: _pool(1, torch.amax, _max_pool),
+    torch.max_pool2d: _pool(2, torch.amax),
+    F.max_pool2d: _pool(2, torch.amax),
+    F.avg_pool1d: _pool(1, torch.mean),
+    F.avg_pool2d: _pool(2, torch.mean),
     F.pad: _pad,
     F.one_hot: _one_hot,
     F.adaptive_avg_pool1d: _adaptive_pool(1, adaptive_average),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 OutputSize = int | None | Sequence[int | None]
 """How many places an adaptive pooling leaves of each axis; None for all."""
@@ -37,6 +38,28 @@ def max_pool_of_image(
         ceil_mode,
     )
     return image.squeeze(-2)
+
+
+def spanned_axes(input: Tensor, kernel_size: Any, axes: int) -> tuple[int, ...]:
+    """The axes of which a window has all places, if it has one place of all the others; () for other windows.
+
+    Args:
+        input: (..., sizes of the pooled axes), one of which is not a number at least.
+        kernel_size: of the window, in each of them, or in all.
+        axes: how many are pooled.
+    """
+    windows = list(kernel_size) if isinstance(kernel_size, Sequence) else [kernel_size]
+    if len(windows) == 1:
+        windows *= axes
+    if all(isinstance(size, int) for size in windows):
+        return ()
+    spanned = []
+    for axis, window in zip(range(-axes, 0), windows, strict=True):
+        if statically_known_true(window == input.size(axis)):
+            spanned.append(axis)
+        elif not statically_known_true(window == 1):
+            return ()
+    return tuple(spanned)
 
 
 def adaptive_average(input: Tensor, output_size: OutputSize, axes: int) -> Tensor:

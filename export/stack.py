@@ -124,6 +124,7 @@ class Stack:
         states: (L*D, B, P), (L*D, B, H) ..., each None for zeros.
         layers: L layers of D directions each.
         cell: what one step does.
+        input_size: I, which the graph may not know for a number.
         sizes: P, H ...: the last axis of each state.
         kept: how many states, from the first, are needed after every step if rows differ in length: 1 if at most h_n of
             the final states is read, else all.
@@ -134,6 +135,7 @@ class Stack:
     states: tuple[ir.Value | None, ...]
     layers: tuple[tuple[DirectionWeights, ...], ...]
     cell: Cell
+    input_size: int
     sizes: tuple[int, ...]
     kept: int
 
@@ -161,6 +163,7 @@ class Stack:
             states=tuple(states_and_weights[:count]),
             layers=tuple(layers),
             cell=layer.cell,
+            input_size=layer.input_size,
             sizes=tuple(layer.state_sizes()),
             kept=count if reads_all else 1,
         )

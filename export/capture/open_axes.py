@@ -48,7 +48,7 @@ def with_fixed_axes(attempt: Callable[[FixedAxes], Result], options: ExportOptio
 
     1. Those that the model takes in the size of the example only, but for the batch.
     2. All but the batch and the steps, if there is no file with more, or it is not the model: torch.onnx may write a
-       number for the size of a further axis, such as the window of an adaptive pooling.
+       number for the size of a further axis.
     """
     fixed = FixedAxes()
     first_error: ExportError | None = None

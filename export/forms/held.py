@@ -63,7 +63,7 @@ def held(build: Builder, stack: Stack) -> list[ir.Value]:
     starts = []
     for name, state in zip(stack.state_names, stack.states, strict=True):
         starts.append(split_layers(build.scope(f"{name}0."), stack, state))
-    rows = build.scope("input.rows").reshape(stack.input, [-1, fixed(stack.input, 2)])  # [T*B, I]
+    rows = build.scope("input.rows").reshape(stack.input, [-1, stack.input_size])  # [T*B, I]
     rows = ends.clear_padding(build.scope("input.masked"), rows)
     finals = []
     for number, layer in enumerate(stack.layers):

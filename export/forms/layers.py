@@ -83,8 +83,7 @@ def write_layers(build: Builder, stack: Stack, walk: Walk) -> list[ir.Value]:
     """-> output (T, B, D*P), final states (L*D, B, P), (L*D, B, H) ..."""
     cell = cell_of(build, stack)
     ends = RowEnds.of(build, stack)
-    input_size = fixed(stack.input, 2)
-    sequence = build.scope("input").reshape(stack.input, [-1, input_size])  # [T*B, I]
+    sequence = build.scope("input").reshape(stack.input, [-1, stack.input_size])  # [T*B, I]
     starts = _start_states(build, stack, cell)
     finals: list[Sequence[ir.Value]] = []
     for number, layer in enumerate(stack.layers):

@@ -115,16 +115,16 @@ def test_an_axis_that_steps_are_computed_from_is_dynamic(tmp_path: Path) -> None
 
 
 class Columns(nn.Module):
-    """The mean of each column; torch.onnx writes the height of the example for the pooling's window."""
+    """The mean of each column; torch.onnx writes the height of the example for the window of this operator."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.mean = nn.AdaptiveAvgPool2d((None, 1))
         self.rnn = nn.RNN(2, 3, batch_first=True)
 
     def forward(self, picture: Tensor) -> Tensor:
         columns = picture.permute(0, 3, 1, 2)  # (B, T, channels, height)
-        output: Tensor = self.rnn(self.mean(columns).squeeze(3))[0]
+        means = torch.ops.aten.adaptive_avg_pool2d(columns, (columns.size(2), 1))
+        output: Tensor = self.rnn(means.squeeze(3))[0]
         return output
 
 
@@ -135,6 +135,29 @@ def test_a_further_axis_that_the_file_would_get_wrong_is_fixed(tmp_path: Path) -
             Columns(), (torch.randn(2, 2, 4, 6),), tmp_path / "m.onnx", form="scan"
         )
     assert report.inputs[0].shape == ("B", 2, 4, "T")
+
+
+class AnyChannels(nn.Module):
+    """Takes any number of channels, since it pools them, too: torch.onnx does not know that two are left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(2, 3, batch_first=True)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        columns = picture.permute(0, 3, 1, 2)  # (B, T, channels, height)
+        means = nn.functional.adaptive_avg_pool2d(columns, (2, 1))
+        output: Tensor = self.rnn(means.squeeze(3))[0]
+        return output
+
+
+def test_the_inputs_of_a_layer_are_a_number(tmp_path: Path) -> None:
+    model, path = AnyChannels(), tmp_path / "m.onnx"
+    report = export_onnx(model, (torch.randn(2, 3, 4, 6),), path, form="scan")
+    assert report.inputs[0].shape == ("B", "picture_1", "picture_2", "T")
+    picture = torch.randn(1, 5, 2, 3)
+    output = Engine(path).run({"picture": picture.numpy()})["output"]
+    np.testing.assert_allclose(output, model(picture).detach(), atol=1e-5)
 
 
 def test_one_that_is_asked_for_is_an_error(tmp_path: Path) -> None:
