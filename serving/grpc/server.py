@@ -33,9 +33,14 @@ CLOSE_SECONDS = 1.0
 Result = TypeVar("Result")
 
 
+CLIENT_FAULTS = ("ExecuteBatchError", "Invalid encoding on")
+"""How grpcio begins a traceback in the log that any client can cause, with or without a token: it has left while
+something was sent to it, or its metadata is not text, and is handed over as bytes."""
+
+
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of grpcio says more than that a client has left while something was sent to it."""
-    return not record.getMessage().startswith("ExecuteBatchError")
+    """Whether a line of grpcio says more than that a client has made a mistake."""
+    return not record.getMessage().startswith(CLIENT_FAULTS)
 
 
 logging.getLogger("grpc._cython.cygrpc").addFilter(_is_news)

@@ -96,9 +96,24 @@ def _sequence(value: object) -> int | str | None:
         raise InputError(
             f"`sequence_id` has {len(value)} characters; must be at most {MAX_SEQUENCE_CHARACTERS}."
         )
+    if isinstance(value, str):
+        check_text("sequence_id", value)
     if isinstance(value, int) and not 0 <= value < 2**64:
         raise InputError("`sequence_id` must be an integer from 0 to 2**64 - 1, or a string.")
     return value or None
+
+
+def check_text(name: str, value: str) -> None:
+    """
+    Raises:
+        InputError: a string of JSON that is not text, and that no header, log or other protocol can carry.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"`{name}` (={value[:40]!a}) must be text; it contains half of a surrogate pair."
+        ) from None
 
 
 def _flag(parameters: Mapping[str, Any], name: str, sequence: int | str | None) -> bool:

@@ -222,10 +222,5 @@ def _string(fields: Mapping[str, Any], key: str, default: str | None = None) -> 
     value = fields.get(key, default)
     if not isinstance(value, str):
         raise InputError(f"`{key}` must be a string, got {shown(value)}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InputError(
-            f"`{key}` (={value[:40]!a}) must be text; it contains half of a surrogate pair."
-        ) from None
+    oip.check_text(key, value)
     return value

@@ -218,7 +218,7 @@ def test_the_message_says_what_is_wrong(change: dict[str, Any], message: str, cl
             r"`id` (='a\ud800') must be text; it contains half of a surrogate pair.",
         ),
         (r'"outputs": [{"name": "\ud800"}]', r"`name` (='\ud800') must be text;"),
-        (r'"parameters": {"sequence_id": "\ud800"}', r"there is no stream '\ud800'."),
+        (r'"parameters": {"sequence_id": "\ud800"}', r"`sequence_id` (='\ud800') must be text;"),
         (
             '"parameters": {"sequence_id": 1e400}',
             "`sequence_id` must be an integer or a string, got a huge number.",
