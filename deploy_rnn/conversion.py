@@ -150,7 +150,7 @@ def _recipes(replaced: Mapping[int, Layer]) -> Recipes:
 
 
 def convert_for_inference(model: nn.Module) -> nn.Module:
-    """Convert `model` in evaluation mode; every weight that a hook or parametrization computes becomes a plain one."""
+    """Convert `model` in evaluation mode; each weight that a hook or a parametrisation computes becomes a plain one."""
     converted = convert(model)
     converted.eval()
     fold_computed_weights(converted)

@@ -123,7 +123,7 @@ def computed_weights(module: nn.Module) -> dict[str, Any]:
 
 
 def has_computed_weights(model: nn.Module) -> bool:
-    """Whether a hook or a parametrization computes a weight anywhere in `model`."""
+    """Whether a hook or a parametrisation computes a weight anywhere in `model`."""
     return any(
         computed_weights(module) or parametrize.is_parametrized(module)
         for module in model.modules()
@@ -131,7 +131,7 @@ def has_computed_weights(model: nn.Module) -> bool:
 
 
 def fold_computed_weights(model: nn.Module) -> None:
-    """Turn every weight that a hook or a parametrization computes into an ordinary parameter, in place.
+    """Turn every weight that a hook or a parametrisation computes into an ordinary parameter, in place.
 
     For a model that is not trained any more: neither ONNX nor TorchScript has all that weights are computed with.
     """

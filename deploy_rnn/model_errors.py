@@ -142,6 +142,16 @@ def quiet_loggers(names: Iterable[str]) -> Iterator[None]:
             logger.setLevel(level)
 
 
+def ignore_computed_weights() -> None:
+    """Within `catch_warnings`, leave out what PyTorch says of a weight that a forward computes.
+
+    A model that changes its own state was refused before.
+    """
+    warnings.filterwarnings(
+        "ignore", "The tensor attributes? .* assigned during export", category=UserWarning
+    )
+
+
 def warn_user(message: str) -> None:
     """Warn at the innermost line of the user's code that is running now."""
     frame: FrameType | None = sys._getframe(1)

@@ -20,6 +20,7 @@ from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.model_errors import (
     data_dependence,
     first_paragraph,
+    ignore_computed_weights,
     leaves_torch,
     line_in_text,
     nothing_printed_on_error,
@@ -228,10 +229,5 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings(
             "ignore", category=UserWarning, message="# The axis name: .* will not be used"
         )
-        # A weight that a forward computes; a model with a state was refused before.
-        warnings.filterwarnings(
-            "ignore",
-            category=UserWarning,
-            message="The tensor attributes? .* assigned during export",
-        )
+        ignore_computed_weights()
         yield

@@ -124,6 +124,10 @@ class ExampleCall:
         paths = [path for path, leaf in leaves if isinstance(leaf, Tensor)]
         return leaf_names(paths, "input")
 
+    def axis_name(self, number: int, axis: int) -> str:
+        """The name of a dynamic axis that is neither the batch nor the steps, by the tensor of that number: "x_1"."""
+        return f"{self.input_names[number]}_{axis}"
+
     def output_names(self, model: Callable[..., Any]) -> list[str]:
         """Run `model`: -> the name for each output that a file has by default."""
         with torch.no_grad():

@@ -80,8 +80,7 @@ def found_axes(reference: Reference, call: ExampleCall) -> FoundAxes:
             elif size > 1 and not _is_computed(meaning, size, names, example, runs):
                 fixed.append(meaning)
         for places in _other_places(names, runs):
-            number, axis = places[0]
-            _name(names, places, f"{call.input_names[number]}_{axis}")
+            _name(names, places, call.axis_name(*places[0]))
     return FoundAxes(names, tuple(dict.fromkeys(fixed)))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from warnings import catch_warnings, filterwarnings, simplefilter
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from deploy_rnn.errors import DynamicAxisError, ExportError
 from deploy_rnn.model_errors import (
     data_dependence,
     first_paragraph,
+    ignore_computed_weights,
     leaves_torch,
     nothing_printed_on_error,
     quiet_loggers,
@@ -170,8 +171,7 @@ def explained_errors(any_size: AnySize | None = None) -> Iterator[None]:
         # PyTorch's own calls of its own deprecated functions.
         simplefilter("ignore", DeprecationWarning)
         simplefilter("ignore", FutureWarning)
-        # A weight that a forward computes; a model with a state was refused before.
-        filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
+        ignore_computed_weights()
         try:
             with nothing_printed_on_error(), quiet_loggers(_REMARKS):
                 yield

@@ -4,7 +4,6 @@ They are looked up in a graph in which every axis is open, so that each axis tha
 symbol of its own.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -74,7 +73,7 @@ def with_free_axes(graph: ir.Graph, call: ExampleCall, axes: Sequence[Axes]) -> 
             tensor_axes[place.axis] = _most_alike(names, place, axes)
         # Case 2.
         else:
-            own_names.setdefault(size, _own_name(call, place))
+            own_names.setdefault(size, call.axis_name(*place))
             tensor_axes[place.axis] = own_names[size]
     return free
 
@@ -103,7 +102,7 @@ def with_other_axes(
     for symbol, places in others.items():
         if symbol not in symbols and takes(places):
             for place in places:
-                named[place.input][place.axis] = _own_name(call, places[0])
+                named[place.input][place.axis] = call.axis_name(*places[0])
     return named
 
 
@@ -116,13 +115,8 @@ def open_axes(graph: ir.Graph, call: ExampleCall) -> list[Axes]:
     names: dict[str, str] = {}
     for place, size in _sizes(graph):
         if size.isidentifier():
-            axes[place.input][place.axis] = names.setdefault(size, _own_name(call, place))
+            axes[place.input][place.axis] = names.setdefault(size, call.axis_name(*place))
     return axes
-
-
-def _own_name(call: ExampleCall, place: Place) -> str:
-    label = re.sub(r"\W+", "_", call.names[place.input]).strip("_")
-    return f"{label}_{place.axis}"
 
 
 def _sizes(graph: ir.Graph) -> Iterator[tuple[Place, str]]:

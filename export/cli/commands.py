@@ -209,8 +209,9 @@ def inspect(path: Path, as_json: bool) -> None:
     with command_errors(as_json=as_json):
         if path.is_dir():
             manifest = checked_manifest(path)
-            content = manifest.to_dict()
-            lines = [str(manifest), *_bundle_runtimes(path, manifest)]
+            files = [_read_file(path / graph.file) for graph in manifest.graphs]
+            content = _bundle_content(manifest, files)
+            lines = [str(manifest), *_bundle_lines(files)]
         else:
             file = _read_file(path)
             from ..runtimes.faults import described, to_dict
@@ -223,13 +224,27 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(printable("\n".join(lines)))
 
 
-def _bundle_runtimes(path: Path, manifest: Manifest) -> Iterator[str]:
-    """What is known of the runtimes for each graph."""
+def _bundle_content(manifest: Manifest, files: Sequence["OnnxFile"]) -> dict[str, Any]:
+    """A manifest for JSON, with what its files say and it does not."""
+    content = manifest.to_dict()
+    for graph, file in zip(content["graphs"], files, strict=True):
+        graph["int8_products"] = file.int8_products
+        graph["index_ranges"] = file.index_ranges
+    return content
+
+
+def _bundle_lines(files: Sequence["OnnxFile"]) -> Iterator[str]:
+    """What the files of a bundle say and its manifest does not, and what is known of the runtimes for each."""
     from ..runtimes.faults import described
 
-    for graph in manifest.graphs:
-        yield f"  {graph.file} in the runtimes:"
-        yield from (f"  {line}" for line in described(_read_file(path / graph.file)))
+    for name, limits in files[0].index_ranges.items():
+        yield f"  indices {name}: {limits}, into a table"
+    for file in files:
+        if file.int8_products:
+            yield f"  {file.name}: {file.precision}{file.products_note}"
+    for file in files:
+        yield f"  {file.name} in the runtimes:"
+        yield from (f"  {line}" for line in described(file))
 
 
 def _read_file(path: Path) -> "OnnxFile":

@@ -258,3 +258,13 @@ def test_a_scripted_part_that_fixes_an_axis_is_named(tmp_path: Path) -> None:
         export_onnx(model, x, path, form="scan", dynamic_shapes={"input": {0: "T"}})
     with pytest.raises(DynamicAxisError, match=f"the model fixes it at 6 {reason}"):
         trace(convert_for_inference(model), ExampleCall.of(model, x), [{0: Axis("T")}])
+
+
+def test_a_class_that_one_hot_does_not_have_is_refused() -> None:
+    """As many classes as the input has steps."""
+    program = exported(Function(lambda x: F.one_hot(x[0].long(), x.size(2))))
+    x = torch.zeros(1, 4, 7)
+    for wrong in (-1, 7):
+        x[0, 0, 0] = wrong
+        with pytest.raises(IndexError):
+            program.module()(x)

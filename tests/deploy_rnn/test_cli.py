@@ -551,13 +551,21 @@ def test_a_bundle_is_exported_and_inspected(folder: Path) -> None:
         "2",
         "--name",
         "plain",
+        "--precision",
+        "int8",
+        "--int8-products",
+        "state",
         "--json",
     )
     assert done.exit_code == 0
     manifest = json.loads(done.stdout)
     assert [graph["file"] for graph in manifest["graphs"]] == ["scan.onnx", "unrolled-2.onnx"]
-    assert "  unrolled-2.onnx: unrolled, float32, 2 steps, " in run("inspect", "m").stdout
-    assert json.loads(run("inspect", "m", "--json").stdout)["sha256"] == manifest["sha256"]
+    shown = run("inspect", "m").stdout
+    assert "  unrolled-2.onnx: unrolled, int8, 2 steps, " in shown
+    assert "  scan.onnx: int8 (products: state)" in shown
+    content = json.loads(run("inspect", "m", "--json").stdout)
+    assert content["sha256"] == manifest["sha256"]
+    assert [graph["int8_products"] for graph in content["graphs"]] == ["state", "state"]
     Path("m/scan.onnx").write_bytes(b"")
     assert "is not the file that was exported" in refused("inspect", "m")
 

@@ -176,7 +176,7 @@ def test_a_wrong_gradient_is_found(plant: Any) -> None:
 
 
 class Remembering(nn.Module):
-    """Goes on where its last call has ended, counts its calls, normalizes, and overwrites what it is given."""
+    """Goes on where its last call has ended, counts its calls, normalises, and overwrites what it is given."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -58,7 +58,7 @@ def server(repository: Repository, run_server: Any) -> Iterator[Server]:
 
 @pytest.fixture
 def options(request: pytest.FixtureRequest, server: Server) -> list[str]:
-    """Those for the protocol that a test is parametrized with."""
+    """Those for the protocol that a test gets."""
     if request.param == "http":
         return ["-u", server.http_address]
     grpc = ["-i", "grpc", "-u", server.grpc_address]

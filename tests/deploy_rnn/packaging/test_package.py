@@ -592,7 +592,7 @@ def test_a_model_that_could_not_be_scripted_before(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_parametrized_weights_are_scripted(tmp_path: Path) -> None:
+def test_parametrised_weights_are_scripted(tmp_path: Path) -> None:
     norm = parametrizations.weight_norm(nn.Linear(3, 3))
     spectral = parametrizations.spectral_norm(nn.Linear(3, 3))
     gru = parametrizations.weight_norm(nn.GRU(3, 3), "weight_hh_l0")
