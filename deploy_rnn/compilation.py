@@ -112,9 +112,25 @@ class CompiledModel(OptimizedModule):
     """What `compile` returns.
 
     A copy, by `copy.deepcopy` or `pickle`, has its own weights and hooks; it is compiled again, and compared as this.
+    Its `state_dict` is that of the model that was compiled: either takes the other's. One with the names that
+    torch.compile gives, `_orig_mod.weight_ih_l0`, is taken, too.
     """
 
     _compilation: _Compilation | None = None
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        # Not that of torch.compile's wrapper: nobody else has the names that it gives.
+        return self._orig_mod.state_dict(*args, **options)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        """A part of `load_state_dict`; each key in `state_dict` that begins with `prefix` is one of this module."""
+        inner = f"{prefix}_orig_mod."
+        for name in [*state_dict]:
+            if name.startswith(prefix) and not name.startswith(inner):
+                state_dict[inner + name.removeprefix(prefix)] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     def __copy__(self) -> "CompiledModel":
         copied = type(self).__new__(type(self))

@@ -195,3 +195,47 @@ def test_what_is_said_of_the_step_of_a_loop() -> None:
     assert "Got graph break" not in reason
     assert "side effect: Mutating a variable from outside the scope" in reason
     assert reason.endswith("not supported. Write it in another way, or use the model uncompiled.")
+
+
+def other_weights() -> Scaled:
+    torch.manual_seed(3)
+    return Scaled().eval()
+
+
+def test_weights_go_to_the_model_and_back() -> None:
+    """It has weights of its own: a model that was trained compiled is saved as any other."""
+    model = Scaled().eval()
+    compiled = deploy_rnn.compile(model)
+    assert list(compiled.state_dict()) == list(model.state_dict())
+    with torch.no_grad():
+        for weight in compiled.parameters():
+            weight.add_(0.1)
+    model.load_state_dict(compiled.state_dict())
+    torch.testing.assert_close(compiled(X), model(X))
+    compiled.load_state_dict(other_weights().state_dict())
+    torch.testing.assert_close(compiled(X), other_weights()(X))
+
+
+def test_the_names_of_torch_compile_are_taken_too() -> None:
+    compiled = deploy_rnn.compile(Scaled().eval())
+    wrapped = torch.compile(other_weights())
+    compiled.load_state_dict(wrapped.state_dict())
+    torch.testing.assert_close(compiled(X), other_weights()(X))
+
+
+def test_weights_that_are_lacking_are_named() -> None:
+    compiled = deploy_rnn.compile(Scaled().eval())
+    state = other_weights().state_dict()
+    state["rnn.other"] = state.pop("rnn.bias_hh_l0")
+    with pytest.raises(RuntimeError) as raised:
+        compiled.load_state_dict(state)
+    assert "rnn.bias_hh_l0" in str(raised.value)
+    assert "rnn.other" in str(raised.value)
+
+
+def test_weights_within_a_larger_model() -> None:
+    larger = nn.ModuleDict({"first": deploy_rnn.compile(Scaled().eval()), "second": Scaled()})
+    plain = nn.ModuleDict({"first": other_weights(), "second": Scaled()})
+    assert list(larger.state_dict()) == list(plain.state_dict())
+    larger.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(larger["first"](X), plain["first"](X))
