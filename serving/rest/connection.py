@@ -5,6 +5,7 @@ chunks, and the time. What is written must be read. A request for an upgrade is 
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,6 +22,8 @@ from .exchange import MAX_BUFFERED_BYTES, Exchange, content_length, refusal
 from .places import Places
 from .target import parse_target
 from .unread import UnreadAnswers
+
+logger = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 64 * 1024
 """Of a request line and its headers, and of trailers."""
@@ -124,9 +127,14 @@ class Connection(asyncio.Protocol):
         messages = self._messages
         try:
             self._feed(data)
+        except httptools.HttpParserCallbackError as error:
+            # Of this class, such as for lack of memory: the request may be well.
+            logger.error("a request was not read", exc_info=error)
+            if not self._ignores_input:
+                self._refuse(500, "the server failed; its log has the reason.")
         except httptools.HttpParserError as error:
             if not self._ignores_input:
-                self._refuse(400, f"this is not a request of HTTP/1.1: {_reason(error)}.")
+                self._refuse(400, f"this is not a request of HTTP/1.1: {error}.")
         allowed = MAX_HEADER_BYTES + MAX_CHUNK_OVERHEAD * self._body_bytes
         if self._overhead_bytes > allowed and not self._ignores_input:
             self._stop_reading()
@@ -520,13 +528,6 @@ def connection_factory(places: Places) -> Callable[..., Connection]:
         return Connection(config.loaded_app, server_state, places)
 
     return make
-
-
-def _reason(error: httptools.HttpParserError) -> str:
-    """What the parser found, in its words."""
-    if isinstance(error, httptools.HttpParserCallbackError):
-        return "it cannot be read"  # the text is that of an error of this module
-    return str(error)
 
 
 def _address(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:

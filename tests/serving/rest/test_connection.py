@@ -17,6 +17,7 @@ from deploy_rnn.serving import server as server_module
 from deploy_rnn.serving.repository import Repository
 from deploy_rnn.serving.rest import connection, places
 from deploy_rnn.serving.rest.app import make_app
+from deploy_rnn.serving.rest.exchange import Exchange
 from deploy_rnn.serving.rest.unread import UnreadAnswers
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
@@ -190,6 +191,19 @@ def test_one_answer_for_each_request(
 def test_a_request_that_is_not_http_is_told_why(sent: bytes, reason: str, server: Server) -> None:
     message = f'{{"error":"this is not a request of HTTP/1.1: {reason}."}}'
     assert ask(server, sent).endswith(message.encode())
+
+
+def test_an_error_of_its_own_is_not_the_client_s(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(exchange: Exchange, piece: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Exchange, "add_body", fail)
+    answers = ask(server, GET + post("X-Other: head") + GET)
+    assert statuses(answers) == [200, 500]
+    assert b"the server failed; its log has the reason." in answers
+    assert caplog.messages == ["a request was not read"]
 
 
 def test_a_client_may_wait_until_it_is_told_to_go_on(server: Server) -> None:
