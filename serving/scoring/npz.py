@@ -5,11 +5,14 @@ along the first axis, and row i is `x[offsets[i]:offsets[i + 1]]`. With `x.shape
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -28,6 +31,10 @@ ANSWERED = "answered"
 
 _COPY_BYTES = 1 << 20
 
+# NotImplementedError, of an unknown compression, and RecursionError are RuntimeErrors; so is what a password needs.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, SyntaxError, TokenError)  # fmt: skip
+"""What `zipfile` and `numpy` raise of files that are damaged, or not what they are called."""
+
 
 class Npz(Source):
     """An .npz file, whose arrays are read piece by piece.
@@ -42,11 +49,8 @@ class Npz(Source):
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self.reader = NpzReader()
-        try:
-            members = _members(path)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise InputError(f"{self.name!r} is not an .npz file: {error}.") from None
-        self._columns = _columns(members, self.name)
+        with _damage_told(self.name):
+            self._columns = _columns(_members(path), self.name)
         self.rows = _row_count(self._columns, self.name)
 
     @property
@@ -71,7 +75,8 @@ class Npz(Source):
 
     def fetch(self, span: Span) -> "dict[str, Slice]":
         stop = span.first + span.rows
-        return {name: column.slice(span.first, stop) for name, column in self._columns.items()}
+        with _damage_told(self.name):
+            return {name: column.slice(span.first, stop) for name, column in self._columns.items()}
 
     def close(self) -> None:
         for column in self._columns.values():
@@ -149,8 +154,15 @@ class _Member:
         self._whole: np.ndarray | None = None
         with zipfile.ZipFile(path) as archive, archive.open(name) as file:
             self.shape, self._is_fortran, self.dtype = _read_header(file)
+            value_bytes = archive.getinfo(name).file_size - file.tell()
         # Of an item of the first axis.
         self.item_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        # Of Python objects, which are refused, it is another number.
+        needed = prod(self.shape) * self.dtype.itemsize
+        if min(self.shape, default=0) < 0 or (value_bytes != needed and not self.dtype.hasobject):
+            raise ValueError(
+                f"{name!r} has {value_bytes:,} bytes of values; its shape {list(self.shape)} needs {needed:,}"
+            )
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Return the items from `start` to before `stop`."""
@@ -163,7 +175,10 @@ class _Member:
             _read_header(self._file)
             self._position = 0
         _skip(self._file, (start - self._position) * self.item_bytes)
-        data = self._file.read((stop - start) * self.item_bytes)
+        needed = (stop - start) * self.item_bytes
+        data = self._file.read(needed)
+        if len(data) < needed:
+            raise EOFError(f"{self._name!r} ends too early")
         self._position = stop
         return np.frombuffer(data, self.dtype).reshape(stop - start, *self.shape[1:])
 
@@ -190,7 +205,21 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 
 def _skip(file: BinaryIO, count: int) -> None:
     while count:
-        count -= len(file.read(min(count, _COPY_BYTES)))
+        skipped = len(file.read(min(count, _COPY_BYTES)))
+        if not skipped:
+            raise EOFError("an array ends too early")
+        count -= skipped
+
+
+@contextmanager
+def _damage_told(file: str) -> Iterator[None]:
+    """Raises: InputError: a file is damaged, or not an .npz file; with its name."""
+    try:
+        yield
+    except InputError:
+        raise
+    except _DAMAGE as error:
+        raise InputError(f"{file!r} is not an .npz file: {error}.") from None
 
 
 def _members(path: Path) -> dict[str, _Member]:
@@ -240,7 +269,9 @@ def _checked_shapes(shapes: np.ndarray, column: _Column, name: str) -> np.ndarra
     offsets = column.offsets
     is_right = offsets is not None and shapes.ndim == 2 and shapes.dtype.kind in "iu"
     if offsets is not None and is_right:
-        is_right = np.array_equal(np.prod(shapes, axis=1, dtype=np.int64), np.diff(offsets))
+        # As floats: the product of integers that are too large may be any number, also the right one.
+        counts = np.prod(shapes, axis=1, dtype=np.float64)
+        is_right = bool((shapes >= 0).all()) and np.array_equal(counts, np.diff(offsets))
     if not is_right:
         raise InputError(
             f"`{name}{SHAPES}` must be the shape of each row, [rows, axes], of as many values as by `{name}{OFFSETS}`."

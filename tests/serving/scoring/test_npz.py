@@ -1,5 +1,6 @@
 """Rows and answers in .npz."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from deploy_rnn.serving import score
 from deploy_rnn.serving.scoring import npz
 from deploy_rnn.serving.scoring.answers import Answer
 from deploy_rnn.serving.scoring.npz import Npz, NpzAnswers
+from deploy_rnn.serving.scoring.rows import Span
 
 Rows = list[dict[str, Any]]
 
@@ -118,6 +120,8 @@ def test_a_window_has_fewer_rows_if_they_are_large(
         ({"x": np.zeros(3), "x.offsets": [0, 2]}, "`x.offsets` must be whole numbers that rise from 0 to 3, the size"),
         ({"x": np.zeros(3), "x.offsets": [0, 2, 1, 3]}, "`x.offsets` must be whole numbers that rise from 0 to 3"),
         ({"x": np.zeros(3), "x.offsets": [0, 3], "x.shapes": [[2, 2]]}, "`x.shapes` must be the shape of each row"),
+        ({"x": np.zeros(6), "x.offsets": [0, 6], "x.shapes": [[-2, -3]]}, "`x.shapes` must be the shape of each row"),
+        ({"x": np.zeros(0), "x.offsets": [0, 0], "x.shapes": [[2**32, 2**32]]}, "`x.shapes` must be the shape of each"),
         ({"x": np.zeros(3), "x.shapes": [[3]]}, "`x.shapes` must be the shape of each row"),
         ({"x": np.array([[1], [1, 2]], object)}, "holds Python objects, which are not read: put the rows end to end"),
         ({}, "has no arrays."),
@@ -136,6 +140,64 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         InputError, match=r"rows\.npz' is not an \.npz file: File is not a zip file"
     ):
         Npz(tmp_path / "rows.npz")
+
+
+def _array(shape: str, size: int) -> bytes:
+    """A .npy file of `size` zeros of one byte, whose header says what it likes."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (_array("(3, 2)", 5), "'x.npy' has 5 bytes of values; its shape [3, 2] needs 6."),
+        (_array("(3, 2)", 7), "'x.npy' has 7 bytes of values; its shape [3, 2] needs 6."),
+        (_array("(-3, -2)", 6), "'x.npy' has 6 bytes of values; its shape [-3, -2] needs 6."),
+        (_array(f"({2**40}, {2**30})", 6), "'x.npy' has 6 bytes of values; its shape [1099511627776, 1073741824]"),
+        (_array("(" * 99, 0), "EOF in multi-line statement"),
+        (b"no", "EOF: reading magic string, expected 8 bytes got 2."),
+    ],
+)  # fmt: skip
+def test_a_damaged_array_is_told_with_its_file(array: bytes, reason: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "rows.npz", "w") as archive:
+        archive.writestr("x.npy", array)
+    with pytest.raises(InputError, match=r"rows\.npz' is not an \.npz file: ") as raised:
+        Npz(tmp_path / "rows.npz")
+    assert reason in str(raised.value)
+
+
+# In the two records of zipfile about a member: a flag says that it is encrypted; a number is its compression.
+@pytest.mark.parametrize(
+    ("places", "value", "reason"),
+    [((6, 8), 1, "is encrypted"), ((8, 10), 99, "compression method is not supported")],
+)
+def test_an_archive_that_python_cannot_read(
+    places: tuple[int, int], value: int, reason: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, x=np.zeros(3))
+    data = bytearray(path.read_bytes())
+    data[places[0]] = value
+    data[data.index(b"PK\1\2") + places[1]] = value
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=reason):
+        Npz(path)
+
+
+@pytest.mark.parametrize("first", [0, 300])
+def test_values_that_end_before_they_should(first: int, tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", _array("(400, 100)", 20_000))
+    data = bytearray(path.read_bytes())
+    size = data.index(b"PK\1\2") + 24  # what the archive says of it
+    data[size : size + 4] = (int.from_bytes(data[size : size + 4], "little") + 20_000).to_bytes(
+        4, "little"
+    )
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"rows\.npz' is not an \.npz file: .* too early\."):
+        Npz(path).fetch(Span(first, 250, first, 250))
 
 
 @pytest.mark.parametrize(
