@@ -266,6 +266,13 @@ SHARE = click.FloatRange(0, 1, max_open=True)
     help="Time in which a client must read some of its answer.",
 )
 @click.option(
+    "--max-unread-bytes",
+    show_default="1073741824",
+    type=COUNT,
+    metavar="N",
+    help="Bytes of answers that clients have not read; with more, the slowest clients are dropped.",
+)
+@click.option(
     "--idle-seconds",
     show_default="75.0",
     type=FINITE_SECONDS,

@@ -28,6 +28,8 @@ class Settings:
         body_seconds: time for its body to arrive.
         request_seconds: time for an answer; the `timeout` of a request may shorten it.
         unread_seconds: time in which a client must have read some of an answer; 1 KiB a second is enough.
+        max_unread_bytes: bytes of answers that clients have not read, all together, over HTTP and over gRPC each; with
+            more, those who read less than 1 MiB a second are dropped, the slowest first.
         idle_seconds: time without a request after which a connection is closed. Triton's clients reuse idle connections
             and do not expect them to be closed; proxies commonly close theirs after 60 s, so the server waits longer.
         drain_seconds: time for accepted requests to be answered once the server is told to stop.
@@ -50,6 +52,7 @@ class Settings:
     body_seconds: float = 30.0
     request_seconds: float = 60.0
     unread_seconds: float = 10.0
+    max_unread_bytes: int = 2**30
     idle_seconds: float = 75.0
     drain_seconds: float = 30.0
     max_connections: int = 1000

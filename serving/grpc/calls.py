@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from deploy_rnn.errors import BusyError, ClosedError
 
@@ -25,10 +26,14 @@ class Call:
     Attributes:
         peer: its connection, as gRPC names it.
         read_by: when its client should have read all that was sent; infinite while nothing is being sent.
+        sent_at: when that was sent.
+        unread_bytes: how much that is.
     """
 
     peer: str
     read_by: float = float("inf")
+    sent_at: float = float("inf")
+    unread_bytes: int = 0
 
 
 class Calls:
@@ -37,6 +42,8 @@ class Calls:
     Args:
         most: calls at a time.
         unread_seconds: time for a client to begin to read an answer.
+        max_unread_bytes: of the answers of all calls; with more, those that have waited longest are dropped, if that
+            is `unread_seconds` or more.
         disconnect: ends the connection of a peer, and with it all its calls.
 
     Attributes:
@@ -44,9 +51,18 @@ class Calls:
         cut_short: whether the calls that were left have been cancelled.
     """
 
-    def __init__(self, most: int, unread_seconds: float, disconnect: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        most: int,
+        unread_seconds: float,
+        max_unread_bytes: int,
+        disconnect: Callable[[str], None],
+    ) -> None:
         self._most = most
         self._unread_seconds = unread_seconds
+        self._max_unread_bytes = max_unread_bytes
+        self._unread_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._disconnect = disconnect
         self._calls: dict[asyncio.Task[object], Call] = {}
         self._ended = asyncio.Event()
@@ -80,7 +96,7 @@ class Calls:
         task.add_done_callback(self._leave)
 
     def _leave(self, task: asyncio.Task[object]) -> None:
-        del self._calls[task]
+        self._unread_bytes -= self._calls.pop(task).unread_bytes
         self._ended.set()
 
     def seconds_to_read(self, size: int) -> float:
@@ -88,10 +104,41 @@ class Calls:
         return self._unread_seconds + size / MIN_UNREAD_RATE
 
     def sending(self, size: int) -> None:
-        """The current task sends the last `size` bytes of its call."""
-        task = asyncio.current_task()
-        if task in self._calls:
-            self._calls[task].read_by = time.monotonic() + self.seconds_to_read(size)
+        """The current task sends `size` bytes, which may be the last of its call."""
+        call = self._calls.get(asyncio.current_task())  # type: ignore[arg-type]
+        if call is None:
+            return
+        call.sent_at = time.monotonic()
+        call.read_by = call.sent_at + self.seconds_to_read(size)
+        self._unread_bytes += size - call.unread_bytes
+        call.unread_bytes = size
+        if self._timer is None:
+            self._free_memory()
+
+    def sent(self) -> None:
+        """The client has taken what the current task was sending."""
+        call = self._calls.get(asyncio.current_task())  # type: ignore[arg-type]
+        if call is not None:
+            call.read_by = call.sent_at = float("inf")
+            self._unread_bytes -= call.unread_bytes
+            call.unread_bytes = 0
+
+    def _free_memory(self) -> None:
+        """Drop connections whose answers have waited longest, while there is too much; if need be, look again."""
+        self._timer = None
+        excess = self._unread_bytes - self._max_unread_bytes
+        if excess <= 0:
+            return
+        sent_before = time.monotonic() - self._unread_seconds
+        dropped: set[str] = set()
+        for call in sorted(self._calls.values(), key=attrgetter("sent_at")):
+            if excess <= 0 or call.sent_at > sent_before:
+                break
+            excess -= call.unread_bytes
+            dropped.add(call.peer)
+        for peer in dropped:
+            self._disconnect(peer)
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._free_memory)
 
     def _drop_unread(self) -> None:
         """Drop the connection with the most answers that nobody reads: they take the places of others.

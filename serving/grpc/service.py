@@ -74,7 +74,10 @@ class Service:
         self._settings = inference.settings
         self._reader = Reader(self._settings)
         self._calls = Calls(
-            self._settings.max_connections, self._settings.unread_seconds, disconnect
+            self._settings.max_connections,
+            self._settings.unread_seconds,
+            self._settings.max_unread_bytes,
+            disconnect,
         )
         self._streaming_calls = StreamingCalls(
             self._submit_in_stream, self._answer_in_stream, self._settings.max_bytes
@@ -289,8 +292,10 @@ class Service:
             if access is not None:
                 access.size += len(data)
             seconds = self._calls.seconds_to_read(len(data))
+            self._calls.sending(len(data))
             async with Deadline(seconds, "the client has read nothing for"):
                 await context.write(data)
+            self._calls.sent()
 
         await self._streaming_calls.handle(read_next, send)
         if self._streaming_calls.draining:

@@ -30,7 +30,8 @@ SECONDS_OF_AN_EARLIER_RAY = 20.0
 """For how long the processes of a Ray that was killed may still have its ports; some seconds were seen."""
 
 OF_PROXIES = (
-    "header_seconds", "unread_seconds", "idle_seconds", "max_connections", "access_log", "stream_header",
+    "header_seconds", "unread_seconds", "max_unread_bytes", "idle_seconds", "max_connections", "access_log",
+    "stream_header",
 )  # fmt: skip
 """Options of our own way of talking to clients, for which Ray's proxies have none."""
 

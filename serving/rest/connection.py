@@ -107,7 +107,9 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # That of uvloop is of a class of its own.
         self._transport = cast(asyncio.Transport, transport)
-        self._answers = UnreadAnswers(self._transport, self._settings.unread_seconds, self.abort)
+        self._answers = UnreadAnswers(
+            self._transport, self._settings.unread_seconds, self.abort, self._places.unread
+        )
         self._addresses = {
             "client": _address(transport, "peername"),
             "server": _address(transport, "sockname"),

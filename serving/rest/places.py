@@ -8,6 +8,7 @@ from ..protocol.access_log import AccessLog
 from ..settings import Settings
 from .direct import KnownHeads
 from .exchange import Channel
+from .unread import UnreadTotal
 
 HEALTH_PLACES = 16
 """Connections beyond `max_connections`; on these, only health is answered."""
@@ -26,6 +27,7 @@ class Places:
     Attributes:
         stopping: whether the server stops: every answer is then the last of its connection.
         known_heads: of requests that are answered directly.
+        unread: answers that wait for their clients.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Places:
         self.access_log = access_log
         self.stopping = False
         self.known_heads = KnownHeads()
+        self.unread = UnreadTotal(settings.max_unread_bytes)
         # Connection -> since when; the one that has been idle longest comes first.
         self._idle: dict[Channel, float] = {}
 

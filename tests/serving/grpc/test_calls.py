@@ -7,7 +7,7 @@ from deploy_rnn.serving.grpc import calls as module
 
 
 def test_calls_are_held_until_none_arrives_any_more() -> None:
-    calls = module.Calls(10, 1.0, lambda peer: None)
+    calls = module.Calls(10, 1.0, 2**30, lambda peer: None)
     refused: list[str] = []
 
     async def call() -> None:

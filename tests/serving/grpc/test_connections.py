@@ -240,6 +240,30 @@ def test_who_does_not_read_makes_room(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("method", [b"ModelInfer", b"ModelStreamInfer"])
+def test_too_much_that_nobody_reads_is_dropped(
+    method: bytes, repository: Repository, run_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "MIN_UNREAD_RATE", 100)  # by itself, nobody is too slow
+    settings = Settings(max_unread_bytes=20_000, unread_seconds=0.5)
+    with (
+        run_server(repository, settings) as server,
+        Connection(server, NO_WINDOW) as one,
+        Connection(server, NO_WINDOW) as two,
+    ):
+        under_way = server._grpc._service._calls
+        one.call(method, infer_bytes(3000))
+        wait_until(lambda: under_way._unread_bytes > 12_000)
+        time.sleep(0.7)
+        assert len(under_way) == 1  # that is not too much
+        two.call(b"ModelInfer", infer_bytes(3000))
+        assert is_closed(one._socket)
+        wait_until(lambda: len(under_way) == 1)
+        assert 12_000 < under_way._unread_bytes < 20_000
+        two._socket.close()
+        wait_until(lambda: not under_way._unread_bytes)
+
+
 def test_who_does_not_read_does_not_hold_up_a_stop(
     repository: Repository, run_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

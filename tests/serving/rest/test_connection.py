@@ -15,10 +15,10 @@ import pytest
 
 from deploy_rnn.serving import server as server_module
 from deploy_rnn.serving.repository import Repository
-from deploy_rnn.serving.rest import connection, places
+from deploy_rnn.serving.rest import connection, places, unread
 from deploy_rnn.serving.rest.app import make_app
 from deploy_rnn.serving.rest.exchange import Exchange
-from deploy_rnn.serving.rest.unread import UnreadAnswers
+from deploy_rnn.serving.rest.unread import SLOW_RATE, UnreadAnswers, UnreadTotal
 from deploy_rnn.serving.server import Server
 from deploy_rnn.serving.settings import Settings
 from tests.serving.connecting import connect
@@ -280,15 +280,33 @@ def test_a_client_that_stays_silent_is_hung_up_on(
     assert time.monotonic() - started < 15
 
 
-def test_a_client_that_does_not_read_is_hung_up_on(impatient: Server) -> None:
+def large_answers() -> bytes:
+    """Requests whose answers have 320 KB each."""
     fields = {"name": "x", "datatype": "FP32", "shape": [8, 10_000], "data": [1] * 80_000}
     parameters = {"binary_data_output": True}
     body = json.dumps({"inputs": [fields], "parameters": parameters}).encode()
+    return post(body=body) * 100
+
+
+def test_a_client_that_does_not_read_is_hung_up_on(impatient: Server) -> None:
     with connect(impatient) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        requests = post(body=body) * 100
         with pytest.raises(ConnectionError):
-            client.sendall(requests)
+            client.sendall(large_answers())
+
+
+def test_too_much_that_is_not_read_is_dropped(
+    own_repository: Repository, run_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "CHECK_SECONDS", 0.1)
+    with run_server(
+        own_repository, Settings(max_unread_bytes=200_000, unread_seconds=60)
+    ) as server:
+        with connect(server) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with pytest.raises(ConnectionError):
+                client.sendall(large_answers())
+        assert statuses(ask(server, post())) == [200]
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
@@ -481,7 +499,7 @@ def test_a_client_has_the_time_to_read_since_it_has_read_all_before() -> None:
 
     async def check() -> None:
         transport: Any = Unsent()
-        tested: Any = UnreadAnswers(transport, 10, transport.abort)
+        tested: Any = UnreadAnswers(transport, 10, transport.abort, UnreadTotal(10**9))
         clock = StoppedClock()
         tested._loop = clock
         for _ in range(5):  # a small answer now and then, which is read a second later
@@ -494,5 +512,27 @@ def test_a_client_has_the_time_to_read_since_it_has_read_all_before() -> None:
         assert not transport.aborted
         clock.pass_seconds(2)
         assert transport.aborted
+
+    asyncio.run(check())
+
+
+def test_the_slowest_clients_are_dropped_if_too_much_is_unread() -> None:
+    async def check() -> None:
+        total = UnreadTotal(3 * SLOW_RATE)
+        clock = StoppedClock()
+        transports = []
+        for seconds_to_read in (1.5, 4, 3, 1.2):
+            transport: Any = Unsent()
+            tested: Any = UnreadAnswers(transport, 100, transport.abort, total)
+            tested._loop = clock
+            tested.write(bytes(2 * SLOW_RATE))
+            transports.append((transport, 1 / seconds_to_read))
+        # Nobody is slow yet, though there is too much.
+        assert not any(transport.aborted for transport, _ in transports)
+        clock.pass_seconds(1)
+        for transport, share_read in transports:
+            transport.unsent -= int(2 * SLOW_RATE * share_read)
+        total._check()
+        assert [transport.aborted for transport, _ in transports] == [False, True, False, False]
 
     asyncio.run(check())
