@@ -223,6 +223,17 @@ def row_lengths(graph: ir.Graph) -> dict[str, int | str]:
     return limits
 
 
+def fixed_lengths(graph: ir.Graph) -> list[list[int]]:
+    """The lengths of stacks that are constants of a graph."""
+    found = []
+    for node in stack_nodes(graph):
+        lengths = Stack.of(node).lengths
+        numbers = None if lengths is None else ir.convenience.get_const_tensor(_source(lengths))
+        if numbers is not None:
+            found.append(numbers.numpy().tolist())
+    return found
+
+
 def _source(lengths: ir.Value) -> ir.Value:
     """What lengths come from: an input of the graph, a constant, or what the model computes."""
     value = lengths

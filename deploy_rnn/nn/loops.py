@@ -109,12 +109,22 @@ class LoopSizes(NamedTuple):
 
     Attributes:
         steps: T; None for a loop that feeds itself.
-        batch: the first axis of the first state, or the second of a state (L, B, H), unless that is T; None for a state
-            of no axes.
+        state: of the first state.
     """
 
     steps: Any
-    batch: Any
+    state: tuple[Any, ...]
+
+    @property
+    def batch(self) -> Any:
+        """The first axis of the state; the second of a state (L, B, H), whose first is a number. None for a state of no
+        axes."""
+        if len(self.state) != 3:
+            return self.state[0] if self.state else None
+        first, second, _ = self.state
+        # A state (B, T, H) has something for each step. Sizes that are numbers may be equal by chance.
+        is_steps = _is_open(self.steps) and str(second) == str(self.steps)
+        return first if _is_open(first) or is_steps else second
 
 
 _NOTED: ContextVar[list[LoopSizes] | None] = ContextVar("noted", default=None)
@@ -136,13 +146,12 @@ def _note(sequences: Sequence[Tensor], states: Sequence[Tensor]) -> None:
     if noted is None or in_step():
         return
     steps: Any = sequences[0].size(0) if sequences else None
-    batch: Any = None
-    if states[0].dim() > 0:
-        batch = states[0].size(1 if states[0].dim() == 3 else 0)
-        # A state (B, T, H) has something for each step. Sizes that are numbers may be equal by chance.
-        if isinstance(steps, torch.SymInt) and str(batch) == str(steps):
-            batch = states[0].size(0)
-    noted.append(LoopSizes(steps, batch))
+    noted.append(LoopSizes(steps, tuple(states[0].shape)))
+
+
+def _is_open(size: Any) -> bool:
+    """Whether a size is a symbol, and has not turned out to have one value."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def in_step() -> bool:
@@ -259,11 +268,26 @@ def _exported(
     walked = [_with_known_sizes(sequence) for sequence in sequences]
     # A tensor that no module registers, such as a weight in a dict, is a constant, and becomes one of the graph.
     used = [_with_known_sizes(tensor if is_fake(tensor) else tensor.clone()) for tensor in captured]
+    given = _in_memory_apart([*walked, *used])
+    walked, used = given[: len(walked)], given[len(walked) :]
     sizes: list[Any] = []
     for tensor in (*inits, *walked, *used):
         sizes += tensor.shape
     results = list(scan_op(flat_body, inits, walked, (*used, *symbols(sizes))))
     return results[:number_of_states], results[number_of_states:]
+
+
+def _in_memory_apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, with a copy of each that shares its memory with one before it, as the parts of a `chunk` do: the
+    operator refuses them."""
+    apart: list[Tensor] = []
+    for tensor in tensors:
+        is_shared = any(
+            torch._C._is_alias_of(tensor, other)  # type: ignore[attr-defined]
+            for other in apart
+        )
+        apart.append(_copy(tensor) if is_shared else tensor)
+    return apart
 
 
 def _with_known_sizes(tensor: Tensor) -> Tensor:

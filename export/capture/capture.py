@@ -19,7 +19,7 @@ from deploy_rnn.nn.recurrent import Recurrent
 from deploy_rnn.packing.tracing import installed
 from deploy_rnn.tensor_spec import axis_names
 
-from ..stack import Stack, name_layers, stack_nodes
+from ..stack import Stack, fixed_lengths, name_layers, stack_nodes
 from ..torch_onnx import AUTO, DYNAMIC, Traced, fix_sizes, fixed_axis, trace
 from .loop_code import Place, keep_loops
 from .named_sizes import NamedSizes
@@ -44,7 +44,7 @@ class Tracer:
         any_size: of the last trace, which lines take an axis apart (`AnySize.taken_apart`).
         squeezes: of the last trace, what a squeeze would do with other sizes than the example's (`Squeezing.notes`).
         written_out: what is to be said of a loop of Python whose steps are written out; empty if there is none.
-        fixed_lengths: of the last trace, lengths that are constants of the graph (`OnnxPacking.fixed_lengths`).
+        fixed_lengths: of the last trace, lengths that are constants of the graph.
 
     Raises:
         ConversionError: a recurrent layer that cannot be replaced.
@@ -130,7 +130,6 @@ class Tracer:
             )
         self.loops = loops
         self.squeezes = squeezing.notes
-        self.fixed_lengths = packing.fixed_lengths
         graph = captured.graph
         if len(graph.inputs) != len(axes):
             raise ExportError(
@@ -139,6 +138,7 @@ class Tracer:
             )
         fix_sizes(graph, dict.fromkeys(squeezing.fixed, 1))
         name_layers(graph, layers)
+        self.fixed_lengths = packing.fixed_lengths or fixed_lengths(graph)
         names = _name_axes(graph, axes)
         return Traced(captured, limits.renamed(names))
 
@@ -218,7 +218,7 @@ def _noted_cells(model: nn.Module, loops: list[LoopSizes]) -> Iterator[None]:
     def note(_: nn.Module, args: Any, kwargs: Any) -> None:
         input: Tensor = args[0] if args else kwargs["input"]
         if input.dim() == 2 and not in_step():
-            loops.append(LoopSizes(None, input.size(0)))
+            loops.append(LoopSizes(None, tuple(input.shape)))
 
     hooks = [
         module.register_forward_pre_hook(note, with_kwargs=True)

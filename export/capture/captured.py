@@ -34,7 +34,7 @@ from ..precision.weights import NO_CELLS, cell_keys
 from ..size_limits import size_range
 from ..stack import Stack, loop_nodes, loop_steps, row_lengths, stack_nodes
 from .capture import Tracer
-from .dtypes import check_layers, refuse_bfloat16
+from .dtypes import check_inputs, check_layers
 from .indices import index_ranges, refuse_below_zero
 from .io_names import name_inputs_and_outputs
 from .kept_loops import keep_loops_or_warn
@@ -97,7 +97,7 @@ class CapturedModel:
         model = with_lengths(model, kwargs)
         model, call = on_cpu(model, ExampleCall.of(model, args, kwargs))
         refuse_packed(call.arguments)
-        refuse_bfloat16(call)
+        check_inputs(call)
         # First of all: what does not run cannot be exported either, and the model's own error says why.
         result = check_two_calls(model, call)
         check_result(result)

@@ -8,12 +8,19 @@ from deploy_rnn.errors import ExportError
 from deploy_rnn.nn.recurrent import is_recurrent
 
 
-def refuse_bfloat16(call: ExampleCall) -> None:
+def check_inputs(call: ExampleCall) -> None:
+    """Raises: ExportError: an argument is bfloat16 or complex."""
     for name, tensor in zip(call.names, call.tensors, strict=True):
         if tensor.dtype is torch.bfloat16:
             raise ExportError(
                 f"`{name}` is bfloat16, which numpy lacks, and so onnxruntime in Python: export the model by its "
                 "`.float()`, or let `forward` take float32."
+            )
+        if tensor.is_complex():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ExportError(
+                f"`{name}` is {dtype}, and ONNX has no complex inputs; let `forward` take torch.view_as_real of it, "
+                "and begin with torch.view_as_complex."
             )
 
 

@@ -1,4 +1,5 @@
-"""Axes that must have the size of a dynamic one though no graph says so: a mask (B, T) next to an input (B, T, I).
+"""Axes that must grow with a dynamic one though no graph says so: a mask (B, T) next to an input (B, T, I), or what is
+known of the T + 4 steps of a past and a future.
 
 torch.export sees two symbols where the model only works if both have the same size. So the model is run.
 """
@@ -20,8 +21,9 @@ def with_tied_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) ->
     """Return `axes` with each name also on the axes that have to grow with its own.
 
     Every named axis becomes one longer, and one shorter. If PyTorch refuses either call, further axes of the same size
-    change too, one at a time, then all of them; the first set that PyTorch accepts is kept, and if there is none,
-    nothing changes. `model` is in evaluation mode, and stays as it is.
+    change too, one at a time, then all of them, then one of another size; the first set that PyTorch accepts is kept,
+    and if there is none, nothing changes. An axis of another size has a name of its own. `model` is in evaluation mode,
+    and stays as it is.
     """
     tied = [dict(tensor_axes) for tensor_axes in axes]
     names = dict.fromkeys(name for tensor_axes in axes for name in tensor_axes.values())
@@ -30,7 +32,8 @@ def with_tied_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) ->
             for candidate in _candidates(call, tied, name):
                 if _runs(model, call, candidate, 1) and _runs(model, call, candidate, -1):
                     for number, axis in candidate:
-                        tied[number][axis] = name
+                        if axis not in tied[number]:
+                            tied[number][axis] = _name_of(call, candidate[0], (number, axis), name)
                     break
     return tied
 
@@ -54,7 +57,8 @@ def fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> lis
 
 
 def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[list[AxisIndex]]:
-    """Sets of axes that may belong to one name: those that have it, these and one more, these and all the others."""
+    """Sets of axes that may belong to one name: those that have it, these and one more of the same size, these and all
+    the others of this size, these and one of another size."""
     with_name = [
         (number, axis)
         for number, tensor_axes in enumerate(axes)
@@ -63,16 +67,30 @@ def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[
     ]
     first_number, first_axis = with_name[0]
     size = call.tensors[first_number].size(first_axis)
-    same_size = [
+    unnamed = [
         (number, axis)
         for number, tensor in enumerate(call.tensors)
-        for axis, axis_size in enumerate(tensor.shape)
-        if axis_size == size and axis not in axes[number]
+        for axis in range(tensor.dim())
+        if axis not in axes[number]
     ]
+    same_size = [index for index in unnamed if _size(call, index) == size]
     yield with_name
     for index in same_size:
         yield [*with_name, index]
     yield [*with_name, *same_size]
+    for index in unnamed:
+        if index not in same_size:
+            yield [*with_name, index]
+
+
+def _name_of(call: ExampleCall, first: AxisIndex, index: AxisIndex, name: str) -> str:
+    """`name` for an axis of the size of the first that has it, else a name of its own."""
+    return name if _size(call, index) == _size(call, first) else call.axis_name(*index)
+
+
+def _size(call: ExampleCall, index: AxisIndex) -> int:
+    number, axis = index
+    return call.tensors[number].size(axis)
 
 
 def _runs(model: nn.Module, call: ExampleCall, changed: Sequence[AxisIndex], by: int) -> bool:

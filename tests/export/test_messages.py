@@ -116,6 +116,14 @@ def test_what_a_file_cannot_return(result: Any, text: str) -> None:
     assert text in message(Model(lambda y: result))
 
 
+def test_a_complex_argument() -> None:
+    model = Model(lambda y: y)
+    z = torch.view_as_complex(X.reshape(2, 5, 2, 2))
+    assert message(model, z).startswith(
+        "`x` is complex64, and ONNX has no complex inputs; let `forward` take torch.view_as_real"
+    )
+
+
 def test_a_lazy_layer_that_has_not_run() -> None:
     model = Lazy()
     assert message(model).startswith("`head` is a torch.nn.LazyLinear that has not run, ")

@@ -1,17 +1,19 @@
 """`scan` against the loop that it stands for: eager, and under torch.compile and torch.export."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.export import Dim
 
 import deploy_rnn
 from deploy_rnn import scan
 from deploy_rnn.errors import ExportError
+from deploy_rnn.nn.loops import noted_loops
 
 
 class Attention(nn.Module):
@@ -235,3 +237,47 @@ def test_exported_for_every_size(model: type[nn.Module]) -> None:
                 torch.export.export(
                     module, calls[0], dynamic_shapes=({2: torch.export.Dim.DYNAMIC},), strict=False
                 )
+
+
+class StateOf(nn.Module):
+    """A loop over the steps of x (T, B, N) with a state of zeros of some shape."""
+
+    def __init__(self, shape: Callable[[int, int], tuple[int, ...]]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(self.shape(x.size(1), x.size(2)))
+
+        def step(state: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+            new = state + row.mean()
+            return new, new
+
+        last: Tensor = scan(step, state, x)[0]
+        return last
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda batch, nodes: (batch, 4),
+        lambda batch, nodes: (2, batch, 4),
+        lambda batch, nodes: (batch, 5, 4),
+        lambda batch, nodes: (batch, nodes, 4),
+        lambda batch, nodes: (batch, 5, 4, 2),
+    ],
+)
+def test_the_batch_of_a_state(shape: Callable[[int, int], tuple[int, ...]]) -> None:
+    """Layers come before it, what a row has of its own after it."""
+    batches: list[Any] = []
+
+    def noted_shape(batch: int, nodes: int) -> tuple[int, ...]:
+        batches.append(batch)
+        return shape(batch, nodes)
+
+    model = StateOf(noted_shape)
+    x = torch.randn(6, 2, 3)
+    with noted_loops() as loops:
+        torch.export.export(model, (x,), dynamic_shapes=(dict.fromkeys(range(3), Dim.AUTO),))
+    assert {str(loop.batch) for loop in loops} == {str(batches[-1])}
+    assert isinstance(loops[0].batch, torch.SymInt)

@@ -361,13 +361,18 @@ def padded_again(model: Any, x: Tensor, lengths: Any) -> Any:
     return pad_packed_sequence(model.rnn(packed)[0])[0]
 
 
+def padded_by_a_tensor(model: Any, x: Tensor, lengths: Any) -> Any:
+    return padded_again(model, x, torch.as_tensor(lengths))
+
+
+@pytest.mark.parametrize("use", [padded_again, padded_by_a_tensor])
 @pytest.mark.parametrize("lengths", [[5, 2, 3], (5, 2, 3), torch.tensor([5, 2, 3])])
-def test_lengths_that_are_a_list_are_warned_of(lengths: Any, tmp_path: Path) -> None:
+def test_lengths_that_are_a_list_are_warned_of(use: Any, lengths: Any, tmp_path: Path) -> None:
     """Once; a tensor is an input."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         report = export_onnx(
-            Packing(padded_again, nn.GRU),
+            Packing(use, nn.GRU),
             (torch.randn(STEPS, 3, 3), lengths),
             tmp_path / "a.onnx",
             dynamic_shapes={"x": {0: "T"}},

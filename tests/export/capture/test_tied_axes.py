@@ -66,6 +66,20 @@ def test_what_has_to_grow_along(named: list[Any], expected: list[Any]) -> None:
     assert named[1] in ({}, {0: "B"})
 
 
+class Forecast(nn.Module):
+    """What is known in advance (T + 2, 3) goes two steps further than what was measured (T)."""
+
+    def forward(self, measured: Tensor, known: Tensor) -> Tensor:
+        steps = measured.size(0)
+        past: Tensor = measured.unsqueeze(1) + known[:steps]
+        return torch.cat([past, (past[-1] + known[steps + 1]).unsqueeze(0)])
+
+
+def test_an_axis_of_another_size_that_has_to_grow_along() -> None:
+    call = ExampleCall.of(Forecast(), (torch.randn(4), torch.randn(6, 3)))
+    assert with_tied_axes(Forecast(), call, [{0: "T"}, {}]) == [{0: "T"}, {0: "known_0"}]
+
+
 def test_an_axis_of_one_size_is_not_tied_but_fixed(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:

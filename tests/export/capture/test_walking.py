@@ -142,6 +142,19 @@ class Windows(Stepped):
         return torch.stack(outputs, 1)
 
 
+class Parts(Stepped):
+    """The parts of one tensor share its memory."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.first(x)
+        first, second = torch.cat([x, -x], -1).chunk(2, -1)
+        outputs = []
+        for t in range(x.size(1)):
+            h = self.cell(first[:, t] * second[:, t], h)
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
 class Stopped(Stepped):
     def forward(self, x: Tensor) -> Any:
         h = self.first(x)
@@ -178,7 +191,7 @@ def kept(model: nn.Module) -> tuple[nn.Module, bool]:
 
 @pytest.mark.parametrize(
     "cls",
-    [ByNumber, Backwards, ByNumberAndItem, Masked, WithoutState, Layers, Written, Windows],
+    [ByNumber, Backwards, ByNumberAndItem, Masked, WithoutState, Layers, Written, Windows, Parts],
 )
 def test_a_loop_is_kept(cls: type[nn.Module]) -> None:
     model = cls().eval()
