@@ -48,7 +48,12 @@ class ExampleInput:
 
     @property
     def has_whole_numbers(self) -> bool:
-        return not self.tensor.is_floating_point() and self.tensor.dtype is not torch.bool
+        return not self.has_fractions and self.tensor.dtype is not torch.bool
+
+    @property
+    def has_fractions(self) -> bool:
+        """Whether its numbers are not whole: floats, and complex ones."""
+        return self.tensor.is_floating_point() or self.tensor.is_complex()
 
     @property
     def has_one_for_each_row(self) -> bool:
@@ -315,7 +320,7 @@ def _larger(input: ExampleInput, values: Tensor) -> Tensor | None:
     """`values`: what it may be drawn from. None for an input that stays as it is drawn."""
     if input.has_one_for_each_row:
         return values[values >= values.median()] if values.dtype is not torch.bool else values
-    if input.tensor.is_floating_point():
+    if input.has_fractions:
         return None
     above_zero = values[values > 0]
     return above_zero if above_zero.numel() else None

@@ -267,6 +267,14 @@ def _format_error(error: Exception, why_fixed: str) -> ExportError:
         return ExportError(
             "the model returns a PackedSequence, which no file does; return what pad_packed_sequence makes of it."
         )
+    unnamed = re.search(
+        r"(?:namedtuple class|serialization name for) <class '(?:[\w.<>]+\.)?(\w+)'>", text
+    )
+    if unnamed:
+        return ExportError(
+            f"the model returns a tuple of type `{unnamed[1]}`, which a .pt2 file does not; let `forward` return a "
+            "plain tuple of its tensors, or write a .pt file."
+        )
     line = raising_line(error)
     if isinstance(error, ExportError):
         return ExportError(f"{line}: {error}" if line else text)

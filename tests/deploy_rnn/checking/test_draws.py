@@ -195,3 +195,14 @@ def test_stretching_keeps_the_order() -> None:
     assert stretched(example, [6]).tolist() == [9, 9, 7, 7, 4, 4]
     assert stretched(example, [2]).tolist() == [9, 7]
     assert stretched(example, [4]).tolist() == [9, 9, 7, 4]
+
+
+def test_complex_numbers_are_drawn_from_the_example() -> None:
+    spectrum = torch.randn(2, 3, dtype=torch.complex64)
+    call = ExampleCall.of(nn.Identity(), (spectrum,))
+    draws = Draws(call, [ExampleInput("input", ("B", "T"), spectrum, None)])
+    random = torch.Generator().manual_seed(0)
+    for _, drawn in draws.calls({"B": 4, "T": 5}, random):
+        (tensor,) = drawn.tensors
+        assert tensor.shape == (4, 5)
+        assert tensor.dtype is torch.complex64

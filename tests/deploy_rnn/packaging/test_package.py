@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from deploy_rnn.errors import ConversionError, DynamicAxisError, ExportError, Ve
 from deploy_rnn.packaging import aot
 from deploy_rnn.packaging import package as packaging
 from deploy_rnn.packaging.axes import DynamicCall
+from deploy_rnn.packaging.tracing import explained_errors
 from deploy_rnn.packaging.trials import trials_of, with_least_sizes
 
 pytestmark = pytest.mark.filterwarnings(
@@ -630,3 +631,19 @@ def test_sizes_are_tried_that_the_model_takes(whole: bool, least: int) -> None:
     tried = list(trials_of(reference, example))
     steps = {size for trial in tried for axis, size in trial.sizes.items() if axis.name == "T"}
     assert steps == ({160, 320} if whole else {160, 20, 21, 23, 26, 51})
+
+
+class Answer(NamedTuple):
+    scores: Tensor
+
+
+@pytest.mark.parametrize(
+    ("result", "name"), [(Answer(torch.ones(2)), "Answer"), (torch.ones(3).topk(1), "topk")]
+)
+def test_a_tuple_of_a_type_that_no_file_has(result: Any, name: str) -> None:
+    """PyTorch says so when it writes the file."""
+    message = (
+        rf"^the model returns a tuple of type `{name}`, which a \.pt2 file does not; let `forward`"
+    )
+    with pytest.raises(ExportError, match=message), explained_errors():
+        pytree.treespec_dumps(pytree.tree_structure(result))
