@@ -21,7 +21,7 @@ from .direct import DirectApp, KnownHead
 from .exchange import MAX_BUFFERED_BYTES, Exchange, content_length, refusal
 from .places import Places
 from .target import parse_target
-from .unread import UnreadAnswers
+from .unread import LATE_SECONDS, UnreadAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -489,7 +489,10 @@ class Connection(asyncio.Protocol):
         self._timer_ends = inf
         if self._awaited is None:
             return
-        if self._loop.time() < self._deadline:
+        now = self._loop.time()
+        if now > self._deadline + LATE_SECONDS:
+            self._deadline = now + LATE_SECONDS
+        if now < self._deadline:
             self._set_timer()
         else:
             self._give_up(self._awaited[0])

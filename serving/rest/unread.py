@@ -24,6 +24,11 @@ CHECK_SECONDS = 1.0
 """Time after which it shows how fast a client reads."""
 
 
+LATE_SECONDS = 1.0
+"""If a timer is so late, the process, or its machine, was stopped for a while, which is not the client's fault. uvloop
+looks at timers before it looks at what has come meanwhile: clients get some time again."""
+
+
 class UnreadTotal:
     """What the clients of a server have not read, all together: if that is too much, the slowest are dropped.
 
@@ -91,6 +96,7 @@ class UnreadAnswers:
         self._written_bytes = 0
         self._unread_since = 0.0
         self._written_before = 0
+        self._ends = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def write(self, data: bytes) -> None:
@@ -134,9 +140,9 @@ class UnreadAnswers:
 
     def _watch(self, since: float) -> None:
         """Drop the connection if the client does not read what was written at `since`."""
-        ends = since + self._seconds
+        self._ends = since + self._seconds
         arguments = (self._loop.time(), self._read_bytes())
-        self._timer = self._loop.call_at(ends, self._check, *arguments)
+        self._timer = self._loop.call_at(self._ends, self._check, *arguments)
 
     def _check(self, began: float, read_before: int) -> None:
         self._timer = None
@@ -146,6 +152,8 @@ class UnreadAnswers:
         if self._unread_since > began:
             # That was read; what waits now was written later.
             self._watch(self._unread_since)
+        elif now > self._ends + LATE_SECONDS:
+            self._watch(now)
         elif self._read_bytes() - read_before < MIN_UNREAD_RATE * (now - began):
             self.drop()
         else:

@@ -280,6 +280,29 @@ def test_a_client_that_stays_silent_is_hung_up_on(
     assert time.monotonic() - started < 15
 
 
+def test_a_server_that_was_stopped_for_a_while_reads_what_came_meanwhile(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(post()[:-5])
+        held: list[Any] = []
+        wait_until(lambda: _find_waiting(server, held))
+        loop = server._http_task.get_loop()
+
+        def end_timer_late() -> None:
+            held[0]._deadline = loop.time() - 5
+            held[0]._end_timer()
+            client.sendall(post()[-5:])
+
+        loop.call_soon_threadsafe(end_timer_late)
+        assert SUMS in receive(client, b"}")
+
+
+def _find_waiting(server: Server, held: list[Any]) -> bool:
+    """Put the connection that waits for a body into `held`."""
+    connections: list[Any] = list(server._http.server_state.connections)
+    held += [found for found in connections if found._reads_body()]
+    return bool(held)
+
+
 def large_answers() -> bytes:
     """Requests whose answers have 320 KB each."""
     fields = {"name": "x", "datatype": "FP32", "shape": [8, 10_000], "data": [1] * 80_000}
@@ -511,6 +534,21 @@ def test_a_client_has_the_time_to_read_since_it_has_read_all_before() -> None:
         clock.pass_seconds(9)
         assert not transport.aborted
         clock.pass_seconds(2)
+        assert transport.aborted
+
+    asyncio.run(check())
+
+
+def test_a_client_has_the_time_to_read_after_the_process_was_stopped() -> None:
+    async def check() -> None:
+        transport: Any = Unsent()
+        tested: Any = UnreadAnswers(transport, 10, transport.abort, UnreadTotal(10**9))
+        clock = StoppedClock()
+        tested._loop = clock
+        tested.write(b"answer")
+        clock.pass_seconds(60)
+        assert not transport.aborted
+        clock.pass_seconds(10)
         assert transport.aborted
 
     asyncio.run(check())
