@@ -71,7 +71,8 @@ def compile(model: nn.Module, *, check: bool = True, recurrence: str = "auto") -
 
     Raises:
         CompilationError: at a call, torch.compile cannot take the model, the model itself fails on its arguments,
-            the compiled model gives something else than `model`, or the call is within a transform of torch.func.
+            the compiled model gives something else than `model`, or the call is within a transform of torch.func; at
+            the first call of a kind with gradients, it is within hooks on saved tensors, such as a checkpoint's.
         ConversionError: see `convert`; a list, a dict or another object holds a layer that no module registers; at the
             first call, the converted model gives something else than `model`.
         ValueError: another `recurrence`.
@@ -131,6 +132,12 @@ class CompiledModel(OptimizedModule):
             if name.startswith(prefix) and not name.startswith(inner):
                 state_dict[inner + name.removeprefix(prefix)] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse torch.jit.script, which asks for this first."""
+        raise CompilationError(
+            "torch.jit.script takes no compiled model; deploy_rnn.package(model, args, 'model.pt') writes TorchScript."
+        )
 
     def __copy__(self) -> "CompiledModel":
         copied = type(self).__new__(type(self))

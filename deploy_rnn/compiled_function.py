@@ -99,6 +99,7 @@ class CompiledFunction:
 
     def _first_call(self, args: Any, kwargs: Any) -> Any:
         """Compile a kind of call, and compare it."""
+        _refuse_saved_tensors_hooks()
         if self._model is None:
             return self._compile(args, kwargs)
         expected = ExpectedCall(self._model, args, kwargs)
@@ -149,6 +150,20 @@ class CompiledFunction:
                     self._has_fixed_numbers = True
             with torch._dynamo.config.patch(specialize_float=True):
                 return self._compiled(*args, **kwargs)
+
+
+def _refuse_saved_tensors_hooks() -> None:
+    """Refuse to compile where hooks on what a backward pass needs are active: torch.compile fails, or they count twice.
+
+    Raises:
+        CompilationError: they are.
+    """
+    if torch.is_grad_enabled() and torch._C._autograd._top_saved_tensors_default_hooks(True):
+        raise CompilationError(
+            "the first call of a kind, which compiles, is within hooks on saved tensors, such as those of "
+            "torch.utils.checkpoint with `use_reentrant=False`; call the model once outside of them, with gradients, "
+            "and with arguments of the same kind."
+        )
 
 
 class _NotCompiledYetError(Exception):

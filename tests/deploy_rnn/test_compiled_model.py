@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import deploy_rnn
 import deploy_rnn.compilation
@@ -167,6 +168,28 @@ def test_transforms_of_torch_func_are_refused(transform: Callable[[Any], Any]) -
     ):
         transform(deploy_rnn.compile(model))
     assert transform(model).isfinite().all()
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_computed_again_on_the_way_back(check: bool) -> None:
+    """A checkpoint counts what is saved, and the comparison of a first call would be counted, too."""
+    model = nn.GRU(3, 4)
+    compiled = deploy_rnn.compile(model, check=check)
+    with pytest.raises(CompilationError, match=r"^the first call .*; call the model once outside"):
+        checkpoint(compiled, X, use_reentrant=False)
+    compiled(X)
+    for module in (model, compiled):
+        checkpoint(module, X, use_reentrant=False)[0].square().sum().backward()
+    for actual, expected in zip(compiled.parameters(), model.parameters(), strict=True):
+        assert actual.grad is not None
+        assert expected.grad is not None
+        assert_equal(actual.grad, expected.grad)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_it_is_not_scripted() -> None:
+    with pytest.raises(CompilationError, match=r"^torch.jit.script takes no compiled model; "):
+        torch.jit.script(deploy_rnn.compile(Scaled()))
 
 
 class Counting(nn.Module):
