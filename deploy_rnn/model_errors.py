@@ -77,7 +77,8 @@ def own_failure(error: BaseException) -> str:
 
 NUMBER = (
     "the model takes a number out of a tensor here, or before, as float(), int(), .item() and .tolist() do, and there "
-    "is one graph for all values. Compute with the tensor itself, and use the shape of an input as a size."
+    "is one graph for all values. Compute with the tensor itself, and use the shape of an input as a size. "
+    "For a loop over the steps of packed rows, let pad_packed_sequence have `total_length=x.size(...)`."
 )
 BRANCH = (
     "the model goes another way for other values of its inputs here, and there is one graph for all values. Use "

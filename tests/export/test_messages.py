@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deploy_rnn import convert, package
 from deploy_rnn.errors import DeployError, ExportError, LoadError
@@ -203,6 +204,27 @@ def test_the_line_and_what_to_do(
     assert line in shown_line
     assert rest.startswith(text)
     assert capfd.readouterr() == ("", "")
+
+
+class LoopOverTrimmedSteps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(3, 3, batch_first=True)
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        padded, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        state = x.new_zeros(x.shape[0], 4)
+        for step in range(padded.shape[1]):
+            state = self.cell(padded[:, step], state)
+        return state
+
+
+def test_a_loop_over_steps_that_padding_trims() -> None:
+    text = message(LoopOverTrimmedSteps(), (torch.randn(2, 5, 3), torch.tensor([5, 3])))
+    assert "range(padded.shape[1])" in text
+    assert "let pad_packed_sequence have `total_length=x.size(...)`." in text
 
 
 class TakenApart(Model):
