@@ -149,7 +149,7 @@ def _model_axes(
             f"axis of the inputs is that by itself{why_fixed}; give `dynamic_shapes` if one should be dynamic. "
             f"{tracer.written_out}".rstrip()
         )
-    elif time and tracer.written_out:
+    elif time and not fixed.others:
         _warn_of_unnamed_axes(tracer, axes)
     return axes
 
@@ -189,12 +189,14 @@ def _warn_of_fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes
 
 
 def _warn_of_unnamed_axes(tracer: Tracer, axes: Sequence[Axes]) -> None:
-    """Name what a model with layers takes in other sizes, and its file does not: the steps of a loop written out."""
+    """Name what a model with layers takes in other sizes, and its file does not: the steps of a loop written out, and
+    what PyTorch makes a number, such as the points of `linspace`."""
     call = tracer.call
+    reason = tracer.written_out or "PyTorch traces the model for this size only."
     for number, axis in fixed_axes(tracer.model, call, axes):
         warn_user(
             f"{_axis(call, number, axis)} is fixed at {call.tensors[number].size(axis)}, the size in the "
-            f"example, though the model takes others. {tracer.written_out}"
+            f"example, though the model takes others. {reason}"
         )
 
 

@@ -137,6 +137,28 @@ def test_a_further_axis_that_the_file_would_get_wrong_is_fixed(tmp_path: Path) -
     assert report.inputs[0].shape == ("B", 2, 4, "T")
 
 
+class Faded(nn.Module):
+    """Adds the weighted rows of a memory; torch.export makes the points of `linspace` a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(2, 3, batch_first=True)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        weights = torch.linspace(0, 1, memory.size(1))
+        output: Tensor = self.rnn(x)[0]
+        return output + (memory * weights[:, None]).sum(1, keepdim=True)
+
+
+def test_a_further_axis_that_pytorch_fixes_is_named(tmp_path: Path) -> None:
+    said = r"^axis 1 of `memory` is fixed at 5, .* PyTorch traces the model for this size only\."
+    with pytest.warns(UserWarning, match=said):
+        report = export_onnx(
+            Faded(), (torch.randn(2, 4, 2), torch.randn(2, 5, 3)), tmp_path / "m.onnx", form="scan"
+        )
+    assert report.inputs[1].shape == ("B", 5, 3)
+
+
 class AnyChannels(nn.Module):
     """Takes any number of channels, since it pools them, too: torch.onnx does not know that two are left."""
 
