@@ -10,13 +10,16 @@ from typing import Any, cast
 
 import torch
 import torch._inductor
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.exc import InductorError
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
+from deploy_rnn import loop_blocks, own_gradients
 from deploy_rnn.loop_blocks import LoopsInBlocks
 from deploy_rnn.model_errors import LONGEST, first_paragraph, warn_user
 from deploy_rnn.nn.lstm_directions import LSTM_OPERATORS_IN_CPP
 from deploy_rnn.nn.torch_version import CPP_WRAPPER
+from deploy_rnn.own_gradients import separate_gradients
 
 KERNELS_OF_PYTORCH = (
     # 1. Inductor's own code is for the number of steps of the first call. It fixes that number while it writes the
@@ -93,12 +96,24 @@ def _has_loop_of_one_row(graph: torch.fx.GraphModule) -> bool:
     return False
 
 
+class _Rewriting(CustomGraphPass):
+    """What is changed in a graph before inductor writes its code."""
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        if CPP_WRAPPER:
+            LoopsInBlocks()(graph)
+        separate_gradients(graph)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((loop_blocks.__file__, own_gradients.__file__))
+
+
 def loop_options() -> dict[str, Any]:
     """Options of inductor for a graph with loops over time."""
     # tanh from one exponential, in one vectorised loop.
     options: dict[str, Any] = {"cpp.use_decompose_tanh": True}
+    options["post_grad_custom_post_pass"] = _Rewriting()
     if CPP_WRAPPER:
-        options["post_grad_custom_post_pass"] = LoopsInBlocks()
         options["aot_inductor.custom_ops_to_c_shims"] = dict(LSTM_OPERATORS_IN_CPP)
     return options
 

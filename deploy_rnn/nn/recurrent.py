@@ -214,7 +214,9 @@ class Recurrent(nn.Module):
             bias = self._input_bias(direction)
             products.append(F.linear(sequence.flatten(0, 1), direction[0], bias))  # (T*B, G*H)
         projected = _stacked(products)  # (D, T*B, G*H)
-        projected = projected.unflatten(1, [steps, batch]).transpose(0, 1)  # (T, D, B, G*H)
+        # Not by `unflatten`, which torch.compile does not take while a default device is set.
+        shape = [projected.size(0), steps, batch, projected.size(2)]
+        projected = projected.view(shape).transpose(0, 1)  # (T, D, B, G*H)
         mask = None if lengths is None else step_mask(steps, lengths)
         outputs, states = self._loop(
             projected, mask, states, self._step_weights(weights)

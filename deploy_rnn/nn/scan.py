@@ -218,10 +218,10 @@ class _Differentiable(torch.autograd.Function):
             weights,
         )[1]
         grad_projected, grad_weights = pull(flat_grads)
-        steps_and_batch = (projected.size(0), projected.size(2))
-        grad_projected = grad_projected.unflatten(1, steps_and_batch).transpose(
-            0, 1
-        )  # (T, D, B, G*H)
+        # Not by `unflatten`, which torch.compile does not take while a default device is set.
+        steps, directions, batch, features = projected.shape
+        grad_projected = grad_projected.view(directions, steps, batch, features)
+        grad_projected = grad_projected.transpose(0, 1)  # (T, D, B, G*H)
         return None, None, grad_projected, None, *grad_states, *grad_weights
 
 

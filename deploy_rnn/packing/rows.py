@@ -90,7 +90,9 @@ class Rows:
     def unpack(self, data: Tensor) -> Tensor:
         """Other data (N, ...) of the same rows -> (T, B, ...), undefined beyond each row's end"""
         positions = (self.within.flatten().cumsum(0) - 1).clamp(min=0)  # (T*B,)
-        padded: Tensor = data.index_select(0, positions).unflatten(0, self.within.shape)
+        # Not by `unflatten`, which torch.compile does not take while a default device is set.
+        shape = [*self.within.shape, *data.shape[1:]]
+        padded: Tensor = data.index_select(0, positions).view(shape)  # (T, B, ...)
         return padded if self.inverse_order is None else padded.index_select(1, self.inverse_order)
 
 

@@ -63,8 +63,9 @@ ARROWS = {
     "any_size": {"known_numbers", "pooling"},
     "pooling": set(),
     "known_numbers": set(),
-    "inductor": {"loop_blocks", "nn"},
+    "inductor": {"loop_blocks", "nn", "own_gradients"},
     "loop_blocks": set(),
+    "own_gradients": set(),
     "compilation": {
         "compiled_function", "conversion", "copying", "first_call", "held_layers", "inductor", "nn", "packing",
         "pooling",

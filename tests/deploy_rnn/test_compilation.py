@@ -861,11 +861,11 @@ def test_gradients_of_layers_around_what_changes_the_steps() -> None:
     """Inductor fixes the steps in some of the gradients, and then misses their name; one of them is wrong."""
     model = Resampling()
     compiled = deploy_rnn.compile(model)
+    # The gradients of parameters are added up: no two of them may share memory.
     for batch, steps in [(3, 14), (2, 22)]:
         x = torch.randn(batch, steps, 4)
         gradients = []
         for network in (compiled, model):
-            network.zero_grad()
             given = x.clone().requires_grad_()
             output = network(given)
             output.sin().sum().backward()

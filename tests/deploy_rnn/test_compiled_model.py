@@ -262,3 +262,18 @@ def test_weights_within_a_larger_model() -> None:
     assert list(larger.state_dict()) == list(plain.state_dict())
     larger.load_state_dict(plain.state_dict())
     torch.testing.assert_close(larger["first"](X), plain["first"](X))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_default_device_changes_nothing(packed: bool) -> None:
+    """While one is set, torch.compile does not take every method of a tensor."""
+    layer = nn.GRU(3, 4, num_layers=2, bidirectional=True)
+    compiled = deploy_rnn.compile(layer)
+    rows: Any = nn.utils.rnn.pack_padded_sequence(X, torch.tensor([5, 3])) if packed else X
+    with torch.device("cpu"):
+        output = compiled(rows)[0]
+        expected = layer(rows)[0]
+        if packed:
+            output, expected = output.data, expected.data
+        output.sum().backward()
+    torch.testing.assert_close(output, expected)
