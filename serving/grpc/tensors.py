@@ -48,7 +48,7 @@ def parse_request(data: bytes, settings: Settings) -> Any:
 class Reader:
     """Reads ModelInferRequests.
 
-    What one says besides its bytes, most say alike: then only the first is checked, and the others need their bytes.
+    Most of them differ from an earlier one in their bytes alone: what they say besides is checked once.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -72,6 +72,12 @@ class Reader:
         if not contents:
             description = _describe(message, self._settings, raw=False)
             return description.complete(request_id, (), seconds)
+        count = len(message.inputs)
+        if len(contents) != count > 0:
+            raise InputError(
+                f"the request has {count} inputs and {len(contents)} `raw_input_contents`; there must be one for each "
+                "input."
+            )
         message.ClearField("id")
         message.ClearField("raw_input_contents")
         text = message.SerializeToString()
@@ -117,17 +123,16 @@ class Description:
     def complete(
         self, request_id: str, raw_contents: Sequence[bytes], seconds: float
     ) -> InferRequest:
-        """The request with all that it needs; `seconds`: how long it may take if it has no shorter `timeout`.
+        """The request with all that it needs.
+
+        Args:
+            raw_contents: one for each input, or none where their elements are typed contents.
+            seconds: how long it may take if it has no shorter `timeout`.
 
         Raises:
             InputError: the bytes are not those that it says.
         """
         arrays: dict[str, np.ndarray] = {}
-        if raw_contents and len(raw_contents) != len(self.inputs):
-            raise InputError(
-                f"the request has {len(self.inputs)} inputs and {len(raw_contents)} `raw_input_contents`; there must "
-                "be one for each input."
-            )
         for number, (name, dtype, shape, values) in enumerate(self.inputs):
             if values is None:
                 values = from_bytes(name, dtype, shape, raw_contents[number])
