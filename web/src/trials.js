@@ -114,7 +114,9 @@ function example({ signature, leastSizes, indexRanges }, steps, seed) {
     const concrete = shape.map((size) => sizeOf(size, sizes) || 1);
     const [least, most] = [0, 1].map((number) => nearest(number, indexRanges.get(name)));
     const values = Array.from({ length: count(concrete) }, () =>
-      dtype.startsWith("float") ? 2 * random() - 1 : least + Math.floor((most - least + 1) * random()),
+      dtype.startsWith("float")
+        ? 2 * random() - 1
+        : least + Math.floor((most - least + 1) * random()),
     );
     return [name, new Tensor(dtype, concrete, filled(dtype, values))];
   });
