@@ -15,7 +15,7 @@ from torch._inductor.exc import InductorError
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from deploy_rnn import loop_blocks, own_gradients
-from deploy_rnn.loop_blocks import LoopsInBlocks
+from deploy_rnn.loop_blocks import write_loops_in_blocks
 from deploy_rnn.model_errors import LONGEST, first_paragraph, warn_user
 from deploy_rnn.nn.lstm_directions import LSTM_OPERATORS_IN_CPP
 from deploy_rnn.nn.torch_version import CPP_WRAPPER
@@ -101,7 +101,7 @@ class _Rewriting(CustomGraphPass):
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if CPP_WRAPPER:
-            LoopsInBlocks()(graph)
+            write_loops_in_blocks(graph)
         separate_gradients(graph)
 
     def uuid(self) -> Any:

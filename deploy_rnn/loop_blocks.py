@@ -1,4 +1,4 @@
-"""`LoopsInBlocks`: a loop over time takes several steps a turn in the code that inductor writes.
+"""`write_loops_in_blocks`: a loop over time takes several steps a turn in the code that inductor writes.
 
 A turn of a compiled loop costs a few microseconds besides its steps: it hands every tensor on, counts, and asks whether
 to go on. With few units that is more than the step itself.
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.utils import _pytree as pytree
 
 STEPS_A_TURN = 4
@@ -17,37 +16,35 @@ STEPS_A_TURN = 4
 aten = torch.ops.aten
 
 
-class LoopsInBlocks(CustomGraphPass):
-    """Rewrites each `scan` on the CPU into two loops, for `post_grad_custom_post_pass` of inductor.
+def write_loops_in_blocks(graph: torch.fx.Graph) -> None:
+    """Rewrite each `scan` on the CPU into two loops, in place.
 
     The first takes `STEPS_A_TURN` steps a turn, as long as there are so many; the second takes those that are left, one
     by one. So one graph still serves every T. Inductor itself would write one loop of single steps.
+
+    Args:
+        graph: as `post_grad_custom_post_pass` of inductor gets it.
     """
+    # The import takes a second.
+    from torch._inductor.pattern_matcher import (
+        CallFunctionVarArgs,
+        Match,
+        PatternMatcherPass,
+        register_graph_pattern,
+    )
 
-    def __call__(self, graph: torch.fx.Graph) -> None:
-        # The import takes a second.
-        from torch._inductor.pattern_matcher import (
-            CallFunctionVarArgs,
-            Match,
-            PatternMatcherPass,
-            register_graph_pattern,
-        )
+    rewriting: Any = PatternMatcherPass()
+    pattern = CallFunctionVarArgs(torch.ops.higher_order.scan)
 
-        rewriting: Any = PatternMatcherPass()
-        pattern = CallFunctionVarArgs(torch.ops.higher_order.scan)
+    @register_graph_pattern(pattern, extra_check=_is_on_cpu, pass_dict=rewriting)
+    def rewrite(match: Match, body: torch.fx.Node, *loop: Any) -> None:
+        module = getattr(graph.owning_module, str(body.target))
+        _write_out_small_products(module)
+        tensors, spec = pytree.tree_flatten(loop)
+        loops = _Loops(module, match.nodes[0].meta["val"], spec)
+        match.replace_by_example(loops, tensors, run_functional_passes=False)
 
-        @register_graph_pattern(pattern, extra_check=_is_on_cpu, pass_dict=rewriting)
-        def rewrite(match: Match, body: torch.fx.Node, *loop: Any) -> None:
-            module = getattr(graph.owning_module, str(body.target))
-            _write_out_small_products(module)
-            tensors, spec = pytree.tree_flatten(loop)
-            loops = _Loops(module, match.nodes[0].meta["val"], spec)
-            match.replace_by_example(loops, tensors, run_functional_passes=False)
-
-        rewriting.apply(graph)
-
-    def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+    rewriting.apply(graph)
 
 
 def _is_on_cpu(match: Any) -> bool:

@@ -46,14 +46,8 @@ def takes_other_sizes(model: nn.Module, call: ExampleCall, indices: Sequence[Axi
 
 def fixed_axes(model: nn.Module, call: ExampleCall, axes: Sequence[Axes]) -> list[AxisIndex]:
     """The axes without a name that the model takes longer, too: it is the graph that fixes them."""
-    indices = [
-        (number, axis)
-        for number, tensor in enumerate(call.tensors)
-        for axis in range(tensor.dim())
-        if axis not in axes[number]
-    ]
     with unchanged(model):
-        return [index for index in indices if _runs(model, call, [index], 1)]
+        return [index for index in _unnamed(call, axes) if _runs(model, call, [index], 1)]
 
 
 def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[list[AxisIndex]]:
@@ -67,12 +61,7 @@ def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[
     ]
     first_number, first_axis = with_name[0]
     size = call.tensors[first_number].size(first_axis)
-    unnamed = [
-        (number, axis)
-        for number, tensor in enumerate(call.tensors)
-        for axis in range(tensor.dim())
-        if axis not in axes[number]
-    ]
+    unnamed = _unnamed(call, axes)
     same_size = [index for index in unnamed if _size(call, index) == size]
     yield with_name
     for index in same_size:
@@ -81,6 +70,16 @@ def _candidates(call: ExampleCall, axes: Sequence[Axes], name: str) -> Iterator[
     for index in unnamed:
         if index not in same_size:
             yield [*with_name, index]
+
+
+def _unnamed(call: ExampleCall, axes: Sequence[Axes]) -> list[AxisIndex]:
+    """The axes without a name."""
+    return [
+        (number, axis)
+        for number, tensor in enumerate(call.tensors)
+        for axis in range(tensor.dim())
+        if axis not in axes[number]
+    ]
 
 
 def _name_of(call: ExampleCall, first: AxisIndex, index: AxisIndex, name: str) -> str:

@@ -238,6 +238,9 @@ def _check_lengths(name: str, lengths: np.ndarray, limit: int | None) -> None:
 
 
 def _are_within(indices: np.ndarray, limits: IndexRange) -> bool:
+    if limits.least == 0:
+        # Read as unsigned, a number below 0 is a large one: once through the array is enough.
+        return int(indices.view(f"u{indices.itemsize}").max()) <= limits.most
     return int(indices.min()) >= limits.least and int(indices.max()) <= limits.most
 
 

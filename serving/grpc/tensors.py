@@ -112,13 +112,11 @@ class Description:
     """What a message says, besides its id and the bytes of its inputs.
 
     Attributes:
-        request: without inputs and without a timeout.
-        seconds: the client's `timeout`; infinite if it has none.
+        request: without inputs; its timeout is the client's, and infinite if it has none.
     """
 
     inputs: Sequence[Input]
     request: Request
-    seconds: float
 
     def complete(
         self, request_id: str, raw_contents: Sequence[bytes], seconds: float
@@ -137,7 +135,8 @@ class Description:
             if values is None:
                 values = from_bytes(name, dtype, shape, raw_contents[number])
             arrays[name] = values
-        timeout = min(seconds, self.seconds)
+        timeout = self.request.timeout
+        timeout = seconds if timeout is None else min(seconds, timeout)
         return InferRequest(request_id, self.request.with_inputs(arrays, timeout))
 
 
@@ -156,8 +155,8 @@ def _describe(message: Any, settings: Settings, *, raw: bool) -> Description:
         name = output.name
         oip.refuse_parameters(name, _parameters(output.parameters))
         output_names.append(name)
-    request = oip.request(names, output_names, _parameters(message.parameters), inf)
-    return Description(inputs, request, inf if request.timeout is None else request.timeout)
+    parameters = _parameters(message.parameters)
+    return Description(inputs, oip.request(names, output_names, parameters, inf))
 
 
 def write(infer_request: InferRequest, model_name: str, response: Response) -> Any:

@@ -20,7 +20,7 @@ from deploy_rnn import RNN, inductor
 from deploy_rnn.compiled_function import NO_DUCK_SHAPES
 from deploy_rnn.errors import CompilationError, ConversionError
 from deploy_rnn.inductor import compile_graph
-from deploy_rnn.loop_blocks import STEPS_A_TURN, LoopsInBlocks
+from deploy_rnn.loop_blocks import STEPS_A_TURN, write_loops_in_blocks
 from deploy_rnn.nn.torch_version import CPP_WRAPPER
 
 pytestmark = [
@@ -87,15 +87,12 @@ def test_a_loop_takes_several_steps_a_turn(monkeypatch: pytest.MonkeyPatch) -> N
     """And then those that are left, one by one. With one row, no step calls a library for its product."""
     bodies: list[torch.fx.Graph] = []
 
-    class Seen(LoopsInBlocks):
-        def __call__(self, graph: torch.fx.Graph) -> None:
-            super().__call__(graph)
-            for loop in graph.find_nodes(
-                op="call_function", target=torch.ops.higher_order.while_loop
-            ):
-                bodies.append(getattr(graph.owning_module, loop.args[1].target).graph)
+    def write_and_note(graph: torch.fx.Graph) -> None:
+        write_loops_in_blocks(graph)
+        for loop in graph.find_nodes(op="call_function", target=torch.ops.higher_order.while_loop):
+            bodies.append(getattr(graph.owning_module, loop.args[1].target).graph)
 
-    monkeypatch.setattr(deploy_rnn.inductor, "LoopsInBlocks", Seen)
+    monkeypatch.setattr(deploy_rnn.inductor, "write_loops_in_blocks", write_and_note)
     original = nn.RNN(3, 4).eval()
     compiled = deploy_rnn.compile(original)
     with torch.no_grad():
